@@ -1,0 +1,138 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+# Steps follow one another, and the last one's last line is the result.
+.NOTPARALLEL:
+
+ROOT := $(CURDIR)
+STAGE := $(ROOT)/build/collections/ansible_collections/vmops/qemu
+
+# The tools of the virtual environment come first, and every tool sees a UTF-8 locale.
+export PATH := $(ROOT)/.venv/bin:$(PATH)
+export LC_ALL := C.UTF-8
+export ANSIBLE_COLLECTIONS_PATH := $(ROOT)/build/collections
+export ANSIBLE_FORCE_COLOR := 0
+export NO_COLOR := 1
+unexport PYTHONPATH VIRTUAL_ENV
+
+# What pytest runs, and how: make unit TESTS=tests/unit/image ARGS='-k header -x'
+ARGS ?=
+TESTS ?=
+# What ansible-test runs: make integration TARGETS=qemu_save
+TARGETS ?=
+
+.PHONY: help
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- set-up -------------------------------------------------------------------------------------------------------
+
+.PHONY: setup setup-test demo
+setup: setup-test ## Install all that is needed: packages, QEMU, .venv
+setup-test:
+	@scripts/setup test
+
+demo: ## Save a running VM and restore it, before your eyes
+	@scripts/demo
+
+.PHONY: stage
+stage: ## Copy the tree to build/collections, where Ansible's tools want it
+	@scripts/stage >/dev/null
+
+# --- all ----------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: setup-test lint sanity build integration pytest ## Everything; the last line is pytest's result
+
+.PHONY: quick
+quick: lint unit ## What to run before a commit: linters and unit tests
+
+# --- linters ------------------------------------------------------------------------------------------------------
+
+.PHONY: lint lint-python lint-types lint-yaml lint-ansible lint-shell lint-docs lint-changelog lint-licenses
+lint: lint-python lint-types lint-yaml lint-shell lint-licenses lint-changelog lint-ansible lint-docs ## All linters
+
+lint-python:
+	@echo '== ruff'
+	@ruff check --quiet
+	@ruff format --quiet --check || { echo 'run: make format'; ruff format --check; }
+
+lint-types: stage
+	@echo '== mypy'
+	@scripts/lint-types
+
+lint-yaml:
+	@echo '== yamllint'
+	@yamllint --strict .
+
+lint-ansible: stage
+	@echo '== ansible-lint'
+	@cd $(STAGE) && ansible-lint --offline -q
+
+lint-shell:
+	@echo '== shellcheck'
+	@git ls-files -co --exclude-standard -z | xargs -0 grep -lsE '^#!(/usr/bin/env bash|/bin/bash|/bin/sh)' | xargs shellcheck --severity=warning
+
+lint-docs: stage
+	@echo '== antsibull-docs'
+	@cd $(STAGE) && antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs=all \
+		--disallow-unknown-collection-refs --skip-rstcheck . | sed -E 's|^.*/ansible_collections/vmops/qemu/||'
+
+lint-changelog:
+	@echo '== antsibull-changelog'
+	@antsibull-changelog lint
+
+lint-licenses:
+	@echo '== SPDX lines'
+	@scripts/lint-licenses
+
+.PHONY: format
+format: ## Let ruff write the code as it wants it
+	@ruff check --quiet --fix
+	@ruff format
+
+# --- ansible-test -------------------------------------------------------------------------------------------------
+
+.PHONY: sanity
+sanity: stage ## ansible-test sanity: make sanity ARGS='--test validate-modules'
+	@echo '== ansible-test sanity'
+	@python scripts/sanity.py $(ARGS)
+
+.PHONY: integration
+integration: stage ## The integration targets, with a real QEMU: make integration TARGETS=qemu_save
+	@echo '== ansible-test integration'
+	@scripts/integration $(TARGETS)
+
+# --- pytest -------------------------------------------------------------------------------------------------------
+
+.PHONY: unit functional pytest
+unit: ## pytest tests/unit: make unit TESTS=tests/unit/... ARGS=-x
+	@python -m pytest $(or $(TESTS),tests/unit) $(ARGS)
+
+functional: ## pytest tests/functional: saves and restores of a real QEMU
+	@python -m pytest $(or $(TESTS),tests/functional) $(ARGS)
+
+pytest: ## Both in one run
+	@python -m pytest $(ARGS)
+
+# --- the artefact -------------------------------------------------------------------------------------------------
+
+.PHONY: build
+build: stage ## Build the collection, install it elsewhere, read its documentation, ask Galaxy's importer
+	@echo '== ansible-galaxy collection build'
+	@scripts/build
+
+# --- the end ------------------------------------------------------------------------------------------------------
+
+.PHONY: clean clean-all
+clean: ## Remove what the tools left
+	rm -rf build .ansible .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage tests/output
+	find . -name __pycache__ -not -path './.venv/*' -not -path './.cache/*' -prune -exec rm -rf {} +
+
+clean-all: clean ## And what make setup made in this tree
+	rm -rf .venv .cache
