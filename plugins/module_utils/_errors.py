@@ -1,0 +1,154 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The one exception tree of the collection.
+
+Everything below the modules raises from this tree; only a module's C(main()) turns an error into C(fail_json).
+An error says what happened and to what, in what state the guest is now, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+
+class VmopsError(Exception):
+    """Base of all errors that this collection raises.
+
+    :param what: what happened, naming the VM or the file, as a full sentence without the final full stop.
+    :param cure: what the operator should do, as a full sentence without the final full stop.
+    :param guest_state: the guest's state now, as a full sentence; operations fill it in when they know it.
+    """
+
+    def __init__(self, what: str, *, cure: str = "", guest_state: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.cure = cure
+        self.guest_state = guest_state
+
+    def __str__(self) -> str:
+        sentences = (part.strip().rstrip(".") for part in (self.what, self.guest_state, self.cure))
+        return " ".join(f"{sentence}." for sentence in sentences if sentence)
+
+    def as_result(self) -> dict[str, t.Any]:
+        """The keys that a failed module returns for this error."""
+        return {
+            "msg": str(self),
+            "error": type(self).__name__,
+            "guest_state": self.guest_state,
+            "cure": self.cure,
+        }
+
+
+class RequestError(VmopsError):
+    """The options contradict each other, or ask for what cannot be done; nothing was touched."""
+
+
+class ConflictError(RequestError):
+    """What is there already (an image, a VM) forbids the operation without C(force) or an operator's decision."""
+
+
+# --- the file ---------------------------------------------------------------------------------------------------
+
+
+class ImageError(VmopsError):
+    """Something is wrong with a save image."""
+
+    def __init__(self, path: str, what: str, *, cure: str = "", guest_state: str = "") -> None:
+        super().__init__(f"{path}: {what}", cure=cure, guest_state=guest_state)
+        self.path = path
+        self.problem = what
+
+
+class ImageNotFoundError(ImageError):
+    """There is no file at the path."""
+
+
+class ImageAccessError(ImageError):
+    """The file or its directory cannot be read, written, created, flushed or renamed."""
+
+
+class ImageSpaceError(ImageAccessError):
+    """The file system is, or would become, full."""
+
+
+class ImagePartialError(ImageError):
+    """The image carries the partial magic: its save never finished."""
+
+
+class ImageFormatError(ImageError):
+    """The bytes are not those of a save image, or contradict each other (magic, lengths, XML, stream)."""
+
+
+class ImageUnsupportedError(ImageError):
+    """A save image that this collection does not know how to read (version, features, format)."""
+
+
+class ImageUnsafeError(ImageError):
+    """The image, or a directory on its way, is writable by others: what it says must not be run."""
+
+
+# --- the process ------------------------------------------------------------------------------------------------
+
+
+class VmNotFoundError(VmopsError):
+    """No running QEMU matches the name, or it offers no QMP socket."""
+
+
+class VmAmbiguousError(VmopsError):
+    """More than one running QEMU matches the name."""
+
+
+class MonitorError(VmopsError):
+    """The QMP socket cannot be used."""
+
+
+class MonitorMissingError(MonitorError):
+    """Nothing listens at the QMP socket's path."""
+
+
+class MonitorProtocolError(MonitorError):
+    """Something listens there, but it does not speak QMP."""
+
+
+class MonitorBusyError(MonitorError):
+    """The monitor did not greet in time: another client holds it, or QEMU hangs."""
+
+
+class MonitorLostError(MonitorError):
+    """The connection ended in the middle of the work: QEMU died or closed it."""
+
+
+class CommandError(MonitorError):
+    """QEMU answered a command with an error."""
+
+    def __init__(self, command: str, error_class: str, description: str) -> None:
+        super().__init__(f"QEMU refused {command}: {description}")
+        self.command = command
+        self.error_class = error_class
+        self.description = description
+
+
+class UnsupportedByQemuError(VmopsError):
+    """This QEMU lacks what the request needs."""
+
+
+class MigrationError(VmopsError):
+    """QEMU's migration to or from the image failed."""
+
+
+class MismatchError(VmopsError):
+    """The image does not fit the QEMU that shall load it (machine type, memory, name, uuid)."""
+
+
+class LaunchError(VmopsError):
+    """A QEMU for the restore could not be started, or ended before it answered."""
+
+
+class OperationTimeoutError(VmopsError):
+    """The operation was not done within its C(timeout)."""
+
+
+class InterruptedOperationError(VmopsError):
+    """The operation was cancelled by a signal."""

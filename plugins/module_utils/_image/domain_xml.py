@@ -1,0 +1,423 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The libvirt domain XML in a save image, and our own record in its C(<metadata>).
+
+Format: C(https://libvirt.org/formatdomain.html). Our record is one element in the namespace C(NAMESPACE) with one child
+per field of C(SaveFacts), and a C(launch) child with one per field of C(LaunchRecord). A value that XML or libvirt
+would change (control characters, bytes that are not UTF-8, blanks at its ends) carries C(encoding="base64").
+
+XML from elsewhere is kept byte for byte: our record is inserted and replaced as text, at places that a parser found.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import re
+import typing as t
+import xml.parsers.expat
+from xml.sax.saxutils import escape, quoteattr
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
+
+NAMESPACE = "urn:vmops:qemu:save-image:1"
+MAX_XML_SIZE = 4 * 1024 * 1024
+"""Bytes of XML that are parsed at most; libvirt's own protocol carries no more."""
+MAX_XML_DEPTH = 100
+MAX_XML_ELEMENTS = 100_000
+HIDDEN = "********"
+"""Stands in results where a secret stood."""
+
+_QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+_ORIGIN = "the domain XML"
+
+
+@dataclasses.dataclass(frozen=True)
+class DomainFacts:
+    """A VM as QMP tells of it. C(memory) is bytes; C(accelerator) is C(kvm) or C(tcg); C(uuid) may be empty."""
+
+    name: str
+    uuid: str
+    memory: int
+    vcpus: int
+    machine: str
+    emulator: str
+    arch: str
+    accelerator: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchRecord:
+    """How the saved QEMU had been started; strings are bytes decoded as UTF-8 with C(surrogateescape).
+
+    C(replayable) is false where running C(argv) again cannot work, and C(reason) says why.
+    """
+
+    argv: list[str]
+    cwd: str
+    executable: str
+    uid: int
+    gid: int
+    unit: str = ""
+    replayable: bool = True
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveFacts:
+    """How the image was made. C(saved_at) is ISO 8601 in UTC; C(digest) is C(algorithm:hex) or empty.
+
+    C(parallel_channels) is 0 where it is not known. C(migration) holds QEMU's own figures of the migration that wrote
+    the stream, by which a QEMU that still stands there is recognised as the one that wrote it.
+    """
+
+    collection_version: str
+    qemu_version: str
+    saved_at: str
+    digest: str = ""
+    parallel_channels: int = 0
+    migration: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ParsedDomain:
+    """What a domain XML says. C(memory) is bytes; a number not given is 0, a text not given is empty."""
+
+    name: str
+    uuid: str
+    memory: int
+    vcpus: int
+    machine: str
+    launch: LaunchRecord | None
+    save_facts: SaveFacts | None
+
+
+def generate(facts: DomainFacts, save_facts: SaveFacts, launch: LaunchRecord | None = None) -> str:
+    """The smallest domain XML that libvirt accepts, with our record.
+
+    :raises RequestError: a fact (the name) has characters that XML cannot hold.
+    """
+    for value in dataclasses.astuple(facts):
+        if isinstance(value, str) and _needs_encoding(value):
+            raise RequestError(f"XML cannot hold {value!r}", cure="Rename the VM, or give a domain_xml")
+    uuid = f"  <uuid>{escape(facts.uuid)}</uuid>\n" if facts.uuid else ""
+    domain_type = "kvm" if facts.accelerator == "kvm" else "qemu"
+    return embed(
+        f"<domain type={quoteattr(domain_type)}>\n"
+        f"  <name>{escape(facts.name)}</name>\n"
+        f"{uuid}"
+        f"  <memory unit='bytes'>{facts.memory}</memory>\n"
+        f"  <currentMemory unit='bytes'>{facts.memory}</currentMemory>\n"
+        f"  <vcpu>{facts.vcpus}</vcpu>\n"
+        f"  <os>\n"
+        f"    <type arch={quoteattr(facts.arch)} machine={quoteattr(facts.machine)}>hvm</type>\n"
+        f"  </os>\n"
+        f"  <devices>\n"
+        f"    <emulator>{escape(facts.emulator)}</emulator>\n"
+        f"  </devices>\n"
+        f"</domain>\n",
+        save_facts,
+        launch,
+    )
+
+
+def embed(domain_xml: str, save_facts: SaveFacts, launch: LaunchRecord | None = None, path: str = _ORIGIN) -> str:
+    """Put our record into a domain XML, in place of an older one; all else stays as it is, byte for byte.
+
+    :param path: the origin of the XML, for errors.
+    :raises ImageFormatError: the XML is not well-formed, not a domain's, or beyond the limits.
+    """
+    data, root = _read(domain_xml, path)
+    record = _record(save_facts, launch).encode()
+    metadata = root.child("metadata")
+    if metadata is None:
+        return _edit(data, [(root.end_tag, root.end_tag, b"  <metadata>\n    " + record + b"\n  </metadata>\n")])
+    older = metadata.children_named(_our("save-image"))
+    if older:
+        edits = [(element.start, element.end(data), b"") for element in older]
+        edits[0] = (*edits[0][:2], record)
+        return _edit(data, edits)
+    start_tag = metadata.start_tag(data)
+    if start_tag.endswith(b"/>"):
+        start, end = metadata.start, metadata.end(data)
+        opened = start_tag[:-2].rstrip() + b">\n    "
+        return _edit(data, [(start, end, opened + record + b"\n  </metadata>")])
+    return _edit(data, [(metadata.end_tag, metadata.end_tag, b"  " + record + b"\n  ")])
+
+
+def parse(domain_xml: str, path: str = _ORIGIN) -> ParsedDomain:
+    """Read what restoring needs from a domain XML, our record included where it is there.
+
+    :param path: the image's path, for errors.
+    :raises ImageFormatError: the XML is not well-formed, has a DOCTYPE, is not a domain's, has no name, is beyond the
+        limits, or a value in it makes no sense.
+    """
+    _data, root = _read(domain_xml, path)
+    name = root.text_of("name")
+    if not name:
+        raise ImageFormatError(path, "the domain XML has no name")
+    os_element = root.child("os")
+    os_type = os_element.child("type") if os_element else None
+    metadata = root.child("metadata")
+    record = metadata.child(_our("save-image")) if metadata else None
+    launch = record.child(_our("launch")) if record else None
+    return ParsedDomain(
+        name=name,
+        uuid=root.text_of("uuid").strip().lower(),
+        memory=_memory(root.child("memory"), path),
+        vcpus=_number(root.text_of("vcpu").strip() or "0", "vcpu", path),
+        machine=os_type.attributes.get("machine", "") if os_type else "",
+        launch=_from_elements(LaunchRecord, launch, path) if launch else None,
+        save_facts=_from_elements(SaveFacts, record, path) if record else None,
+    )
+
+
+def redact(domain_xml: str, path: str = _ORIGIN) -> str:
+    """The XML with secrets hidden, for results and logs: passwords of graphics, and those on command lines.
+
+    :raises ImageFormatError: the XML is not well-formed or beyond the limits (then show nothing of it), or our record
+        makes no sense.
+    """
+    data, root = _read(domain_xml, path)
+    edits: list[tuple[int, int, bytes]] = []
+    waiting = [root]
+    while waiting:
+        element = waiting.pop()
+        if element.tag == _our("argument"):
+            shown = redact_argument(_decode_text(element, path))
+            if shown != _decode_text(element, path):
+                edits.append((element.start, element.end(data), _element("argument", shown).encode()))
+            continue
+        waiting.extend(element.children)
+        for name, value in element.attributes.items():
+            is_argument = (element.tag, name) == (f"{_QEMU_NAMESPACE} arg", "value")
+            shown = redact_argument(value) if is_argument else HIDDEN if name in ("passwd", "password") else value
+            if shown != value:
+                edits.append(element.attribute_edit(data, name, shown))
+        if element.tag == "entry" and not element.children:  # of sysinfo: SMBIOS OEM strings, fw_cfg blobs
+            text = element.text
+            shown = HIDDEN if element.attributes.get("name", "").startswith("opt/") else redact_argument(text)
+            if text and shown != text:
+                edits.append((element.start + len(element.start_tag(data)), element.end_tag, escape(shown).encode()))
+    return _edit(data, edits)
+
+
+_SECRET_KEYS = r"(?:data|password|passwd|proxy-password|cookie|string)"
+_SECRETS = (
+    # key=value lists, where a comma in a value is doubled; "password=on" is a switch, not a password
+    (re.compile(rf"((?:^|,)(?:[\w-]+\.)*{_SECRET_KEYS}=)(?!(?:on|off)(?:,|$))(?:[^,]|,,)*"), rf"\1{HIDDEN}"),
+    (re.compile(rf'("{_SECRET_KEYS}"\s*:\s*)"(?:[^"\\]|\\.)*"', re.DOTALL), rf'\1"{HIDDEN}"'),
+    (re.compile(r"(://[^/@:\s,]*:)[^/@\s]*@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(:key=)[^:,]*"), rf"\1{HIDDEN}"),
+    (re.compile(r"(io\.systemd\.credential(?:\.binary)?:[^=,:]{1,255}=)(?:[^,]|,,)*"), rf"\1{HIDDEN}"),
+)
+
+
+def redact_argument(argument: str) -> str:
+    """One argument of a QEMU command line with the secrets in it hidden."""
+    for pattern, shown in _SECRETS:
+        argument = pattern.sub(shown, argument)
+    return argument
+
+
+# --- our record -------------------------------------------------------------------------------------------------
+
+_ELEMENT_OF_FIELD = {"argv": "argument"}
+_Record = t.TypeVar("_Record", LaunchRecord, SaveFacts)
+
+
+def _our(name: str) -> str:
+    return f"{NAMESPACE} {name}"
+
+
+def _record(save_facts: SaveFacts, launch: LaunchRecord | None) -> str:
+    lines = [f'<vmops:save-image xmlns:vmops="{NAMESPACE}">']
+    lines += ["      " + line for line in _to_elements(save_facts)]
+    if launch:
+        lines += ["      <vmops:launch>"]
+        lines += ["        " + line for line in _to_elements(launch)]
+        lines += ["      </vmops:launch>"]
+    return "\n".join([*lines, "    </vmops:save-image>"])
+
+
+def _to_elements(record: LaunchRecord | SaveFacts) -> t.Iterator[str]:
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        for item in value if isinstance(value, list) else [value]:
+            yield _element(_element_name(field.name), str(item).lower() if isinstance(item, bool) else str(item))
+
+
+def _from_elements(kind: type[_Record], parent: _Element, path: str) -> _Record:
+    values: dict[str, t.Any] = {}
+    for field in dataclasses.fields(kind):
+        name = _element_name(field.name)
+        texts = [_decode_text(element, path) for element in parent.children_named(_our(name))]
+        if field.name == "argv":
+            values[field.name] = texts
+        elif texts:
+            values[field.name] = _value(texts[0], str(field.type), name, path)
+        elif field.default is dataclasses.MISSING:
+            raise ImageFormatError(path, f"our record in the domain XML has no {name}")
+    return kind(**values)
+
+
+def _value(text: str, kind: str, name: str, path: str) -> str | int | bool:
+    if kind == "bool":
+        return text == "true"
+    return _number(text, name, path) if kind == "int" else text
+
+
+def _element_name(field_name: str) -> str:
+    return _ELEMENT_OF_FIELD.get(field_name, field_name.replace("_", "-"))
+
+
+def _element(name: str, text: str) -> str:
+    encoding = ""
+    if _needs_encoding(text):
+        encoding = ' encoding="base64"'
+        text = base64.b64encode(text.encode("utf-8", "surrogateescape")).decode()
+    return f"<vmops:{name}{encoding}>{escape(text)}</vmops:{name}>"
+
+
+def _decode_text(element: _Element, path: str) -> str:
+    if element.attributes.get("encoding") != "base64":
+        return element.text
+    try:
+        return base64.b64decode(element.text.strip(), validate=True).decode("utf-8", "surrogateescape")
+    except (binascii.Error, ValueError) as error:
+        raise ImageFormatError(path, f"our record in the domain XML has broken base64: {error}") from error
+
+
+def _needs_encoding(text: str) -> bool:
+    """Whether XML cannot hold the text, or libvirt might change it when it formats the metadata anew."""
+    return text != text.strip() or re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", text) is not None
+
+
+# --- values -----------------------------------------------------------------------------------------------------
+
+
+def _number(text: str, what: str, path: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,20}", text):
+        raise ImageFormatError(path, f"the domain XML's {what} is not a number: {text[:40]!r}")
+    return int(text)
+
+
+def _memory(element: _Element | None, path: str) -> int:
+    """Bytes, from libvirt's C(scaledInteger): KiB without a unit, C(KB) is 1000, C(K) and C(KiB) are 1024."""
+    if element is None:
+        return 0
+    value = _number(element.text.strip(), "memory", path)
+    unit = element.attributes.get("unit", "KiB")
+    if unit.lower() in ("b", "byte", "bytes"):
+        return value
+    match = re.fullmatch(r"([kmgtpe])(i?b)?", unit, re.IGNORECASE | re.ASCII)
+    if not match:
+        raise ImageFormatError(path, f"the domain XML's memory has an unknown unit: {unit[:40]!r}")
+    base = 1000 if (match.group(2) or "").lower() == "b" else 1024
+    return int(value * base ** ("kmgtpe".index(match.group(1).lower()) + 1))
+
+
+# --- XML --------------------------------------------------------------------------------------------------------
+
+
+class _Element:
+    """An element and where it stands: C(start) is the offset of its start tag, C(end_tag) that of its end tag."""
+
+    __slots__ = ("_pieces", "attributes", "children", "end_tag", "start", "tag")
+
+    def __init__(self, tag: str, attributes: dict[str, str], start: int) -> None:
+        self.tag = tag
+        self.attributes = attributes
+        self.children: list[_Element] = []
+        self.start = start
+        self.end_tag = start
+        self._pieces: list[str] = []
+
+    def add_text(self, text: str) -> None:
+        self._pieces.append(text)
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    def children_named(self, tag: str) -> list[_Element]:
+        return [child for child in self.children if child.tag == tag]
+
+    def child(self, tag: str) -> _Element | None:
+        return next(iter(self.children_named(tag)), None)
+
+    def text_of(self, tag: str) -> str:
+        child = self.child(tag)
+        return child.text if child else ""
+
+    def start_tag(self, data: bytes) -> bytes:
+        match = re.compile(rb"""<(?:[^"'>]+|"[^"]*"|'[^']*')*>""").match(data, self.start)
+        return match.group() if match else b""  # always matches: a parser has found it well-formed
+
+    def end(self, data: bytes) -> int:
+        """The offset after the element."""
+        start_tag = self.start_tag(data)
+        return self.start + len(start_tag) if start_tag.endswith(b"/>") else data.index(b">", self.end_tag) + 1
+
+    def attribute_edit(self, data: bytes, name: str, value: str) -> tuple[int, int, bytes]:
+        for match in re.finditer(rb"""\s([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""", self.start_tag(data)):
+            if match.group(1) == name.encode():
+                return self.start + match.start(2), self.start + match.end(2), quoteattr(value).encode()
+        return self.start, self.start, b""
+
+
+def _read(text: str, path: str) -> tuple[bytes, _Element]:
+    """Parse within limits; returns the UTF-8 bytes that the elements' offsets count in, and the root."""
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ImageFormatError(path, f"the domain XML is not Unicode text: {error.reason}") from error
+    if len(data) > MAX_XML_SIZE:
+        raise ImageFormatError(path, f"the domain XML has {len(data)} bytes, more than {MAX_XML_SIZE}")
+    roots: list[_Element] = []
+    open_elements: list[_Element] = []
+    count = 0
+    parser = xml.parsers.expat.ParserCreate("UTF-8", " ")
+    parser.buffer_text = True
+
+    def start_element(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal count
+        count += 1
+        if count > MAX_XML_ELEMENTS or len(open_elements) >= MAX_XML_DEPTH:
+            raise ImageFormatError(path, "the domain XML has too many elements, or too many inside each other")
+        element = _Element(tag, attributes, parser.CurrentByteIndex)
+        (open_elements[-1].children if open_elements else roots).append(element)
+        open_elements.append(element)
+
+    def end_element(_tag: str) -> None:
+        open_elements.pop().end_tag = parser.CurrentByteIndex
+
+    def character_data(piece: str) -> None:
+        open_elements[-1].add_text(piece)
+
+    def start_doctype(*_arguments: object) -> None:
+        raise ImageFormatError(path, "the domain XML has a DOCTYPE, which is not accepted")
+
+    parser.StartElementHandler = start_element
+    parser.EndElementHandler = end_element
+    parser.CharacterDataHandler = character_data
+    parser.StartDoctypeDeclHandler = start_doctype
+    try:
+        parser.Parse(data, True)
+    except xml.parsers.expat.ExpatError as error:
+        raise ImageFormatError(path, f"the domain XML is not well-formed: {error}") from error
+    if roots[0].tag != "domain":
+        raise ImageFormatError(path, f"the XML is not a domain's but a {roots[0].tag[:40]!r} document")
+    return data, roots[0]
+
+
+def _edit(data: bytes, edits: list[tuple[int, int, bytes]]) -> str:
+    """Replace each range (start, end) by its bytes."""
+    pieces, position = [], 0
+    for start, end, replacement in sorted(edits):
+        pieces += [data[position:start], replacement]
+        position = end
+    return b"".join([*pieces, data[position:]]).decode("utf-8")

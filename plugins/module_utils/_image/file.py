@@ -1,0 +1,640 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The file of a save image: its head on reading, and the careful making of a new one.
+
+All calls block; nothing in here knows of a running QEMU or of an event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import mmap
+import os
+import re
+import secrets
+import stat
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ConflictError,
+    ImageAccessError,
+    ImageFormatError,
+    ImageUnsafeError,
+    RequestError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import HEADER_SIZE, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+
+MAX_TEXT_SIZE = 4 * 1024 * 1024
+"""Bytes of domain XML, and of cookie, that are read at most: what libvirt's own protocol carries (4 MiB)."""
+EDIT_ROOM = 64 * 1024
+"""Zeros after XML and cookie, in bytes, so that a longer XML still fits later; as many as libvirt leaves."""
+STREAM_ALIGNMENT = 64 * 1024
+"""The QEMU stream of a new image starts at a multiple of this many bytes."""
+
+_DIRECT_IO_BLOCK = 4096
+_DIRECT_IO_ALIGNMENT = 1024 * 1024
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def image_path(path: str | None, save_dir: str, name: str | None) -> str:
+    """The image's absolute path: as given, or C(<save_dir>/<name>.save).
+
+    :raises RequestError: neither a path nor a name that can stand in a file name.
+    """
+    if path:
+        return os.path.abspath(path)
+    if not name:
+        raise RequestError("Neither path nor name says which image is meant", cure="Give one of them")
+    if "/" in name or "\0" in name or name in (".", ".."):
+        raise RequestError(
+            f"The VM's name {name!r} cannot stand in a file name", cure="Give the image's path in the path option"
+        )
+    return os.path.join(os.path.abspath(save_dir), f"{name}.save")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageHead:
+    """What a save image holds before the QEMU stream, and what the file system says of it.
+
+    C(size) and C(allocated) are bytes (C(allocated) without holes), C(mtime) is seconds since the epoch, C(mode) the
+    permission bits. C(cookie) is empty when the image has none.
+    """
+
+    path: str
+    header: SaveImageHeader
+    xml: str
+    cookie: str
+    size: int
+    allocated: int
+    mtime: float
+    uid: int
+    gid: int
+    mode: int
+
+
+def open_image(path: str, direct: bool = False) -> int:
+    """Open an image for reading; the caller closes the descriptor.
+
+    :param direct: open it with O_DIRECT.
+    :raises ImageNotFoundError: there is no file.
+    :raises ImageAccessError: it cannot be opened (with C(direct): also where the file system has no O_DIRECT).
+    :raises ImageFormatError: it is a directory, FIFO, socket or device.
+    """
+    with image_errors(path, "open the image"):
+        _require_regular(os.stat(path), path)  # a device may act on being opened, so look before
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_DIRECT if direct else 0))
+        try:
+            _require_regular(os.fstat(descriptor), path)
+            os.set_blocking(descriptor, True)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def direct_read_reason(path: str) -> str | None:
+    """Why the image cannot be read with O_DIRECT, or None when it can.
+
+    :raises ImageError: it cannot be opened at all.
+    """
+    os.close(open_image(path))
+    try:
+        descriptor = open_image(path, direct=True)
+    except ImageAccessError as error:
+        return f"the file system does not take O_DIRECT: {error.problem}"
+    try:
+        with mmap.mmap(-1, _DIRECT_IO_BLOCK) as block:
+            os.preadv(descriptor, [block], 0)
+    except OSError as error:
+        return f"the file system does not take an aligned O_DIRECT read: {error.strerror}"
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def read_image_head(path: str, descriptor: int | None = None) -> ImageHead:
+    """Read header, domain XML and cookie of an image, complete or partial.
+
+    :param descriptor: an open descriptor of the image, where the caller holds one; it stays open.
+    :raises ImageNotFoundError: there is no file.
+    :raises ImageAccessError: it cannot be read.
+    :raises ImageFormatError: it is no save image, or its lengths contradict each other or the file's size.
+    :raises ImageUnsupportedError: a version, feature or format that is not known.
+    """
+    if descriptor is None:
+        descriptor = open_image(path)
+        try:
+            return read_image_head(path, descriptor)
+        finally:
+            os.close(descriptor)
+    facts = os.fstat(descriptor)
+    header = SaveImageHeader.parse(read_at(descriptor, HEADER_SIZE, 0, path), path)
+    if header.stream_offset > facts.st_size:
+        raise ImageFormatError(
+            path,
+            f"the file ends at byte {facts.st_size}, before its QEMU stream would start (byte {header.stream_offset})",
+        )
+    xml_length = header.cookie_offset or header.data_length
+    cookie_length = header.data_length - xml_length
+    return ImageHead(
+        path=path,
+        header=header,
+        xml=_read_text(descriptor, HEADER_SIZE, xml_length, path, "domain XML"),
+        cookie=_read_text(descriptor, HEADER_SIZE + xml_length, cookie_length, path, "cookie"),
+        size=facts.st_size,
+        allocated=facts.st_blocks * 512,
+        mtime=facts.st_mtime,
+        uid=facts.st_uid,
+        gid=facts.st_gid,
+        mode=stat.S_IMODE(facts.st_mode),
+    )
+
+
+def read_at(descriptor: int, length: int, offset: int, path: str) -> bytes:
+    """Up to C(length) bytes at C(offset); fewer only where the file ends.
+
+    :raises ImageAccessError: the read failed.
+    """
+    pieces = []
+    with image_errors(path, "read the image"):
+        while length > 0:
+            piece = os.pread(descriptor, length, offset)
+            if not piece:
+                break
+            pieces.append(piece)
+            length -= len(piece)
+            offset += len(piece)
+    return b"".join(pieces)
+
+
+def _read_text(descriptor: int, offset: int, length: int, path: str, what: str) -> str:
+    """The NUL-terminated UTF-8 text in the C(length) bytes at C(offset); empty where C(length) is 0."""
+    if length == 0:
+        return ""
+    text, terminator, _rest = read_at(descriptor, min(length, MAX_TEXT_SIZE + 1), offset, path).partition(b"\0")
+    if not terminator:
+        limit = f" within {MAX_TEXT_SIZE} bytes" if length > MAX_TEXT_SIZE else ""
+        raise ImageFormatError(path, f"the {what} does not end{limit}")
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ImageFormatError(path, f"the {what} is not UTF-8 (byte {error.start})") from error
+
+
+def _require_regular(facts: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(facts.st_mode):
+        raise ImageFormatError(path, "not a regular file")
+
+
+# --- making -----------------------------------------------------------------------------------------------------
+
+
+class PartialImage:
+    """A save image in the making: a locked temporary file beside the target, with the partial magic.
+
+    Made by C(create) (or C(adopt)), written to by QEMU through C(open_for_qemu), ended by C(finish) or C(discard).
+    The lock lies on a descriptor that is never given away, so it ends with this process and tells a file in use
+    from a leftover.
+    """
+
+    def __init__(self, target: str, name: str, directory_descriptor: int) -> None:
+        """Not for callers: use C(create) or C(adopt)."""
+        self.target = target
+        """The final path."""
+        self.path = os.path.join(os.path.dirname(target), name)
+        """The temporary file's path."""
+        self._name = name
+        self._directory = directory_descriptor
+        self._descriptor = -1
+        self._header: SaveImageHeader
+        self._cookie = ""
+        self._direct_io_reason: str | None = "not probed"
+
+    @classmethod
+    def create(
+        cls,
+        target_path: str,
+        header: SaveImageHeader,
+        xml: str,
+        cookie: str = "",
+        mode: int = 0o600,
+        uid: int = -1,
+        gid: int = -1,
+    ) -> PartialImage:
+        """Make the temporary file with header, XML, cookie and room for edits, and lock it.
+
+        :param target_path: the final path; an existing regular file there stays as it is until C(finish).
+        :param header: version, format, C(was_running) and byte order count; lengths and magic are set here.
+        :param mode: permission bits, already in force while QEMU writes.
+        :param uid: numeric owner, -1 for the caller.
+        :param gid: numeric group, -1 for the caller's.
+        :raises RequestError: the target is not a regular file, or the XML or cookie cannot be stored.
+        :raises ImageNotFoundError: the directory does not exist.
+        :raises ImageSpaceError: the file system is full.
+        :raises ImageAccessError: the file cannot be created, owned as asked, or written.
+        """
+        target = os.path.abspath(target_path)
+        text, cookie_offset = _text_area(target, xml, cookie)
+        image = cls(target, f".{os.path.basename(target)}.{secrets.token_hex(8)}.partial", _open_directory(target))
+        try:
+            image._require_replaceable_target()
+            with image_errors(image.path, "create the image"):
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                image._descriptor = os.open(image._name, flags, 0o600, dir_fd=image._directory)
+            image._lock()
+            with image_errors(image.path, f"set owner {uid}:{gid} and mode {mode:#o}"):
+                if (uid, gid) != (-1, -1):
+                    os.fchown(image._descriptor, uid, gid)
+                os.fchmod(image._descriptor, mode)
+            stream_offset = -(-(HEADER_SIZE + len(text) + EDIT_ROOM) // STREAM_ALIGNMENT) * STREAM_ALIGNMENT
+            image._cookie = cookie
+            image._header = dataclasses.replace(
+                header, complete=False, data_length=stream_offset - HEADER_SIZE, cookie_offset=cookie_offset
+            )
+            image._write_head(text)
+            image._direct_io_reason = image._probe_direct_io()
+        except BaseException:
+            image.discard()
+            raise
+        return image
+
+    @classmethod
+    def adopt(cls, path: str) -> PartialImage:
+        """Take over a leftover (see C(leftovers)) whose stream QEMU has completed, or still completes.
+
+        :param path: the temporary file's path.
+        :raises RequestError: the path is not that of a temporary file of ours.
+        :raises ConflictError: another process holds it.
+        :raises ImageError: it cannot be opened or read, or is no save image.
+        """
+        directory, name = os.path.split(os.path.abspath(path))
+        match = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.partial", name, re.DOTALL)
+        if not match:
+            raise RequestError(f"{path} is not a partial image of this collection")
+        target = os.path.join(directory, match.group(1))
+        image = cls(target, name, _open_directory(target))
+        try:
+            with image_errors(path, "open the partial image"):
+                image._descriptor = _open_owned(name, image._directory)
+            if image._descriptor < 0:
+                raise ConflictError(f"{path} is held by another process, or belongs to another user")
+            head = read_image_head(path, image._descriptor)
+            image._header, image._cookie = dataclasses.replace(head.header, complete=False), head.cookie
+        except BaseException:
+            image._close()
+            raise
+        return image
+
+    @property
+    def header(self) -> SaveImageHeader:
+        """The header as it stands in the file (partial)."""
+        return self._header
+
+    @property
+    def stream_offset(self) -> int:
+        """Where QEMU writes from, in bytes; all before it stays."""
+        return self._header.stream_offset
+
+    def open_for_qemu(self, direct: bool = False) -> int:
+        """A new write-only descriptor of its own for QEMU; the caller closes it after handing it over.
+
+        :param direct: with O_DIRECT.
+        :raises ImageAccessError: it cannot be opened, or the temporary file was replaced.
+        """
+        with image_errors(self.path, "open the image for QEMU" + (" with O_DIRECT" if direct else "")):
+            return self._open_again(os.O_WRONLY | (os.O_DIRECT if direct else 0))
+
+    def direct_io_reason(self) -> str | None:
+        """Why QEMU cannot write the image with O_DIRECT, or None when it can; probed on this file at its creation."""
+        return self._direct_io_reason
+
+    def flush(self) -> None:
+        """Bring all that was written by whomever onto the storage (fsync); takes as long as that takes.
+
+        :raises ImageSpaceError: a delayed allocation failed.
+        :raises ImageAccessError: the storage failed; the image must not be trusted.
+        """
+        with image_errors(self.path, "flush the image"):
+            os.fsync(self._descriptor)
+
+    def finish(self, xml: str | None = None) -> None:
+        """Make it the image: flush, complete magic, flush, rename over the target, flush the directory.
+
+        :param xml: a new domain XML that replaces the one given to C(create).
+        :raises RequestError: that XML does not fit into its room, or the target is no longer a regular file.
+        :raises ImageSpaceError: the storage is full.
+        :raises ImageAccessError: a step failed. Unless the message names the directory, the target is untouched.
+        """
+        if xml is not None:
+            self._write_head(_text_area(self.path, xml, self._cookie)[0])
+        self.flush()
+        complete = dataclasses.replace(self._header, complete=True)
+        with image_errors(self.path, "write the complete magic"):
+            write_at(self._descriptor, complete.pack(), 0)
+        self.flush()
+        self._require_replaceable_target()
+        with image_errors(self.path, f"rename the image to {self.target}"):
+            self._require_still_ours()
+            basename = os.path.basename(self.target)
+            os.rename(self._name, basename, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        try:
+            _flush_directory(self._directory, self.target)
+        finally:
+            self._close()
+
+    def discard(self) -> None:
+        """Remove the temporary file if it is still there and ours; may be called again, and after C(finish).
+
+        :raises ImageAccessError: it cannot be removed.
+        """
+        try:
+            with image_errors(self.path, "remove the partial image"):
+                if self._descriptor >= 0 and self._is_still_ours():
+                    os.unlink(self._name, dir_fd=self._directory)
+        finally:
+            self._close()
+
+    def _write_head(self, text: bytes) -> None:
+        """Write the (partial) header and the text area, zeros up to the stream included."""
+        if len(text) > self._header.data_length:
+            raise RequestError(
+                f"The domain XML and cookie need {len(text)} bytes,"
+                f" but {self.path} has only {self._header.data_length} before its QEMU stream"
+            )
+        cookie_offset = len(text) - len(self._cookie.encode()) - 1 if self._cookie else 0
+        self._header = dataclasses.replace(self._header, cookie_offset=cookie_offset)
+        with image_errors(self.path, "write the image's head"):
+            write_at(self._descriptor, self._header.pack() + text.ljust(self._header.data_length, b"\0"), 0)
+
+    def _lock(self) -> None:
+        with image_errors(self.path, "lock the image"):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            self._require_still_ours()  # another run may have taken it for a leftover before it was locked
+
+    def _probe_direct_io(self) -> str | None:
+        """Write and read back one block where QEMU would write pages, then cut the file back to its head."""
+        offset = -(-self.stream_offset // _DIRECT_IO_ALIGNMENT) * _DIRECT_IO_ALIGNMENT
+        pattern = secrets.token_bytes(_DIRECT_IO_BLOCK)
+        descriptors: list[int] = []
+        try:
+            with mmap.mmap(-1, _DIRECT_IO_BLOCK) as block:
+                for access, transfer in ((os.O_WRONLY, os.pwritev), (os.O_RDONLY, os.preadv)):
+                    descriptors.append(self._open_again(access | os.O_DIRECT))
+                    block[:] = pattern if access == os.O_WRONLY else bytes(_DIRECT_IO_BLOCK)
+                    if transfer(descriptors[-1], [block], offset) != _DIRECT_IO_BLOCK:
+                        return "an O_DIRECT transfer was cut short"
+                if block[:] != pattern:
+                    return "an O_DIRECT write did not read back"
+        except OSError as error:
+            return f"the file system of {os.path.dirname(self.target)} does not take O_DIRECT: {error.strerror}"
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            with image_errors(self.path, "cut the image back after the O_DIRECT probe"):
+                os.ftruncate(self._descriptor, self.stream_offset)
+        return None
+
+    def _open_again(self, flags: int) -> int:
+        """Open the temporary file once more, on an open file description of its own; raises OSError."""
+        descriptor = os.open(self._name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+        if not os.path.samestat(os.fstat(descriptor), os.fstat(self._descriptor)):
+            os.close(descriptor)
+            raise FileNotFoundError(errno.ENOENT, "replaced by another file")
+        return descriptor
+
+    def _is_still_ours(self) -> bool:
+        try:
+            named = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, os.fstat(self._descriptor))
+
+    def _require_still_ours(self) -> None:
+        if not self._is_still_ours():
+            raise FileNotFoundError(errno.ENOENT, "removed or replaced by another process")
+
+    def _require_replaceable_target(self) -> None:
+        with image_errors(self.target, "look at the target"):
+            try:
+                facts = os.stat(os.path.basename(self.target), dir_fd=self._directory, follow_symlinks=False)
+            except FileNotFoundError:
+                return
+        if not stat.S_ISREG(facts.st_mode):
+            raise RequestError(
+                f"{self.target} is not a regular file, so it cannot be replaced by an image",
+                cure="Give the path of a file, not of a symbolic link, directory or device",
+            )
+
+    def _close(self) -> None:
+        for descriptor in (self._descriptor, self._directory):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._directory = -1
+
+
+def leftovers(target_path: str) -> list[str]:
+    """Paths of temporary files for this target that no process holds: what a killed save left.
+
+    QEMU may still be writing to one (it holds no lock): ask it before C(remove_leftovers) or C(PartialImage.adopt).
+
+    :raises ImageNotFoundError: the directory does not exist.
+    :raises ImageAccessError: the directory cannot be read.
+    """
+    return [path for path, _name, _directory in _each_leftover(os.path.abspath(target_path))]
+
+
+def remove_leftovers(target_path: str) -> list[str]:
+    """Remove what C(leftovers) finds, and return those paths.
+
+    :raises ImageNotFoundError: the directory does not exist.
+    :raises ImageAccessError: the directory cannot be read or written.
+    """
+    removed = []
+    for path, name, directory in _each_leftover(os.path.abspath(target_path)):
+        with image_errors(path, "remove the leftover"):
+            os.unlink(name, dir_fd=directory)
+        removed.append(path)
+    return removed
+
+
+def require_safe_image(path: str) -> None:
+    """Check that nobody but root and the caller could have written the image, so that what it says may be run.
+
+    :raises ImageUnsafeError: the file, its directory or one above belongs to someone else or may be written by others.
+    :raises ImageError: one of them cannot be looked at.
+    """
+    place = os.path.realpath(path)
+    is_image = True
+    while True:
+        with image_errors(place, "look at its owner"):
+            facts = os.stat(place)
+        # In a directory with the sticky bit (/tmp) others can add files, but not replace ours; the image's own
+        # directory must not even allow that.
+        in_sticky = not is_image and place != os.path.dirname(os.path.realpath(path)) and facts.st_mode & stat.S_ISVTX
+        if facts.st_uid not in (0, os.geteuid()) or (facts.st_mode & 0o022 and not in_sticky):
+            raise ImageUnsafeError(
+                path,
+                f"{place} belongs to the user {facts.st_uid} and has the mode {stat.S_IMODE(facts.st_mode):#o}, so"
+                " others could have written the image; the command that it records is not run",
+                cure="Move the image into a directory of root's, or give the command in launch: command",
+            )
+        if place == os.path.dirname(place):
+            return
+        place, is_image = os.path.dirname(place), False
+
+
+def remove_image(path: str) -> None:
+    """Remove an image and flush its directory.
+
+    :raises ImageNotFoundError: there is none.
+    :raises ImageFormatError: it is not a regular file.
+    :raises ImageAccessError: it cannot be removed, or the directory cannot be flushed.
+    """
+    path = os.path.abspath(path)
+    directory, name = _open_directory(path), os.path.basename(path)
+    try:
+        with image_errors(path, "remove the image"):
+            _require_regular(os.stat(name, dir_fd=directory, follow_symlinks=False), path)
+            os.unlink(name, dir_fd=directory)
+        _flush_directory(directory, path)
+    finally:
+        os.close(directory)
+
+
+def make_save_directory(path: str) -> None:
+    """Make the directory for save images where it is missing, its parents too; only its owner may look into it.
+
+    :raises ImageError: it cannot be made.
+    """
+    with image_errors(path, "make the save directory"):
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+
+
+def require_writable_directory(directory: str) -> str:
+    """Check, without a change, that files can be created in a directory, or that it can be made where it is missing.
+
+    :returns: the directory, or the nearest one above it that exists.
+    :raises ImageError: they cannot.
+    """
+    existing = directory
+    while not os.path.lexists(existing) and existing != os.path.dirname(existing):
+        existing = os.path.dirname(existing)
+    with image_errors(existing, "look into the directory"):
+        if not stat.S_ISDIR(os.stat(existing).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return existing
+
+
+def flush_image(path: str) -> None:
+    """Bring an image and its name in the directory onto the storage (fsync of both).
+
+    :raises ImageNotFoundError: there is none.
+    :raises ImageFormatError: it is not a regular file.
+    :raises ImageAccessError: it cannot be opened, or the storage failed.
+    """
+    path = os.path.abspath(path)
+    descriptor = open_image(path)
+    try:
+        with image_errors(path, "flush the image"):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    directory = _open_directory(path)
+    try:
+        _flush_directory(directory, path)
+    finally:
+        os.close(directory)
+
+
+def free_bytes(directory: str) -> int:
+    """Bytes that the caller may still write in the file system of this directory (quotas not counted).
+
+    :raises ImageNotFoundError: there is no such directory.
+    :raises ImageAccessError: the file system cannot be asked.
+    """
+    with image_errors(directory, "ask for free space"):
+        facts = os.statvfs(directory)
+    return facts.f_bavail * facts.f_frsize
+
+
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all of C(data) at C(offset); raises OSError."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _text_area(path: str, xml: str, cookie: str) -> tuple[bytes, int]:
+    """XML and cookie, each with its NUL, and the cookie's offset (0 without one)."""
+    encoded = []
+    for what, text in (("domain XML", xml), ("cookie", cookie)):
+        try:
+            piece = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError(f"{path}: the {what} cannot be written as UTF-8: {error.reason}") from error
+        if b"\0" in piece or len(piece) >= MAX_TEXT_SIZE:
+            raise RequestError(f"{path}: the {what} has a NUL, or more than {MAX_TEXT_SIZE} bytes")
+        encoded.append(piece + b"\0")
+    return (encoded[0] + encoded[1], len(encoded[0])) if cookie else (encoded[0], 0)
+
+
+def _open_directory(target: str) -> int:
+    directory = os.path.dirname(target)
+    with image_errors(directory, "open the directory"):
+        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _flush_directory(descriptor: int, path: str) -> None:
+    with image_errors(os.path.dirname(path), f"flush the directory after the change of {os.path.basename(path)}"):
+        os.fsync(descriptor)
+
+
+def _open_owned(name: str, directory: int) -> int:
+    """Open and lock a temporary file that belongs to the caller; -1 when it does not, or is locked; raises OSError."""
+    descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    facts = os.fstat(descriptor)
+    if stat.S_ISREG(facts.st_mode) and (os.geteuid() == 0 or facts.st_uid == os.geteuid()):
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+    os.close(descriptor)
+    return -1
+
+
+def _each_leftover(target: str) -> t.Iterator[tuple[str, str, int]]:
+    """Path, name and directory descriptor of each unlocked temporary file of ours, locked while it is yielded."""
+    pattern = re.compile(re.escape("." + os.path.basename(target)) + r"\.[0-9a-f]{16}\.partial")
+    directory = _open_directory(target)
+    try:
+        with image_errors(os.path.dirname(target), "list the directory"):
+            names = sorted(name for name in os.listdir(directory) if pattern.fullmatch(name))
+        for name in names:
+            try:
+                descriptor = _open_owned(name, directory)
+            except OSError:
+                continue
+            if descriptor >= 0:
+                try:
+                    yield os.path.join(os.path.dirname(target), name), name, directory
+                finally:
+                    os.close(descriptor)
+    finally:
+        os.close(directory)

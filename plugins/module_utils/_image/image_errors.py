@@ -1,0 +1,51 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Failing system calls on image files, as errors of the collection's tree."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ImageAccessError,
+    ImageNotFoundError,
+    ImageSpaceError,
+)
+
+_CURES = {
+    errno.EACCES: "Run as root or as the owner of the file and its directory (become), or correct their permissions",
+    errno.EPERM: "Run as root or as the owner of the file and its directory (become), or correct their permissions",
+    errno.EROFS: "The file system is mounted read-only: remount it or choose another directory",
+    errno.ELOOP: "Give the path of the file itself, not of a symbolic link",
+    errno.ENAMETOOLONG: "Choose a shorter file name",
+    errno.EFBIG: "Raise the file size limit of the process (ulimit -f), or choose another file system",
+    errno.EIO: "The storage failed: look into the kernel's log before the image is trusted",
+}
+_CURE_SPACE = "Free space (or quota) there, or choose another directory"
+
+
+@contextlib.contextmanager
+def image_errors(path: str, action: str) -> t.Iterator[None]:
+    """Turn an OSError of the body into an error of the tree.
+
+    :param path: the file or directory concerned.
+    :param action: what was attempted, so that "cannot C(action)" reads well.
+    :raises ImageNotFoundError: ENOENT or ENOTDIR.
+    :raises ImageSpaceError: ENOSPC or EDQUOT.
+    :raises ImageAccessError: anything else.
+    """
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or 0
+        what = f"cannot {action}: {os.strerror(number) if number else error}"
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise ImageSpaceError(path, what, cure=_CURE_SPACE) from error
+        if number in (errno.ENOENT, errno.ENOTDIR):
+            raise ImageNotFoundError(path, what) from error
+        raise ImageAccessError(path, what, cure=_CURES.get(number, "")) from error

@@ -1,0 +1,209 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is known of a save image, as modules return it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError, ImageNotFoundError
+from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
+    ImageHead,
+    open_image,
+    read_at,
+    read_image_head,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
+    MAGIC_COMPLETE,
+    MAGIC_PARTIAL,
+    MAGIC_SIZE,
+    ImageFormat,
+    SaveImageHeader,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import read_stream
+from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import stream_problems
+
+_PARTIAL_PROBLEM = "the image is partial: its save never finished, or is still being written"
+_UNKNOWN: dict[str, t.Any] = dict.fromkeys(
+    (
+        "complete",
+        "version",
+        "format",
+        "vm_state",
+        "byte_order",
+        "name",
+        "uuid",
+        "memory",
+        "vcpus",
+        "machine",
+        "domain_xml",
+        "cookie",
+        "size",
+        "allocated",
+        "stream_offset",
+        "saved_at",
+        "qemu_version",
+        "mode",
+        "owner",
+        "mtime",
+    )
+)
+
+
+def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[str, t.Any]:
+    """Everything about one image; never fails, as what is wrong with it is in C(problems).
+
+    The keys are those that C(qemu_save_image_info) documents, always all of them (C(stream) only when asked for); what
+    is not known is None. Sizes and offsets are bytes, C(mtime) is seconds since the epoch.
+
+    :param stream: read the QEMU stream's facts too.
+    :param verify: check that the file holds what its header, stream and bitmaps promise.
+    """
+    info: dict[str, t.Any] = {
+        "path": path,
+        "exists": True,
+        "state": "invalid",
+        **_UNKNOWN,
+        "features": [],
+        "launch_recorded": False,
+        "readable_by": [],
+        "problems": [],
+    }
+    if stream:
+        info["stream"] = None
+    try:
+        descriptor = open_image(path)
+    except ImageNotFoundError:
+        return {**info, "exists": False, "state": "absent"}
+    except ImageError as error:
+        return {**info, "problems": [error.problem]}
+    problems: list[str] = info["problems"]
+    try:
+        head = read_image_head(path, descriptor)
+        info.update(_head_info(head))
+        try:
+            info.update(_domain_info(head))
+        except ImageError as error:
+            problems.append(error.problem)
+        if stream or verify:
+            facts = read_stream(path, head.header, descriptor)
+            if stream:
+                info["stream"] = facts.as_result() if facts else None
+            if facts and verify:
+                problems += stream_problems(path, descriptor, facts)
+    except ImageError as error:
+        problems.append(error.problem)
+    finally:
+        os.close(descriptor)
+    if info["complete"] is False:
+        info["state"] = "partial"
+        problems.insert(0, _PARTIAL_PROBLEM)
+    elif not problems:
+        info["state"] = "complete"
+        info["readable_by"] = _readers(head.header)
+    return info
+
+
+def directory_info(directory: str, stream: bool = False, verify: bool = False) -> list[dict[str, t.Any]]:
+    """C(image_info) of each image in a directory, by name.
+
+    An image is a regular file that begins with either magic, or whose name ends in C(.save); symbolic links and all
+    other files are left out.
+
+    :raises ImageAccessError: the directory cannot be read.
+    :raises ImageNotFoundError: it does not exist.
+    """
+    with image_errors(directory, "list the directory"), os.scandir(directory) as entries:
+        paths = sorted(entry.path for entry in entries if entry.is_file(follow_symlinks=False))
+    return [image_info(path, stream, verify) for path in paths if path.endswith(".save") or _has_magic(path)]
+
+
+def describe(image: dict[str, t.Any]) -> str:
+    """One line about an image, for people; I(image) is what C(image_info) returned."""
+    label = image["name"] or image["path"]
+    if image["name"] and os.path.basename(image["path"]) != f"{label}.save":
+        label = f"{label} ({os.path.basename(image['path'])})"
+    if image["state"] == "absent":
+        return f"{label}: there is no image"
+    if image["state"] == "invalid":
+        return f"{label}: invalid, {'; '.join(image['problems'])}"
+    return (
+        f"{label}: {image['state']} {image['format']} image, version {image['version']},"
+        f" {_human(image['memory'] or 0)} memory, {_human(image['allocated'])} on disk"
+    )
+
+
+def _head_info(head: ImageHead) -> dict[str, t.Any]:
+    header = head.header
+    return {
+        "complete": header.complete,
+        "version": header.version,
+        "format": header.format.label,
+        "features": ["mapped-ram"] if header.features else [],
+        "vm_state": "running" if header.was_running else "paused",
+        "byte_order": header.byte_order,
+        "cookie": head.cookie,
+        "size": head.size,
+        "allocated": head.allocated,
+        "stream_offset": header.stream_offset,
+        "mode": f"{head.mode:04o}",
+        "owner": _owner(head.uid),
+        "mtime": head.mtime,
+    }
+
+
+def _domain_info(head: ImageHead) -> dict[str, t.Any]:
+    """Raises ImageFormatError where the XML cannot be read; then nothing of it is shown, as it may hold secrets."""
+    domain = domain_xml.parse(head.xml, head.path)
+    return {
+        "domain_xml": domain_xml.redact(head.xml, head.path),
+        "name": domain.name,
+        "uuid": domain.uuid,
+        "memory": domain.memory,
+        "vcpus": domain.vcpus,
+        "machine": domain.machine,
+        "launch_recorded": domain.launch is not None,
+        "saved_at": domain.save_facts.saved_at if domain.save_facts else None,
+        "qemu_version": domain.save_facts.qemu_version if domain.save_facts else None,
+    }
+
+
+def _readers(header: SaveImageHeader) -> list[str]:
+    """Who reads an image with this header: we nothing compressed, libvirt no version 3."""
+    readers = ["vmops.qemu"] if header.format in (ImageFormat.RAW, ImageFormat.SPARSE) else []
+    if header.version == 2:
+        readers.append("libvirt >= 11.2" if header.format is ImageFormat.SPARSE else "libvirt")
+    return readers
+
+
+def _has_magic(path: str) -> bool:
+    try:
+        descriptor = open_image(path)
+    except ImageError:
+        return False
+    try:
+        return read_at(descriptor, MAGIC_SIZE, 0, path) in (MAGIC_COMPLETE, MAGIC_PARTIAL)
+    except ImageError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _owner(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _human(size: int) -> str:
+    """Bytes in the unit that people read, such as C(612 MiB) or C(2.0 GiB)."""
+    if size < 1 << 20:
+        return f"{size / 1024:.0f} KiB"
+    return f"{size / (1 << 20):.0f} MiB" if size < 1 << 30 else f"{size / (1 << 30):.1f} GiB"

@@ -1,0 +1,331 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""An offline reader of the QEMU migration stream in a save image: reads bitmaps and descriptions, never a page.
+
+Format: QEMU's C(migration/savevm.c), C(migration/ram.c) and C(docs/devel/migration/mapped-ram.rst). Big-endian; all
+offsets are bytes from the start of the file. The device state between RAM and the stream's end has no lengths in it and
+is not read; the description (JSON) that QEMU puts at the very end names its sections.
+"""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import json
+import os
+import re
+import struct
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image, read_at
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+
+_MAGIC = b"QEVM\x00\x00\x00\x03"
+_END_OF_STREAM = b"\x00\x06"  # QEMU_VM_EOF, QEMU_VM_VMDESCRIPTION
+_SECTION_CONFIGURATION = 0x07
+_SUBSECTION = 0x05
+_RAM_SECTION = re.compile(rb"\x01.{4}\x03ram.{4}\x00\x00\x00\x04", re.DOTALL)  # section id, idstr, instance, version 4
+_MAPPED_RAM_HEADER = ">IQQQ"
+_CAPABILITY_MAPPED_RAM = "mapped-ram"
+_CAPABILITY_IGNORE_SHARED = "x-ignore-shared"
+_LOW_BITS = 0xFFF  # of a RAM word: flags, as lengths are multiples of the page size
+
+_MAX_BEFORE_RAM = 1024 * 1024
+_MAX_RAM_BLOCKS = 4096
+_MAX_CAPABILITIES = 64
+_MAX_RAM = 1 << 46
+_MIN_PAGE = 1024
+_MAX_PAGE = 1 << 30
+_MAX_DESCRIPTION = 16 * 1024 * 1024
+_BITMAP_CHUNK = 1024 * 1024
+_COMPRESSION_MAGIC = {
+    ImageFormat.GZIP: b"\x1f\x8b",
+    ImageFormat.BZIP2: b"BZh",
+    ImageFormat.XZ: b"\xfd7zXZ\x00",
+    ImageFormat.LZOP: b"\x89LZO\x00",
+    ImageFormat.ZSTD: b"\x28\xb5\x2f\xfd",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RamBlock:
+    """A RAM block of the guest; C(used_length) is bytes."""
+
+    name: str
+    used_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MappedRamBlock(RamBlock):
+    """A RAM block whose pages have fixed places in the file; sizes and offsets are bytes.
+
+    C(present_pages) is the number of pages that the bitmap promises; the others are zero.
+    """
+
+    page_size: int
+    bitmap_offset: int
+    pages_offset: int
+    byte_order: str
+    present_pages: int = 0
+
+    @property
+    def pages(self) -> int:
+        """How many pages the block has."""
+        return self.used_length // self.page_size
+
+    @property
+    def zero_pages(self) -> int:
+        """How many pages are not in the file, because they are zero."""
+        return self.pages - self.present_pages
+
+    @property
+    def bitmap_length(self) -> int:
+        """Bytes of the bitmap: whole 64-bit words."""
+        return -(-self.pages // 64) * 8
+
+    @property
+    def end(self) -> int:
+        """The offset after the last page, where the next block starts."""
+        return self.pages_offset + self.used_length
+
+    def count_present(self, descriptor: int, first: int, last: int, path: str) -> int:
+        """How many of the pages from I(first) up to I(last), without it, are present; reads that part of the bitmap.
+
+        :raises ImageAccessError: the file cannot be read.
+        """
+        present = 0
+        while first < last:
+            start = first // 64 * 8
+            chunk_last = min(last, (start + _BITMAP_CHUNK) * 8)
+            length = -(-chunk_last // 64) * 8 - start
+            words = read_at(descriptor, length, self.bitmap_offset + start, path).ljust(length, b"\0")
+            if self.byte_order == "big":
+                native = array.array("Q", words)
+                native.byteswap()
+                words = native.tobytes()
+            bits = int.from_bytes(words, "little") >> (first - start * 8)
+            present += bin(bits & ((1 << (chunk_last - first)) - 1)).count("1")
+            first = chunk_last
+        return present
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceSection:
+    """A device's state in the stream. C(version) is None for devices that QEMU does not describe."""
+
+    name: str
+    instance: int
+    version: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamFacts:
+    """What a stream tells without a QEMU. C(sections) is None where the stream does not end with its description."""
+
+    machine: str
+    capabilities: list[str]
+    ram_blocks: list[RamBlock]
+    sections: list[DeviceSection] | None
+
+    @property
+    def mapped_ram(self) -> bool:
+        """Whether the stream was written with mapped-ram."""
+        return _CAPABILITY_MAPPED_RAM in self.capabilities
+
+    def as_result(self) -> dict[str, t.Any]:
+        """For a module's result."""
+        blocks = []
+        for block in self.ram_blocks:
+            shown: dict[str, t.Any] = {"name": block.name, "used_length": block.used_length}
+            if isinstance(block, MappedRamBlock):
+                for name in ("page_size", "bitmap_offset", "pages_offset", "present_pages", "zero_pages"):
+                    shown[name] = getattr(block, name)
+            blocks.append(shown)
+        return {
+            "machine": self.machine,
+            "capabilities": self.capabilities,
+            "ram_blocks": blocks,
+            "sections": None if self.sections is None else [dataclasses.asdict(section) for section in self.sections],
+        }
+
+
+def read_stream(path: str, header: SaveImageHeader, descriptor: int | None = None) -> StreamFacts | None:
+    """Read what an image's stream tells; None for a compressed one.
+
+    :param header: the image's header, which says where and how the stream lies.
+    :param descriptor: an open descriptor of the image, where the caller holds one; it stays open.
+    :raises ImageNotFoundError: there is no file.
+    :raises ImageAccessError: it cannot be read.
+    :raises ImageFormatError: it is no stream of the header's format, or contradicts itself or the file's size.
+    """
+    if descriptor is None:
+        descriptor = open_image(path)
+        try:
+            return read_stream(path, header, descriptor)
+        finally:
+            os.close(descriptor)
+    reader = _Reader(descriptor, path, header.stream_offset)
+    compression_magic = _COMPRESSION_MAGIC.get(header.format)
+    if compression_magic is not None:
+        if reader.take(len(compression_magic)) != compression_magic:
+            raise ImageFormatError(path, f"the stream is not compressed with {header.format.label}, as the header says")
+        return None
+    if reader.take(len(_MAGIC)) != _MAGIC:
+        raise ImageFormatError(path, f"there is no QEMU stream (version 3) at byte {header.stream_offset}")
+    machine, capabilities = _read_configuration(reader)
+    mapped_ram = _CAPABILITY_MAPPED_RAM in capabilities
+    if mapped_ram != header.mapped_ram:
+        raise ImageFormatError(
+            path,
+            f"the stream was written {'with' if mapped_ram else 'without'} mapped-ram,"
+            f" but the header says {header.format.label}",
+        )
+    _find_ram(reader)
+    ram_blocks = _read_ram_blocks(reader, capabilities, header.byte_order)
+    return StreamFacts(machine, capabilities, ram_blocks, _read_description(reader, padded=not mapped_ram))
+
+
+class _Reader:
+    """Reads forward from a position, within the file."""
+
+    def __init__(self, descriptor: int, path: str, position: int) -> None:
+        self.descriptor = descriptor
+        self.path = path
+        self.position = position
+        self.size = os.fstat(descriptor).st_size
+
+    def take(self, length: int) -> bytes:
+        data = read_at(self.descriptor, length, self.position, self.path)
+        if len(data) < length:
+            raise ImageFormatError(self.path, f"the stream is cut off at byte {self.size}")
+        self.position += length
+        return data
+
+    def number(self, length: int) -> int:
+        return int.from_bytes(self.take(length), "big")
+
+    def text(self, length: int) -> str:
+        return self.take(length).decode("utf-8", "backslashreplace")
+
+
+def _read_configuration(reader: _Reader) -> tuple[str, list[str]]:
+    """Machine name and recorded capabilities; ends before the first thing that is not known here."""
+    if reader.number(1) != _SECTION_CONFIGURATION:
+        raise ImageFormatError(reader.path, "the stream does not name its machine type")
+    length = reader.number(4)
+    if not 0 < length < 256:
+        raise ImageFormatError(reader.path, f"the stream's machine type has an impossible length: {length}")
+    machine = reader.text(length)
+    capabilities: list[str] = []
+    while True:
+        start = reader.position
+        if reader.number(1) != _SUBSECTION:
+            break
+        name, _version = reader.text(reader.number(1)), reader.number(4)
+        if name == "configuration/capabilities":
+            count = reader.number(4)
+            if count > _MAX_CAPABILITIES:
+                raise ImageFormatError(reader.path, f"the stream records an impossible number of capabilities: {count}")
+            capabilities = [reader.text(reader.number(1)) for _index in range(count)]
+        elif name == "configuration/target-page-bits":
+            reader.take(4)
+        elif name == "configuration/uuid":
+            reader.take(16)
+        else:
+            break
+    reader.position = start
+    return machine, capabilities
+
+
+def _find_ram(reader: _Reader) -> None:
+    """Go to the inside of the RAM section; commands and early device sections, without lengths, may come before."""
+    window = read_at(reader.descriptor, _MAX_BEFORE_RAM, reader.position, reader.path)
+    match = _RAM_SECTION.search(window)
+    if not match:
+        raise ImageFormatError(reader.path, "the stream has no RAM section")
+    reader.position += match.end()
+
+
+def _read_ram_blocks(reader: _Reader, capabilities: list[str], byte_order: str) -> list[RamBlock]:
+    """The RAM blocks of the RAM section's set-up part, and what mapped-ram keeps between them."""
+    remaining = reader.number(8) & ~_LOW_BITS
+    if not 0 < remaining <= _MAX_RAM:
+        raise ImageFormatError(reader.path, f"the stream says that the guest has {remaining} bytes of RAM")
+    blocks: dict[str, RamBlock] = {}
+    while remaining > 0:
+        name = reader.text(reader.number(1))
+        used_length = reader.number(8)
+        if not name or name in blocks or len(blocks) >= _MAX_RAM_BLOCKS or not 0 < used_length <= remaining:
+            raise ImageFormatError(reader.path, f"RAM block {name!r} with {used_length} bytes makes no sense")
+        remaining -= used_length
+        if _CAPABILITY_IGNORE_SHARED in capabilities:
+            reader.take(8)  # the block's guest address
+        if _CAPABILITY_MAPPED_RAM in capabilities:
+            blocks[name] = _read_mapped_block(reader, name, used_length, byte_order)
+        else:
+            blocks[name] = RamBlock(name, used_length)
+    return list(blocks.values())
+
+
+def _read_mapped_block(reader: _Reader, name: str, used_length: int, byte_order: str) -> MappedRamBlock:
+    layout = struct.unpack(_MAPPED_RAM_HEADER, reader.take(struct.calcsize(_MAPPED_RAM_HEADER)))
+    version, page_size, bitmap_offset, pages_offset = layout
+    if version != 1:
+        raise ImageFormatError(reader.path, f"RAM block {name!r} has mapped-ram version {version}, only 1 is known")
+    if not _MIN_PAGE <= page_size <= _MAX_PAGE or used_length % page_size:
+        raise ImageFormatError(reader.path, f"RAM block {name!r} has an impossible page size: {page_size}")
+    block = MappedRamBlock(name, used_length, page_size, bitmap_offset, pages_offset, byte_order)
+    if not reader.position <= bitmap_offset <= bitmap_offset + block.bitmap_length <= pages_offset:
+        raise ImageFormatError(reader.path, f"the bitmap of RAM block {name!r} overlaps what is around it")
+    if block.end > reader.size:
+        raise ImageFormatError(
+            reader.path,
+            f"the file ends at byte {reader.size}, inside RAM block {name!r} (bytes {pages_offset} to {block.end})",
+        )
+    reader.position = block.end
+    present = block.count_present(reader.descriptor, 0, block.pages, reader.path)
+    return dataclasses.replace(block, present_pages=present)
+
+
+def _read_description(reader: _Reader, padded: bool) -> list[DeviceSection] | None:
+    """The sections that the description at the end of the file names; None where the file does not end with one.
+
+    :param padded: allow zeros after it, as older writers leave after plain streams.
+    """
+    start = max(reader.position, reader.size - _MAX_DESCRIPTION)
+    tail = read_at(reader.descriptor, reader.size - start, start, reader.path)
+    if padded:
+        tail = tail.rstrip(b"\0")
+    # JSON holds neither 0x00 nor 0x06: the last such pair is the one before the length, or in the length itself.
+    position = len(tail)
+    for _attempt in range(4):
+        position = tail.rfind(_END_OF_STREAM, 0, position)
+        if position < 0:
+            return None
+        text = position + len(_END_OF_STREAM) + 4
+        if text + int.from_bytes(tail[text - 4 : text], "big") == len(tail):
+            return _parse_description(tail[text:])
+    return None
+
+
+def _parse_description(text: bytes) -> list[DeviceSection] | None:
+    """The C(devices) of the description; None where it is not QEMU's."""
+
+    def keep_little(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
+        return {key: value for key, value in pairs if key in ("devices", "name", "instance_id", "version")}
+
+    try:
+        description = json.loads(text, object_pairs_hook=keep_little)
+        return [
+            DeviceSection(
+                str(device["name"]),
+                int(device["instance_id"]),
+                int(device["version"]) if "version" in device else None,
+            )
+            for device in description["devices"]
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
