@@ -1,0 +1,61 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Descriptors in QEMU: an fdset that a migration URI can name.
+
+QEMU opens C(/dev/fdset/N) by taking the first descriptor of the set whose access mode and O_DIRECT flag match
+exactly what it would have opened the file with (monitor/fds.c). A save or restore with C(direct-io) therefore needs
+two: a buffered one for the stream and one that was opened separately with O_DIRECT for the pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, MigrationError, MonitorLostError
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+
+
+class DescriptorSet:
+    """One fdset in one QEMU; QEMU gives it its number with the first descriptor."""
+
+    def __init__(self, monitor: Monitor, opaque: str) -> None:
+        self._monitor = monitor
+        self._opaque = opaque
+        self.number: int | None = None
+
+    def move_to(self, monitor: Monitor) -> None:
+        """Go on over another session with the same QEMU."""
+        self._monitor = monitor
+
+    async def add(self, *descriptors: int) -> None:
+        """Pass descriptors, one after the other, and check that QEMU holds them all.
+
+        :raises MigrationError: QEMU does not show as many descriptors as were passed. With C(direct-io) on and no
+            O_DIRECT descriptor in the set, QEMU 10 dies of SIGSEGV, so this must be known before the migration.
+        """
+        for descriptor in descriptors:
+            arguments: dict[str, object] = {"opaque": self._opaque}
+            if self.number is not None:
+                arguments["fdset-id"] = self.number
+            self._monitor.send_descriptor(descriptor)
+            answer = await self._monitor.execute("add-fd", arguments)
+            self.number = answer["fdset-id"]
+        held = {entry["fdset-id"]: entry["fds"] for entry in await self._monitor.execute("query-fdsets")}
+        shown = held.get(self.number, [])
+        if len(shown) != len(descriptors):
+            raise MigrationError(f"QEMU holds {len(shown)} of {len(descriptors)} descriptors passed to it")
+
+    def uri(self, offset: int) -> str:
+        """The migration URI of the stream that starts C(offset) bytes into the file."""
+        return f"file:/dev/fdset/{self.number},offset={offset:#x}"
+
+    async def remove(self) -> None:
+        """Take the set out of QEMU again; a migration that runs has its own copies. Never raises."""
+        if self.number is None:
+            return
+        # Gone already, or QEMU is: then there is nothing to take out.
+        with contextlib.suppress(CommandError, MonitorLostError):
+            await self._monitor.execute("remove-fd", {"fdset-id": self.number})
+        self.number = None

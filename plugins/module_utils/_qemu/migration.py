@@ -1,0 +1,234 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""QEMU's migration to and from a file: what it supports, its settings, and one run of it.
+
+Sources: QEMU's qapi/migration.json, docs/devel/migration/mapped-ram.rst.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, MigrationError, MonitorLostError
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Event, Monitor
+
+#: A migration is over in these states. QEMU 11 has "failing" before "failed": not an end, since only after the last
+#: state may capabilities be changed.
+TERMINAL_STATES = frozenset(("completed", "failed", "cancelled"))
+
+#: States in which no migration is under way.
+IDLE_STATES = TERMINAL_STATES | {"none", ""}
+
+#: "No limit" for max-bandwidth, in bytes per second: what libvirt uses, too (2**63 overflows in older QEMU).
+UNLIMITED_BANDWIDTH = (2**63 - 1) // (1024 * 1024) * (1024 * 1024)
+
+#: Capabilities that may stay as they are during a save or restore; every other one that is on is switched off for
+#: the run, since it changes the stream (xbzrle, postcopy-ram, x-ignore-shared …) or waits for a controller
+#: (pause-before-switchover).
+_NEUTRAL_CAPABILITIES = frozenset(("events", "auto-converge", "late-block-activate", "dirty-limit"))
+
+
+@dataclasses.dataclass(frozen=True)
+class MigrationSupport:
+    """What this QEMU can do, asked of QEMU itself rather than guessed from its version."""
+
+    #: The version as QEMU says it, "10.0.2".
+    version: str
+    mapped_ram: bool
+    direct_io: bool
+    #: C(file:) URIs with C(offset) that keep what stands before it, and fdsets in them (QEMU 9.1). QEMU 9.0 knows
+    #: mapped-ram but wipes the whole file; the direct-io parameter came with the release that does not.
+    file_uri: bool
+    exit_on_error: bool
+
+
+async def read_support(monitor: Monitor) -> MigrationSupport:
+    """Ask QEMU what its migration supports."""
+    version = (await monitor.execute("query-version"))["qemu"]
+    capabilities = {entry["capability"] for entry in await monitor.execute("query-migrate-capabilities")}
+    parameters = await monitor.execute("query-migrate-parameters")
+    direct_io = "direct-io" in parameters
+    return MigrationSupport(
+        version=f"{version['major']}.{version['minor']}.{version['micro']}",
+        mapped_ram="mapped-ram" in capabilities and direct_io,
+        direct_io=direct_io,
+        file_uri=direct_io,
+        exit_on_error=await _has_exit_on_error(monitor),
+    )
+
+
+async def _has_exit_on_error(monitor: Monitor) -> bool:
+    schema = {entry["name"]: entry for entry in await monitor.execute("query-qmp-schema")}
+    arguments = schema[schema["migrate-incoming"]["arg-type"]]
+    return any(member["name"] == "exit-on-error" for member in arguments["members"])
+
+
+class MigrationSettings:
+    """The capabilities and parameters of one run, and QEMU's own from before it.
+
+    libvirt leaves them behind, and a later internal snapshot (multifd still on) or buffered save (direct-io still
+    on) then crashes QEMU; so they are put back as they were found, whatever the outcome.
+    """
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._capabilities: dict[str, bool] = {}
+        self._parameters: dict[str, t.Any] = {}
+
+    def move_to(self, monitor: Monitor) -> None:
+        """Go on over another session with the same QEMU."""
+        self._monitor = monitor
+
+    async def apply(
+        self,
+        *,
+        mapped_ram: bool,
+        parallel_channels: int | None,
+        direct_io: bool,
+        bandwidth: int | None,
+    ) -> None:
+        """Set what the run needs.
+
+        :param mapped_ram: pages at fixed places in the file, written by multifd's channels.
+        :param parallel_channels: multifd's channels; None where there are none (a plain stream).
+        :param direct_io: pages past the page cache; always set where QEMU knows it, to either value.
+        :param bandwidth: bytes per second, None for no limit.
+        """
+        capabilities = {
+            entry["capability"]: entry["state"] for entry in await self._monitor.execute("query-migrate-capabilities")
+        }
+        wanted = {name: state and name in _NEUTRAL_CAPABILITIES for name, state in capabilities.items()}
+        wanted["events"] = True
+        if "mapped-ram" in wanted:
+            wanted["mapped-ram"] = mapped_ram
+        wanted["multifd"] = mapped_ram
+        self._capabilities = _changes(wanted, capabilities)
+        await self._set_capabilities({name: wanted[name] for name in self._capabilities})
+
+        parameters = await self._monitor.execute("query-migrate-parameters")
+        needed: dict[str, t.Any] = {"max-bandwidth": UNLIMITED_BANDWIDTH if bandwidth is None else bandwidth}
+        if parallel_channels is not None:
+            needed["multifd-channels"] = parallel_channels
+        # Each of these would change or break a stream to a file; set only where QEMU knows the parameter.
+        needed.update(
+            {
+                name: value
+                for name, value in (
+                    ("direct-io", direct_io),
+                    ("multifd-compression", "none"),
+                    ("zero-page-detection", "multifd" if mapped_ram else "legacy"),
+                    ("mode", "normal"),
+                    ("tls-creds", ""),
+                )
+                if name in parameters
+            }
+        )
+        self._parameters = _changes(needed, parameters)
+        changed = {name: needed[name] for name in self._parameters}
+        if changed:
+            await self._monitor.execute("migrate-set-parameters", changed)
+
+    async def restore(self) -> None:
+        """Put everything back as :meth:`apply` found it; raises as :meth:`Monitor.execute`."""
+        parameters, self._parameters = self._parameters, {}
+        if parameters:
+            await self._monitor.execute("migrate-set-parameters", parameters)
+        capabilities, self._capabilities = self._capabilities, {}
+        await self._set_capabilities(capabilities)
+
+    async def _set_capabilities(self, capabilities: dict[str, bool]) -> None:
+        if capabilities:
+            await self._monitor.execute(
+                "migrate-set-capabilities",
+                {"capabilities": [{"capability": name, "state": state} for name, state in capabilities.items()]},
+            )
+
+
+def _changes(wanted: dict[str, t.Any], found: dict[str, t.Any]) -> dict[str, t.Any]:
+    """The found values of what differs from the wanted ones."""
+    return {name: found[name] for name, value in wanted.items() if found.get(name) != value}
+
+
+async def query_state(monitor: Monitor) -> dict[str, t.Any]:
+    """QEMU's C(query-migrate), with C(status) always there ("none" before the first migration)."""
+    answer: dict[str, t.Any] = await monitor.execute("query-migrate")
+    answer.setdefault("status", "none")
+    return answer
+
+
+class Migration:
+    """One run: started by :meth:`start_outgoing` or :meth:`start_incoming`, followed through QEMU's events."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._since = monitor.mark()
+        #: Whether QEMU has taken the command, so that there may be something to cancel.
+        self.started = False
+
+    def move_to(self, monitor: Monitor) -> None:
+        """Go on over another session with the same QEMU."""
+        self._monitor = monitor
+        self._since = monitor.mark()
+
+    async def start_outgoing(self, uri: str) -> None:
+        """Let QEMU write its state to the URI.
+
+        :raises MigrationError: QEMU refused at once.
+        """
+        await self._start("migrate", {"uri": uri})
+
+    async def start_incoming(self, uri: str, keep_alive: bool) -> None:
+        """Let a QEMU that waits for it read its state from the URI.
+
+        :param keep_alive: where QEMU knows it, a failure leaves it alive so that the error can be asked for.
+        :raises MigrationError: QEMU refused at once.
+        """
+        arguments: dict[str, t.Any] = {"uri": uri}
+        if keep_alive:
+            arguments["exit-on-error"] = False
+        await self._start("migrate-incoming", arguments)
+
+    async def _start(self, command: str, arguments: dict[str, t.Any]) -> None:
+        self._since = self._monitor.mark()
+        self.started = True
+        try:
+            await self._monitor.execute(command, arguments)
+        except CommandError as exc:
+            self.started = False
+            raise MigrationError(str(exc).rstrip(".")) from exc
+
+    async def wait(self) -> dict[str, t.Any]:
+        """Wait for the run's end, by QEMU's MIGRATION events.
+
+        :returns: the last C(query-migrate).
+        :raises MigrationError: it failed or was cancelled, with QEMU's reason.
+        :raises MonitorLostError: QEMU ended meanwhile.
+        """
+        event = await self._monitor.wait_for_event(_is_terminal, self._since)
+        state = await query_state(self._monitor)
+        if event["data"]["status"] != "completed":
+            reason = state.get("error-desc") or "QEMU gave no reason"
+            raise MigrationError(f"QEMU's migration {event['data']['status']}: {reason}")
+        return state
+
+    async def cancel(self, timeout: float = 30.0) -> None:
+        """Stop a run that is still going and wait until QEMU is rid of it; quiet where there is none.
+
+        :param timeout: seconds to wait for QEMU's last word.
+        """
+        if not self.started:
+            return
+        if (await query_state(self._monitor))["status"] in IDLE_STATES:
+            return
+        await self._monitor.execute("migrate_cancel")
+        with contextlib.suppress(asyncio.TimeoutError, MonitorLostError):
+            await asyncio.wait_for(self._monitor.wait_for_event(_is_terminal, self._since), timeout)
+
+
+def _is_terminal(event: Event) -> bool:
+    return event["event"] == "MIGRATION" and event["data"]["status"] in TERMINAL_STATES

@@ -1,0 +1,305 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One QMP session with one QEMU: commands, descriptors, events, and the session's end.
+
+QMP itself is qemu.qmp's. What is added here: a bounded connect that tells a busy monitor from a missing one,
+errors from the collection's own tree, a record of all events of the session with QEMU's own timestamps, and a wait
+for an event that also ends when QEMU does (a bare C(EventListener) stays silent then).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import struct
+import traceback
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    CommandError,
+    MonitorBusyError,
+    MonitorError,
+    MonitorLostError,
+    MonitorMissingError,
+    MonitorProtocolError,
+    RequestError,
+)
+
+try:
+    from qemu.qmp import (
+        ConnectError,
+        EventListener,
+        ExecInterruptedError,
+        ExecuteError,
+        QMPClient,
+        QMPError,
+        Runstate,
+        StateError,
+    )
+
+    QEMU_QMP_IMPORT_ERROR = None
+except ImportError:
+    QEMU_QMP_IMPORT_ERROR = traceback.format_exc()
+
+#: The oldest qemu.qmp that takes a connected socket (needed for a bounded connect) and runs on Python 3.9 and later.
+QEMU_QMP_MINIMUM = "0.0.3"
+
+#: Seconds until a monitor that accepted the connection must have greeted. A QEMU monitor serves one client at a
+#: time: a second one is queued by the kernel and would wait for ever.
+GREETING_TIMEOUT = 8.0
+
+Event = t.Dict[str, t.Any]
+
+
+class Monitor:
+    """A QMP session; made by :meth:`connect`, ended by :meth:`close` (or as an asynchronous context manager)."""
+
+    def __init__(self, address: str, client: QMPClient, peer_pid: int | None, descriptors: bool) -> None:
+        self.address = address
+        #: The process that listens on the UNIX socket, from SO_PEERCRED; None for TCP or a foreign PID namespace.
+        self.peer_pid = peer_pid
+        #: Whether descriptors can be passed (UNIX sockets only).
+        self.passes_descriptors = descriptors
+        #: All events since the connection, oldest first, as QEMU sent them.
+        self.events: list[Event] = []
+        self._client = client
+        self._changed = asyncio.Condition()
+        self._lost = False
+        self._listener = EventListener()
+        client.register_listener(self._listener)
+        self._tasks = [asyncio.ensure_future(self._record_events()), asyncio.ensure_future(self._watch_end())]
+
+    # --- the session ---
+
+    @classmethod
+    async def connect(cls, address: str, timeout: float = GREETING_TIMEOUT) -> Monitor:
+        """Connect to the QMP server at a UNIX socket's path, or at C(host:port).
+
+        :param timeout: seconds until the greeting must have come.
+        :raises MonitorMissingError: nothing listens there.
+        :raises MonitorBusyError: it accepts, but does not greet: another client holds it, or QEMU hangs.
+        :raises MonitorProtocolError: it does not speak QMP.
+        """
+        logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+        logging.getLogger("qemu.qmp").propagate = False
+        busy = MonitorBusyError(
+            f"The QMP socket {address} did not greet within {timeout:g} seconds: another client holds it"
+            " (a QEMU monitor serves one at a time), or QEMU hangs",
+            cure="End the other client (libvirt, a monitoring agent, another save), or give the VM a second"
+            " monitor (-qmp unix:…) and name it in qmp_socket",
+        )
+        connection = await _open_socket(address, timeout, busy)
+        peer_pid = _peer_pid(connection)
+        descriptors = connection.family == socket.AF_UNIX
+        client = QMPClient(f"vmops.qemu {address}")
+        try:
+            await asyncio.wait_for(client.connect(connection), timeout)
+        except asyncio.TimeoutError:
+            raise busy from None
+        except ConnectError as exc:
+            raise MonitorProtocolError(
+                f"{address} is not a QMP server ({_reason(exc.exc)})",
+                cure="Name the VM's QMP socket (-qmp unix:PATH,server=on,wait=off), not its human monitor, serial"
+                " console or guest agent",
+            ) from exc
+        finally:
+            if client.runstate is not Runstate.RUNNING:
+                connection.close()
+        return cls(address, client, peer_pid, descriptors)
+
+    async def __aenter__(self) -> Monitor:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the session; never raises, since a QEMU that has quit ends it with an error of its own."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # A QEMU that has ended answers the disconnect with EOFError, ConnectionResetError or a QMPError.
+        with contextlib.suppress(QMPError, EOFError, OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._client.disconnect(), 5)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection has ended."""
+        return self._lost or self._client.runstate is not Runstate.RUNNING
+
+    # --- commands ---
+
+    async def execute(self, command: str, arguments: dict[str, t.Any] | None = None) -> t.Any:
+        """Send one command and return its C(return) value.
+
+        :raises CommandError: QEMU answered with an error.
+        :raises MonitorLostError: the connection ended before the answer; the outcome is unknown.
+        """
+        try:
+            return await self._client.execute(command, arguments)
+        except ExecuteError as exc:
+            raise CommandError(command, exc.error_class, str(exc)) from exc
+        except (ExecInterruptedError, StateError, QMPError, EOFError, OSError) as exc:
+            raise self._lost_error(f"while {command} was under way") from exc
+
+    def send_descriptor(self, descriptor: int) -> None:
+        """Pass a descriptor with the next command (C(add-fd), C(getfd)); the caller keeps its own copy.
+
+        :raises RequestError: the monitor is not a UNIX socket.
+        """
+        if not self.passes_descriptors:
+            raise RequestError(
+                f"Descriptors cannot be passed over {self.address}: only a UNIX socket carries them",
+                cure="Give the VM a monitor on a UNIX socket (-qmp unix:PATH,server=on,wait=off)",
+            )
+        try:
+            self._client.send_fd_scm(descriptor)
+        except (QMPError, AssertionError, OSError) as exc:
+            raise self._lost_error("while a descriptor was passed") from exc
+
+    # --- events ---
+
+    def mark(self) -> int:
+        """A place in the record of events, for the C(since) of the other calls."""
+        return len(self.events)
+
+    def find_event(self, *names: str, since: int = 0) -> Event | None:
+        """The first recorded event of one of these names after C(since), or None."""
+        return next((event for event in self.events[since:] if event["event"] in names), None)
+
+    async def wait_for_event(self, accept: t.Callable[[Event], bool], since: int = 0) -> Event:
+        """Wait for the first event after C(since) that C(accept) takes.
+
+        :raises MonitorLostError: the connection ended first.
+        """
+        position = since
+        async with self._changed:
+            while True:
+                for event in self.events[position:]:
+                    if accept(event):
+                        return event
+                position = len(self.events)
+                if self._lost:
+                    raise self._lost_error("while an event was awaited")
+                await self._changed.wait()
+
+    async def wait_for_end(self) -> None:
+        """Wait until the connection has ended."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._lost)
+
+    async def _record_events(self) -> None:
+        while True:
+            event = dict(await self._listener.get())
+            async with self._changed:
+                self.events.append(event)
+                self._changed.notify_all()
+
+    async def _watch_end(self) -> None:
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
+        async with self._changed:
+            # What QEMU said last (SHUTDOWN) may not have been recorded yet.
+            self.events.extend(dict(event) for event in self._listener.clear())
+            self._lost = True
+            self._changed.notify_all()
+
+    def _lost_error(self, when: str) -> MonitorLostError:
+        return MonitorLostError(f"QEMU's connection at {self.address} ended {when}")
+
+
+def event_seconds(event: Event) -> float:
+    """QEMU's own time of an event, in seconds since the epoch."""
+    stamp = event["timestamp"]
+    return float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
+
+
+async def _open_socket(address: str, timeout: float, busy: MonitorBusyError) -> socket.socket:
+    """A connected, non-blocking socket."""
+    host, colon, port = address.rpartition(":")
+    if "/" in address or address.startswith("\0") or not (colon and port.isdigit()):
+        return await _open_unix_socket(address, busy)
+    loop = asyncio.get_running_loop()
+    missing = MonitorMissingError(
+        f"Nothing answers at the QMP address {address}",
+        cure="Check that the VM runs and that its -qmp option names this address",
+    )
+    try:
+        infos = await loop.getaddrinfo(host.strip("[]") or "localhost", int(port), type=socket.SOCK_STREAM)
+    except OSError as exc:
+        raise missing from exc
+    connection = socket.socket(infos[0][0], socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.setblocking(False)
+    try:
+        await asyncio.wait_for(loop.sock_connect(connection, infos[0][4]), timeout)
+    except (OSError, asyncio.TimeoutError) as exc:
+        connection.close()
+        raise missing from exc
+    return connection
+
+
+async def _open_unix_socket(path: str, busy: MonitorBusyError) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.setblocking(False)
+    shown = path.replace("\0", "@")
+    try:
+        # A UNIX connect either succeeds at once or fails at once: EAGAIN is a full backlog, which on a monitor
+        # means that others wait already. (asyncio's sock_connect takes EAGAIN for "in progress".)
+        with _reachable(path) as name:
+            connection.connect(name)
+    except OSError as exc:
+        connection.close()
+        if exc.errno == errno.EAGAIN:
+            raise busy from exc
+        if exc.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+            what = "does not exist" if exc.errno != errno.ECONNREFUSED else "has no QEMU behind it any more"
+            raise MonitorMissingError(
+                f"The QMP socket {shown} {what}",
+                cure="Check that the VM runs and that its -qmp option names this path",
+            ) from exc
+        if exc.errno in (errno.EACCES, errno.EPERM):
+            raise MonitorError(
+                f"The QMP socket {shown} may not be used by this user",
+                cure="Run the task as root or as the VM's user (become)",
+            ) from exc
+        raise MonitorProtocolError(f"{shown} is not a QMP socket ({exc.strerror})") from exc
+    return connection
+
+
+@contextlib.contextmanager
+def _reachable(path: str) -> t.Iterator[str]:
+    """A name for the socket that fits sun_path (108 bytes), also for a long path."""
+    if len(os.fsencode(path)) < 108:
+        yield path
+        return
+    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{os.path.basename(path)}"
+    finally:
+        os.close(directory)
+
+
+def _peer_pid(connection: socket.socket) -> int | None:
+    if connection.family != socket.AF_UNIX:
+        return None
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, _uid, _gid = struct.unpack("3i", credentials)
+    return int(pid) or None
+
+
+def _reason(exc: BaseException) -> str:
+    """A short cause for people: the text of the innermost exception, or its kind where it has none."""
+    while True:
+        inner = getattr(exc, "exc", None)
+        if not isinstance(inner, BaseException):
+            break
+        exc = inner
+    if isinstance(exc, EOFError):
+        return "it closed the connection"
+    return str(exc).split("\n", maxsplit=1)[0] or type(exc).__name__

@@ -1,0 +1,294 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""QEMU processes of this host: find one by its VM's name, follow its end, launch one that outlives this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import re
+import select
+import signal
+import stat
+import subprocess
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    LaunchError,
+    MonitorBusyError,
+    MonitorError,
+    MonitorMissingError,
+    VmAmbiguousError,
+    VmNotFoundError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+
+_EMULATOR = re.compile(r"^(?:qemu|kvm|qemu-kvm|qemu-system-.+)$")
+
+#: All that a launched QEMU inherits: what it was started with by its first owner is not known, and what the
+#: controller's session happens to hold (tokens, SSH agents) is none of its business.
+_LAUNCH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+
+@dataclasses.dataclass(frozen=True)
+class QemuProcess:
+    """A running QEMU, as /proc shows it."""
+
+    pid: int
+    name: str
+    argv: tuple[str, ...]
+    cwd: str
+    #: The emulator's path; the one it was started by where the file was replaced by an upgrade meanwhile.
+    executable: str
+    uid: int
+    gid: int
+
+    @property
+    def qmp_addresses(self) -> list[str]:
+        """Where its QMP servers listen, in the order of the command line."""
+        return command_line.qmp_addresses(self.argv, self.cwd)
+
+    @property
+    def waits_for_state(self) -> bool:
+        """Whether it was started to load a saved state (C(-incoming))."""
+        return any(option.name == "incoming" for option in command_line.options(self.argv))
+
+
+def read_process(pid: int) -> QemuProcess | None:
+    """The QEMU with this process id, or None where it has ended, is another program, or may not be looked at."""
+    base = f"/proc/{pid}"
+    try:
+        with open(f"{base}/cmdline", "rb") as handle:
+            words = handle.read().split(b"\0")[:-1]
+        if not words:
+            return None
+        executable = os.readlink(f"{base}/exe")
+        cwd = os.readlink(f"{base}/cwd")
+        owner = os.stat(base)
+    except OSError:
+        return None
+    argv = tuple(os.fsdecode(word) for word in words)
+    replaced = executable.endswith(" (deleted)")
+    executable = executable[: -len(" (deleted)")] if replaced else executable
+    if not any(_EMULATOR.match(os.path.basename(path)) for path in (argv[0], executable)):
+        return None
+    return QemuProcess(
+        pid=pid,
+        name=command_line.guest_name(argv),
+        argv=argv,
+        cwd=cwd,
+        executable=executable,
+        uid=owner.st_uid,
+        gid=owner.st_gid,
+    )
+
+
+def list_processes() -> list[QemuProcess]:
+    """All QEMU processes that this user may look at, by process id."""
+    found = (read_process(int(entry)) for entry in sorted(os.listdir("/proc"), key=len) if entry.isdigit())
+    return sorted((process for process in found if process), key=lambda process: process.pid)
+
+
+def find_processes(name: str) -> list[QemuProcess]:
+    """The QEMU processes whose C(-name) is this."""
+    return [process for process in list_processes() if process.name == name]
+
+
+def find_process(name: str) -> QemuProcess | None:
+    """The one QEMU process whose C(-name) is this, or None.
+
+    :raises VmAmbiguousError: there are several.
+    """
+    found = find_processes(name)
+    if len(found) > 1:
+        pids = ", ".join(str(process.pid) for process in found)
+        raise VmAmbiguousError(
+            f"{len(found)} running QEMU processes are named {name} (pid {pids})",
+            cure="Name the one you mean by its qmp_socket",
+        )
+    return found[0] if found else None
+
+
+async def connect_by_process(process: QemuProcess) -> Monitor:
+    """A session on the first of the VM's QMP servers that is free.
+
+    :raises VmNotFoundError: its command line opens none.
+    :raises MonitorError: none of them could be used; the first one's error.
+    """
+    addresses = process.qmp_addresses
+    if not addresses:
+        raise VmNotFoundError(
+            f"{process.name} runs (pid {process.pid}), but its command line opens no QMP server that can be reached",
+            cure="Start it with -qmp unix:PATH,server=on,wait=off, or name its socket in qmp_socket",
+        )
+    first: MonitorError | None = None
+    for address in addresses:
+        try:
+            return await Monitor.connect(address)
+        except (MonitorBusyError, MonitorMissingError) as exc:
+            first = first or exc
+    assert first is not None
+    raise first
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Bytes of memory that a process holds: resident, swapped out, and huge pages; None where it cannot be told.
+
+    No page of a guest that was never touched is in it, so it bounds what its save writes from above.
+    """
+    total = 0
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as handle:
+            for line in handle:
+                key, _colon, value = line.partition(":")
+                if key in ("VmRSS", "VmSwap", "HugetlbPages"):
+                    total += int(value.split()[0]) * 1024
+    except (OSError, ValueError):
+        return None
+    return total or None
+
+
+class ProcessWatch:
+    """Follows one process to its end through a pidfd, so that a reused process id is never taken for it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self._descriptor: int | None = os.pidfd_open(pid)
+        except (ProcessLookupError, PermissionError):
+            self._descriptor = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        if self._descriptor is None:
+            return True
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    async def wait(self) -> None:
+        """Wait for the process's end."""
+        if self._descriptor is None:
+            return
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._descriptor, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._descriptor)
+
+    def kill(self) -> None:
+        """End the process at once, where it still runs."""
+        if self._descriptor is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Give the pidfd back."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """How to start a QEMU; C(uid) and C(gid) of -1 mean this process's own."""
+
+    argv: tuple[str, ...]
+    cwd: str = "/"
+    uid: int = -1
+    gid: int = -1
+
+
+class LaunchedProcess:
+    """A QEMU that this process started and that outlives it: its own session, no terminal, stderr in a log file."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log_path: str, log_start: int) -> None:
+        self._process = process
+        self.watch = ProcessWatch(process.pid)
+        self.log_path = log_path
+        self._log_start = log_start
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def stderr(self) -> str:
+        """What QEMU wrote since its start, its end at most (4 KiB), without trailing white space."""
+        with contextlib.suppress(OSError), open(self.log_path, "rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(max(self._log_start, size - 4096))
+            return handle.read().decode(errors="replace").strip()
+        return ""
+
+    async def end(self) -> None:
+        """Kill it, wait for its end, and reap it."""
+        self.watch.kill()
+        await self.watch.wait()
+        self._process.wait()
+
+    def release(self) -> None:
+        """Let it go its own way: it now outlives this process."""
+        self.watch.close()
+        # It is meant to live on: keep subprocess from warning that it was not waited for.
+        self._process.returncode = 0
+
+
+def launch(how: Launch, log_path: str) -> LaunchedProcess:
+    """Start a QEMU.
+
+    :param log_path: a file beside which only its owner can write; created with mode 0600, appended to.
+    :raises LaunchError: it cannot be executed, or the log cannot be written.
+    """
+    identity: dict[str, t.Any] = {}
+    if os.geteuid() == 0 and how.uid > 0:
+        identity = {"user": how.uid, "group": how.gid if how.gid >= 0 else None, "extra_groups": _groups(how.uid)}
+    try:
+        log = os.open(
+            log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
+        )
+    except OSError as exc:
+        raise LaunchError(
+            f"{log_path}: QEMU's log cannot be written: {exc.strerror}", cure="Remove what is in its place"
+        ) from exc
+    try:
+        state = os.fstat(log)
+        if not stat.S_ISREG(state.st_mode):
+            raise LaunchError(f"{log_path}: QEMU's log is not a regular file", cure="Remove what is in its place")
+        process = subprocess.Popen(
+            how.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=how.cwd,
+            env=_LAUNCH_ENVIRONMENT,
+            close_fds=True,
+            start_new_session=True,
+            **identity,
+        )
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise LaunchError(
+            f"{how.argv[0]} could not be started in {how.cwd}: {exc}",
+            cure="Check that the emulator is installed where the command says, and that its directory is there",
+        ) from exc
+    finally:
+        os.close(log)
+    return LaunchedProcess(process, log_path, state.st_size)
+
+
+def _groups(uid: int) -> list[int]:
+    import pwd
+
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        return []
+    return os.getgrouplist(entry.pw_name, entry.pw_gid)

@@ -1,0 +1,126 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a running QEMU says of its VM, asked over QMP."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+    QemuProcess,
+    find_processes,
+    read_process,
+)
+
+_NO_UUID = "00000000-0000-0000-0000-000000000000"
+
+#: A row of C(x-query-ramblock): name, page size, offset, used length, maximum length, and host address.
+_RAM_BLOCK_ROW = re.compile(
+    r"^\s*(?P<name>\S.*?)\s+\d+ [KMG]iB\s+0x[0-9a-f]+\s+0x(?P<used>[0-9a-f]+)\s+0x(?P<maximum>[0-9a-f]+)\s+0x", re.I
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunningVm:
+    """A VM and the QEMU that runs it."""
+
+    name: str
+    #: Empty where the VM was started without one (QEMU then says all zeros).
+    uuid: str
+    #: QEMU's run state: running, paused, postmigrate, inmigrate …
+    run_state: str
+    #: Bytes, with hot-plugged memory.
+    memory: int
+    vcpus: int
+    machine: str
+    architecture: str
+    accelerator: str
+    #: Its process on this host, where it is one (a monitor over TCP may lead elsewhere).
+    process: QemuProcess | None
+
+    @property
+    def label(self) -> str:
+        """The VM as messages name it."""
+        return self.name or "the VM without a name"
+
+    def as_result(self) -> dict[str, t.Any]:
+        """The C(vm) return value."""
+        return {
+            "name": self.name,
+            "uuid": self.uuid,
+            "run_state": self.run_state,
+            "memory": self.memory,
+            "vcpus": self.vcpus,
+            "machine": self.machine,
+            "pid": self.process.pid if self.process else None,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class RamBlock:
+    """A block of guest memory; lengths in bytes."""
+
+    name: str
+    used: int
+    maximum: int
+
+
+async def query_run_state(monitor: Monitor) -> str:
+    """QEMU's run state now."""
+    return str((await monitor.execute("query-status"))["status"])
+
+
+async def read_vm(monitor: Monitor) -> RunningVm:
+    """Ask QEMU who its VM is and what it looks like."""
+    name = str((await monitor.execute("query-name")).get("name", ""))
+    uuid = str((await monitor.execute("query-uuid"))["UUID"])
+    memory = await monitor.execute("query-memory-size-summary")
+    machine = str(await monitor.execute("qom-get", {"path": "/machine", "property": "type"}))
+    kvm = await monitor.execute("query-kvm")
+    return RunningVm(
+        name=name,
+        uuid="" if uuid == _NO_UUID else uuid,
+        run_state=await query_run_state(monitor),
+        memory=memory["base-memory"] + memory.get("plugged-memory", 0),
+        vcpus=len(await monitor.execute("query-cpus-fast")),
+        machine=machine[: -len("-machine")] if machine.endswith("-machine") else machine,
+        architecture=str((await monitor.execute("query-target"))["arch"]),
+        accelerator="kvm" if kvm["enabled"] else "tcg",
+        process=_process_behind(monitor, name),
+    )
+
+
+def _process_behind(monitor: Monitor, name: str) -> QemuProcess | None:
+    """The process that answers on the monitor.
+
+    The socket's peer is whoever called listen(): QEMU itself, or the program that handed QEMU a ready socket. In the
+    latter case the process list decides, if it is clear.
+    """
+    if monitor.peer_pid is not None:
+        process = read_process(monitor.peer_pid)
+        if process is not None and process.name == name:
+            return process
+    found = [
+        process
+        for process in find_processes(name)
+        if monitor.peer_pid is not None or monitor.address in process.qmp_addresses
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+async def read_ram_blocks(monitor: Monitor) -> list[RamBlock]:
+    """The VM's RAM blocks, or an empty list where QEMU (before 6.2) cannot list them."""
+    try:
+        text = (await monitor.execute("x-query-ramblock"))["human-readable-text"]
+    except CommandError:
+        return []
+    rows = (_RAM_BLOCK_ROW.match(line) for line in text.splitlines())
+    return [
+        RamBlock(row.group("name"), int(row.group("used"), 16), int(row.group("maximum"), 16)) for row in rows if row
+    ]
