@@ -1,0 +1,147 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The edge between the operations, which raise, and Ansible, which wants C(exit_json) or C(fail_json).
+
+A timeout, SIGTERM, SIGINT and SIGHUP (a dropped connection) all cancel the operation's task, whose own clean-up puts
+the guest back; there is no other way to stop it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import pwd
+import re
+import signal
+import traceback
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.common.text.formatters import human_to_bytes
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    InterruptedOperationError,
+    OperationTimeoutError,
+    RequestError,
+    VmopsError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import QEMU_QMP_IMPORT_ERROR, QEMU_QMP_MINIMUM
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Operation(t.Protocol):
+    """What :func:`run_operation` runs."""
+
+    #: How the guest is now, in a sentence.
+    guest_state: str
+    #: Who it is about, for messages.
+    subject: str
+
+    async def run(self) -> dict[str, t.Any]:
+        """Do it and return the module's return values, or raise VmopsError."""
+
+
+def run_operation(module: AnsibleModule, make: t.Callable[[], Operation], timeout: float) -> t.NoReturn:
+    """Run one operation to its end and leave through the module.
+
+    :param make: makes the operation from the options; may raise VmopsError.
+    :param timeout: seconds it may take; 0 for no limit.
+    """
+    if QEMU_QMP_IMPORT_ERROR:
+        module.fail_json(msg=missing_required_lib(f"qemu.qmp >= {QEMU_QMP_MINIMUM}"), exception=QEMU_QMP_IMPORT_ERROR)
+    try:
+        result = asyncio.run(_bounded(make(), timeout))
+    except VmopsError as exc:
+        module.fail_json(**exc.as_result())
+    except Exception as exc:  # a bug of ours: the operator gets a sentence, and the traceback only with -vvv
+        module.fail_json(
+            msg=f"{module._name} met an unexpected error, please report it: {type(exc).__name__}: {exc}.",
+            exception=traceback.format_exc(),
+        )
+    if not module._diff:
+        result.pop("diff", None)
+    for warning in result.pop("warnings", []):
+        module.warn(warning)
+    module.exit_json(**result)
+    raise AssertionError("exit_json returned")
+
+
+async def _bounded(operation: Operation, timeout: float) -> dict[str, t.Any]:
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(operation.run())
+    received: list[signal.Signals] = []
+
+    def interrupt(number: signal.Signals) -> None:
+        # Once only: a second signal must not cut the way back short.
+        if not received:
+            received.append(number)
+            task.cancel()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, interrupt, number)
+    done, _pending = await asyncio.wait({task}, timeout=timeout or None)
+    if not done:
+        task.cancel()
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if received:
+            raise InterruptedOperationError(
+                f"The work on {operation.subject} was interrupted by {received[0].name}",
+                guest_state=operation.guest_state,
+                cure="Run the task again when the reason is gone",
+            ) from None
+        raise OperationTimeoutError(
+            f"The work on {operation.subject} was not done within {timeout:g} seconds",
+            guest_state=operation.guest_state,
+            cure="Raise timeout, or find out what is slow (bandwidth, the disk under the image)",
+        ) from None
+
+
+def parse_mode(value: str | int) -> int:
+    """Permission bits from an octal string such as C(0640), or from the number that unquoted YAML makes of it.
+
+    :raises RequestError: it is neither, or gives others access to the guest's memory.
+    """
+    if isinstance(value, int):
+        mode = value
+    elif re.fullmatch(r"0?[0-7]{3}", value):
+        mode = int(value, 8)
+    else:
+        raise RequestError(f"mode {value!r} is not an octal file mode", cure='Quote it, as in mode: "0600"')
+    if not 0 <= mode <= 0o777 or mode & 0o007:
+        raise RequestError(
+            f"mode {mode:#o} would let every user of the host read the guest's memory", cure="Use 0600 or 0640"
+        )
+    return mode
+
+
+def parse_bandwidth(text: str | None) -> int | None:
+    """Bytes a second from a size such as C(200M).
+
+    :raises RequestError: it is none, or less than 1 MiB a second (QEMU would hardly move).
+    """
+    if text is None:
+        return None
+    try:
+        bandwidth = int(human_to_bytes(text))
+    except ValueError as exc:
+        raise RequestError(f"bandwidth {text!r} is not a size", cure="Write it as 200M or 1G, for one second") from exc
+    if bandwidth < 1024 * 1024:
+        raise RequestError(f"bandwidth {text} is less than 1M a second", cure="Raise it")
+    return bandwidth
+
+
+def parse_owner(owner: str | None, group: str | None) -> tuple[int, int]:
+    """Numeric owner and group, -1 where none is asked for.
+
+    :raises RequestError: there is no such user or group.
+    """
+    try:
+        uid = -1 if owner is None else int(owner) if owner.isdigit() else pwd.getpwnam(owner).pw_uid
+        gid = -1 if group is None else int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    except KeyError as exc:
+        raise RequestError(f"The owner or group of the image is unknown on this host: {exc.args[0]}") from exc
+    return uid, gid

@@ -1,0 +1,116 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What saving and restoring share: naming the image, finding the VM, and steps that a cancellation must not cut."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ImageError,
+    ImageNotFoundError,
+    MonitorMissingError,
+    RequestError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import query_state
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import connect_by_process, find_process
+
+_Result = t.TypeVar("_Result")
+
+
+def image_path(path: str | None, save_dir: str, name: str | None) -> str:
+    """The image's absolute path: as given, or C(<save_dir>/<name>.save).
+
+    :raises RequestError: neither a path nor a name that can stand in a file name.
+    """
+    if path:
+        return os.path.abspath(path)
+    if not name:
+        raise RequestError("Neither path nor name says which image is meant", cure="Give one of them")
+    if "/" in name or "\0" in name or name in (".", ".."):
+        raise RequestError(
+            f"The VM's name {name!r} cannot stand in a file name", cure="Give the image's path in the path option"
+        )
+    return os.path.join(os.path.abspath(save_dir), f"{name}.save")
+
+
+def image_state(path: str) -> str:
+    """What is at the path: C(absent), C(partial), C(complete), or C(invalid), which may be anything else."""
+    try:
+        return "complete" if read_image_head(path).header.complete else "partial"
+    except ImageNotFoundError:
+        return "absent"
+    except ImageError:
+        return "invalid"
+
+
+def image_result(path: str) -> dict[str, t.Any]:
+    """The C(image) return value: all of :func:`image_info` but the long texts, which would bury the rest."""
+    return {key: value for key, value in image_info(path).items() if key not in ("domain_xml", "cookie")}
+
+
+async def connect_to_vm(name: str | None, qmp_socket: str | None) -> Monitor | None:
+    """A session with the VM's QEMU, by socket or through the running processes; None where it does not run.
+
+    :raises MonitorError: it runs, but its monitor cannot be used.
+    """
+    if qmp_socket:
+        try:
+            return await Monitor.connect(qmp_socket if ":" in qmp_socket else os.path.abspath(qmp_socket))
+        except MonitorMissingError:
+            return None
+    process = find_process(name or "")
+    return await connect_by_process(process) if process else None
+
+
+def default_parallel_channels() -> int:
+    """Channels when none are asked for: two for each CPU, from 2 to 8."""
+    return max(2, min(8, 2 * (os.cpu_count() or 1)))
+
+
+def migration_fingerprint(state: t.Mapping[str, t.Any]) -> str:
+    """QEMU's figures of its last migration (C(query-migrate)), which tell one run from another."""
+    ram = state.get("ram", {})
+    figures = (ram.get("transferred", 0), ram.get("normal", 0), state.get("total-time", 0), state.get("setup-time", 0))
+    return ":".join(str(figure) for figure in figures)
+
+
+async def is_last_migration(monitor: Monitor, head: ImageHead) -> bool:
+    """Whether the image is what this QEMU wrote last: its own figures of that migration are recorded in it."""
+    facts = domain_xml.parse(head.xml, head.path).save_facts
+    if facts is None or not facts.migration:
+        return False
+    state = await query_state(monitor)
+    return state["status"] == "completed" and facts.migration == migration_fingerprint(state)
+
+
+async def despite_cancellation(work: t.Coroutine[t.Any, t.Any, _Result]) -> _Result:
+    """Run C(work) to its end although this task may be cancelled meanwhile, and return its result.
+
+    For the steps that must not be left half done: putting the guest back, and what follows the rename of a complete
+    image. A cancellation that arrives meanwhile has come too late and is dropped.
+    """
+    task = asyncio.ensure_future(work)
+    while True:
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.done():
+                return task.result()
+
+
+async def in_thread(function: t.Callable[..., _Result], *arguments: t.Any) -> _Result:
+    """Run a blocking call (a flush, a look into a large file) beside the event loop.
+
+    A cancellation is answered at once, since a guest may be waiting to run again; the call itself goes on to its end,
+    so it must work on descriptors of its own.
+    """
+    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)

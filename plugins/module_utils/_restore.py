@@ -1,0 +1,631 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Restoring a VM from a save image into a QEMU that waits for it, read from top to bottom.
+
+Check the image; find or start the QEMU; check that the two fit, since QEMU itself takes some that do not (a VM with
+more memory) and reports success; let QEMU load; let the guest run; only then remove the image. A QEMU that failed to
+load cannot be used again, so it is ended; the image stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import time
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    CommandError,
+    ConflictError,
+    ImageFormatError,
+    ImageNotFoundError,
+    ImagePartialError,
+    LaunchError,
+    MigrationError,
+    MismatchError,
+    MonitorBusyError,
+    MonitorError,
+    MonitorLostError,
+    MonitorMissingError,
+    RequestError,
+    UnsupportedByQemuError,
+    VmAmbiguousError,
+    VmNotFoundError,
+    VmopsError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
+    ImageHead,
+    direct_read_reason,
+    open_image,
+    read_image_head,
+    remove_image,
+    require_safe_image,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
+from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_stream
+from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
+    default_parallel_channels,
+    despite_cancellation,
+    image_path,
+    image_result,
+    image_state,
+    in_thread,
+    is_last_migration,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
+    Migration,
+    MigrationSettings,
+    MigrationSupport,
+    read_support,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+    Launch,
+    LaunchedProcess,
+    ProcessWatch,
+    connect_by_process,
+    find_processes,
+    launch,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
+    RunningVm,
+    query_run_state,
+    read_ram_blocks,
+    read_vm,
+)
+
+#: Seconds that a QEMU may take from its start to its QMP greeting.
+LAUNCH_TIMEOUT = 60.0
+
+#: Seconds between two looks for the QMP socket of a QEMU that is just starting; nothing announces it.
+_LAUNCH_INTERVAL = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoreRequest:
+    """The options of C(qemu_restore), as its documentation describes them; None leaves the choice to the operation."""
+
+    name: str | None
+    qmp_socket: str | None
+    path: str | None
+    save_dir: str
+    state: str = "as_saved"
+    parallel_channels: int | None = None
+    bypass_cache: bool | None = None
+    launch: str = "recorded"
+    command: list[str] | None = None
+    verify: str = "structure"
+    remove_image: bool = True
+    check_mode: bool = False
+
+
+class RestoreOperation:
+    """One restore; C(guest_state) says at any time, in a sentence, how the guest is."""
+
+    def __init__(self, request: RestoreRequest) -> None:
+        self.request = request
+        self.path = image_path(request.path, request.save_dir, request.name)
+        self.subject = request.name or self.path
+        self.guest_state = "The guest was not touched"
+        self.reasons: dict[str, str] = {}
+        #: How image and VM were found, for diff mode.
+        self.before = {"image": image_state(self.path), "vm": "ended"}
+
+    async def run(self) -> dict[str, t.Any]:
+        """Do it.
+
+        :returns: the module's return values.
+        :raises VmopsError: with C(guest_state) filled in.
+        """
+        try:
+            return await self._run()
+        except VmopsError as exc:
+            exc.guest_state = exc.guest_state or self.guest_state
+            raise
+
+    async def _run(self) -> dict[str, t.Any]:
+        started = time.monotonic()
+        head = self._read_head()
+        domain = domain_xml.parse(head.xml, self.path) if head else None
+        name = self.request.name or (domain.name if domain else None)
+        self.subject = name or self.subject
+        if domain and self.request.name and domain.name != self.request.name:
+            raise MismatchError(
+                f"{self.path} holds {domain.name}, not {self.request.name}", cure="Correct name or path"
+            )
+        monitor = await self._find(name)
+        try:
+            vm = await read_vm(monitor) if monitor else None
+            if vm is not None:
+                self.before["vm"] = vm.run_state
+                self.guest_state = f"{vm.label} was not touched (QEMU's run state is {vm.run_state})"
+                self._require_same_vm(vm, domain)
+            if monitor and vm and vm.run_state != "inmigrate":
+                return await self._with_running_vm(monitor, vm, head)
+            if head is None or domain is None:
+                raise ImageNotFoundError(
+                    self.path,
+                    f"there is no image to restore, and {self.subject} is not running",
+                    cure="Check name, path and save_dir (vmops.qemu.qemu_save_image_info lists a directory)",
+                    guest_state=self.guest_state if vm else f"{self.subject} is not running",
+                )
+            if vm is None:
+                self.guest_state = f"{self.subject} is not running, and its image is untouched"
+            stream = await self._check_image(head)
+            machine = stream.machine if stream and stream.machine else domain.machine
+            how = self._how_to_launch(domain, machine) if monitor is None else None
+            if self.request.check_mode:
+                if monitor and vm:
+                    await _require_fit(monitor, vm, head, domain, stream)
+                after = self._outcome(self._wants_running(head))
+                return self._result(f"{self.subject} would be restored from {self.path}", vm, after)
+            transaction = _Transaction(self, head, domain, stream)
+            monitor_or_launch = monitor or how
+            assert monitor_or_launch is not None
+            return await transaction.run(monitor_or_launch, started)
+        finally:
+            if monitor:
+                await monitor.close()
+
+    # --- deciding ---
+
+    def _read_head(self) -> ImageHead | None:
+        try:
+            head = read_image_head(self.path)
+        except ImageNotFoundError:
+            return None
+        if not head.header.complete:
+            raise ImagePartialError(
+                self.path,
+                "the image is partial: its save never finished, so it does not hold the whole guest",
+                cure="If the guest still runs, save it again; else start it from its disks and remove the file",
+            )
+        return head
+
+    async def _find(self, name: str | None) -> Monitor | None:
+        """A session with the VM's QEMU, if one runs already."""
+        if self.request.qmp_socket:
+            address = self.request.qmp_socket
+            try:
+                return await Monitor.connect(address if ":" in address else os.path.abspath(address))
+            except MonitorMissingError:
+                if self.request.launch == "attach":
+                    raise
+                return None
+        found = find_processes(name or "") if name else []
+        if len(found) > 1:
+            raise VmAmbiguousError(
+                f"{len(found)} running QEMU processes are named {name} (pid {', '.join(str(p.pid) for p in found)})",
+                cure="Name the one that waits for the image by its qmp_socket",
+            )
+        if not found and self.request.launch == "attach":
+            raise VmNotFoundError(
+                f"No running QEMU is named {name}, so there is none to attach to",
+                cure="Start it with -incoming defer, or use launch: recorded",
+                guest_state=f"{name} is not running, and its image is untouched",
+            )
+        return await connect_by_process(found[0]) if found else None
+
+    def _require_same_vm(self, vm: RunningVm, domain: domain_xml.ParsedDomain | None) -> None:
+        expected = self.request.name or (domain.name if domain else "")
+        if vm.name and expected and vm.name != expected:
+            raise MismatchError(
+                f"The QEMU at hand runs {vm.name}, but the restore is of {expected}", cure="Correct name or qmp_socket"
+            )
+        if domain and vm.uuid and domain.uuid and vm.uuid != domain.uuid:
+            raise MismatchError(
+                f"The QEMU at hand has the uuid {vm.uuid}, the image holds {domain.uuid}",
+                cure="Start QEMU with the uuid of the saved VM (-uuid), or name the right image",
+            )
+
+    async def _with_running_vm(self, monitor: Monitor, vm: RunningVm, head: ImageHead | None) -> dict[str, t.Any]:
+        """A VM that runs, or stands, is not restored over; a save that was cut short before its end is undone."""
+        if head is None:
+            return self._result(f"{vm.label} runs already, and there is no image at {self.path}", vm)
+        if vm.run_state == "postmigrate" and await is_last_migration(monitor, head):
+            if not self.request.check_mode:
+                await despite_cancellation(self._continue_saved_vm(monitor, vm, head))
+            done = "would go" if self.request.check_mode else "goes"
+            after = self._outcome(self._wants_running(head))
+            return self._result(f"{vm.label} was saved, but its QEMU had not ended: it {done} on there", vm, after)
+        if vm.run_state == "postmigrate":
+            raise ConflictError(
+                f"{vm.label} is stopped after a migration, and {self.path} is not what that one wrote",
+                cure="Find out which of the two is the truth; end the QEMU before you restore the image",
+            )
+        return self._result(f"{vm.label} runs already; the image {self.path} was not used", vm)
+
+    async def _continue_saved_vm(self, monitor: Monitor, vm: RunningVm, head: ImageHead) -> None:
+        if self._wants_running(head):
+            await _continue(monitor)
+            self.guest_state = f"{vm.label} runs"
+        if self.request.remove_image:
+            remove_image(self.path)
+
+    def _wants_running(self, head: ImageHead) -> bool:
+        return head.header.was_running if self.request.state == "as_saved" else self.request.state == "running"
+
+    async def _check_image(self, head: ImageHead) -> StreamFacts | None:
+        """Everything that the file alone can tell, before QEMU reads a byte."""
+        if head.header.format not in (ImageFormat.SPARSE, ImageFormat.RAW):
+            raise RequestError(
+                f"{self.path} is compressed ({head.header.format.label}), which cannot be restored yet",
+                cure="Restore it with libvirt",
+            )
+        if head.header.format is ImageFormat.RAW and self.request.parallel_channels is not None:
+            raise RequestError(
+                f"parallel_channels needs a sparse image; {self.path} is {head.header.format.label}",
+                cure="Leave parallel_channels out",
+            )
+        if self.request.verify != "none":
+            problems = await in_thread(structure_problems, self.path)
+            if problems:
+                raise ImageFormatError(
+                    self.path,
+                    f"the image is damaged: {'; '.join(problems[:3])}",
+                    cure="Restore an intact copy, or start the VM from its disks",
+                )
+        return await in_thread(read_stream, self.path, head.header)
+
+    def _how_to_launch(self, domain: domain_xml.ParsedDomain, machine: str) -> Launch:
+        """How to start the QEMU that shall load the image."""
+        if self.request.launch == "command":
+            assert self.request.command
+            return Launch(argv=tuple(command_line.restore_command(self.request.command, machine)), cwd="/")
+        record = domain.launch
+        if record is None or not record.argv:
+            raise LaunchError(
+                f"{self.path} does not record how {domain.name} was started",
+                cure="Start it with -incoming defer and use launch: attach, or give its command",
+            )
+        if not record.replayable:
+            raise LaunchError(
+                f"The recorded command of {domain.name} cannot be used again: {record.reason}",
+                cure="Start it with -incoming defer and use launch: attach, or give its command",
+            )
+        require_safe_image(self.path)
+        argv = list(record.argv)
+        argv[0] = argv[0] if os.path.isabs(argv[0]) else record.executable
+        return Launch(
+            argv=tuple(command_line.restore_command(argv, machine)), cwd=record.cwd, uid=record.uid, gid=record.gid
+        )
+
+    def _outcome(self, running: bool) -> dict[str, str]:
+        """How image and VM are after a restore, for diff mode."""
+        return {
+            "image": "absent" if self.request.remove_image else "complete",
+            "vm": "running" if running else "paused",
+        }
+
+    def _result(self, msg: str, vm: RunningVm | None, after: dict[str, str] | None = None) -> dict[str, t.Any]:
+        """The return values of a run that loaded nothing; with C(after), of one that changed, or would change."""
+        image = image_result(self.path)
+        return {
+            "changed": after is not None,
+            "msg": msg,
+            "image": image,
+            "vm": vm.as_result() if vm else {"name": self.subject, "uuid": image["uuid"], "run_state": "ended"},
+            "diff": {"before": self.before, "after": after or self.before},
+        }
+
+
+async def _require_fit(
+    monitor: Monitor,
+    vm: RunningVm,
+    head: ImageHead,
+    domain: domain_xml.ParsedDomain,
+    stream: StreamFacts | None,
+) -> None:
+    """Refuse an image that this QEMU must not load, although it might try.
+
+    :raises MismatchError: the machine type or a RAM block differs.
+    """
+    cure = "Start QEMU with the saved VM's own command line (machine type, memory, devices)"
+    machine = stream.machine if stream and stream.machine else domain.machine
+    if machine and machine != vm.machine:
+        raise MismatchError(f"{head.path} is of the machine type {machine}, but {vm.label} has {vm.machine}", cure=cure)
+    blocks = {block.name: block for block in await read_ram_blocks(monitor)}
+    if stream and stream.ram_blocks and blocks:
+        for saved in stream.ram_blocks:
+            block = blocks.get(saved.name)
+            if block is None:
+                raise MismatchError(
+                    f"{head.path} has the RAM block {saved.name}, which {vm.label} lacks: a device is missing",
+                    cure=cure,
+                )
+            # Some blocks of firmware tables may be resized on loading; all others must be the same.
+            resizable = block.maximum > block.used
+            if saved.used_length > block.maximum or (not resizable and saved.used_length != block.used):
+                raise MismatchError(
+                    f"{head.path} has {_size(saved.used_length)} in the RAM block {saved.name}, but {vm.label} has"
+                    f" {_size(block.used)}: its memory differs",
+                    cure=cure,
+                )
+    elif domain.memory and domain.memory != vm.memory:
+        raise MismatchError(
+            f"{head.path} holds {_size(domain.memory)} of memory, but {vm.label} has {_size(vm.memory)}", cure=cure
+        )
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**20:g} MiB"
+
+
+async def _continue(monitor: Monitor) -> None:
+    """Let the guest run, and see that it does."""
+    since = monitor.mark()
+    if await query_run_state(monitor) == "running":
+        return
+    await monitor.execute("cont")
+    await monitor.wait_for_event(lambda event: event["event"] == "RESUME", since)
+
+
+class _Transaction:
+    """The restore itself, from the QEMU's start to the image's end, with the way back."""
+
+    def __init__(
+        self,
+        operation: RestoreOperation,
+        head: ImageHead,
+        domain: domain_xml.ParsedDomain,
+        stream: StreamFacts | None,
+    ) -> None:
+        self.operation = operation
+        self.request = operation.request
+        self.head = head
+        self.domain = domain
+        self.stream = stream
+        self.launched: LaunchedProcess | None = None
+        self.monitor: Monitor
+        self.vm: RunningVm | None = None
+        self.settings: MigrationSettings | None = None
+        self.descriptors: DescriptorSet | None = None
+        self.migration: Migration | None = None
+        self.parallel_channels: int | None = None
+        self.bypass_cache = False
+
+    async def run(self, qemu: Monitor | Launch, started: float) -> dict[str, t.Any]:
+        """Restore into a QEMU that waits already, or into one that is started for it."""
+        try:
+            if isinstance(qemu, Launch):
+                await self._launch(qemu)
+            else:
+                self.monitor = qemu
+            self.vm = await read_vm(self.monitor)
+            if self.vm.run_state != "inmigrate":
+                raise ConflictError(
+                    f"The QEMU of {self.vm.label} does not wait for a saved state (its run state is"
+                    f" {self.vm.run_state})",
+                    cure="Start it with -incoming defer",
+                )
+            self.operation._require_same_vm(self.vm, self.domain)
+            await _require_fit(self.monitor, self.vm, self.head, self.domain, self.stream)
+            state = await self._load()
+        except BaseException as exc:
+            # Also a cancellation (timeout, signal): a QEMU that holds half a guest must not stay.
+            await despite_cancellation(self._roll_back(exc))
+            raise
+        try:
+            return await despite_cancellation(self._complete(state, started))
+        finally:
+            if self.launched:
+                await self.monitor.close()
+                self.launched.release()
+
+    # --- the QEMU ---
+
+    async def _launch(self, how: Launch) -> None:
+        """Start the QEMU and wait for its QMP server.
+
+        :raises LaunchError: it has none, or ended before it greeted.
+        """
+        label = self.domain.name
+        addresses = command_line.qmp_addresses(how.argv, how.cwd)
+        if self.request.qmp_socket:
+            addresses.insert(0, self.request.qmp_socket)
+        if not addresses:
+            raise LaunchError(
+                f"The command of {label} opens no QMP server", cure="Add -qmp unix:PATH,server=on,wait=off to it"
+            )
+        self.launched = launch(how, f"{self.head.path}.log")
+        self.operation.guest_state = f"The QEMU that was started for {label} is being ended"
+        deadline = time.monotonic() + LAUNCH_TIMEOUT
+        while True:
+            if self.launched.watch.ended:
+                said = self.launched.stderr() or "it said nothing"
+                raise LaunchError(
+                    f"The QEMU that was started for {label} ended at once: {said}",
+                    cure=f"Correct what it says and restore again; its log is {self.launched.log_path}",
+                )
+            try:
+                self.monitor = await Monitor.connect(addresses[0])
+                return
+            except (MonitorMissingError, MonitorBusyError) as exc:
+                if time.monotonic() > deadline:
+                    raise LaunchError(
+                        f"The QEMU that was started for {label} opened no QMP server at {addresses[0]} within"
+                        f" {LAUNCH_TIMEOUT:g} seconds",
+                        cure=f"See its log {self.launched.log_path}",
+                    ) from exc
+            await asyncio.sleep(_LAUNCH_INTERVAL)
+
+    # --- loading ---
+
+    async def _load(self) -> dict[str, t.Any]:
+        support = await read_support(self.monitor)
+        sparse = self.head.header.mapped_ram
+        if sparse and not support.mapped_ram:
+            raise UnsupportedByQemuError(
+                f"QEMU {support.version} cannot read the sparse format of {self.head.path}: it needs mapped-ram with"
+                " direct-io, as in QEMU 9.1 and later",
+                cure="Use the QEMU that saved it, or a newer one",
+            )
+        self._choose_access(sparse)
+        self.settings = MigrationSettings(self.monitor)
+        await self.settings.apply(
+            mapped_ram=sparse,
+            parallel_channels=self.parallel_channels,
+            direct_io=self.bypass_cache,
+            bandwidth=None,
+        )
+        self.migration = Migration(self.monitor)
+        uri = await self._pass_descriptors(support)
+        # Before a load, stop means "do not start the guest when it is loaded": whether and when it runs is decided
+        # here, however QEMU was started.
+        await self.monitor.execute("stop")
+        self.operation.guest_state = f"{self.domain.name} is being loaded"
+        await self.migration.start_incoming(uri, keep_alive=support.exit_on_error)
+        state = await self.migration.wait()
+        await self.descriptors_and_settings_back()
+        return state
+
+    def _choose_access(self, sparse: bool) -> None:
+        reasons = self.operation.reasons
+        if not sparse:
+            reasons["bypass_cache"] = "QEMU reads a plain stream through the page cache"
+            if self.request.bypass_cache:
+                raise RequestError(
+                    f"bypass_cache needs a sparse image; {self.head.path} is {self.head.header.format.label}",
+                    cure="Leave bypass_cache out",
+                )
+            return
+        if self.request.bypass_cache is not False:
+            problem = direct_read_reason(self.head.path)
+            if problem and self.request.bypass_cache:
+                raise RequestError(
+                    f"bypass_cache is not possible for {self.head.path}: {problem}", cure="Leave bypass_cache out"
+                )
+            self.bypass_cache = not problem
+            reasons["bypass_cache"] = problem or "the file system takes O_DIRECT"
+        self.parallel_channels = self.request.parallel_channels
+        if self.parallel_channels is None:
+            self.parallel_channels = default_parallel_channels()
+            reasons["parallel_channels"] = f"two for each of {os.cpu_count()} CPUs, from 2 to 8"
+
+    async def _pass_descriptors(self, support: MigrationSupport) -> str:
+        path, offset = self.head.path, self.head.header.stream_offset
+        files = [open_image(path)]
+        try:
+            if self.bypass_cache:
+                files.append(open_image(path, direct=True))
+            if support.file_uri:
+                self.descriptors = DescriptorSet(self.monitor, f"vmops.qemu restore {path}")
+                await self.descriptors.add(*files)
+                return self.descriptors.uri(offset)
+            # Before QEMU 9.1: a plain stream from a descriptor that stands where the stream starts.
+            os.lseek(files[0], offset, os.SEEK_SET)
+            self.monitor.send_descriptor(files[0])
+            name = f"vmops-restore-{os.getpid()}"
+            await self.monitor.execute("getfd", {"fdname": name})
+            return f"fd:{name}"
+        finally:
+            for descriptor in files:
+                os.close(descriptor)
+
+    async def descriptors_and_settings_back(self) -> None:
+        """Capabilities, parameters and descriptors of QEMU as they were found."""
+        if self.descriptors:
+            await self.descriptors.remove()
+        if self.settings:
+            await self.settings.restore()
+
+    async def _complete(self, state: dict[str, t.Any], started: float) -> dict[str, t.Any]:
+        """Everything from the loaded guest on; runs to its end whatever happens."""
+        assert self.vm is not None
+        label = self.domain.name
+        running = self.operation._wants_running(self.head)
+        image = image_result(self.head.path)
+        if running:
+            await _continue(self.monitor)
+        run_state = await query_run_state(self.monitor)
+        if (run_state == "running") != running:
+            raise MigrationError(
+                f"{label} was loaded, but is in QEMU's run state {run_state}",
+                guest_state=f"{label} is loaded; its image {self.head.path} was kept",
+                cure="Look at the guest; let it go on with QMP cont",
+            )
+        self.operation.guest_state = f"{label} {'runs' if running else 'is paused'}"
+        if self.request.remove_image:
+            await in_thread(remove_image, self.head.path)
+            image = {**image, "exists": False, "state": "absent"}
+        duration = time.monotonic() - started
+        kept = "removed" if self.request.remove_image else "kept"
+        return {
+            "changed": True,
+            "msg": f"{label} was restored from {self.head.path} in {duration:.1f} s and"
+            f" {'runs' if running else 'is paused'}; the image was {kept}",
+            "image": image,
+            "vm": dataclasses.replace(self.vm, run_state=run_state).as_result(),
+            "launched": self.launched is not None,
+            "duration": round(duration, 3),
+            "parallel_channels": self.parallel_channels,
+            "bypass_cache": self.bypass_cache,
+            "reasons": self.operation.reasons,
+            "diff": {"before": self.operation.before, "after": self.operation._outcome(running)},
+        }
+
+    # --- the way back ---
+
+    async def _roll_back(self, cause: BaseException) -> None:
+        """End a QEMU that was started here or that has begun to load; leave one that only waits as it was found."""
+        label = self.domain.name
+        began = self.migration is not None and self.migration.started
+        try:
+            if self.launched:
+                await self._explain(cause)
+                await self.launched.end()
+                self.operation.guest_state = f"{label} is not running, and its image is untouched"
+                if hasattr(self, "monitor"):
+                    await self.monitor.close()
+            elif began:
+                await self._end_attached()
+                self.operation.guest_state = (
+                    f"{label} is not running (a QEMU that failed to load cannot be used again and was ended), and its"
+                    " image is untouched"
+                )
+            else:
+                await self.descriptors_and_settings_back()
+                self.operation.guest_state = f"{label}'s QEMU still waits for its state, and the image is untouched"
+        except MonitorError as exc:
+            self.operation.guest_state = (
+                f"{label} is not running, its image is untouched; the QEMU at {self.monitor.address} cannot be"
+                f" reached any more ({exc.what})"
+            )
+        if isinstance(cause, VmopsError):
+            cause.guest_state = self.operation.guest_state
+
+    async def _explain(self, cause: BaseException) -> None:
+        """Why a load failed is often only on QEMU's stderr."""
+        assert self.launched is not None
+        if isinstance(cause, MonitorLostError):
+            # A dying QEMU closes its socket a moment before it is gone.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.launched.watch.wait(), 2.0)
+        if isinstance(cause, (MigrationError, MonitorLostError)):
+            text = self.launched.stderr()
+            if text and text not in cause.what:
+                cause.what += f" (QEMU said: {text})"
+            cause.cure = cause.cure or f"Correct what it says and restore again; QEMU's log is {self.launched.log_path}"
+
+    async def _end_attached(self) -> None:
+        """End the QEMU of someone else that has begun to load: it holds half a guest."""
+        process = self.vm.process if self.vm else None
+        watch = ProcessWatch(process.pid) if process else None
+        try:
+            # It may end before it answers, or be gone already.
+            with contextlib.suppress(MonitorLostError, CommandError):
+                await asyncio.wait_for(self.monitor.execute("quit"), 5)
+        except asyncio.TimeoutError:
+            if watch:
+                watch.kill()
+        if watch:
+            await watch.wait()
+            watch.close()

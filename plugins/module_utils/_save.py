@@ -1,0 +1,717 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Saving a running VM into a save image: one transaction, read from top to bottom.
+
+Check all that can be checked; create the partial image beside the target; stop the guest (or leave it running while
+its memory is written); let QEMU write; flush; check the file against what it promises; complete and rename it; only
+then let QEMU quit. Whatever goes wrong before the rename puts the guest back as it was and leaves the target alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import enum
+import os
+import time
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ConflictError,
+    ImageError,
+    ImageFormatError,
+    ImagePartialError,
+    ImageSpaceError,
+    MismatchError,
+    MonitorError,
+    MonitorLostError,
+    MonitorMissingError,
+    RequestError,
+    UnsupportedByQemuError,
+    VmNotFoundError,
+    VmopsError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
+    ImageHead,
+    PartialImage,
+    flush_image,
+    free_bytes,
+    make_save_directory,
+    read_image_head,
+    remove_leftovers,
+    require_writable_directory,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
+    connect_to_vm,
+    default_parallel_channels,
+    despite_cancellation,
+    image_path,
+    image_result,
+    image_state,
+    in_thread,
+    is_last_migration,
+    migration_fingerprint,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
+    IDLE_STATES,
+    Migration,
+    MigrationSettings,
+    MigrationSupport,
+    query_state,
+    read_support,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, event_seconds
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import ProcessWatch, resident_bytes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm, query_run_state, read_vm
+from ansible_collections.vmops.qemu.plugins.module_utils._version import COLLECTION_VERSION
+
+#: Seconds that a QEMU that was told to quit may take to end.
+QUIT_TIMEOUT = 60.0
+
+#: Bytes that a save needs beside the guest's memory: header area, bitmaps, device state, alignment of each block.
+_SPACE_MARGIN = 16 * 1024 * 1024
+
+#: Run states in which a guest can be saved. The others mean that QEMU is busy with another migration or snapshot, or
+#: that the guest is gone (shutdown, guest-panicked, internal-error).
+_SAVABLE_STATES = frozenset(("running", "paused", "prelaunch", "suspended", "io-error", "watchdog"))
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveRequest:
+    """The options of C(qemu_save), as its documentation describes them; None leaves the choice to the operation."""
+
+    name: str | None
+    qmp_socket: str | None
+    path: str | None
+    save_dir: str
+    image_version: int = 3
+    format: str | None = None
+    parallel_channels: int | None = None
+    bypass_cache: bool | None = None
+    live: bool = False
+    live_timeout: float = 60.0
+    vm_state: str = "as_is"
+    domain_xml: str | None = None
+    after_save: str = "quit"
+    force: bool = False
+    bandwidth: int | None = None
+    mode: int = 0o600
+    uid: int = -1
+    gid: int = -1
+    check_mode: bool = False
+
+
+class Action(enum.Enum):
+    """What is to be done, decided from the image and the VM together."""
+
+    #: The image holds this VM, which does not run.
+    NOTHING = "nothing"
+    #: The image holds this VM, which an interrupted save left stopped: only the end of that save is missing.
+    FINISH = "finish"
+    SAVE = "save"
+
+
+class SaveOperation:
+    """One save; C(guest_state) says at any time, in a sentence, how the guest is."""
+
+    def __init__(self, request: SaveRequest) -> None:
+        self.request = request
+        self.guest_state = "The guest was not touched"
+        self.subject = request.name or request.qmp_socket or "the VM"
+        self.path = image_path(request.path, request.save_dir, request.name) if request.path or request.name else ""
+        #: How image and VM were found, for diff mode.
+        self.before = {"image": image_state(self.path) if self.path else "absent", "vm": "ended"}
+
+    async def run(self) -> dict[str, t.Any]:
+        """Do it.
+
+        :returns: the module's return values.
+        :raises VmopsError: with C(guest_state) filled in.
+        """
+        try:
+            monitor = await connect_to_vm(self.request.name, self.request.qmp_socket)
+            if monitor is None:
+                return self._already_saved()
+            async with monitor:
+                return await self._run_with_vm(monitor)
+        except VmopsError as exc:
+            exc.guest_state = exc.guest_state or self.guest_state
+            raise
+
+    # --- deciding ---
+
+    def _already_saved(self) -> dict[str, t.Any]:
+        """The result for a VM that does not run: its image must be there."""
+        self.guest_state = f"{self.subject} is not running"
+        head = self._existing_image()
+        if head is None:
+            if self.request.qmp_socket:
+                raise MonitorMissingError(
+                    f"No QEMU answers at the QMP socket {self.request.qmp_socket}"
+                    + (f", and there is no image at {self.path}" if self.path else "")
+                    + ": there is nothing to save",
+                    cure="Check that the VM runs and that its -qmp option names this path",
+                )
+            raise VmNotFoundError(
+                f"No running QEMU is named {self.request.name}, and there is no image at {self.path}:"
+                " there is nothing to save",
+                cure="Check the name (ps -C qemu-system-x86_64 -o args), or give the VM's qmp_socket",
+            )
+        if not head.header.complete:
+            raise ImagePartialError(
+                self.path,
+                f"the image is partial, its save never finished, and {self.subject} is not running: nothing can be"
+                " saved any more",
+                cure="Start the VM from its disks, and remove the file",
+            )
+        if not self._is_image_of(head, self.request.name, "", self.request.qmp_socket):
+            raise ConflictError(
+                f"{self.subject} is not running, and {self.path} holds another VM ({_image_owner(head)})",
+                cure="Give the path of this VM's image, or start the VM",
+            )
+        return self.result(f"{self.subject} is already saved in {self.path} and does not run", None)
+
+    def _existing_image(self) -> ImageHead | None:
+        if not self.path or not os.path.lexists(self.path):
+            return None
+        return read_image_head(self.path)
+
+    @staticmethod
+    def _is_image_of(head: ImageHead, name: str | None, uuid: str, qmp_socket: str | None) -> bool:
+        """Whether the image holds the VM: by uuid where both have one, else by name, else by its recorded socket."""
+        domain = domain_xml.parse(head.xml, head.path)
+        if uuid and domain.uuid:
+            return uuid == domain.uuid
+        if name:
+            return name == domain.name
+        launch = domain.launch
+        return bool(
+            qmp_socket and launch and os.path.abspath(qmp_socket) in command_line.qmp_addresses(launch.argv, launch.cwd)
+        )
+
+    async def _decide(self, monitor: Monitor, vm: RunningVm) -> Action:
+        """What to do with a VM that runs.
+
+        :raises ConflictError: what is at the path must not be replaced.
+        """
+        try:
+            head = self._existing_image()
+            complete = head is not None and head.header.complete
+            ours = head is not None and self._is_image_of(head, vm.name, vm.uuid, None)
+        except ImageError as exc:
+            if self.request.force:
+                return Action.SAVE
+            raise ConflictError(
+                f"What is at the path is not a save image that can be read, so it is not replaced: {exc.what}",
+                cure="Choose another path, remove the file, or use force",
+            ) from exc
+        stopped_by_save = complete and ours and vm.run_state == "postmigrate"
+        if head is not None and stopped_by_save and await is_last_migration(monitor, head):
+            return Action.FINISH
+        if vm.run_state not in _SAVABLE_STATES:
+            raise ConflictError(
+                f"{vm.label} is in QEMU's run state {vm.run_state} and cannot be saved from there",
+                cure=_RUN_STATE_CURES.get(vm.run_state, "Bring the guest into the state running or paused first"),
+            )
+        if head is None or self.request.force:
+            return Action.SAVE
+        if not ours:
+            raise ConflictError(
+                f"{self.path} holds another VM ({_image_owner(head)}), not {vm.label}",
+                cure="Choose another path; force replaces the other VM's image",
+            )
+        if complete:
+            raise ConflictError(
+                f"{vm.label} runs although {self.path} is a complete image of it, saved {_saved_at(head)}",
+                cure="Remove the image if it is stale, or use force to replace it",
+            )
+        return Action.SAVE
+
+    async def _run_with_vm(self, monitor: Monitor) -> dict[str, t.Any]:
+        vm = await read_vm(monitor)
+        self.subject = vm.label
+        self.guest_state = f"{vm.label} was not touched (QEMU's run state is {vm.run_state})"
+        if self.request.name and vm.name and vm.name != self.request.name:
+            raise MismatchError(
+                f"The QEMU at {monitor.address} runs {vm.name}, not {self.request.name}",
+                cure="Correct name or qmp_socket",
+            )
+        self.path = self.path or image_path(None, self.request.save_dir, vm.name)
+        self.before = {"image": image_state(self.path), "vm": vm.run_state}
+        action = await self._decide(monitor, vm)
+        if action is Action.FINISH:
+            return await self._finish_earlier_save(monitor, vm)
+        return await _Transaction(self, monitor, vm).run()
+
+    async def _finish_earlier_save(self, monitor: Monitor, vm: RunningVm) -> dict[str, t.Any]:
+        after_save = self.request.after_save
+        reason = f"{vm.label} was saved in {self.path} by an earlier run and stands still since"
+        if after_save == "pause":
+            return self.result(reason, vm)
+        if self.request.check_mode:
+            return self.result(f"{reason}: would {after_save}", vm, self.outcome())
+        # That run may have been cut short before its last flush.
+        await in_thread(flush_image, self.path)
+        await despite_cancellation(self.after_save(monitor, vm))
+        done = "now QEMU has quit" if after_save == "quit" else "now the guest runs again"
+        return self.result(f"{reason}; {done}", vm, self.outcome())
+
+    async def after_save(self, monitor: Monitor, vm: RunningVm) -> None:
+        """Do with the stopped VM what was asked for; the image is complete and on disk."""
+        image_is_safe = f"the image {self.path} is complete"
+        if self.request.after_save == "pause":
+            self.guest_state = f"{vm.label} is paused (QEMU's run state postmigrate; cont continues it)"
+        elif self.request.after_save == "resume":
+            since = monitor.mark()
+            await monitor.execute("cont")
+            await monitor.wait_for_event(lambda event: event["event"] == "RESUME", since)
+            self.guest_state = f"{vm.label} runs"
+        else:
+            self.guest_state = f"{vm.label} is stopped and {image_is_safe}"
+            watch = ProcessWatch(vm.process.pid) if vm.process else None
+            # The connection may end before the answer comes.
+            with contextlib.suppress(MonitorLostError):
+                await monitor.execute("quit")
+            try:
+                await asyncio.wait_for(monitor.wait_for_end(), QUIT_TIMEOUT)
+                if watch:
+                    await asyncio.wait_for(watch.wait(), QUIT_TIMEOUT)
+            except asyncio.TimeoutError:
+                raise MonitorError(
+                    f"{vm.label} was told to quit, but its QEMU still runs after {QUIT_TIMEOUT:g} seconds",
+                    cure="The image can be trusted; end the process by hand before you restore",
+                ) from None
+            finally:
+                if watch:
+                    watch.close()
+            self.guest_state = f"{vm.label} has ended and {image_is_safe}"
+
+    def outcome(self) -> dict[str, str]:
+        """How image and VM are after a save, for diff mode."""
+        run_states = {"quit": "ended", "pause": "postmigrate", "resume": "running"}
+        return {"image": "complete", "vm": run_states[self.request.after_save]}
+
+    def result(self, msg: str, vm: RunningVm | None, after: dict[str, str] | None = None) -> dict[str, t.Any]:
+        """The return values of a run that wrote nothing; with C(after), of one that changed, or would change."""
+        image = image_result(self.path)
+        return {
+            "changed": after is not None,
+            "msg": msg,
+            "image": image,
+            "vm": vm.as_result() if vm else {"name": image["name"], "uuid": image["uuid"], "run_state": "ended"},
+            "diff": {"before": self.before, "after": after or self.before},
+        }
+
+
+_RUN_STATE_CURES = {
+    "inmigrate": "This QEMU waits for a saved state: restore into it (qemu_restore), or end it",
+    "postmigrate": "An earlier migration stopped it, and no image at this path is of that one: if the guest runs"
+    " nowhere else, let it run on (QMP cont) and save again",
+    "finish-migrate": "Another migration is just ending: wait for it",
+    "shutdown": "The guest has shut down: there is nothing to save",
+    "guest-panicked": "The guest has crashed: reset it, or end it",
+}
+
+
+def _image_owner(head: ImageHead) -> str:
+    domain = domain_xml.parse(head.xml, head.path)
+    return f"{domain.name}, {domain.uuid}" if domain.uuid else domain.name
+
+
+def _saved_at(head: ImageHead) -> str:
+    facts = domain_xml.parse(head.xml, head.path).save_facts
+    if facts and facts.saved_at:
+        return facts.saved_at
+    return datetime.datetime.fromtimestamp(head.mtime, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """How to save, chosen from the request, QEMU and the file system; the reasons go into the result."""
+
+    format: ImageFormat
+    parallel_channels: int | None
+    bypass_cache: bool
+    reasons: dict[str, str]
+    warnings: list[str]
+
+
+class _Transaction:
+    """The save itself, from the first check to QEMU's end, with the way back."""
+
+    def __init__(self, operation: SaveOperation, monitor: Monitor, vm: RunningVm) -> None:
+        self.operation = operation
+        self.request = operation.request
+        self.monitor = monitor
+        self.vm = vm
+        self.path = operation.path
+        self.partial: PartialImage | None = None
+        self.settings = MigrationSettings(monitor)
+        self.migration = Migration(monitor)
+        self.descriptors = DescriptorSet(monitor, "")
+        self.since = monitor.mark()
+        self.qemu_version = ""
+        #: QEMU's name for a descriptor that C(getfd) took, where there are no fdsets.
+        self.named_descriptor = ""
+        #: Whether anything was done to the guest that has to be undone.
+        self.touched = False
+
+    async def run(self) -> dict[str, t.Any]:
+        started = time.monotonic()
+        support = await read_support(self.monitor)
+        self.qemu_version = support.version
+        await self._check_migration()
+        image_format, reasons, warnings = self._choose_format(support)
+        header, xml = self._compose(image_format)
+        if self.request.path is None and not self.request.check_mode:
+            make_save_directory(os.path.dirname(self.path))
+        self._check_space(require_writable_directory(os.path.dirname(self.path)))
+        if self.request.check_mode:
+            result = self.operation.result(
+                f"{self.vm.label} would be saved in {self.path} ({image_format.label}, version"
+                f" {self.request.image_version}), then {self.request.after_save}",
+                self.vm,
+                self.operation.outcome(),
+            )
+            return {**result, "warnings": warnings}
+        try:
+            await in_thread(remove_leftovers, self.path)
+            self.partial = PartialImage.create(
+                self.path, header, xml, mode=self.request.mode, uid=self.request.uid, gid=self.request.gid
+            )
+            choice = self._choose_access(image_format, support, reasons, warnings)
+            uri = await self._prepare(choice, support)
+            write_started = time.monotonic()
+            state = await self._write(uri)
+            await in_thread(self.partial.flush)
+            write_seconds = time.monotonic() - write_started
+            await self._check_file()
+            xml = self._final_xml(xml, choice, state)
+        except BaseException as exc:
+            # Also a cancellation (timeout, signal): whatever happens, the guest goes back first.
+            await despite_cancellation(self._roll_back(exc))
+            raise
+        return await despite_cancellation(self._complete(xml, choice, state, started, write_seconds))
+
+    # --- before the guest is touched ---
+
+    async def _check_migration(self) -> None:
+        state = await query_state(self.monitor)
+        if state["status"] not in IDLE_STATES:
+            raise ConflictError(
+                f"{self.vm.label} is being migrated or saved by someone else (migration status {state['status']})",
+                cure="Wait for it or cancel it, then save again",
+            )
+        blockers = state.get("blocked-reasons")
+        if blockers:
+            raise UnsupportedByQemuError(
+                f"{self.vm.label} cannot be saved: {'; '.join(blockers)}",
+                cure="Remove the device or the setting that blocks the migration",
+            )
+
+    def _choose_format(self, support: MigrationSupport) -> tuple[ImageFormat, dict[str, str], list[str]]:
+        reasons: dict[str, str] = {}
+        warnings: list[str] = []
+        label = self.request.format
+        if label is None:
+            if self.request.image_version == 2:
+                label = "raw"
+                reasons["format"] = "raw is what image version 2 defaults to, as in libvirt"
+            elif support.mapped_ram:
+                label = "sparse"
+                reasons["format"] = f"QEMU {support.version} has mapped-ram"
+            else:
+                label = "raw"
+                reasons["format"] = f"QEMU {support.version} has no mapped-ram that keeps the image's header"
+                warnings.append(f"{self.vm.label} is saved in the raw format: {reasons['format']} (9.1 is needed)")
+        chosen = ImageFormat.from_label(label)
+        if chosen is ImageFormat.SPARSE and not support.mapped_ram:
+            raise UnsupportedByQemuError(
+                f"QEMU {support.version} of {self.vm.label} cannot write the sparse format: it needs mapped-ram with"
+                " direct-io, as in QEMU 9.1 and later",
+                cure="Use format raw, or leave format out",
+            )
+        if chosen not in (ImageFormat.SPARSE, ImageFormat.RAW):
+            raise RequestError(f"The format {label} cannot be written yet", cure="Use sparse or raw")
+        if chosen is ImageFormat.RAW and self.request.parallel_channels is not None:
+            raise RequestError(
+                "parallel_channels needs the sparse format: a raw stream has one writer",
+                cure="Leave parallel_channels out, or use format sparse",
+            )
+        if chosen is ImageFormat.RAW and self.request.bypass_cache:
+            raise RequestError(
+                "bypass_cache needs the sparse format: QEMU writes a raw stream through the page cache",
+                cure="Leave bypass_cache out, or use format sparse",
+            )
+        return chosen, reasons, warnings
+
+    def _compose(self, image_format: ImageFormat) -> tuple[SaveImageHeader, str]:
+        """The header and the domain XML that the image starts with."""
+        running = {"as_is": self.vm.run_state in ("running", "suspended"), "running": True, "paused": False}
+        header = SaveImageHeader(
+            version=self.request.image_version,
+            format=image_format,
+            was_running=running[self.request.vm_state],
+        )
+        if self.request.domain_xml is not None:
+            given = domain_xml.parse(self.request.domain_xml, "domain_xml")
+            if self.vm.name and given.name != self.vm.name:
+                raise MismatchError(
+                    f"The domain_xml describes {given.name}, not {self.vm.label}", cure="Give this VM's own XML"
+                )
+            return header, domain_xml.embed(self.request.domain_xml, self._save_facts(), self._launch_record())
+        facts = domain_xml.DomainFacts(
+            name=self.vm.name or "vm",
+            uuid=self.vm.uuid,
+            memory=self.vm.memory,
+            vcpus=self.vm.vcpus,
+            machine=self.vm.machine,
+            emulator=self.vm.process.executable if self.vm.process else "/usr/bin/qemu-system-x86_64",
+            arch=self.vm.architecture,
+            accelerator=self.vm.accelerator,
+        )
+        return header, domain_xml.generate(facts, self._save_facts(), self._launch_record())
+
+    def _save_facts(self) -> domain_xml.SaveFacts:
+        return domain_xml.SaveFacts(
+            collection_version=COLLECTION_VERSION,
+            qemu_version=self.qemu_version,
+            saved_at=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+
+    def _launch_record(self) -> domain_xml.LaunchRecord | None:
+        process = self.vm.process
+        if process is None:
+            return None
+        reason = command_line.why_not_replayable(process.argv)
+        return domain_xml.LaunchRecord(
+            argv=list(process.argv),
+            cwd=process.cwd,
+            executable=process.executable,
+            uid=process.uid,
+            gid=process.gid,
+            replayable=not reason,
+            reason=reason,
+        )
+
+    def _check_space(self, directory: str) -> None:
+        """Refuse a save that cannot fit.
+
+        What the save writes is bounded by the guest's memory and by what its process holds of it.
+        """
+        held = resident_bytes(self.vm.process.pid) if self.vm.process else None
+        needed = min(self.vm.memory, held or self.vm.memory) + _SPACE_MARGIN
+        free = free_bytes(directory)
+        if free < needed:
+            raise ImageSpaceError(
+                directory,
+                f"{needed // 2**20} MiB may be needed to save {self.vm.label}, but its file system has only"
+                f" {free // 2**20} MiB free ({(needed - free + 2**20 - 1) // 2**20} MiB are missing)",
+                cure="Free space there, or save into another directory",
+            )
+
+    def _choose_access(
+        self, image_format: ImageFormat, support: MigrationSupport, reasons: dict[str, str], warnings: list[str]
+    ) -> _Choice:
+        assert self.partial is not None
+        if image_format is not ImageFormat.SPARSE:
+            reasons["bypass_cache"] = f"QEMU writes the {image_format.label} format through the page cache"
+            return _Choice(image_format, None, False, reasons, warnings)
+        bypass_cache = self.request.bypass_cache is not False
+        if bypass_cache:
+            problem = self.partial.direct_io_reason()
+            if problem and self.request.bypass_cache:
+                raise RequestError(
+                    f"bypass_cache is not possible for {self.path}: {problem}",
+                    cure="Leave bypass_cache out, or choose a file system that takes O_DIRECT",
+                )
+            bypass_cache = not problem
+            reasons["bypass_cache"] = problem or "the file system takes O_DIRECT"
+        channels = self.request.parallel_channels
+        if channels is None:
+            channels = default_parallel_channels()
+            reasons["parallel_channels"] = f"two for each of {os.cpu_count()} CPUs, from 2 to 8"
+        return _Choice(image_format, channels, bypass_cache, reasons, warnings)
+
+    async def _prepare(self, choice: _Choice, support: MigrationSupport) -> str:
+        """Settings and descriptors; the migration URI."""
+        assert self.partial is not None
+        await self.settings.apply(
+            mapped_ram=choice.format is ImageFormat.SPARSE,
+            parallel_channels=choice.parallel_channels,
+            direct_io=choice.bypass_cache,
+            bandwidth=self.request.bandwidth,
+        )
+        self.descriptors = DescriptorSet(self.monitor, f"vmops.qemu save {self.partial.path}")
+        files = [self.partial.open_for_qemu(direct=False)]
+        try:
+            if choice.bypass_cache:
+                files.append(self.partial.open_for_qemu(direct=True))
+            if support.file_uri:
+                await self.descriptors.add(*files)
+                return self.descriptors.uri(self.partial.stream_offset)
+            # Before QEMU 9.1: a plain stream into a descriptor that stands where the stream starts.
+            os.lseek(files[0], self.partial.stream_offset, os.SEEK_SET)
+            self.monitor.send_descriptor(files[0])
+            self.named_descriptor = f"vmops-save-{os.getpid()}"
+            await self.monitor.execute("getfd", {"fdname": self.named_descriptor})
+            return f"fd:{self.named_descriptor}"
+        finally:
+            for descriptor in files:
+                os.close(descriptor)
+
+    # --- with the guest ---
+
+    async def _write(self, uri: str) -> dict[str, t.Any]:
+        """Let QEMU write everything; returns its last C(query-migrate)."""
+        label = self.vm.label
+        self.since = self.monitor.mark()
+        self.touched = True
+        if self.vm.run_state == "running" and not self.request.live:
+            self.operation.guest_state = f"{label} is being stopped"
+            await self.monitor.execute("stop")
+        self.operation.guest_state = f"{label} is being saved"
+        await self.migration.start_outgoing(uri)
+        waiting = asyncio.ensure_future(self.migration.wait())
+        try:
+            if self.request.live:
+                done, _pending = await asyncio.wait({waiting}, timeout=self.request.live_timeout)
+                if not done:
+                    # It dirties its memory faster than the disk takes it: stopped, it cannot.
+                    await self.monitor.execute("stop")
+            return await waiting
+        finally:
+            waiting.cancel()
+
+    async def _check_file(self) -> None:
+        """Check that the file holds what its bitmaps promise: QEMU before 11.1 takes a short write for a success."""
+        assert self.partial is not None
+        problems = await in_thread(structure_problems, self.partial.path)
+        if problems:
+            raise ImageFormatError(
+                self.path,
+                f"QEMU reported success, but the file is not whole: {'; '.join(problems[:3])}",
+                cure="Check the file system and the disk below it (dmesg), then save again",
+            )
+
+    def _final_xml(self, xml: str, choice: _Choice, state: dict[str, t.Any]) -> str:
+        """The XML with what is known only after QEMU has written."""
+        facts = dataclasses.replace(
+            domain_xml.parse(xml, self.path).save_facts or self._save_facts(),
+            parallel_channels=choice.parallel_channels or 0,
+            migration=migration_fingerprint(state),
+        )
+        return domain_xml.embed(xml, facts, self._launch_record())
+
+    async def _complete(
+        self, xml: str, choice: _Choice, state: dict[str, t.Any], started: float, write_seconds: float
+    ) -> dict[str, t.Any]:
+        """Everything from the complete magic on; runs to its end whatever happens."""
+        assert self.partial is not None
+        try:
+            await in_thread(self.partial.finish, xml)
+        except VmopsError as exc:
+            await self._roll_back(exc)
+            raise
+        self.operation.guest_state = f"{self.vm.label} is stopped and the image {self.path} is complete"
+        if self.request.after_save != "quit":
+            await self._clean_qemu()
+        await self.operation.after_save(self.monitor, self.vm)
+        bytes_written = int(state.get("ram", {}).get("transferred", 0))
+        outcome = self.operation.outcome()
+        past = {"quit": "QEMU has quit", "pause": "the guest is paused", "resume": "the guest runs again"}
+        image = image_result(self.path)
+        return {
+            "changed": True,
+            "msg": f"{self.vm.label} was saved in {self.path}, {image['allocated'] / 2**20:.0f} MiB on disk, in"
+            f" {time.monotonic() - started:.1f} s; {past[self.request.after_save]}",
+            "image": image,
+            "vm": dataclasses.replace(self.vm, run_state=outcome["vm"]).as_result(),
+            "diff": {"before": self.operation.before, "after": outcome},
+            "duration": round(time.monotonic() - started, 3),
+            "pause_ms": self._pause_ms(),
+            "bytes_written": bytes_written,
+            "throughput": int(bytes_written / write_seconds) if write_seconds > 0 else None,
+            "parallel_channels": choice.parallel_channels,
+            "bypass_cache": choice.bypass_cache,
+            "reasons": choice.reasons,
+            "warnings": choice.warnings,
+        }
+
+    def _pause_ms(self) -> int:
+        """How long the guest stood still, by QEMU's own clock: from STOP to RESUME, or to SHUTDOWN; 0 if it was."""
+        stop = self.monitor.find_event("STOP", since=self.since)
+        if stop is None:
+            return 0
+        end = self.monitor.find_event("RESUME", "SHUTDOWN", since=self.monitor.events.index(stop))
+        finished = event_seconds(end) if end else time.time()
+        return round((finished - event_seconds(stop)) * 1000)
+
+    # --- the way back ---
+
+    async def _clean_qemu(self) -> None:
+        """Capabilities, parameters and descriptors as they were found."""
+        await self.descriptors.remove()
+        if self.named_descriptor:
+            # The migration has taken it, unless it never came to that.
+            with contextlib.suppress(MonitorError):
+                await self.monitor.execute("closefd", {"fdname": self.named_descriptor})
+        await self.settings.restore()
+
+    async def _roll_back(self, cause: BaseException) -> None:
+        """The guest as it was, QEMU as it was, no file left; then C(guest_state) says what was reached."""
+        try:
+            if self.touched:
+                self.operation.guest_state = await self._put_guest_back(self.monitor)
+            await self._clean_qemu()
+        except MonitorError:
+            self.operation.guest_state = await self._put_guest_back_anew()
+        finally:
+            if self.partial is not None:
+                self.partial.discard()
+        if isinstance(cause, VmopsError):
+            cause.guest_state = self.operation.guest_state
+
+    async def _put_guest_back(self, monitor: Monitor) -> str:
+        label = self.vm.label
+        await self.migration.cancel()
+        run_state = await query_run_state(monitor)
+        if self.vm.run_state != "running":
+            return f"{label} is stopped as before (QEMU's run state is {run_state})"
+        if run_state != "running":
+            await monitor.execute("cont")
+        return f"{label} runs again"
+
+    async def _put_guest_back_anew(self) -> str:
+        """The connection was lost: QEMU has died, or only the socket has, and a new one may reach the guest."""
+        label = self.vm.label
+        watch = ProcessWatch(self.vm.process.pid) if self.vm.process else None
+        try:
+            # A dying QEMU closes its socket a moment before it is gone.
+            if watch:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(watch.wait(), 1.0)
+                if watch.ended:
+                    return f"QEMU (pid {watch.pid}) has ended, so {label} does not run any more"
+            async with await Monitor.connect(self.monitor.address) as monitor:
+                self.monitor = monitor
+                self.migration.move_to(monitor)
+                self.settings.move_to(monitor)
+                self.descriptors.move_to(monitor)
+                state = await self._put_guest_back(monitor)
+                await self._clean_qemu()
+                return state
+        except MonitorError as exc:
+            return f"What {label} does now is not known, QEMU's monitor cannot be reached any more ({exc.what})"
+        finally:
+            if watch:
+                watch.close()

@@ -1,0 +1,244 @@
+#!/usr/bin/python
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: qemu_restore
+short_description: Restore a QEMU VM from a save image
+version_added: 0.1.0
+description:
+  - Loads a save image, made by M(vmops.qemu.qemu_save) or by libvirt, into a QEMU that waits for it, or into one that
+    it starts with the command line that the image records. The VM goes on exactly where it was saved.
+  - The image's structure is checked, and its machine type and memory are compared with those of the QEMU, before QEMU
+    reads a byte, since QEMU loads some images that do not fit and reports success.
+  - A QEMU that was started outlives the module and the connection. It has no terminal; what it writes goes into a log
+    beside the image, with C(.log) appended to its name.
+  - The image is removed only when the VM is where it should be. On any failure it is kept, and a QEMU that failed to
+    load is ended.
+options:
+  name:
+    description:
+      - The VM's name, as in QEMU's C(-name) option and in the image.
+      - One of O(name) and O(path) is needed.
+    type: str
+  path:
+    description:
+      - The save image. The default is O(name) with C(.save) in O(save_dir).
+    type: path
+  save_dir:
+    description:
+      - The directory for save images when O(path) is not given.
+    type: path
+    default: /var/lib/vmops/save
+  qmp_socket:
+    description:
+      - The path of the QMP socket of the QEMU that waits for the image, or that is started for it.
+      - When it is not given, it is found through the command line.
+    type: str
+  state:
+    description:
+      - Whether the guest runs or is paused after the restore. V(as_saved) is what the image says.
+    type: str
+    choices: [as_saved, running, paused]
+    default: as_saved
+  launch:
+    description:
+      - V(recorded) starts QEMU with the command line that the image records. The image, its directory and those above
+        must belong to root or to the user of the task, and nobody else may be able to write to them.
+      - V(command) starts QEMU with O(command).
+      - V(attach) expects a QEMU that waits already (C(-incoming defer)). A QEMU of this name that waits is taken by
+        the other values, too.
+      - C(-incoming), C(-S), C(-loadvm) and C(-daemonize) of a command line are replaced by what a restore needs.
+    type: str
+    choices: [recorded, command, attach]
+    default: recorded
+  command:
+    description:
+      - The command line that starts QEMU, as a list. It needs a QMP server on a UNIX socket.
+    type: list
+    elements: str
+  verify:
+    description:
+      - V(structure) checks that all that the image promises is in the file, without reading the guest's pages.
+      - V(none) leaves that out.
+    type: str
+    choices: [structure, none]
+    default: structure
+  remove_image:
+    description:
+      - Remove the image after the restore. From then on the VM's disks move on, and a second restore from the same
+        image would not fit to them.
+    type: bool
+    default: true
+  parallel_channels:
+    description:
+      - How many channels read the memory at the same time (sparse images only). It need not be the number that wrote
+        it. The default is two for each CPU of the host, from 2 to 8.
+    type: int
+  bypass_cache:
+    description:
+      - Whether the memory is read past the host's page cache (O_DIRECT; sparse images only). When it is not given,
+        O_DIRECT is used where the file system takes it.
+    type: bool
+  timeout:
+    description:
+      - Seconds until the restore is given up; V(0) for no limit.
+    type: float
+    default: 3600
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+  platform:
+    platforms: posix
+extends_documentation_fragment:
+  - vmops.qemu.attributes
+  - vmops.qemu.attributes.actiongroup_qemu
+requirements:
+  - qemu.qmp >= 0.0.3 (Python library on the host with the VM)
+notes:
+  - A VM that runs already is left alone (RV(ignore:changed=false)), whether there is an image or not.
+  - A VM that was saved, but whose QEMU had not ended yet when the save was interrupted, goes on in that QEMU.
+seealso:
+  - module: vmops.qemu.qemu_save
+  - module: vmops.qemu.qemu_save_image_info
+author:
+  - vmops.qemu contributors (@vmops)
+"""
+
+EXAMPLES = r"""
+- name: Bring web1 back after the host's reboot
+  vmops.qemu.qemu_restore:
+    name: web1
+
+- name: Restore into a QEMU that was started with -incoming defer, and leave the guest paused
+  vmops.qemu.qemu_restore:
+    path: /srv/save/db1.save
+    qmp_socket: /run/vm/db1.qmp
+    launch: attach
+    state: paused
+
+- name: Restore an image of libvirt's into a QEMU with the same devices
+  vmops.qemu.qemu_restore:
+    path: /var/lib/libvirt/qemu/save/tiny.save
+    launch: command
+    command:
+      - /usr/bin/qemu-system-x86_64
+      - -name
+      - tiny
+      - -machine
+      - pc-i440fx-10.0
+      - -m
+      - "256"
+      - -display
+      - none
+      - -qmp
+      - unix:/run/vm/tiny.qmp,server=on,wait=off
+    remove_image: false
+"""
+
+RETURN = r"""
+msg:
+  description: What was done, or why nothing was.
+  type: str
+  returned: always
+  sample: web1 was restored from /var/lib/vmops/save/web1.save in 1.9 s and runs; the image was removed
+image:
+  description: The image as it was restored, as M(vmops.qemu.qemu_save_image_info) returns it, without the long texts;
+    RV(image.state) is V(absent) if it was removed.
+  type: dict
+  returned: success
+vm:
+  description: The VM.
+  type: dict
+  returned: success
+  contains:
+    name:
+      description: Its name.
+      type: str
+    uuid:
+      description: Its UUID, empty where QEMU was started without one.
+      type: str
+    pid:
+      description: The process id of its QEMU.
+      type: int
+    run_state:
+      description: QEMU's run state now, or V(ended).
+      type: str
+launched:
+  description: Whether QEMU was started for the restore.
+  type: bool
+  returned: when the VM was restored
+duration:
+  description: Seconds that the whole operation took.
+  type: float
+  returned: when the VM was restored
+parallel_channels:
+  description: Channels that read the memory; none for a plain stream.
+  type: int
+  returned: when the VM was restored
+bypass_cache:
+  description: Whether the memory was read past the page cache.
+  type: bool
+  returned: when the VM was restored
+reasons:
+  description: Why the options that were not given got their values.
+  type: dict
+  returned: when the VM was restored
+error:
+  description: The kind of the error.
+  type: str
+  returned: failure
+  sample: MismatchError
+guest_state:
+  description: How the guest is now.
+  type: str
+  returned: failure
+  sample: web1 is not running, and its image is untouched
+cure:
+  description: What to do.
+  type: str
+  returned: failure
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmops.qemu.plugins.module_utils._module import run_operation
+from ansible_collections.vmops.qemu.plugins.module_utils._restore import RestoreOperation, RestoreRequest
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str"},
+            "path": {"type": "path"},
+            "save_dir": {"type": "path", "default": "/var/lib/vmops/save"},
+            "qmp_socket": {"type": "str"},
+            "state": {"type": "str", "choices": ["as_saved", "running", "paused"], "default": "as_saved"},
+            "launch": {"type": "str", "choices": ["recorded", "command", "attach"], "default": "recorded"},
+            "command": {"type": "list", "elements": "str"},
+            "verify": {"type": "str", "choices": ["structure", "none"], "default": "structure"},
+            "remove_image": {"type": "bool", "default": True},
+            "parallel_channels": {"type": "int"},
+            "bypass_cache": {"type": "bool"},
+            "timeout": {"type": "float", "default": 3600},
+        },
+        required_one_of=[("name", "path")],
+        required_if=[("launch", "command", ["command"])],
+        supports_check_mode=True,
+    )
+
+    def make() -> RestoreOperation:
+        options = {key: value for key, value in module.params.items() if key != "timeout"}
+        return RestoreOperation(RestoreRequest(check_mode=module.check_mode, **options))
+
+    run_operation(module, make, module.params["timeout"])
+
+
+if __name__ == "__main__":
+    main()

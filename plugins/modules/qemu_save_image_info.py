@@ -1,0 +1,261 @@
+#!/usr/bin/python
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: qemu_save_image_info
+short_description: Read what save images of QEMU VMs hold
+version_added: 0.1.0
+description:
+  - Reads the header and the domain XML of save images, those of M(vmops.qemu.qemu_save) and those of libvirt, without
+    a running QEMU or libvirt.
+  - With O(stream=true) it also reads the machine type, RAM blocks and device sections from the QEMU stream, and with
+    O(verify=true) it checks that the file holds what its header and bitmaps promise. Neither reads the guest's memory.
+  - A bad image is a result with C(problems), not a failed task.
+options:
+  path:
+    description:
+      - A save image, or a directory of them.
+      - In a directory, regular files that begin as save images do are read, and those named C(*.save). Others, and
+        symbolic links, are left out.
+    type: path
+  name:
+    description:
+      - The VM's name; its image is the name with C(.save) in O(save_dir).
+      - Without O(path) and O(name), all images in O(save_dir) are read.
+    type: str
+  save_dir:
+    description:
+      - The directory for save images when O(path) is not given.
+    type: path
+    default: /var/lib/vmops/save
+  stream:
+    description:
+      - Read the QEMU stream too. The result is in C(stream) of each image.
+      - Of a compressed image, nothing of the stream is known.
+    type: bool
+    default: false
+  verify:
+    description:
+      - Check each image's structure, such as that its RAM blocks do not overlap, that pages which its bitmaps promise
+        were written, and that the stream ends where the file ends. What is wrong is in C(problems).
+      - The content of the guest's memory is not checked.
+    type: bool
+    default: false
+attributes:
+  platform:
+    platforms: posix
+extends_documentation_fragment:
+  - vmops.qemu.attributes
+  - vmops.qemu.attributes.info_module
+  - vmops.qemu.attributes.actiongroup_qemu
+notes:
+  - Passwords in the domain XML, and in a recorded QEMU command line, are hidden in the result.
+seealso:
+  - module: vmops.qemu.qemu_save
+  - module: vmops.qemu.qemu_restore
+author:
+  - vmops.qemu contributors (@vmops)
+"""
+
+EXAMPLES = r"""
+- name: See whether web1 is saved
+  vmops.qemu.qemu_save_image_info:
+    name: web1
+  register: saved
+
+- name: Restore it if it is
+  vmops.qemu.qemu_restore:
+    name: web1
+  when: saved.image.state == 'complete'
+
+- name: Check all images before the host's storage is moved
+  vmops.qemu.qemu_save_image_info:
+    path: /var/lib/libvirt/qemu/save
+    verify: true
+  register: found
+  failed_when: found.images | map(attribute='problems') | flatten | length > 0
+
+- name: Look into the QEMU stream
+  vmops.qemu.qemu_save_image_info:
+    path: /srv/save/db1.save
+    stream: true
+"""
+
+RETURN = r"""
+msg:
+  description: The images in a line for people.
+  type: str
+  returned: always
+  sample: "web1: complete sparse image, version 3, 2.0 GiB memory, 612 MiB on disk"
+images:
+  description: The images, by path. What is not known of one is V(null).
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    path:
+      description: The file.
+      type: str
+    exists:
+      description: Whether there is anything at the path.
+      type: bool
+    state:
+      description:
+        - V(complete), V(partial) (its save never finished, or still goes on), V(invalid) (see C(problems)) or
+          V(absent).
+      type: str
+    complete:
+      description: Whether the header's magic says that the save came to its end.
+      type: bool
+    version:
+      description: The header's version, V(2) or V(3).
+      type: int
+    format:
+      description: How the QEMU stream is stored.
+      type: str
+      sample: sparse
+    features:
+      description: The features that a version 3 header names.
+      type: list
+      elements: str
+      sample: [mapped-ram]
+    vm_state:
+      description: In which state a restore leaves the VM, V(running) or V(paused).
+      type: str
+    byte_order:
+      description: The byte order of the host that saved, V(little) or V(big).
+      type: str
+    name:
+      description: The VM's name, from the domain XML.
+      type: str
+    uuid:
+      description: The VM's UUID, empty where it has none.
+      type: str
+    memory:
+      description: The VM's memory in bytes, from the domain XML; V(0) where it does not say.
+      type: int
+    vcpus:
+      description: The VM's CPUs; V(0) where the domain XML does not say.
+      type: int
+    machine:
+      description: The machine type, from the domain XML.
+      type: str
+      sample: pc-q35-10.0
+    domain_xml:
+      description: The domain XML, with secrets hidden.
+      type: str
+    cookie:
+      description: What libvirt stores beside the domain XML, empty where there is none.
+      type: str
+    size:
+      description: The file's size in bytes, holes included.
+      type: int
+    allocated:
+      description: Bytes that the file takes on disk.
+      type: int
+    stream_offset:
+      description: Where the QEMU stream starts, in bytes.
+      type: int
+    saved_at:
+      description: When it was saved, ISO 8601 in UTC; only in images of this collection.
+      type: str
+      sample: "2026-03-01T09:30:00Z"
+    qemu_version:
+      description: The QEMU that saved; only in images of this collection.
+      type: str
+    launch_recorded:
+      description: Whether the image records how its QEMU was started.
+      type: bool
+    readable_by:
+      description:
+        - The software that reads an image with this header, empty for one that is not complete.
+        - Whether the domain XML describes the VM well enough for libvirt to start it is another matter.
+      type: list
+      elements: str
+      sample: [vmops.qemu, libvirt >= 11.2]
+    problems:
+      description: What is wrong with the image.
+      type: list
+      elements: str
+    mode:
+      description: The permission bits, octal.
+      type: str
+      sample: "0600"
+    owner:
+      description: The file's owner.
+      type: str
+    mtime:
+      description: When the file was last written, in seconds since the epoch.
+      type: float
+    stream:
+      description: What the QEMU stream tells; V(null) where it is compressed or cannot be read.
+      type: dict
+      returned: when O(stream=true)
+      contains:
+        machine:
+          description: The machine type that the loading QEMU must have.
+          type: str
+        capabilities:
+          description: The migration capabilities that the stream records.
+          type: list
+          elements: str
+        ram_blocks:
+          description:
+            - The guest's RAM blocks with C(name) and C(used_length) in bytes.
+            - With mapped-ram also C(page_size), C(bitmap_offset), C(pages_offset), C(present_pages) and C(zero_pages).
+          type: list
+          elements: dict
+        sections:
+          description:
+            - The devices with their C(name), C(instance) and C(version).
+            - V(null) where the stream does not end with its description.
+          type: list
+          elements: dict
+image:
+  description: The only element of RV(images).
+  type: dict
+  returned: when one file was asked for
+"""
+
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import VmopsError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path"},
+            "name": {"type": "str"},
+            "save_dir": {"type": "path", "default": "/var/lib/vmops/save"},
+            "stream": {"type": "bool", "default": False},
+            "verify": {"type": "bool", "default": False},
+        },
+        mutually_exclusive=[("path", "name")],
+        supports_check_mode=True,
+    )
+    options = module.params
+    wanted = {"stream": options["stream"], "verify": options["verify"]}
+    try:
+        path = options["path"] or options["save_dir"]
+        if options["name"]:
+            path = image_path(None, options["save_dir"], options["name"])
+        elif os.path.isdir(path) or not options["path"]:
+            images = directory_info(path, **wanted) if os.path.exists(path) else []
+            lines = [f"{len(images)} save images in {path}", *map(describe, images)]
+            module.exit_json(changed=False, images=images, msg="; ".join(lines))
+        image = image_info(os.path.abspath(path), **wanted)
+    except VmopsError as exc:
+        module.fail_json(**exc.as_result())
+    module.exit_json(changed=False, images=[image], image=image, msg=describe(image))
+
+
+if __name__ == "__main__":
+    main()
