@@ -1,0 +1,265 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A save is a transaction: in which order it works, and that every failure leaves guest, QEMU and files as they were."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+from support.observe import Continuity, run_state, settings
+
+
+def wait_until(reached, timeout=20.0):
+    deadline = time.monotonic() + timeout
+    while not reached():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def big_guest(make_guest):
+    """A guest whose save takes some seconds when it is told to (bandwidth), so that it can be disturbed."""
+    return make_guest(memory_mib=512, block_mib=256, observer=True)
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    """A function that mounts a tmpfs of so many MiB."""
+    mounted = []
+
+    def mount(size_mib):
+        place = tmp_path / "tmpfs"
+        place.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mib}m,mode=0700", "tmpfs", place], check=True)
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)
+
+
+SYSCALL = re.compile(r"^\d+\s+(?P<name>\w+)\((?P<arguments>.*)$")
+
+
+def test_data_header_and_directory_are_on_disk_before_quit(guest, image, start_module, tmp_path):
+    trace = tmp_path / "trace"
+    calls = "fsync,fdatasync,pwrite64,rename,renameat,renameat2,sendto,sendmsg,write"
+    strace = ["strace", "-f", "-y", "-s", "300", "-e", f"trace={calls}", "-o", str(trace)]
+    result = start_module("qemu_save", name="web1", path=str(image), prefix=strace).result()
+    assert result["changed"], result["msg"]
+
+    steps = []
+    for line in trace.read_text().splitlines():
+        match = SYSCALL.match(line)
+        if not match:
+            continue
+        name, arguments = match.group("name", "arguments")
+        partial = f"{image.parent}/.web1.save." in arguments
+        if name in ("sendto", "sendmsg", "write") and '"quit\\"' in arguments:
+            steps.append("quit")
+        elif name in ("sendto", "sendmsg", "write") and '"migrate\\"' in arguments:
+            steps.append("migrate")
+        elif name == "pwrite64" and "LibvirtQemudSave" in arguments:
+            steps.append("complete magic")
+        elif name == "fsync" and partial:
+            steps.append("flush image")
+        elif name == "fsync" and f"<{image.parent}>" in arguments:
+            steps.append("flush directory")
+        elif name.startswith("rename"):
+            steps.append("rename")
+    assert "flush image" in steps[steps.index("migrate") : steps.index("complete magic")]
+    assert steps[steps.index("complete magic") :] == [
+        "complete magic",
+        "flush image",
+        "rename",
+        "flush directory",
+        "quit",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("image_format", ["sparse", "raw"])
+def test_signal_puts_the_guest_back(big_guest, image, start_module, number, live, image_format):
+    before = settings(big_guest)
+    continuity = Continuity(big_guest)
+    run = start_module("qemu_save", name="web1", path=str(image), bandwidth="16M", live=live, format=image_format)
+    wait_until(lambda: migration_is_active(big_guest))
+    run.process.send_signal(number)
+    result = run.result()
+    assert result["failed"]
+    assert result["error"] == "InterruptedOperationError"
+    assert number.name in result["msg"]
+    assert result["guest_state"] == "web1 runs again"
+    assert settings(big_guest) == before
+    assert os.listdir(image.parent) == []
+    continuity.check()
+
+
+def migration_is_active(guest):
+    from support import Monitor
+
+    with Monitor(guest.observer_socket) as monitor:
+        return monitor.execute("query-migrate").get("status") == "active"
+
+
+def test_timeout_puts_the_guest_back(big_guest, image, run_module):
+    before = settings(big_guest)
+    continuity = Continuity(big_guest)
+    result = run_module("qemu_save", name="web1", path=str(image), bandwidth="8M", timeout=1.5)
+    assert result["error"] == "OperationTimeoutError"
+    assert "within 1.5 seconds" in result["msg"]
+    assert result["guest_state"] == "web1 runs again"
+    assert settings(big_guest) == before
+    assert os.listdir(image.parent) == []
+    continuity.check()
+
+
+@pytest.mark.parametrize("image_format", ["sparse", "raw"])
+def test_disk_that_fills_up_during_the_save(big_guest, tmpfs, start_module, image_format):
+    place = tmpfs(400)
+    before = settings(big_guest)
+    continuity = Continuity(big_guest)
+    run = start_module(
+        "qemu_save", name="web1", path=str(place / "web1.save"), bandwidth="64M", format=image_format
+    )
+    wait_until(lambda: migration_is_active(big_guest))
+    filler = place / "filler"
+    with filler.open("wb") as handle, pytest.raises(OSError, match="No space"):
+        while True:
+            handle.write(bytes(2**20))
+            handle.flush()
+    result = run.result()
+    assert result["failed"]
+    assert result["guest_state"] == "web1 runs again"
+    assert "No space left" in result["msg"] or "not whole" in result["msg"], result["msg"]
+    assert os.listdir(place) == ["filler"]
+    assert settings(big_guest) == before
+    continuity.check()
+
+
+def test_too_little_space_is_refused_before_the_guest_is_touched(big_guest, tmpfs, run_module):
+    place = tmpfs(100)
+    result = run_module("qemu_save", name="web1", path=str(place / "web1.save"))
+    assert result["error"] == "ImageSpaceError"
+    assert re.search(r"\d+ MiB are missing", result["msg"])
+    assert "not touched" in result["guest_state"]
+    assert run_state(big_guest) == "running"
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_qemu_dies_during_the_save(big_guest, image, start_module, live):
+    run = start_module("qemu_save", name="web1", path=str(image), bandwidth="16M", live=live)
+    wait_until(lambda: migration_is_active(big_guest))
+    pid = big_guest.pid
+    big_guest.end()
+    result = run.result()
+    assert result["error"] == "MonitorLostError"
+    assert f"QEMU (pid {pid}) has ended" in result["guest_state"]
+    assert os.listdir(image.parent) == []
+
+
+def test_failed_save_leaves_the_old_image_alone(big_guest, image, save, run_module):
+    save(name="web1", path=str(image), after_save="resume")
+    old = image.read_bytes()
+    result = run_module("qemu_save", name="web1", path=str(image), force=True, bandwidth="16M", timeout=1.5)
+    assert result["failed"]
+    assert image.read_bytes() == old
+    assert os.listdir(image.parent) == ["web1.save"]
+
+
+def test_monitor_that_is_lost_does_not_cost_the_guest(big_guest, image, start_module):
+    """The connection alone dies: the guest is reached over a new one."""
+    continuity = Continuity(big_guest)
+    before = settings(big_guest)
+    run = start_module("qemu_save", qmp_socket=str(big_guest.qmp_socket), path=str(image), bandwidth="16M")
+    wait_until(lambda: migration_is_active(big_guest))
+    cut_connection(run.process.pid, big_guest.qmp_socket)
+    result = run.result()
+    assert result["error"] == "MonitorLostError"
+    assert result["guest_state"] == "web1 runs again"
+    assert settings(big_guest) == before
+    assert os.listdir(image.parent) == []
+    continuity.check()
+
+
+def cut_connection(pid, path):
+    """Shut down the process's UNIX sockets from outside: its QMP connection dies, QEMU lives."""
+    code = (
+        "import ctypes,os,socket,sys\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "watch = os.pidfd_open(int(sys.argv[1]))\n"
+        "for name in os.listdir(f'/proc/{sys.argv[1]}/fd'):\n"
+        "    if os.readlink(f'/proc/{sys.argv[1]}/fd/{name}').startswith('socket:'):\n"
+        "        fd = libc.syscall(438, watch, int(name), 0)\n"
+        "        try:\n"
+        "            s = socket.socket(fileno=fd)\n"
+        "            if s.family == socket.AF_UNIX and s.getpeername() == sys.argv[2]:\n"
+        "                s.shutdown(socket.SHUT_RDWR)\n"
+        "        except OSError:\n"
+        "            pass\n"
+    )
+    subprocess.run(["python3", "-c", code, str(pid), str(path)], check=True)
+
+
+def test_two_saves_at_once(big_guest, image, start_module):
+    """The second one gets an answer within ten seconds, the first one is not disturbed."""
+    first = start_module("qemu_save", name="web1", qmp_socket=str(big_guest.qmp_socket), path=str(image), bandwidth="8M")
+    wait_until(lambda: migration_is_active(big_guest))
+    started = time.monotonic()
+    second = start_module("qemu_save", name="web1", qmp_socket=str(big_guest.qmp_socket), path=str(image)).result()
+    assert second["error"] == "MonitorBusyError"
+    assert time.monotonic() - started < 10
+    over_the_other = start_module(
+        "qemu_save", name="web1", qmp_socket=str(big_guest.observer_socket), path=str(image)
+    ).result()
+    assert over_the_other["error"] == "ConflictError"
+    assert migration_is_active(big_guest)
+    first.process.send_signal(signal.SIGTERM)
+    first.result()
+
+
+def test_leftover_of_a_killed_save_is_replaced(big_guest, image, start_module, save):
+    run = start_module("qemu_save", name="web1", path=str(image), bandwidth="16M", live=True)
+    wait_until(lambda: migration_is_active(big_guest))
+    run.process.kill()
+    run.process.communicate()
+    (leftover,) = os.listdir(image.parent)
+    assert re.fullmatch(r"\.web1\.save\.[0-9a-f]{16}\.partial", leftover)
+    from support import Monitor
+
+    with Monitor(big_guest.qmp_socket) as monitor:
+        monitor.execute("migrate_cancel")
+    wait_until(lambda: not migration_is_active(big_guest) and run_state(big_guest) == "running")
+    save(name="web1", path=str(image))
+    assert os.listdir(image.parent) == ["web1.save"]
+
+
+def test_concurrent_reader_never_sees_a_half_image(big_guest, image, start_module):
+    seen = set()
+    stop = threading.Event()
+
+    def look():
+        while not stop.is_set():
+            try:
+                seen.add(image.read_bytes()[:16])
+            except FileNotFoundError:
+                seen.add(b"")
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        start_module("qemu_save", name="web1", path=str(image)).result()
+    finally:
+        stop.set()
+        watcher.join()
+    assert seen == {b"", b"LibvirtQemudSave"} or seen == {b""}

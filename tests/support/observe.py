@@ -1,0 +1,48 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the tests look at: a guest that goes on, and a QEMU whose migration settings are as they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .counter import CounterGuest
+from .guest import gaps
+from .monitor import Monitor
+
+
+class Continuity:
+    """Taken before a save: :meth:`check` then shows, from the guest's side, that it went on where it was."""
+
+    def __init__(self, guest: CounterGuest) -> None:
+        self.guest = guest
+        self.checksum = guest.checksum()
+        self.last = guest.counters()[-1]
+
+    def check(self) -> None:
+        """The same boot, no counter lost or repeated, and the same checksum of its memory, computed inside."""
+        if not self.guest.alive():
+            self.guest.wait_restarted()
+        self.guest.wait_for_counter(self.guest.counters()[-1] + 2)
+        assert self.guest.boots() == 1
+        assert gaps(self.guest.counters()) == []
+        assert self.guest.checksum() == self.checksum
+        assert self.guest.counters()[-1] > self.last
+
+
+def settings(guest: CounterGuest) -> dict[str, Any]:
+    """QEMU's migration capabilities and parameters and its fdsets, through the observing monitor."""
+    with Monitor(guest.observer_socket) as monitor:
+        return {
+            "capabilities": monitor.execute("query-migrate-capabilities"),
+            "parameters": monitor.execute("query-migrate-parameters"),
+            "fdsets": monitor.execute("query-fdsets"),
+        }
+
+
+def run_state(guest: CounterGuest) -> str:
+    """QEMU's run state, through the observing monitor."""
+    with Monitor(guest.observer_socket) as monitor:
+        return str(monitor.execute("query-status")["status"])

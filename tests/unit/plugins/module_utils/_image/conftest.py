@@ -1,0 +1,115 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Images to test with: those that libvirt made, and small ones built byte by byte."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import struct
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from hypothesis import settings
+
+GOLDEN = Path(__file__).resolve().parents[4] / "fixtures" / "golden"
+PAGE = 4096
+ALIGNMENT = 1024 * 1024
+
+settings.register_profile("unit", max_examples=200, deadline=None, database=None)
+settings.load_profile("unit")
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory) -> Path:
+    """A directory with libvirt's images (C(raw.save), C(sparse.save), ...); not to be written to."""
+    directory = tmp_path_factory.mktemp("golden")
+    with lzma.open(GOLDEN / "libvirt-11.3.tar.xz") as unpacked, tarfile.open(fileobj=unpacked) as archive:
+        archive.extractall(directory, filter="data")
+    return directory
+
+
+@pytest.fixture
+def copy_of(golden, tmp_path):
+    """Copy a golden image, with its holes, to spoil the copy."""
+
+    def copy(name: str) -> Path:
+        target = tmp_path / name
+        subprocess.run(["cp", "--sparse=always", str(golden / name), str(target)], check=True)
+        return target
+
+    return copy
+
+
+class ImageBuilder:
+    """Writes a sparse image as QEMU would; the attributes say what is special about it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header = SaveImageHeader(3, ImageFormat.SPARSE, True, complete=True)
+        self.xml = "<domain type='qemu'><name>web1</name><memory unit='MiB'>1</memory></domain>"
+        self.machine = b"pc-q35-10.0"
+        self.capabilities = [b"mapped-ram"]
+        self.before_ram = b""
+        self.blocks: list[tuple[bytes, int, set[int]]] = [(b"pc.ram", 64 * PAGE, {0, 1, 63}), (b"vga", 3 * PAGE, {2})]
+        self.page_size = PAGE
+        self.unwritten: set[tuple[bytes, int]] = set()
+        self.description = {"devices": [{"name": "cpu", "instance_id": 1, "version": 12, "fields": [{"name": "x"}]}]}
+        self.after = b""
+
+    def write(self) -> Path:
+        text = self.xml.encode() + b"\0"
+        offset = 65536
+        header = SaveImageHeader(
+            self.header.version,
+            self.header.format,
+            self.header.was_running,
+            self.header.complete,
+            offset - 92,
+            byte_order=self.header.byte_order,
+        )
+        with self.path.open("wb") as file:
+            file.write(header.pack() + text)
+            file.seek(offset)
+            file.write(b"QEVM\0\0\0\3\x07" + struct.pack(">I", len(self.machine)) + self.machine)
+            if self.capabilities:
+                name = b"configuration/capabilities"
+                file.write(bytes([5, len(name)]) + name + struct.pack(">II", 1, len(self.capabilities)))
+                file.write(b"".join(bytes([len(item)]) + item for item in self.capabilities))
+            file.write(self.before_ram)
+            file.write(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04")
+            file.write(struct.pack(">Q", sum(block[1] for block in self.blocks) | 4))
+            for name, length, present in self.blocks:
+                file.write(bytes([len(name)]) + name + struct.pack(">Q", length))
+                if b"x-ignore-shared" in self.capabilities:
+                    file.write(bytes(8))
+                self._write_mapped_block(file, name, length, present)
+            file.write(struct.pack(">Q", 0x10) + b"\x7e\0\0\0\x02 device state \0")
+            description = json.dumps(self.description).encode()
+            file.write(b"\x06" + struct.pack(">I", len(description)) + description + self.after)
+        return self.path
+
+    def _write_mapped_block(self, file, name: bytes, length: int, present: set[int]) -> None:
+        words = [0] * -(-(length // self.page_size) // 64)
+        for page in present:
+            words[page // 64] |= 1 << page % 64
+        bitmap = struct.pack(f"{'<' if self.header.byte_order == 'little' else '>'}{len(words)}Q", *words)
+        bitmap_offset = file.tell() + 28
+        pages_offset = -(-(bitmap_offset + len(bitmap)) // ALIGNMENT) * ALIGNMENT
+        file.write(struct.pack(">IQQQ", 1, self.page_size, bitmap_offset, pages_offset) + bitmap)
+        for page in sorted(present):
+            if (name, page) not in self.unwritten:
+                file.seek(pages_offset + page * self.page_size)
+                file.write(os.urandom(self.page_size))
+        file.seek(pages_offset + length)
+
+
+@pytest.fixture
+def builder(tmp_path) -> ImageBuilder:
+    return ImageBuilder(tmp_path / "web1.save")

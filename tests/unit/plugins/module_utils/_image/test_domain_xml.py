@@ -1,0 +1,334 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import time
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import (
+    HIDDEN,
+    MAX_XML_SIZE,
+    NAMESPACE,
+    DomainFacts,
+    LaunchRecord,
+    SaveFacts,
+    embed,
+    generate,
+    parse,
+    redact,
+    redact_argument,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
+from hypothesis import given
+from hypothesis import strategies as st
+
+FACTS = DomainFacts(
+    name="web<1>&'\"é",
+    uuid="11111111-2222-3333-4444-555555555555",
+    memory=1 << 31,
+    vcpus=4,
+    machine="pc-q35-10.0",
+    emulator="/usr/bin/qemu-system-x86_64",
+    arch="x86_64",
+    accelerator="kvm",
+)
+SAVE = SaveFacts("0.1.0", "10.0.2", "2026-03-01T09:30:00Z", "sha256:00ff", 4, "1:2:3:4")
+LAUNCH = LaunchRecord(
+    argv=["qemu", "-name", "web1", "", " ", "a\r\nb\t", "\udcff\x01", "]]>", "&amp;", "é\u2028\ufffe", "x "],
+    cwd="/srv/\udce9",
+    executable="/usr/bin/qemu-system-x86_64",
+    uid=64055,
+    gid=994,
+    unit="vm@web1.service",
+    replayable=False,
+    reason="-chardev fd=5 was inherited",
+)
+# Nothing of this may change but for the place of our record.
+FOREIGN = """<?xml version="1.0"?>
+<!-- a <metadata> in a comment -->
+<domain type='kvm'  xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0">
+\t<name>w\u00e9b1</name><title a='>' b=">">&lt;metadata/&gt; &#233;</title>
+  <description><![CDATA[<metadata></metadata>]]></description>
+  <memory unit='MiB' dumpCore="on">2048</memory>METADATA
+  <devices><metadata>not ours</metadata><x y = 'z'/></devices >
+</domain\t>
+<!-- end -->
+"""
+
+
+# --- our record ---
+
+
+def test_generated_xml_says_what_went_in():
+    domain = parse(generate(FACTS, SAVE, LAUNCH))
+    assert (domain.name, domain.uuid, domain.memory) == (FACTS.name, FACTS.uuid, FACTS.memory)
+    assert (domain.vcpus, domain.machine) == (FACTS.vcpus, FACTS.machine)
+    assert domain.save_facts == SAVE
+    assert domain.launch == LAUNCH
+
+
+def test_generated_xml_has_what_libvirt_wants():
+    xml = generate(FACTS, SAVE)
+    assert xml.startswith('<domain type="kvm">\n')
+    assert "<memory unit='bytes'>2147483648</memory>" in xml
+    assert '<type arch="x86_64" machine="pc-q35-10.0">hvm</type>' in xml
+    assert "<emulator>/usr/bin/qemu-system-x86_64</emulator>" in xml
+    assert parse(xml).launch is None
+    tcg = generate(dataclasses.replace(FACTS, uuid="", accelerator="tcg"), SAVE)
+    assert tcg.startswith('<domain type="qemu">')
+    assert "<uuid>" not in tcg
+
+
+def test_a_name_that_xml_cannot_hold():
+    with pytest.raises(RequestError, match="XML cannot hold"):
+        generate(dataclasses.replace(FACTS, name="a\x01"), SAVE)
+
+
+@given(st.lists(st.binary(max_size=40).map(lambda raw: raw.decode("utf-8", "surrogateescape")), max_size=8))
+def test_any_command_line_survives(argv):
+    launch = LaunchRecord(argv, "/", "/bin/qemu", 0, 0)
+    assert parse(generate(FACTS, SAVE, launch)).launch == launch
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_any_reason_and_version_survive(reason, version):
+    reason, version = (text.encode("utf-8", "replace").decode() for text in (reason, version))
+    launch = LaunchRecord(["q"], "/", "/bin/qemu", 0, 0, reason=reason)
+    domain = parse(generate(FACTS, SaveFacts("0", version, ""), launch))
+    assert domain.launch is not None
+    assert domain.save_facts is not None
+    assert (domain.launch.reason, domain.save_facts.qemu_version) == (reason, version)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "around"),
+    [
+        ("", ("", "")),
+        ("<metadata/>", ("<metadata>", "</metadata>")),
+        ("<metadata />", ("<metadata>", "</metadata>")),
+        ("<metadata></metadata>", ("<metadata>", "</metadata>")),
+        (
+            '<metadata>\n    <o:x xmlns:o="urn:o" a=">"><!-- </metadata> --></o:x>\n  </metadata>',
+            ('<metadata>\n    <o:x xmlns:o="urn:o" a=">"><!-- </metadata> --></o:x>', "</metadata>"),
+        ),
+    ],
+)
+def test_embedding_keeps_all_else(metadata, around):
+    xml = FOREIGN.replace("METADATA", metadata)
+    embedded = embed(xml, SAVE, LAUNCH)
+    domain = parse(embedded)
+    assert (domain.name, domain.save_facts, domain.launch) == ("w\u00e9b1", SAVE, LAUNCH)
+    record = embedded[embedded.index("<vmops:save-image") : embedded.index("</vmops:save-image>") + 19]
+    before, after = embedded.split(record)
+    if metadata:
+        start, end = FOREIGN.split("METADATA")
+        assert before.rstrip() == start + around[0]
+        assert after.lstrip() == around[1] + end
+    else:
+        start, end = xml.split("</domain\t>")
+        assert before == f"{start}  <metadata>\n    "
+        assert after == f"\n  </metadata>\n</domain\t>{end}"
+
+
+def test_embedding_again_replaces():
+    first = embed(FOREIGN.replace("METADATA", ""), SAVE, LAUNCH)
+    assert embed(first, SAVE, LAUNCH) == first
+    other = embed(first, SaveFacts("0.2.0", "11.0.0", "then"))
+    assert parse(other).save_facts == SaveFacts("0.2.0", "11.0.0", "then")
+    assert parse(other).launch is None
+    assert embed(other, SAVE, LAUNCH) == first
+
+
+def test_a_record_that_libvirt_formatted_anew_is_found_and_replaced():
+    xml = generate(FACTS, SAVE, LAUNCH)
+    reformatted = re.sub(r"(</?|xmlns:)vmops\b", r"\1v", re.sub(r">\s+<", "><", xml))
+    reformatted = re.sub(r"<(v:\w+)></\1>", r"<\1/>", reformatted)
+    assert parse(reformatted).launch == LAUNCH
+    replaced = embed(reformatted, SAVE)
+    assert replaced.count(NAMESPACE) == 1
+    assert parse(replaced).launch is None
+
+
+def test_two_records_become_one():
+    record = f"<v:save-image xmlns:v='{NAMESPACE}'/>"
+    xml = f"<domain><name>n</name><metadata>{record}<other/>{record}</metadata></domain>"
+    embedded = embed(xml, SAVE)
+    assert embedded.count(NAMESPACE) == 1
+    assert embedded.endswith("<other/></metadata></domain>")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<vmops:uid>64055", "<vmops:uid>root", "uid is not a number"),
+        ("<vmops:uid>64055", "<vmops:uid>-1", "uid is not a number"),
+        ('encoding="base64">', 'encoding="base64">!', "base64"),
+        ("<vmops:cwd ", "<vmops:other ", None),
+        ("vmops:saved-at>", "vmops:other>", "no saved-at"),
+    ],
+)
+def test_a_broken_record(old, new, message):
+    xml = generate(FACTS, SAVE, LAUNCH)
+    assert old in xml
+    with pytest.raises(ImageFormatError, match=message):
+        parse(xml.replace(old, new))
+
+
+# --- reading ---
+
+
+def test_reads_libvirts_xml(golden):
+    path = str(golden / "sparse.save")
+    domain = parse(read_image_head(path).xml, path)
+    assert dataclasses.astuple(domain) == (
+        "tiny",
+        "11111111-2222-3333-4444-555555555555",
+        16 << 20,
+        1,
+        "pc-i440fx-10.0",
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"),
+    [
+        ("", 1024),
+        (" unit='b'", 1),
+        (" unit='bytes'", 1),
+        (" unit='KB'", 1000),
+        (" unit='k'", 1024),
+        (" unit='KiB'", 1024),
+        (" unit='MB'", 10**6),
+        (" unit='M'", 1 << 20),
+        (" unit='mib'", 1 << 20),
+        (" unit='G'", 1 << 30),
+        (" unit='TB'", 10**12),
+        (" unit='EiB'", 1 << 60),
+    ],
+)
+def test_libvirts_units(unit, factor):
+    assert parse(f"<domain><name>n</name><memory{unit}> 3\n</memory></domain>").memory == 3 * factor
+
+
+def test_what_is_not_said():
+    domain = parse("<domain><name>n</name></domain>")
+    assert dataclasses.astuple(domain) == ("n", "", 0, 0, "", None, None)
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        ("", "not well-formed"),
+        ("<domain>", "not well-formed"),
+        ("<domain><name>n</name></domain>\0", "not well-formed"),
+        ("<domain><name>\ud800</name></domain>", "not Unicode"),
+        ("<domain><name>&unknown;</name></domain>", "not well-formed"),
+        ("<!DOCTYPE domain><domain><name>n</name></domain>", "DOCTYPE"),
+        ("<!DOCTYPE d [<!ENTITY a 'aaaa'><!ENTITY b '&a;&a;'>]><domain><name>&b;</name></domain>", "DOCTYPE"),
+        ("<!DOCTYPE d [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><domain><name>&a;</name></domain>", "DOCTYPE"),
+        ("<network><name>n</name></network>", "not a domain's"),
+        ("<domain/>", "no name"),
+        ("<domain><name>n</name><memory>1e9</memory></domain>", "memory is not a number"),
+        ("<domain><name>n</name><memory>٣</memory></domain>", "memory is not a number"),
+        ("<domain><name>n</name><memory unit='sack'>1</memory></domain>", "unknown unit"),
+        ("<domain><name>n</name><vcpu>-1</vcpu></domain>", "vcpu is not a number"),
+        ("<domain>" * 1000, "too many"),
+        ("<domain>" + "<a/>" * 200_000, "too many"),
+        ("<domain>" + " " * MAX_XML_SIZE, "more than"),
+    ],
+    ids=range(17),
+)
+def test_refuses(xml, message):
+    for work in (parse, redact, lambda text, path: embed(text, SAVE, path=path)):
+        try:
+            work(xml, "/p")
+        except ImageFormatError as error:
+            assert str(error).startswith("/p: ")
+            if work is parse:
+                assert re.search(message, str(error))
+        else:
+            assert work is not parse
+
+
+@given(st.text(alphabet="<>/=\"' abd\\&;!-[]?\0\n\u00e9", max_size=60), st.booleans())
+def test_any_text_is_a_domain_or_a_format_error(text, inside):
+    xml = f"<domain><name>n</name>{text}</domain>" if inside else text
+    try:
+        name = parse(xml).name
+    except ImageFormatError:
+        return
+    embedded = embed(xml, SAVE, LAUNCH)
+    assert (parse(embedded).name, parse(embedded).launch) == (name, LAUNCH)
+    assert embed(embedded, SAVE, LAUNCH) == embedded
+    assert redact(xml) == xml
+
+
+# --- secrets ---
+
+
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        ("secret,id=s,data=geheim,,noch,format=raw", f"secret,id=s,data={HIDDEN},format=raw"),
+        ("secret,id=s,file=/etc/key,keyid=k", None),
+        ("port=5900,password=pw", f"port=5900,password={HIDDEN}"),
+        (":1,password=on", None),
+        (":1,password,tls-creds=t", None),
+        (":1,password-secret=s", None),
+        ("driver=https,file.password=pw,file.cookie=c", f"driver=https,file.password={HIDDEN},file.cookie={HIDDEN}"),
+        ("file=rbd:pool/image:id=admin:key=AQ==:auth=cephx", f"file=rbd:pool/image:id=admin:key={HIDDEN}:auth=cephx"),
+        ("https://me:pw@host/disk.img", f"https://me:{HIDDEN}@host/disk.img"),
+        ("iscsi://me%pw@host/iqn", None),
+        ('{"qom-type":"secret","id":"s","data":"a\\"b"}', f'{{"qom-type":"secret","id":"s","data":"{HIDDEN}"}}'),
+        ('{"driver":"iscsi", "password" : "x"}', f'{{"driver":"iscsi", "password" : "{HIDDEN}"}}'),
+        ("name=opt/x,string=pw", f"name=opt/x,string={HIDDEN}"),
+        ("type=11,value=io.systemd.credential:pw=geheim", f"type=11,value=io.systemd.credential:pw={HIDDEN}"),
+        ("/var/lib/data=1/x", None),
+    ],
+)
+def test_redacts_an_argument(argument, shown):
+    assert redact_argument(argument) == (argument if shown is None else shown)
+
+
+def test_redacts_a_domain_and_nothing_else():
+    xml = FOREIGN.replace("METADATA", "").replace(
+        "<x y = 'z'/>",
+        "<graphics type='vnc' listen='a>b' passwd = 'geheim&amp;'/>"
+        '<graphics passwd="geheim"></graphics>'
+        "<qemu:commandline><qemu:arg value='secret,id=s,data=geheim'/><qemu:arg value='-S'/></qemu:commandline>"
+        "<sysinfo><oemStrings><entry>io.systemd.credential:a=geheim</entry><entry>x</entry></oemStrings>"
+        "<entry name='opt/a'>geheim</entry></sysinfo>",
+    )
+    launch = dataclasses.replace(LAUNCH, argv=["q", "-object", "secret,id=s,data=geheim\udcff", "password=geheim"])
+    shown = redact(embed(xml, SAVE, launch))
+    assert "geheim" not in shown
+    assert shown.count(HIDDEN) == 7
+    assert parse(shown).save_facts == SAVE
+    expected = dataclasses.replace(launch, argv=["q", "-object", f"secret,id=s,data={HIDDEN}", f"password={HIDDEN}"])
+    assert parse(shown).launch == expected
+    assert redact(xml).startswith(xml[: xml.index("'geheim&amp;'")])
+    assert redact(xml).endswith(xml[xml.index("</entry></sysinfo>") :])
+
+
+def test_nothing_to_redact(golden):
+    for name in os.listdir(golden):
+        xml = read_image_head(str(golden / name)).xml
+        assert redact(xml) == xml
+
+
+@pytest.mark.parametrize(
+    "piece", ["://", "io.systemd.credential:", 'password="', '"data":', "a.", ",data=", ":key=", "\\"]
+)
+def test_redacting_takes_time_in_proportion(piece):
+    argument = piece * (MAX_XML_SIZE // 4 // len(piece))
+    started = time.monotonic()
+    redact_argument(argument)
+    assert time.monotonic() - started < 5

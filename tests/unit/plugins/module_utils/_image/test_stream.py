@@ -1,0 +1,337 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import struct
+import time
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, ImageNotFoundError
+from ansible_collections.vmops.qemu.plugins.module_utils._image import stream as stream_module
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import (
+    DeviceSection,
+    MappedRamBlock,
+    RamBlock,
+    StreamFacts,
+    read_stream,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+PAGE = 4096
+STREAM = 65536
+
+
+def read(path, **changes) -> StreamFacts | None:
+    return read_stream(str(path), dataclasses.replace(read_image_head(str(path)).header, **changes))
+
+
+def facts_of(path) -> StreamFacts:
+    facts = read(path)
+    assert facts is not None
+    return facts
+
+
+# --- what QEMU wrote ---
+
+
+@pytest.mark.parametrize("name", ["sparse.save", "sparse-paused.save"])
+def test_a_sparse_stream_of_qemu(golden, name):
+    facts = facts_of(golden / name)
+    assert facts.machine == "pc-i440fx-10.0"
+    assert facts.capabilities == ["mapped-ram"]
+    assert facts.mapped_ram
+    blocks = [block for block in facts.ram_blocks if isinstance(block, MappedRamBlock)]
+    assert [(block.name, block.used_length, block.present_pages, block.zero_pages) for block in blocks] == [
+        ("pc.ram", 16 << 20, 72, 4024),
+        ("pc.bios", 256 << 10, 47, 17),
+        ("pc.rom", 128 << 10, 0, 32),
+    ]
+    assert all(block.page_size == PAGE and block.pages_offset % (1 << 20) == 0 for block in blocks)
+    assert blocks[0].bitmap_offset == 67500
+    assert facts.sections is not None
+    assert len(facts.sections) == 28
+    assert facts.sections[0] == DeviceSection("timer", 0, 2)
+    assert facts.sections[-1] == DeviceSection("globalstate", 0, 1)
+
+
+def test_the_bitmap_tells_which_pages_are_zero(golden):
+    path = golden / "sparse.save"
+    data = path.read_bytes()
+    with path.open("rb") as file:
+        for block in facts_of(path).ram_blocks:
+            assert isinstance(block, MappedRamBlock)
+            for page in range(block.pages):
+                start = block.pages_offset + page * PAGE
+                assert block.count_present(file.fileno(), page, page + 1, "p") == any(data[start : start + PAGE])
+
+
+def test_a_raw_stream_of_qemu(golden):
+    facts = facts_of(golden / "raw.save")
+    assert facts.machine == "pc-i440fx-10.0"
+    assert facts.ram_blocks == [
+        RamBlock("pc.ram", 16 << 20),
+        RamBlock("pc.bios", 256 << 10),
+        RamBlock("pc.rom", 128 << 10),
+    ]
+    assert facts.sections is not None
+    assert facts.as_result()["ram_blocks"][2] == {"name": "pc.rom", "used_length": 128 << 10}
+
+
+@pytest.mark.parametrize("label", ["gzip", "bzip2", "xz", "lzop", "zstd"])
+def test_nothing_is_known_of_a_compressed_stream(golden, label):
+    assert read(golden / f"{label}.save") is None
+    with pytest.raises(ImageFormatError, match="there is no QEMU stream"):
+        read(golden / f"{label}.save", format=ImageFormat.RAW)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_format", "message"),
+    [
+        ("raw", ImageFormat.SPARSE, "without mapped-ram, but the header says sparse"),
+        ("sparse", ImageFormat.RAW, "with mapped-ram, but the header says raw"),
+        ("raw", ImageFormat.ZSTD, "not compressed with zstd"),
+    ],
+)
+def test_a_header_of_another_format(golden, name, image_format, message):
+    with pytest.raises(ImageFormatError, match=message):
+        read(golden / f"{name}.save", format=image_format)
+
+
+def test_a_missing_image(tmp_path):
+    with pytest.raises(ImageNotFoundError):
+        read_stream(str(tmp_path / "none"), SaveImageHeader(2, ImageFormat.RAW, True))
+
+
+# --- what QEMU may write ---
+
+
+def test_a_built_stream(builder):
+    facts = facts_of(builder.write())
+    assert facts.machine == "pc-q35-10.0"
+    assert facts.as_result() == {
+        "machine": "pc-q35-10.0",
+        "capabilities": ["mapped-ram"],
+        "ram_blocks": [
+            {
+                "name": name,
+                "used_length": pages * PAGE,
+                "page_size": PAGE,
+                "bitmap_offset": getattr(block, "bitmap_offset"),  # noqa: B009
+                "pages_offset": offset,
+                "present_pages": present,
+                "zero_pages": pages - present,
+            }
+            for block, (name, pages, offset, present) in zip(
+                facts.ram_blocks, [("pc.ram", 64, 1 << 20, 3), ("vga", 3, 2 << 20, 1)]
+            )
+        ],
+        "sections": [{"name": "cpu", "instance": 1, "version": 12}],
+    }
+
+
+def test_what_may_come_before_ram(builder):
+    def subsection(name, content):
+        return bytes([5, len(name)]) + name + struct.pack(">I", 1) + content
+
+    builder.before_ram = (
+        subsection(b"configuration/target-page-bits", bytes(4))
+        + subsection(b"configuration/uuid", bytes(16))
+        + subsection(b"configuration/from-the-future", b"what?")
+        + b"\x08\0\3\0\0"  # a command
+        + b"\x04\0\0\0\1\x05early\0\0\0\0\0\0\0\1state\x7e\0\0\0\1"
+    )
+    assert len(facts_of(builder.write()).ram_blocks) == 2
+
+
+def test_blocks_of_a_save_that_ignores_shared_memory(builder):
+    builder.capabilities = [b"x-ignore-shared", b"mapped-ram"]
+    assert len(facts_of(builder.write()).ram_blocks) == 2
+
+
+@pytest.mark.parametrize("page_size", [1024, 16384, 65536])
+def test_other_page_sizes(builder, page_size):
+    builder.page_size = page_size
+    builder.blocks = [(b"ram", 100 * page_size, {0, 64, 99})]
+    (block,) = facts_of(builder.write()).ram_blocks
+    assert isinstance(block, MappedRamBlock)
+    assert (block.pages, block.present_pages) == (100, 3)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(
+    byte_order=st.sampled_from(("little", "big")),
+    present=st.sets(st.integers(0, 199)),
+    first=st.integers(0, 200),
+    last=st.integers(0, 200),
+)
+def test_counting_present_pages(builder, monkeypatch, byte_order, present, first, last):
+    monkeypatch.setattr(stream_module, "_BITMAP_CHUNK", 8)
+    builder.header = dataclasses.replace(builder.header, byte_order=byte_order)
+    builder.blocks = [(b"ram", 200 * PAGE, present)]
+    path = builder.write()
+    (block,) = facts_of(path).ram_blocks
+    assert isinstance(block, MappedRamBlock)
+    assert block.present_pages == len(present)
+    with path.open("rb") as file:
+        counted = block.count_present(file.fileno(), first, last, str(path))
+    assert counted == len([page for page in present if first <= page < last])
+
+
+def test_time_grows_with_the_bitmap_only(builder):
+    builder.blocks = [(b"ram", 1 << 40, {0, (1 << 28) - 1})]
+    path = builder.path
+    builder.description = {"devices": []}
+    # The builder holds the bitmap as Python integers, so write only what differs from zeros.
+    bitmap_length = (1 << 28) // 8
+    with path.open("wb") as file:
+        header = dataclasses.replace(builder.header, data_length=STREAM - 92)
+        file.write(header.pack() + builder.xml.encode())
+        file.seek(STREAM)
+        file.write(b"QEVM\0\0\0\3\x07\0\0\0\x02pc\x05\x1aconfiguration/capabilities" + struct.pack(">II", 1, 1))
+        file.write(b"\x0amapped-ram\x01\0\0\0\2\x03ram\0\0\0\0\0\0\0\4" + struct.pack(">Q", (1 << 40) | 4))
+        file.write(b"\3ram" + struct.pack(">Q", 1 << 40))
+        bitmap_offset = file.tell() + 28
+        pages_offset = 64 << 20
+        file.write(struct.pack(">IQQQ", 1, PAGE, bitmap_offset, pages_offset) + b"\1")
+        file.seek(bitmap_offset + bitmap_length - 1)
+        file.write(b"\x80")
+        file.seek(pages_offset + (1 << 40))
+        file.write(b"\0\x06" + struct.pack(">I", 14) + b'{"devices":[]}')
+    started = time.monotonic()
+    (block,) = facts_of(path).ram_blocks
+    assert isinstance(block, MappedRamBlock)
+    assert block.present_pages == 2
+    assert time.monotonic() - started < 10
+
+
+# --- what nobody should have written ---
+
+
+def spoil(builder, offset_of: bytes, new: bytes, distance: int = 0) -> None:
+    """Write I(new) at I(distance) behind the end of the first I(offset_of) in the stream."""
+    path = builder.write()
+    with path.open("r+b") as file:
+        position = file.read(STREAM + 4096).index(offset_of, STREAM) + len(offset_of) + distance
+        file.seek(position)
+        file.write(new)
+
+
+RAM_SECTION = b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04"
+FIRST_BLOCK = b"\x06pc.ram"
+
+
+@pytest.mark.parametrize(
+    ("where", "distance", "new", "message"),
+    [
+        (b"QEVM", 0, struct.pack(">I", 2), "no QEMU stream"),
+        (b"QEVM\0\0\0\3", 0, b"\x06", "does not name its machine"),
+        (b"QEVM\0\0\0\3\x07", 0, b"\0\0\0\0", "impossible length: 0"),
+        (b"QEVM\0\0\0\3\x07", 0, b"\xff" * 4, "impossible length: 4294967295"),
+        (b"configuration/capabilities", 4, b"\0\0\xff\xff", "number of capabilities: 65535"),
+        (b"\x03ra", 0, b"n", "no RAM section"),
+        (RAM_SECTION, 0, bytes(8), "has 0 bytes of RAM"),
+        (RAM_SECTION, 0, b"\x7f" + b"\xff" * 7, "bytes of RAM"),
+        (RAM_SECTION, 8, b"\0", "makes no sense"),
+        (FIRST_BLOCK, 0, b"\xff" * 8, "makes no sense"),
+        (FIRST_BLOCK, 0, bytes(8), "makes no sense"),
+        (FIRST_BLOCK, 8, b"\0\0\0\2", "version 2"),
+        (FIRST_BLOCK, 12, bytes(8), "page size: 0"),
+        (FIRST_BLOCK, 12, struct.pack(">Q", 1), "page size: 1"),
+        (FIRST_BLOCK, 12, struct.pack(">Q", 4097), "page size: 4097"),
+        (FIRST_BLOCK, 20, bytes(8), "overlaps"),
+        (FIRST_BLOCK, 20, b"\xff" * 8, "overlaps"),
+        (FIRST_BLOCK, 28, struct.pack(">Q", STREAM), "overlaps"),
+        (FIRST_BLOCK, 28, b"\xff" * 8, "inside RAM block 'pc.ram'"),
+    ],
+)
+def test_contradictions(builder, where, distance, new, message):
+    spoil(builder, where, new, distance)
+    with pytest.raises(ImageFormatError, match=message):
+        read(builder.path)
+
+
+def test_two_blocks_of_one_name(builder):
+    builder.blocks = [(b"a", PAGE, set()), (b"a", PAGE, set())]
+    with pytest.raises(ImageFormatError, match="makes no sense"):
+        read(builder.write())
+
+
+@pytest.mark.parametrize("name", ["sparse.save", "raw.save"])
+def test_a_stream_that_is_cut_off_is_never_whole(copy_of, name):
+    path = copy_of(name)
+    size = path.stat().st_size
+    for cut in [1, 2, 100, 29000, 30000, 31000, size // 2, size - 67358 - 500, size - 67358 - 60, size - 67358 - 3]:
+        os.truncate(path, size - cut)
+        try:
+            facts = facts_of(path)
+        except ImageFormatError:
+            continue
+        assert facts.sections is None
+
+
+def test_what_follows_the_end(builder, copy_of):
+    builder.after = b"\0"
+    assert facts_of(builder.write()).sections is None
+    raw = copy_of("raw.save")  # older writers pad plain streams
+    os.truncate(raw, raw.stat().st_size + 4096)
+    assert facts_of(raw).sections is not None
+    with raw.open("ab") as file:
+        file.write(b"x")
+    assert facts_of(raw).sections is None
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"devices": 1}',
+        b'{"devices": [1]}',
+        b'{"devices": [{"name": "a"}]}',
+        b'{"devices": [{"name": "a", "instance_id": "x"}]}',
+        b'{"devices": [{"name": "a", "instance_id": 1e999}]}',
+        b"[" * 100_000,
+        b"\xff",
+    ],
+    ids=range(10),
+)
+def test_descriptions_that_are_none(builder, description):
+    path = builder.write()
+    with path.open("ab") as file:
+        file.write(b"\0\x06" + struct.pack(">I", len(description)) + description)
+    assert facts_of(path).sections is None
+
+
+def test_a_length_that_looks_like_the_end(builder):
+    shortest = len(json.dumps({"devices": [{"name": "", "instance_id": 0}]}))
+    builder.description = {"devices": [{"name": "x" * (0x0612 - shortest), "instance_id": 0}]}
+    path = builder.write()
+    assert b"\0\x06\0\0\x06\x12{" in path.read_bytes()
+    assert facts_of(path).sections
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), min_size=1, max_size=4))
+def test_flipped_bytes_are_facts_or_a_format_error(builder, flips):
+    path = builder.path if builder.path.exists() else builder.write()
+    with path.open("r+b") as file:
+        original = file.read(STREAM + 301)
+        for distance, value in flips:
+            file.seek(STREAM + distance)
+            file.write(bytes([value]))
+    try:
+        read(path)
+    except ImageFormatError:
+        pass
+    finally:
+        with path.open("r+b") as file:
+            file.write(original)
