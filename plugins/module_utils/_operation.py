@@ -14,7 +14,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageError,
     ImageNotFoundError,
     MonitorMissingError,
-    RequestError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, read_image_head
@@ -24,22 +23,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Mo
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import connect_by_process, find_process
 
 _Result = t.TypeVar("_Result")
-
-
-def image_path(path: str | None, save_dir: str, name: str | None) -> str:
-    """The image's absolute path: as given, or C(<save_dir>/<name>.save).
-
-    :raises RequestError: neither a path nor a name that can stand in a file name.
-    """
-    if path:
-        return os.path.abspath(path)
-    if not name:
-        raise RequestError("Neither path nor name says which image is meant", cure="Give one of them")
-    if "/" in name or "\0" in name or name in (".", ".."):
-        raise RequestError(
-            f"The VM's name {name!r} cannot stand in a file name", cure="Give the image's path in the path option"
-        )
-    return os.path.join(os.path.abspath(save_dir), f"{name}.save")
 
 
 def image_state(path: str) -> str:

@@ -41,6 +41,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xm
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     direct_read_reason,
+    image_path,
     open_image,
     read_image_head,
     remove_image,
@@ -52,7 +53,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import st
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     default_parallel_channels,
     despite_cancellation,
-    image_path,
     image_result,
     image_state,
     in_thread,
@@ -161,16 +161,13 @@ class RestoreOperation:
                 self.guest_state = f"{self.subject} is not running, and its image is untouched"
             stream = await self._check_image(head)
             machine = stream.machine if stream and stream.machine else domain.machine
-            how = self._how_to_launch(domain, machine) if monitor is None else None
+            qemu = monitor or self._how_to_launch(domain, machine)
             if self.request.check_mode:
                 if monitor and vm:
                     await _require_fit(monitor, vm, head, domain, stream)
                 after = self._outcome(self._wants_running(head))
                 return self._result(f"{self.subject} would be restored from {self.path}", vm, after)
-            transaction = _Transaction(self, head, domain, stream)
-            monitor_or_launch = monitor or how
-            assert monitor_or_launch is not None
-            return await transaction.run(monitor_or_launch, started)
+            return await _Transaction(self, head, domain, stream).run(qemu, started)
         finally:
             if monitor:
                 await monitor.close()
@@ -278,8 +275,7 @@ class RestoreOperation:
     def _how_to_launch(self, domain: domain_xml.ParsedDomain, machine: str) -> Launch:
         """How to start the QEMU that shall load the image."""
         if self.request.launch == "command":
-            assert self.request.command
-            return Launch(argv=tuple(command_line.restore_command(self.request.command, machine)), cwd="/")
+            return Launch(argv=tuple(command_line.restore_command(self.request.command or [], machine)), cwd="/")
         record = domain.launch
         if record is None or not record.argv:
             raise LaunchError(
@@ -385,7 +381,7 @@ class _Transaction:
         self.stream = stream
         self.launched: LaunchedProcess | None = None
         self.monitor: Monitor
-        self.vm: RunningVm | None = None
+        self.vm: RunningVm
         self.settings: MigrationSettings | None = None
         self.descriptors: DescriptorSet | None = None
         self.migration: Migration | None = None
@@ -539,7 +535,6 @@ class _Transaction:
 
     async def _complete(self, state: dict[str, t.Any], started: float) -> dict[str, t.Any]:
         """Everything from the loaded guest on; runs to its end whatever happens."""
-        assert self.vm is not None
         label = self.domain.name
         running = self.operation._wants_running(self.head)
         image = image_result(self.head.path)
@@ -580,7 +575,7 @@ class _Transaction:
         began = self.migration is not None and self.migration.started
         try:
             if self.launched:
-                await self._explain(cause)
+                await self._explain(cause, self.launched)
                 await self.launched.end()
                 self.operation.guest_state = f"{label} is not running, and its image is untouched"
                 if hasattr(self, "monitor"):
@@ -602,23 +597,21 @@ class _Transaction:
         if isinstance(cause, VmopsError):
             cause.guest_state = self.operation.guest_state
 
-    async def _explain(self, cause: BaseException) -> None:
+    async def _explain(self, cause: BaseException, launched: LaunchedProcess) -> None:
         """Why a load failed is often only on QEMU's stderr."""
-        assert self.launched is not None
         if isinstance(cause, MonitorLostError):
             # A dying QEMU closes its socket a moment before it is gone.
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.launched.watch.wait(), 2.0)
+                await asyncio.wait_for(launched.watch.wait(), 2.0)
         if isinstance(cause, (MigrationError, MonitorLostError)):
-            text = self.launched.stderr()
+            text = launched.stderr()
             if text and text not in cause.what:
                 cause.what += f" (QEMU said: {text})"
-            cause.cure = cause.cure or f"Correct what it says and restore again; QEMU's log is {self.launched.log_path}"
+            cause.cure = cause.cure or f"Correct what it says and restore again; QEMU's log is {launched.log_path}"
 
     async def _end_attached(self) -> None:
         """End the QEMU of someone else that has begun to load: it holds half a guest."""
-        process = self.vm.process if self.vm else None
-        watch = ProcessWatch(process.pid) if process else None
+        watch = ProcessWatch(self.vm.process.pid) if self.vm.process else None
         try:
             # It may end before it answers, or be gone already.
             with contextlib.suppress(MonitorLostError, CommandError):
@@ -627,5 +620,8 @@ class _Transaction:
             if watch:
                 watch.kill()
         if watch:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(watch.wait(), 5)
+            watch.kill()
             await watch.wait()
             watch.close()

@@ -21,6 +21,7 @@ import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    CommandError,
     ConflictError,
     ImageError,
     ImageFormatError,
@@ -41,6 +42,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     PartialImage,
     flush_image,
     free_bytes,
+    image_path,
     make_save_directory,
     read_image_head,
     remove_leftovers,
@@ -52,7 +54,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     connect_to_vm,
     default_parallel_channels,
     despite_cancellation,
-    image_path,
     image_result,
     image_state,
     in_thread,
@@ -354,7 +355,7 @@ class _Transaction:
         self.monitor = monitor
         self.vm = vm
         self.path = operation.path
-        self.partial: PartialImage | None = None
+        self.partial: PartialImage
         self.settings = MigrationSettings(monitor)
         self.migration = Migration(monitor)
         self.descriptors = DescriptorSet(monitor, "")
@@ -372,9 +373,10 @@ class _Transaction:
         await self._check_migration()
         image_format, reasons, warnings = self._choose_format(support)
         header, xml = self._compose(image_format)
+        directory = os.path.dirname(self.path)
         if self.request.path is None and not self.request.check_mode:
-            make_save_directory(os.path.dirname(self.path))
-        self._check_space(require_writable_directory(os.path.dirname(self.path)))
+            make_save_directory(directory)
+        self._check_space(require_writable_directory(directory, may_be_made=self.request.path is None))
         if self.request.check_mode:
             result = self.operation.result(
                 f"{self.vm.label} would be saved in {self.path} ({image_format.label}, version"
@@ -383,11 +385,11 @@ class _Transaction:
                 self.operation.outcome(),
             )
             return {**result, "warnings": warnings}
+        await in_thread(remove_leftovers, self.path)
+        self.partial = PartialImage.create(
+            self.path, header, xml, mode=self.request.mode, uid=self.request.uid, gid=self.request.gid
+        )
         try:
-            await in_thread(remove_leftovers, self.path)
-            self.partial = PartialImage.create(
-                self.path, header, xml, mode=self.request.mode, uid=self.request.uid, gid=self.request.gid
-            )
             choice = self._choose_access(image_format, support, reasons, warnings)
             uri = await self._prepare(choice, support)
             write_started = time.monotonic()
@@ -522,7 +524,6 @@ class _Transaction:
     def _choose_access(
         self, image_format: ImageFormat, support: MigrationSupport, reasons: dict[str, str], warnings: list[str]
     ) -> _Choice:
-        assert self.partial is not None
         if image_format is not ImageFormat.SPARSE:
             reasons["bypass_cache"] = f"QEMU writes the {image_format.label} format through the page cache"
             return _Choice(image_format, None, False, reasons, warnings)
@@ -544,7 +545,6 @@ class _Transaction:
 
     async def _prepare(self, choice: _Choice, support: MigrationSupport) -> str:
         """Settings and descriptors; the migration URI."""
-        assert self.partial is not None
         await self.settings.apply(
             mapped_ram=choice.format is ImageFormat.SPARSE,
             parallel_channels=choice.parallel_channels,
@@ -594,7 +594,6 @@ class _Transaction:
 
     async def _check_file(self) -> None:
         """Check that the file holds what its bitmaps promise: QEMU before 11.1 takes a short write for a success."""
-        assert self.partial is not None
         problems = await in_thread(structure_problems, self.partial.path)
         if problems:
             raise ImageFormatError(
@@ -616,7 +615,6 @@ class _Transaction:
         self, xml: str, choice: _Choice, state: dict[str, t.Any], started: float, write_seconds: float
     ) -> dict[str, t.Any]:
         """Everything from the complete magic on; runs to its end whatever happens."""
-        assert self.partial is not None
         try:
             await in_thread(self.partial.finish, xml)
         except VmopsError as exc:
@@ -676,13 +674,16 @@ class _Transaction:
         except MonitorError:
             self.operation.guest_state = await self._put_guest_back_anew()
         finally:
-            if self.partial is not None:
-                self.partial.discard()
+            self.partial.discard()
         if isinstance(cause, VmopsError):
             cause.guest_state = self.operation.guest_state
 
     async def _put_guest_back(self, monitor: Monitor) -> str:
         label = self.vm.label
+        if self.vm.run_state == "running" and await self.migration.is_active():
+            # At once: it may run while the migration is being cancelled. At the migration's very end QEMU refuses.
+            with contextlib.suppress(CommandError):
+                await monitor.execute("cont")
         await self.migration.cancel()
         run_state = await query_run_state(monitor)
         if self.vm.run_state != "running":

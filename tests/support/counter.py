@@ -56,7 +56,7 @@ class CounterGuest(Guest):
     """A guest of 4 KiB that fills a block of its memory, counts, and dirties another region when told."""
 
     kind: ClassVar[str] = "counter"
-    boot_line: ClassVar[str] = r"^boot block=\d+\r?$"
+    boot_line: ClassVar[str] = r"boot block=\d+\r?$"
     checksum_command: ClassVar[bytes] = b"c"
 
     def __init__(

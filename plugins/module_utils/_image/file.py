@@ -525,14 +525,15 @@ def make_save_directory(path: str) -> None:
             os.mkdir(path, 0o700)
 
 
-def require_writable_directory(directory: str) -> str:
-    """Check, without a change, that files can be created in a directory, or that it can be made where it is missing.
+def require_writable_directory(directory: str, may_be_made: bool = False) -> str:
+    """Check, without a change, that files can be created in a directory.
 
+    :param may_be_made: whether it may be missing, as long as it can be made.
     :returns: the directory, or the nearest one above it that exists.
     :raises ImageError: they cannot.
     """
     existing = directory
-    while not os.path.lexists(existing) and existing != os.path.dirname(existing):
+    while may_be_made and not os.path.lexists(existing) and existing != os.path.dirname(existing):
         existing = os.path.dirname(existing)
     with image_errors(existing, "look into the directory"):
         if not stat.S_ISDIR(os.stat(existing).st_mode):

@@ -120,20 +120,18 @@ async def connect_by_process(process: QemuProcess) -> Monitor:
     :raises VmNotFoundError: its command line opens none.
     :raises MonitorError: none of them could be used; the first one's error.
     """
-    addresses = process.qmp_addresses
-    if not addresses:
-        raise VmNotFoundError(
-            f"{process.name} runs (pid {process.pid}), but its command line opens no QMP server that can be reached",
-            cure="Start it with -qmp unix:PATH,server=on,wait=off, or name its socket in qmp_socket",
-        )
-    first: MonitorError | None = None
-    for address in addresses:
+    problems: list[MonitorError] = []
+    for address in process.qmp_addresses:
         try:
             return await Monitor.connect(address)
         except (MonitorBusyError, MonitorMissingError) as exc:
-            first = first or exc
-    assert first is not None
-    raise first
+            problems.append(exc)
+    if problems:
+        raise problems[0]
+    raise VmNotFoundError(
+        f"{process.name} runs (pid {process.pid}), but its command line opens no QMP server that can be reached",
+        cure="Start it with -qmp unix:PATH,server=on,wait=off, or name its socket in qmp_socket",
+    )
 
 
 def resident_bytes(pid: int) -> int | None:

@@ -1,0 +1,197 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is to be done is decided by the image's header and the VM together; each row of the table is a test."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from support import Monitor
+from support.observe import Continuity, run_state, settings
+
+
+def as_partial(image):
+    """Make the image look like one whose save is not finished: another tool's, that writes to the final path."""
+    with image.open("r+b") as handle:
+        handle.write(b"LibvirtQemudPart")
+
+
+def contents(image):
+    return {name: os.stat(image.parent / name).st_mtime_ns for name in os.listdir(image.parent)}
+
+
+def test_complete_image_and_vm_not_running(guest, image, save):
+    save(name="web1", path=str(image))
+    before = contents(image)
+    result = save(name="web1", path=str(image))
+    assert not result["changed"]
+    assert "already saved" in result["msg"]
+    assert contents(image) == before
+
+
+def test_the_same_by_socket(guest, image, save):
+    save(qmp_socket=str(guest.qmp_socket), path=str(image))
+    assert not save(qmp_socket=str(guest.qmp_socket), path=str(image))["changed"]
+
+
+def test_complete_image_and_vm_stopped_by_that_save(guest, image, save):
+    """A save that was cut off between the rename and the quit: only the quit is missing."""
+    save(name="web1", path=str(image), after_save="pause")
+    before = contents(image)
+    assert not save(name="web1", path=str(image), after_save="pause")["changed"]
+    result = save(name="web1", path=str(image))
+    assert result["changed"]
+    assert "earlier run" in result["msg"]
+    assert contents(image) == before
+    guest.wait_exit()
+
+
+def test_vm_stopped_by_another_migration_is_not_taken_for_ours(guest, image, save, run_module):
+    save(name="web1", path=str(image), after_save="resume")
+    with Monitor(guest.qmp_socket) as monitor:
+        monitor.execute("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
+        monitor.execute("migrate", {"uri": f"file:{image.parent}/elsewhere"})
+        while monitor.wait_event("MIGRATION", 20)["data"]["status"] != "completed":
+            pass
+    result = run_module("qemu_save", name="web1", path=str(image))
+    assert result["error"] == "ConflictError"
+    assert run_state(guest) == "postmigrate"
+
+
+def test_restore_goes_on_with_a_vm_whose_save_was_cut_off(guest, image, save, restore):
+    continuity = Continuity(guest)
+    save(name="web1", path=str(image), after_save="pause")
+    pid = guest.pid
+    result = restore(name="web1", path=str(image))
+    assert result["changed"]
+    assert guest.pid == pid
+    assert not image.exists()
+    continuity.check()
+
+
+def test_partial_image_and_vm_running(guest, image, save):
+    save(name="web1", path=str(image), after_save="resume")
+    as_partial(image)
+    result = save(name="web1", path=str(image))
+    assert result["changed"]
+    assert result["image"]["state"] == "complete"
+
+
+def test_partial_image_and_vm_not_running(guest, image, save, run_module):
+    save(name="web1", path=str(image))
+    as_partial(image)
+    for module in ("qemu_save", "qemu_restore"):
+        result = run_module(module, name="web1", path=str(image))
+        assert result["error"] == "ImagePartialError"
+        assert image.exists()
+
+
+def test_complete_image_and_vm_running(guest, image, save, run_module):
+    continuity = Continuity(guest)
+    save(name="web1", path=str(image), after_save="resume")
+    before = contents(image)
+    result = run_module("qemu_save", name="web1", path=str(image))
+    assert result["error"] == "ConflictError"
+    assert str(image) in result["msg"]
+    assert "force" in result["cure"]
+    assert contents(image) == before
+    continuity.check()
+    assert save(name="web1", path=str(image), force=True)["changed"]
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_complete_image_of_another_vm(make_guest, image, save, run_module, running):
+    make_guest("web1")
+    other = make_guest("db1")
+    save(name="web1", path=str(image))
+    if not running:
+        other.end()
+    before = contents(image)
+    result = run_module("qemu_save", name="db1", path=str(image))
+    assert result["error"] == "ConflictError"
+    assert "web1" in result["msg"]
+    assert contents(image) == before
+    if running:
+        assert save(name="db1", path=str(image), force=True)["image"]["name"] == "db1"
+
+
+def test_uuid_decides_over_the_name(make_guest, image, save, run_module):
+    first = make_guest("web1", uuid="11111111-2222-3333-4444-555555555555")
+    save(name="web1", path=str(image))
+    first.close()
+    make_guest("web1", uuid="11111111-2222-3333-4444-666666666666")
+    result = run_module("qemu_save", name="web1", path=str(image))
+    assert result["error"] == "ConflictError"
+    assert "another VM" in result["msg"]
+
+
+def test_no_image_and_vm_not_running(image, run_module):
+    for module in ("qemu_save", "qemu_restore"):
+        result = run_module(module, name="web1", path=str(image))
+        assert result["failed"]
+        assert "web1" in result["msg"]
+
+
+def test_what_is_no_image_is_not_replaced(guest, image, run_module, save):
+    image.write_text("my notes")
+    result = run_module("qemu_save", name="web1", path=str(image))
+    assert result["error"] == "ConflictError"
+    assert image.read_text() == "my notes"
+    assert run_state(guest) == "running"
+    assert save(name="web1", path=str(image), force=True)["changed"]
+
+
+def test_restore_of_a_vm_that_runs(guest, image, save, restore):
+    continuity = Continuity(guest)
+    assert not restore(name="web1", path=str(image))["changed"]
+    save(name="web1", path=str(image), after_save="resume")
+    result = restore(name="web1", path=str(image))
+    assert not result["changed"]
+    assert "was not used" in result["msg"]
+    assert image.exists()
+    continuity.check()
+
+
+def test_check_mode_predicts_and_touches_nothing(guest, image, save, restore, run_module):
+    continuity = Continuity(guest)
+    before = settings(guest)
+    predicted = run_module("qemu_save", name="web1", path=str(image), check=True, diff=True)
+    assert predicted["changed"]
+    assert predicted["diff"] == {
+        "before": {"image": "absent", "vm": "running"},
+        "after": {"image": "complete", "vm": "ended"},
+    }
+    assert os.listdir(image.parent) == []
+    assert settings(guest) == before
+    assert run_state(guest) == "running"
+    done = run_module("qemu_save", name="web1", path=str(image), diff=True)
+    assert done["diff"] == predicted["diff"]
+
+    predicted = run_module("qemu_restore", name="web1", path=str(image), check=True, diff=True)
+    assert predicted["changed"]
+    assert predicted["diff"] == {
+        "before": {"image": "complete", "vm": "ended"},
+        "after": {"image": "absent", "vm": "running"},
+    }
+    assert not guest.adopt_restarted()
+    done = run_module("qemu_restore", name="web1", path=str(image), diff=True)
+    assert done["diff"] == predicted["diff"]
+    continuity.check()
+    assert not run_module("qemu_restore", name="web1", path=str(image), check=True)["changed"]
+
+
+def test_check_mode_refuses_what_the_run_would_refuse(guest, image, run_module, tmp_path):
+    image.write_text("my notes")
+    assert run_module("qemu_save", name="web1", path=str(image), check=True)["error"] == "ConflictError"
+    missing = tmp_path / "missing" / "web1.save"
+    assert run_module("qemu_save", name="web1", path=str(missing), check=True)["failed"]
+
+
+def test_check_mode_does_not_make_the_save_directory(guest, tmp_path, run_module):
+    result = run_module("qemu_save", name="web1", save_dir=str(tmp_path / "new" / "save"), check=True)
+    assert result["changed"]
+    assert not (tmp_path / "new").exists()
