@@ -14,6 +14,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageError,
     ImageNotFoundError,
     MonitorMissingError,
+    RequestError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, read_image_head
@@ -52,6 +53,20 @@ async def connect_to_vm(name: str | None, qmp_socket: str | None) -> Monitor | N
             return None
     process = find_process(name or "")
     return await connect_by_process(process) if process else None
+
+
+def ended_vm(name: str | None, uuid: str | None) -> dict[str, t.Any]:
+    """The C(vm) return value of a VM that does not run."""
+    facts = dict.fromkeys(("memory", "vcpus", "machine", "pid"))
+    return {"name": name, "uuid": uuid, "run_state": "ended", **facts}
+
+
+def check_parallel_channels(parallel_channels: int | None) -> None:
+    """:raises RequestError: a number that QEMU's multifd-channels cannot be."""
+    if parallel_channels is not None and not 1 <= parallel_channels <= 255:
+        raise RequestError(
+            f"parallel_channels is {parallel_channels}, but QEMU takes 1 to 255", cure="Leave it out for the default"
+        )
 
 
 def default_parallel_channels() -> int:

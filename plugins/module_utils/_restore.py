@@ -50,9 +50,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_stream
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
+    check_parallel_channels,
     default_parallel_channels,
     despite_cancellation,
+    ended_vm,
     image_result,
     image_state,
     in_thread,
@@ -225,6 +228,9 @@ class RestoreOperation:
 
     async def _with_running_vm(self, monitor: Monitor, vm: RunningVm, head: ImageHead | None) -> dict[str, t.Any]:
         """A VM that runs, or stands, is not restored over; a save that was cut short before its end is undone."""
+        interrupted = await InterruptedSave.find(monitor)
+        if head is None and interrupted and vm.run_state != "running":
+            return await self._undo_save(vm, interrupted)
         if head is None:
             return self._result(f"{vm.label} runs already, and there is no image at {self.path}", vm)
         if vm.run_state == "postmigrate" and await is_last_migration(monitor, head):
@@ -239,6 +245,15 @@ class RestoreOperation:
                 cure="Find out which of the two is the truth; end the QEMU before you restore the image",
             )
         return self._result(f"{vm.label} runs already; the image {self.path} was not used", vm)
+
+    async def _undo_save(self, vm: RunningVm, interrupted: InterruptedSave) -> dict[str, t.Any]:
+        """A save that was cut off before it had an image: its guest still stands in QEMU."""
+        partial = interrupted.adopt_file()
+        after = {"image": "absent", "vm": interrupted.record.run_state}
+        if not self.request.check_mode:
+            await despite_cancellation(interrupted.undo(partial))
+        done = "would go" if self.request.check_mode else "goes"
+        return self._result(f"{vm.label} was being saved by a run that was cut off: it {done} on there", vm, after)
 
     async def _continue_saved_vm(self, monitor: Monitor, vm: RunningVm, head: ImageHead) -> None:
         if self._wants_running(head):
@@ -257,6 +272,7 @@ class RestoreOperation:
                 f"{self.path} is compressed ({head.header.format.label}), which cannot be restored yet",
                 cure="Restore it with libvirt",
             )
+        check_parallel_channels(self.request.parallel_channels)
         if head.header.format is ImageFormat.RAW and self.request.parallel_channels is not None:
             raise RequestError(
                 f"parallel_channels needs a sparse image; {self.path} is {head.header.format.label}",
@@ -308,7 +324,7 @@ class RestoreOperation:
             "changed": after is not None,
             "msg": msg,
             "image": image,
-            "vm": vm.as_result() if vm else {"name": self.subject, "uuid": image["uuid"], "run_state": "ended"},
+            "vm": vm.as_result() if vm else ended_vm(self.subject, image["uuid"]),
             "diff": {"before": self.before, "after": after or self.before},
         }
 
@@ -466,12 +482,13 @@ class _Transaction:
             )
         self._choose_access(sparse)
         self.settings = MigrationSettings(self.monitor)
-        await self.settings.apply(
+        await self.settings.plan(
             mapped_ram=sparse,
             parallel_channels=self.parallel_channels,
             direct_io=self.bypass_cache,
             bandwidth=None,
         )
+        await self.settings.apply()
         self.migration = Migration(self.monitor)
         uri = await self._pass_descriptors(support)
         # Before a load, stop means "do not start the guest when it is loaded": whether and when it runs is decided
@@ -558,7 +575,7 @@ class _Transaction:
             "msg": f"{label} was restored from {self.head.path} in {duration:.1f} s and"
             f" {'runs' if running else 'is paused'}; the image was {kept}",
             "image": image,
-            "vm": dataclasses.replace(self.vm, run_state=run_state).as_result(),
+            "vm": self.vm.as_result(run_state),
             "launched": self.launched is not None,
             "duration": round(duration, 3),
             "parallel_channels": self.parallel_channels,

@@ -50,10 +50,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave, SaveRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
+    check_parallel_channels,
     connect_to_vm,
     default_parallel_channels,
     despite_cancellation,
+    ended_vm,
     image_result,
     image_state,
     in_thread,
@@ -248,12 +251,50 @@ class SaveOperation:
             )
         self.path = self.path or image_path(None, self.request.save_dir, vm.name)
         self.before = {"image": image_state(self.path), "vm": vm.run_state}
+        interrupted = await InterruptedSave.find(monitor)
+        if interrupted:
+            partial = interrupted.adopt_file()
+            if partial and interrupted.has_stream(vm.run_state):
+                return await self._adopt(monitor, vm, interrupted, partial)
+            # Without a file, and stopped beside a complete image: that may be the save, see _decide.
+            if partial or vm.run_state != "postmigrate" or self.before["image"] != "complete":
+                vm = await self._undo(vm, interrupted, partial)
         action = await self._decide(monitor, vm)
         if action is Action.FINISH:
-            return await self._finish_earlier_save(monitor, vm)
+            return await self._finish_earlier_save(monitor, vm, interrupted)
         return await _Transaction(self, monitor, vm).run()
 
-    async def _finish_earlier_save(self, monitor: Monitor, vm: RunningVm) -> dict[str, t.Any]:
+    # --- what an earlier run left ---
+
+    async def _adopt(
+        self, monitor: Monitor, vm: RunningVm, interrupted: InterruptedSave, partial: PartialImage
+    ) -> dict[str, t.Any]:
+        """QEMU went on with a save whose run was killed: wait for it and finish it."""
+        if partial.target != self.path:
+            partial.release()
+            raise ConflictError(
+                f"{vm.label} is being saved to {partial.target} by an earlier run that was cut off",
+                cure=f"Run the task with path {partial.target}, which finishes that save",
+            )
+        if self.request.check_mode:
+            partial.release()
+            after = self.outcome()
+            return self.result(f"{vm.label}: the save of an earlier run to {self.path} would be finished", vm, after)
+        found = dataclasses.replace(vm, run_state=interrupted.record.run_state)
+        return await _Transaction(self, monitor, found).adopt(interrupted, partial)
+
+    async def _undo(self, vm: RunningVm, interrupted: InterruptedSave, partial: PartialImage | None) -> RunningVm:
+        """A save that was killed before QEMU began, or whose file is gone: put everything back."""
+        if self.request.check_mode:
+            if partial:
+                partial.release()
+        else:
+            await despite_cancellation(interrupted.undo(partial))
+        return dataclasses.replace(vm, run_state=interrupted.record.run_state)
+
+    async def _finish_earlier_save(
+        self, monitor: Monitor, vm: RunningVm, interrupted: InterruptedSave | None
+    ) -> dict[str, t.Any]:
         after_save = self.request.after_save
         reason = f"{vm.label} was saved in {self.path} by an earlier run and stands still since"
         if after_save == "pause":
@@ -262,6 +303,8 @@ class SaveOperation:
             return self.result(f"{reason}: would {after_save}", vm, self.outcome())
         # That run may have been cut short before its last flush.
         await in_thread(flush_image, self.path)
+        if interrupted and after_save != "quit":
+            await despite_cancellation(interrupted.clean_qemu())
         await despite_cancellation(self.after_save(monitor, vm))
         done = "now QEMU has quit" if after_save == "quit" else "now the guest runs again"
         return self.result(f"{reason}; {done}", vm, self.outcome())
@@ -308,7 +351,7 @@ class SaveOperation:
             "changed": after is not None,
             "msg": msg,
             "image": image,
-            "vm": vm.as_result() if vm else {"name": image["name"], "uuid": image["uuid"], "run_state": "ended"},
+            "vm": vm.as_result() if vm else ended_vm(image["name"], image["uuid"]),
             "diff": {"before": self.before, "after": after or self.before},
         }
 
@@ -358,13 +401,17 @@ class _Transaction:
         self.partial: PartialImage
         self.settings = MigrationSettings(monitor)
         self.migration = Migration(monitor)
-        self.descriptors = DescriptorSet(monitor, "")
+        self.descriptors = DescriptorSet(monitor)
         self.since = monitor.mark()
         self.qemu_version = ""
         #: QEMU's name for a descriptor that C(getfd) took, where there are no fdsets.
         self.named_descriptor = ""
         #: Whether anything was done to the guest that has to be undone.
         self.touched = False
+        #: Whether an earlier run began this save.
+        self.adopted = False
+        #: Whether the image is complete: from then on there is no way back.
+        self.completed = False
 
     async def run(self) -> dict[str, t.Any]:
         started = time.monotonic()
@@ -393,15 +440,35 @@ class _Transaction:
             choice = self._choose_access(image_format, support, reasons, warnings)
             uri = await self._prepare(choice, support)
             write_started = time.monotonic()
-            state = await self._write(uri)
-            await in_thread(self.partial.flush)
-            write_seconds = time.monotonic() - write_started
-            await self._check_file()
-            xml = self._final_xml(xml, choice, state)
+            await self._start(uri)
+            return await self._finish(xml, choice, started, write_started)
         except BaseException as exc:
             # Also a cancellation (timeout, signal): whatever happens, the guest goes back first.
             await despite_cancellation(self._roll_back(exc))
             raise
+
+    async def adopt(self, interrupted: InterruptedSave, partial: PartialImage) -> dict[str, t.Any]:
+        """Go on with a save that an earlier run began and that QEMU carried on alone."""
+        started = time.monotonic()
+        self.partial, self.settings, self.descriptors = partial, interrupted.settings, interrupted.descriptors
+        self.adopted = self.touched = self.migration.started = True
+        record = interrupted.record
+        choice = _Choice(partial.header.format, record.parallel_channels, record.bypass_cache, {}, [])
+        try:
+            self.qemu_version = (await read_support(self.monitor)).version
+            self.operation.guest_state = f"{self.vm.label} is being saved"
+            return await self._finish(read_image_head(partial.path).xml, choice, started, started)
+        except BaseException as exc:
+            await despite_cancellation(self._roll_back(exc))
+            raise
+
+    async def _finish(self, xml: str, choice: _Choice, started: float, write_started: float) -> dict[str, t.Any]:
+        """From the migration that runs to the end."""
+        state = await self._follow()
+        await in_thread(self.partial.flush)
+        write_seconds = time.monotonic() - write_started
+        await self._check_file()
+        xml = self._final_xml(xml, choice, state)
         return await despite_cancellation(self._complete(xml, choice, state, started, write_seconds))
 
     # --- before the guest is touched ---
@@ -435,6 +502,7 @@ class _Transaction:
                 label = "raw"
                 reasons["format"] = f"QEMU {support.version} has no mapped-ram that keeps the image's header"
                 warnings.append(f"{self.vm.label} is saved in the raw format: {reasons['format']} (9.1 is needed)")
+        check_parallel_channels(self.request.parallel_channels)
         chosen = ImageFormat.from_label(label)
         if chosen is ImageFormat.SPARSE and not support.mapped_ram:
             raise UnsupportedByQemuError(
@@ -544,20 +612,29 @@ class _Transaction:
         return _Choice(image_format, channels, bypass_cache, reasons, warnings)
 
     async def _prepare(self, choice: _Choice, support: MigrationSupport) -> str:
-        """Settings and descriptors; the migration URI."""
-        await self.settings.apply(
+        """Descriptors, with a note of this save, and settings; the migration URI."""
+        await self.settings.plan(
             mapped_ram=choice.format is ImageFormat.SPARSE,
             parallel_channels=choice.parallel_channels,
             direct_io=choice.bypass_cache,
             bandwidth=self.request.bandwidth,
         )
-        self.descriptors = DescriptorSet(self.monitor, f"vmops.qemu save {self.partial.path}")
+        record = SaveRecord(
+            partial=self.partial.path,
+            run_state=self.vm.run_state,
+            capabilities=self.settings.found_capabilities,
+            parameters=self.settings.found_parameters,
+            parallel_channels=choice.parallel_channels,
+            bypass_cache=choice.bypass_cache,
+        )
+        self.descriptors = DescriptorSet(self.monitor, record.opaque())
         files = [self.partial.open_for_qemu(direct=False)]
         try:
             if choice.bypass_cache:
                 files.append(self.partial.open_for_qemu(direct=True))
+            await self.descriptors.add(*files)
+            await self.settings.apply()
             if support.file_uri:
-                await self.descriptors.add(*files)
                 return self.descriptors.uri(self.partial.stream_offset)
             # Before QEMU 9.1: a plain stream into a descriptor that stands where the stream starts.
             os.lseek(files[0], self.partial.stream_offset, os.SEEK_SET)
@@ -571,8 +648,8 @@ class _Transaction:
 
     # --- with the guest ---
 
-    async def _write(self, uri: str) -> dict[str, t.Any]:
-        """Let QEMU write everything; returns its last C(query-migrate)."""
+    async def _start(self, uri: str) -> None:
+        """Stop the guest, unless the save is live, and let QEMU begin to write."""
         label = self.vm.label
         self.since = self.monitor.mark()
         self.touched = True
@@ -581,9 +658,12 @@ class _Transaction:
             await self.monitor.execute("stop")
         self.operation.guest_state = f"{label} is being saved"
         await self.migration.start_outgoing(uri)
+
+    async def _follow(self) -> dict[str, t.Any]:
+        """Wait until QEMU has written everything; returns its last C(query-migrate)."""
         waiting = asyncio.ensure_future(self.migration.wait())
         try:
-            if self.request.live:
+            if await query_run_state(self.monitor) == "running":
                 done, _pending = await asyncio.wait({waiting}, timeout=self.request.live_timeout)
                 if not done:
                     # It dirties its memory faster than the disk takes it: stopped, it cannot.
@@ -615,11 +695,8 @@ class _Transaction:
         self, xml: str, choice: _Choice, state: dict[str, t.Any], started: float, write_seconds: float
     ) -> dict[str, t.Any]:
         """Everything from the complete magic on; runs to its end whatever happens."""
-        try:
-            await in_thread(self.partial.finish, xml)
-        except VmopsError as exc:
-            await self._roll_back(exc)
-            raise
+        await in_thread(self.partial.finish, xml)
+        self.completed = True
         self.operation.guest_state = f"{self.vm.label} is stopped and the image {self.path} is complete"
         if self.request.after_save != "quit":
             await self._clean_qemu()
@@ -631,9 +708,10 @@ class _Transaction:
         return {
             "changed": True,
             "msg": f"{self.vm.label} was saved in {self.path}, {image['allocated'] / 2**20:.0f} MiB on disk, in"
-            f" {time.monotonic() - started:.1f} s; {past[self.request.after_save]}",
+            f" {time.monotonic() - started:.1f} s{', taking over from an earlier run' if self.adopted else ''};"
+            f" {past[self.request.after_save]}",
             "image": image,
-            "vm": dataclasses.replace(self.vm, run_state=outcome["vm"]).as_result(),
+            "vm": self.vm.as_result(outcome["vm"]),
             "diff": {"before": self.operation.before, "after": outcome},
             "duration": round(time.monotonic() - started, 3),
             "pause_ms": self._pause_ms(),
@@ -645,11 +723,14 @@ class _Transaction:
             "warnings": choice.warnings,
         }
 
-    def _pause_ms(self) -> int:
-        """How long the guest stood still, by QEMU's own clock: from STOP to RESUME, or to SHUTDOWN; 0 if it was."""
+    def _pause_ms(self) -> int | None:
+        """How long the guest stood still, by QEMU's own clock: from STOP to RESUME, or to SHUTDOWN.
+
+        0 where it was paused before; None where it was stopped under an earlier run's eyes.
+        """
         stop = self.monitor.find_event("STOP", since=self.since)
         if stop is None:
-            return 0
+            return None if self.adopted and self.vm.run_state == "running" else 0
         end = self.monitor.find_event("RESUME", "SHUTDOWN", since=self.monitor.events.index(stop))
         finished = event_seconds(end) if end else time.time()
         return round((finished - event_seconds(stop)) * 1000)
@@ -667,6 +748,9 @@ class _Transaction:
 
     async def _roll_back(self, cause: BaseException) -> None:
         """The guest as it was, QEMU as it was, no file left; then C(guest_state) says what was reached."""
+        if self.completed:
+            # Too late: the image is complete, and the guest must not run beside it.
+            return
         try:
             if self.touched:
                 self.operation.guest_state = await self._put_guest_back(self.monitor)
@@ -674,7 +758,9 @@ class _Transaction:
         except MonitorError:
             self.operation.guest_state = await self._put_guest_back_anew()
         finally:
-            self.partial.discard()
+            # What cannot be removed now is a leftover that the next save removes.
+            with contextlib.suppress(ImageError):
+                self.partial.discard()
         if isinstance(cause, VmopsError):
             cause.guest_state = self.operation.guest_state
 

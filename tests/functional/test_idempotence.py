@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -195,3 +196,128 @@ def test_check_mode_does_not_make_the_save_directory(guest, tmp_path, run_module
     result = run_module("qemu_save", name="web1", save_dir=str(tmp_path / "new" / "save"), check=True)
     assert result["changed"]
     assert not (tmp_path / "new").exists()
+
+
+# --- a run that was killed ---
+
+
+def killed_save(start_module, guest, image, moment, **options):
+    """Start a save and SIGKILL it when C(moment) has come; its partial image and QEMU's note of it stay."""
+    run = start_module("qemu_save", name="web1", path=str(image), **options)
+    deadline = time.monotonic() + 30
+    with Monitor(guest.observer_socket) as monitor:
+        while not moment(monitor):
+            assert time.monotonic() < deadline
+            assert run.process.poll() is None, run.result()
+            time.sleep(0.001)
+    run.process.kill()
+    run.process.communicate()
+
+
+def writing(monitor):
+    return monitor.execute("query-migrate").get("status") == "active"
+
+
+def written(monitor):
+    return monitor.execute("query-migrate").get("status") == "completed"
+
+
+def noted(monitor):
+    return bool(monitor.execute("query-fdsets"))
+
+
+@pytest.fixture
+def big_guest(make_guest):
+    """A guest whose save takes a while."""
+    return make_guest(memory_mib=512, block_mib=200, observer=True)
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["stopped", "live"])
+@pytest.mark.parametrize("image_format", ["sparse", "raw"])
+def test_partial_image_that_qemu_still_writes_is_adopted(
+    big_guest, image, start_module, save, restore, live, image_format
+):
+    continuity = Continuity(big_guest)
+    killed_save(start_module, big_guest, image, writing, bandwidth="40M", format=image_format, live=live)
+    assert os.listdir(image.parent) != [image.name]
+    result = save(name="web1", path=str(image))
+    assert result["changed"]
+    assert "earlier run" in result["msg"]
+    assert result["image"]["format"] == image_format
+    assert os.listdir(image.parent) == [image.name]
+    big_guest.wait_exit()
+    restore(name="web1", path=str(image))
+    continuity.check()
+
+
+@pytest.mark.parametrize("after_save", ["pause", "resume"])
+def test_adopted_save_leaves_qemu_as_the_killed_run_found_it(big_guest, image, start_module, save, after_save):
+    continuity = Continuity(big_guest)
+    before = settings(big_guest)
+    killed_save(start_module, big_guest, image, writing, bandwidth="40M")
+    assert settings(big_guest) != before
+    save(name="web1", path=str(image), after_save=after_save)
+    assert settings(big_guest) == before
+    if after_save == "pause":
+        with Monitor(big_guest.qmp_socket) as monitor:
+            monitor.execute("cont")
+    continuity.check()
+
+
+def test_adopted_save_that_is_interrupted_puts_the_guest_back(big_guest, image, start_module, run_module):
+    continuity = Continuity(big_guest)
+    before = settings(big_guest)
+    killed_save(start_module, big_guest, image, writing, bandwidth="8M")
+    result = run_module("qemu_save", name="web1", path=str(image), timeout=1)
+    assert result["error"] == "OperationTimeoutError"
+    assert result["guest_state"] == "web1 runs again"
+    assert settings(big_guest) == before
+    assert os.listdir(image.parent) == []
+    continuity.check()
+
+
+def test_save_killed_before_qemu_began_is_undone_and_done_again(big_guest, image, start_module, save, restore):
+    continuity = Continuity(big_guest)
+    before = settings(big_guest)
+    # Killed when QEMU holds the note; how far the run comes until the signal arrives differs.
+    for _number in range(8):
+        killed_save(start_module, big_guest, image, noted, bandwidth="40M")
+        save(name="web1", path=str(image), after_save="resume")
+        assert settings(big_guest) == before
+        assert os.listdir(image.parent) == [image.name]
+        image.unlink()
+    continuity.check()
+
+
+def test_restore_after_a_killed_save_lets_the_guest_go_on(big_guest, image, start_module, restore):
+    continuity = Continuity(big_guest)
+    before = settings(big_guest)
+    killed_save(start_module, big_guest, image, writing, bandwidth="16M")
+    result = restore(name="web1", path=str(image))
+    assert result["changed"]
+    assert run_state(big_guest) == "running"
+    assert settings(big_guest) == before
+    assert os.listdir(image.parent) == []
+    continuity.check()
+
+
+def test_adoption_under_another_path_is_refused(big_guest, image, start_module, run_module):
+    killed_save(start_module, big_guest, image, writing, bandwidth="8M")
+    result = run_module("qemu_save", name="web1", path=str(image.parent / "other.save"))
+    assert result["error"] == "ConflictError"
+    assert str(image) in result["msg"]
+    predicted = run_module("qemu_save", name="web1", path=str(image), check=True)
+    assert predicted["changed"]
+    assert "earlier run" in predicted["msg"]
+    assert len(os.listdir(image.parent)) == 1
+
+
+def test_save_whose_partial_image_was_removed_is_begun_anew(big_guest, image, start_module, save, restore):
+    continuity = Continuity(big_guest)
+    killed_save(start_module, big_guest, image, writing, bandwidth="16M")
+    (partial,) = image.parent.iterdir()
+    partial.unlink()
+    result = save(name="web1", path=str(image))
+    assert "earlier run" not in result["msg"]
+    restore(name="web1", path=str(image))
+    continuity.check()

@@ -23,6 +23,7 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     ImageAccessError,
+    ImageError,
     ImageFormatError,
     ImageUnsafeError,
     RequestError,
@@ -286,7 +287,10 @@ class PartialImage:
             with image_errors(path, "open the partial image"):
                 image._descriptor = _open_owned(name, image._directory)
             if image._descriptor < 0:
-                raise ConflictError(f"{path} is held by another process, or belongs to another user")
+                raise ConflictError(
+                    f"{path} is being written by a save that is still at work, or belongs to another user",
+                    cure="Wait for the other save to end",
+                )
             head = read_image_head(path, image._descriptor)
             image._header, image._cookie = dataclasses.replace(head.header, complete=False), head.cookie
         except BaseException:
@@ -332,7 +336,8 @@ class PartialImage:
         :param xml: a new domain XML that replaces the one given to C(create).
         :raises RequestError: that XML does not fit into its room, or the target is no longer a regular file.
         :raises ImageSpaceError: the storage is full.
-        :raises ImageAccessError: a step failed. Unless the message names the directory, the target is untouched.
+        :raises ImageAccessError: a step failed. The target is untouched, or, where the directory could not be flushed,
+            removed.
         """
         if xml is not None:
             self._write_head(_text_area(self.path, xml, self._cookie)[0])
@@ -348,8 +353,17 @@ class PartialImage:
             os.rename(self._name, basename, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         try:
             _flush_directory(self._directory, self.target)
+        except ImageError:
+            # After a crash it might be there or not: it must not stand beside a guest that runs on.
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.basename(self.target), dir_fd=self._directory)
+            raise
         finally:
             self._close()
+
+    def release(self) -> None:
+        """Let the temporary file be as it is, and give up the lock."""
+        self._close()
 
     def discard(self) -> None:
         """Remove the temporary file if it is still there and ours; may be called again, and after C(finish).

@@ -20,10 +20,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Mo
 class DescriptorSet:
     """One fdset in one QEMU; QEMU gives it its number with the first descriptor."""
 
-    def __init__(self, monitor: Monitor, opaque: str) -> None:
+    def __init__(self, monitor: Monitor, opaque: str = "", number: int | None = None) -> None:
+        """:param opaque: the text that QEMU keeps with each descriptor. :param number: that of a set that is there."""
         self._monitor = monitor
         self._opaque = opaque
-        self.number: int | None = None
+        self.number = number
 
     def move_to(self, monitor: Monitor) -> None:
         """Go on over another session with the same QEMU."""

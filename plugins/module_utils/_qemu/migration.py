@@ -83,16 +83,25 @@ class MigrationSettings:
     on) then crashes QEMU; so they are put back as they were found, whatever the outcome.
     """
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(
+        self,
+        monitor: Monitor,
+        capabilities: t.Mapping[str, bool] | None = None,
+        parameters: t.Mapping[str, t.Any] | None = None,
+    ) -> None:
+        """:param capabilities: and C(parameters): found values to put back, from a run that could not do it itself."""
         self._monitor = monitor
-        self._capabilities: dict[str, bool] = {}
-        self._parameters: dict[str, t.Any] = {}
+        #: What differs from what was found, with the values that were found.
+        self.found_capabilities = dict(capabilities or {})
+        self.found_parameters = dict(parameters or {})
+        self._wanted_capabilities: dict[str, bool] = {}
+        self._wanted_parameters: dict[str, t.Any] = {}
 
     def move_to(self, monitor: Monitor) -> None:
         """Go on over another session with the same QEMU."""
         self._monitor = monitor
 
-    async def apply(
+    async def plan(
         self,
         *,
         mapped_ram: bool,
@@ -100,7 +109,7 @@ class MigrationSettings:
         direct_io: bool,
         bandwidth: int | None,
     ) -> None:
-        """Set what the run needs.
+        """Find out what the run needs to have set, and how that is set now.
 
         :param mapped_ram: pages at fixed places in the file, written by multifd's channels.
         :param parallel_channels: multifd's channels; None where there are none (a plain stream).
@@ -115,8 +124,8 @@ class MigrationSettings:
         if "mapped-ram" in wanted:
             wanted["mapped-ram"] = mapped_ram
         wanted["multifd"] = mapped_ram
-        self._capabilities = _changes(wanted, capabilities)
-        await self._set_capabilities({name: wanted[name] for name in self._capabilities})
+        self.found_capabilities = _changes(wanted, capabilities)
+        self._wanted_capabilities = {name: wanted[name] for name in self.found_capabilities}
 
         parameters = await self._monitor.execute("query-migrate-parameters")
         needed: dict[str, t.Any] = {"max-bandwidth": UNLIMITED_BANDWIDTH if bandwidth is None else bandwidth}
@@ -136,20 +145,20 @@ class MigrationSettings:
                 if name in parameters
             }
         )
-        self._parameters = _changes(needed, parameters)
-        changed = {name: needed[name] for name in self._parameters}
-        if changed:
-            await self._monitor.execute("migrate-set-parameters", changed)
+        self.found_parameters = _changes(needed, parameters)
+        self._wanted_parameters = {name: needed[name] for name in self.found_parameters}
+
+    async def apply(self) -> None:
+        """Set what :meth:`plan` found to be needed; raises as :meth:`Monitor.execute`."""
+        await self._set(self._wanted_capabilities, self._wanted_parameters)
 
     async def restore(self) -> None:
-        """Put everything back as :meth:`apply` found it; raises as :meth:`Monitor.execute`."""
-        parameters, self._parameters = self._parameters, {}
+        """Put everything back as it was found; raises as :meth:`Monitor.execute`."""
+        await self._set(self.found_capabilities, self.found_parameters)
+
+    async def _set(self, capabilities: dict[str, bool], parameters: dict[str, t.Any]) -> None:
         if parameters:
             await self._monitor.execute("migrate-set-parameters", parameters)
-        capabilities, self._capabilities = self._capabilities, {}
-        await self._set_capabilities(capabilities)
-
-    async def _set_capabilities(self, capabilities: dict[str, bool]) -> None:
         if capabilities:
             await self._monitor.execute(
                 "migrate-set-capabilities",
@@ -170,7 +179,10 @@ async def query_state(monitor: Monitor) -> dict[str, t.Any]:
 
 
 class Migration:
-    """One run: started by :meth:`start_outgoing` or :meth:`start_incoming`, followed through QEMU's events."""
+    """One run: started by :meth:`start_outgoing` or :meth:`start_incoming`, followed through QEMU's events.
+
+    For a run that an earlier process started, C(started) is set by hand.
+    """
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
@@ -217,11 +229,13 @@ class Migration:
         :raises MigrationError: it failed or was cancelled, with QEMU's reason.
         :raises MonitorLostError: QEMU ended meanwhile.
         """
-        event = await self._monitor.wait_for_event(_is_terminal, self._since)
         state = await query_state(self._monitor)
-        if event["data"]["status"] != "completed":
+        if state["status"] not in TERMINAL_STATES:
+            await self._monitor.wait_for_event(_is_terminal, self._since)
+            state = await query_state(self._monitor)
+        if state["status"] != "completed":
             reason = state.get("error-desc") or "QEMU gave no reason"
-            raise MigrationError(f"QEMU's migration {event['data']['status']}: {reason}")
+            raise MigrationError(f"QEMU's migration {state['status']}: {reason}")
         return state
 
     async def is_active(self) -> bool:

@@ -49,16 +49,20 @@ class RunningVm:
         """The VM as messages name it."""
         return self.name or "the VM without a name"
 
-    def as_result(self) -> dict[str, t.Any]:
-        """The C(vm) return value."""
+    def as_result(self, run_state: str | None = None) -> dict[str, t.Any]:
+        """The C(vm) return value.
+
+        :param run_state: the run state now, where it is not C(run_state) any more; C(ended) for a QEMU that is gone.
+        """
+        run_state = run_state or self.run_state
         return {
             "name": self.name,
             "uuid": self.uuid,
-            "run_state": self.run_state,
+            "run_state": run_state,
             "memory": self.memory,
             "vcpus": self.vcpus,
             "machine": self.machine,
-            "pid": self.process.pid if self.process else None,
+            "pid": self.process.pid if self.process and run_state != "ended" else None,
         }
 
 

@@ -1,0 +1,116 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a save notes in QEMU, so that a later run knows of it when this one is killed.
+
+QEMU keeps a free text, C(opaque), with each descriptor of an fdset. Ours names the partial image and says how guest
+and settings were found. A save that QEMU carried on alone is adopted by the next run; one that QEMU had not begun, or
+whose file is gone, is undone by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, ImageNotFoundError, RequestError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import PartialImage
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
+    IDLE_STATES,
+    Migration,
+    MigrationSettings,
+    query_state,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import query_run_state
+
+_PREFIX = "vmops.qemu save "
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveRecord:
+    """One save, as it is noted in QEMU."""
+
+    #: The partial image that QEMU writes to.
+    partial: str
+    #: QEMU's run state before the save.
+    run_state: str
+    #: The capabilities and parameters that the save changes, with the values that it found.
+    capabilities: dict[str, bool]
+    parameters: dict[str, t.Any]
+    parallel_channels: int | None
+    bypass_cache: bool
+
+    def opaque(self) -> str:
+        """The text for C(add-fd)."""
+        return _PREFIX + json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+class InterruptedSave:
+    """A save that an earlier run left in QEMU; found by :meth:`find`."""
+
+    def __init__(self, monitor: Monitor, record: SaveRecord, fdset: int, migration_status: str) -> None:
+        self._monitor = monitor
+        self.record = record
+        self.settings = MigrationSettings(monitor, record.capabilities, record.parameters)
+        self.descriptors = DescriptorSet(monitor, number=fdset)
+        self._migration_status = migration_status
+
+    @classmethod
+    async def find(cls, monitor: Monitor) -> InterruptedSave | None:
+        """Look for one; a note that cannot be read (another version's) is left alone."""
+        for fdset in await monitor.execute("query-fdsets"):
+            for descriptor in fdset["fds"]:
+                opaque = descriptor.get("opaque", "")
+                if opaque.startswith(_PREFIX):
+                    with contextlib.suppress(TypeError, ValueError):
+                        record = SaveRecord(**json.loads(opaque[len(_PREFIX) :]))
+                        return cls(monitor, record, fdset["fdset-id"], (await query_state(monitor))["status"])
+        return None
+
+    def has_stream(self, run_state: str) -> bool:
+        """Whether QEMU writes the stream still, or has written all of it and stands there since.
+
+        :param run_state: QEMU's run state now.
+        """
+        return self._migration_status not in IDLE_STATES or (
+            self._migration_status == "completed" and run_state == "postmigrate"
+        )
+
+    def adopt_file(self) -> PartialImage | None:
+        """Take over its partial image; None where that is gone.
+
+        :raises ConflictError: the run that made it is still at work.
+        :raises ImageError: it cannot be opened or read.
+        """
+        try:
+            return PartialImage.adopt(self.record.partial)
+        except (ImageNotFoundError, RequestError):
+            return None
+
+    async def undo(self, partial: PartialImage | None) -> None:
+        """Put guest, QEMU and files back to where they were before it; raises as :meth:`Monitor.execute`.
+
+        :param partial: what :meth:`adopt_file` gave.
+        """
+        migration = Migration(self._monitor)
+        migration.started = True
+        if self.record.run_state == "running":
+            # At the very end of a migration QEMU refuses; then it is asked again.
+            with contextlib.suppress(CommandError):
+                await self._monitor.execute("cont")
+        await migration.cancel()
+        if self.record.run_state == "running" and await query_run_state(self._monitor) != "running":
+            await self._monitor.execute("cont")
+        await self.clean_qemu()
+        if partial:
+            partial.discard()
+
+    async def clean_qemu(self) -> None:
+        """Capabilities, parameters and descriptors as they were before it."""
+        await self.descriptors.remove()
+        await self.settings.restore()
