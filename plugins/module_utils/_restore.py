@@ -306,9 +306,10 @@ class RestoreOperation:
         require_safe_image(self.path)
         argv = list(record.argv)
         argv[0] = argv[0] if os.path.isabs(argv[0]) else record.executable
-        return Launch(
-            argv=tuple(command_line.restore_command(argv, machine)), cwd=record.cwd, uid=record.uid, gid=record.gid
-        )
+        command = tuple(command_line.restore_command(argv, machine))
+        if command_line.changes_user(command):
+            return Launch(argv=command, cwd=record.cwd)
+        return Launch(argv=command, cwd=record.cwd, uid=record.uid, gid=record.gid)
 
     def _outcome(self, running: bool) -> dict[str, str]:
         """How image and VM are after a restore, for diff mode."""

@@ -104,7 +104,8 @@ requirements:
   - qemu.qmp >= 0.0.3 (Python library on the host with the VM)
 notes:
   - A VM that runs already is left alone (RV(ignore:changed=false)), whether there is an image or not.
-  - A VM that was saved, but whose QEMU had not ended yet when the save was interrupted, goes on in that QEMU.
+  - A VM whose save was interrupted before its QEMU had ended goes on in that QEMU, whether the image was complete by
+    then or not.
 seealso:
   - module: vmops.qemu.qemu_save
   - module: vmops.qemu.qemu_save_image_info
@@ -150,8 +151,9 @@ msg:
   returned: always
   sample: web1 was restored from /var/lib/vmops/save/web1.save in 1.9 s and runs; the image was removed
 image:
-  description: The image as it was restored, as M(vmops.qemu.qemu_save_image_info) returns it, without the long texts;
-    RV(image.state) is V(absent) if it was removed.
+  description:
+    - The image as it was restored, as M(vmops.qemu.qemu_save_image_info) returns it, without the long texts.
+    - Its C(state) is V(absent) if it was removed.
   type: dict
   returned: success
 vm:
@@ -165,12 +167,23 @@ vm:
     uuid:
       description: Its UUID, empty where QEMU was started without one.
       type: str
-    pid:
-      description: The process id of its QEMU.
-      type: int
     run_state:
       description: QEMU's run state now, or V(ended).
       type: str
+      sample: running
+    memory:
+      description: Its memory in bytes, with what was hot-plugged.
+      type: int
+    vcpus:
+      description: Its CPUs.
+      type: int
+    machine:
+      description: The machine type.
+      type: str
+      sample: pc-q35-10.0
+    pid:
+      description: The process id of its QEMU; V(null) where QEMU has ended, or does not run on this host.
+      type: int
 launched:
   description: Whether QEMU was started for the restore.
   type: bool

@@ -149,7 +149,8 @@ notes:
   - A complete image of this VM, which does not run, is left alone (RV(ignore:changed=false)).
   - A complete image of this VM, which an interrupted save left stopped, is not written again; only what
     O(after_save) asks for is done.
-  - A partial image of a VM that runs is a leftover and is replaced.
+  - A save that QEMU carried on after its run was killed is waited for and finished. Any other partial image of a VM
+    that runs is a leftover and is replaced.
   - A complete image of a VM that runs, and any image of another VM, is an error that names O(force).
   - The image holds the guest's memory and with it the guest's secrets. Keep it and its directory private.
 seealso:
@@ -203,8 +204,22 @@ vm:
       description: Its UUID, empty where QEMU was started without one.
       type: str
     run_state:
-      description: Its state now, V(ended) or QEMU's run state.
+      description: QEMU's run state now, or V(ended).
       type: str
+      sample: ended
+    memory:
+      description: Its memory in bytes, with what was hot-plugged.
+      type: int
+    vcpus:
+      description: Its CPUs.
+      type: int
+    machine:
+      description: The machine type.
+      type: str
+      sample: pc-q35-10.0
+    pid:
+      description: The process id of its QEMU; V(null) where QEMU has ended, or does not run on this host.
+      type: int
 duration:
   description: Seconds that the whole operation took.
   type: float

@@ -110,11 +110,46 @@ def test_recorded_command_that_wants_a_terminal_or_a_daemon(make_guest, image, s
 def start_daemon(guest):
     guest.prepare()
     subprocess.run(guest.argv(), check=True, cwd=guest.workdir, stdin=subprocess.DEVNULL)
+    wait_for_boot(guest)
+
+
+def wait_for_boot(guest, pid=None):
+    if pid is not None:
+        # It has changed its program by then.
+        deadline = time.monotonic() + 20
+        while pid not in find_qemu_pids(guest.name):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     guest.wait_restarted()
     deadline = time.monotonic() + 20
     while not guest.boots():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", ["started-as-nobody", "run-with"])
+def test_vm_of_another_user_is_started_as_that_user(make_guest, image, save, restore, how):
+    process = None
+    if how == "run-with":
+        guest = make_guest(extra_args=["-run-with", "user=nobody"])
+    else:
+        guest = make_guest(start=False)
+        guest.prepare()
+        for place in guest.workdir, *guest.workdir.parents[:3]:
+            place.chmod(0o755)
+        os.chown(guest.workdir, 65534, 65534)
+        os.chown(guest.qmp_socket.parent, 65534, 65534)
+        as_nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+        process = subprocess.Popen([*as_nobody, *guest.argv()], cwd=guest.workdir, stdin=subprocess.DEVNULL)
+        wait_for_boot(guest, process.pid)
+    assert os.stat(f"/proc/{guest.pid}").st_uid == 65534
+    continuity = Continuity(guest)
+    save(name="web1", path=str(image))
+    if process:
+        process.wait()
+    restored = restore(name="web1", path=str(image))
+    assert os.stat(f"/proc/{restored['vm']['pid']}").st_uid == 65534
+    continuity.check()
 
 
 def test_machine_type_is_pinned(guest, image, save, restore):

@@ -15,15 +15,17 @@ import os
 import re
 import typing as t
 
-#: The options without an argument (no HAS_ARG in qemu-options.hx, QEMU 2 to 11). All others take one.
+#: The options without an argument (no HAS_ARG in qemu-options.hx, QEMU 2 to 11.1). All others take one. A test asks
+#: the installed QEMU.
 _OPTIONS_WITHOUT_ARGUMENT = frozenset(
     (
-        *("S", "alt-grab", "ctrl-grab", "curses", "daemonize", "dump-vmstate-help", "enable-fips", "enable-hax"),
-        *("enable-kvm", "enable-sync-profile", "full-screen", "h", "help", "mem-prealloc", "no-acpi", "no-fd-bootchk"),
-        *("no-frame", "no-hpet", "no-kvm", "no-kvm-irqchip", "no-kvm-pit", "no-kvm-pit-reinjection", "no-quit"),
-        *("no-reboot", "no-shutdown", "no-user-config", "nodefaults", "nodefconfig", "nographic", "old-param"),
-        *("one-insn-per-tb", "only-migratable", "portrait", "preconfig", "rtc-td-hack", "sdl", "semihosting"),
-        *("singlestep", "snapshot", "usb", "version", "win2k-hack", "xen-attach", "xen-domid-restrict"),
+        *("S", "alt-grab", "async-teardown", "audio-help", "ctrl-grab", "curses", "daemonize", "enable-fips"),
+        *("enable-hax", "enable-kvm", "enable-sync-profile", "full-screen", "h", "help", "jitdump", "localtime"),
+        *("mem-prealloc", "no-acpi", "no-fd-bootchk", "no-frame", "no-hpet", "no-kvm", "no-kvm-irqchip"),
+        *("no-kvm-pit", "no-kvm-pit-reinjection", "no-quit", "no-reboot", "no-shutdown", "no-user-config"),
+        *("nodefaults", "nodefconfig", "nographic", "old-param", "only-migratable", "perfmap", "portrait"),
+        *("preconfig", "rtc-td-hack", "s", "sdl", "semihosting", "show-cursor", "singlestep", "snapshot", "usb"),
+        *("version", "win2k-hack", "xen-attach", "xen-domid-restrict"),
     )
 )
 
@@ -31,9 +33,20 @@ _OPTIONS_WITHOUT_ARGUMENT = frozenset(
 #: longer say on stderr why a load failed.
 _START_OPTIONS = frozenset(("incoming", "loadvm", "S", "daemonize"))
 
+#: How an argument names a descriptor, in C(key=value) lists and in JSON.
 _INHERITED_DESCRIPTOR = re.compile(
-    r"(?:^|[,:])(?:fd|fds|vhostfd|vhostfds|sockfd)=|/dev/fdset/|/(?:dev|proc/self)/fd/|fd:\d"
+    r"(?:^|[,:])(?:fd|fds|vhostfd|vhostfds|sockfd|sock_fd)="
+    r"|\btype=fd\b"
+    r'|"(?:fd|fds|vhostfd|vhostfds|sockfd|sock_fd)"\s*:'
+    r'|"type"\s*:\s*"fd"'
+    r"|/dev/fdset/|/(?:dev|proc/self)/fd/|(?:^|[=,])fd:\d"
 )
+
+#: Options whose argument is the guest's affair, whatever it looks like, or is replaced by a restore.
+_OPTIONS_WITH_ANY_ARGUMENT = frozenset(("append", "incoming", "loadvm", "name"))
+
+_KEY = re.compile("[^=,]*")
+_VALUE = re.compile("(?:[^,]|,,)*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,25 +78,36 @@ def options(argv: t.Sequence[str]) -> list[CommandOption]:
     return found
 
 
-def parse_option_string(text: str, implied: str) -> dict[str, str]:
-    """A C(key=value,…) string as a dict; the first part may be the implied key's value; C(flag) means C(flag=on).
+def parse_option_string(text: str, implied: str = "") -> dict[str, str]:
+    """A C(key=value,…) string as a dict, as QEMU reads it.
 
-    A later value replaces an earlier one, as in QEMU.
+    A later value replaces an earlier one; C(flag) means C(flag=on), and C(noflag) means C(flag=off).
+
+    :param implied: the key of the first part where that part is only a value.
     """
     parsed: dict[str, str] = {}
-    # A comma that is doubled belongs to the value.
-    parts = [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
-    for index, part in enumerate(parts):
-        key, equals, value = part.partition("=")
-        if equals:
-            parsed[key] = value
-        elif index == 0:
-            parsed[implied] = part
-        elif part.startswith("no") and part in ("nowait", "nodelay"):
-            parsed[part[2:]] = "off"
-        elif part:
-            parsed[part] = "on"
+    position = 0
+    while position < len(text):
+        key, end = _match(_KEY, text, position)
+        if text[end : end + 1] == "=":
+            value, end = _match(_VALUE, text, end + 1)
+            parsed[key] = value.replace(",,", ",")
+        elif position == 0 and implied:
+            value, end = _match(_VALUE, text, 0)
+            parsed[implied] = value.replace(",,", ",")
+        elif key.startswith("no"):
+            parsed[key[2:]] = "off"
+        elif key:
+            parsed[key] = "on"
+        position = end + 1  # past the comma
     return parsed
+
+
+def _match(pattern: re.Pattern[str], text: str, position: int) -> tuple[str, int]:
+    """What matches from there, which may be nothing, and where it ends."""
+    found = pattern.match(text, position)
+    matched = found.group() if found else ""
+    return matched, position + len(matched)
 
 
 def guest_name(argv: t.Sequence[str]) -> str:
@@ -98,7 +122,8 @@ def guest_name(argv: t.Sequence[str]) -> str:
 def qmp_addresses(argv: t.Sequence[str], cwd: str) -> list[str]:
     """The addresses of the QMP servers that a command line opens: UNIX socket paths (absolute) and C(host:port).
 
-    C(-qmp), C(-qmp-pretty), and C(-mon)/C(-monitor) in control mode with their C(-chardev socket).
+    C(-qmp), C(-qmp-pretty), and C(-mon) in control mode with its C(-chardev socket). An address that begins with a
+    NUL is one of the abstract namespace.
     """
     parsed = options(argv)
     chardevs = {}
@@ -122,41 +147,53 @@ def qmp_addresses(argv: t.Sequence[str], cwd: str) -> list[str]:
 
 def _short_address(argument: str, chardevs: t.Mapping[str, str | None], cwd: str) -> str | None:
     """The address of the short form that C(-qmp) takes: C(unix:PATH,…), C(tcp:HOST:PORT,…), C(chardev:ID)."""
-    kind, colon, rest = argument.partition(":")
-    if not colon:
-        return None
+    kind, _colon, rest = argument.partition(":")
     if kind == "unix":
         return _socket_address(parse_option_string(rest, "path"), cwd)
     if kind == "tcp":
-        return parse_option_string(rest, "address")["address"]
+        place, _comma, flags = rest.partition(",")
+        host, _colon, port = place.partition(":")
+        return _socket_address({**parse_option_string(flags), "host": host, "port": port}, cwd)
     if kind == "chardev":
         return chardevs.get(rest)
     return None
 
 
 def _socket_address(keys: t.Mapping[str, str], cwd: str) -> str | None:
-    if keys.get("server", "off") in ("off", "no", "false"):
+    """Where a C(socket) character device listens, or None: it connects to others, or was handed its descriptor."""
+    if keys.get("server", "off") in ("off", "no", "false", "n"):
         return None
     if "path" in keys:
         if keys.get("abstract") == "on":
             return "\0" + keys["path"]
         return os.path.join(cwd, keys["path"])
-    if "port" in keys:
-        return f"{keys.get('host', 'localhost')}:{keys['port']}"
+    if keys.get("port"):
+        host = keys.get("host") or "localhost"
+        return f"[{host}]:{keys['port']}" if ":" in host else f"{host}:{keys['port']}"
     return None
 
 
 def why_not_replayable(argv: t.Sequence[str]) -> str:
     """Why a command line cannot start the VM again, or the empty string.
 
-    Descriptors that QEMU inherited from whoever started it (C(fd=3), C(-add-fd)) are gone with that process.
+    Descriptors that QEMU inherited from whoever started it (C(fd=3), C(-add-fd)) are gone with that process, and what
+    was written to a C(snapshot) disk goes with QEMU.
     """
     for option in options(argv):
-        if option.name == "add-fd" or (
-            option.name != "incoming" and option.argument and _INHERITED_DESCRIPTOR.search(option.argument)
-        ):
+        if option.name in _OPTIONS_WITH_ANY_ARGUMENT:
+            continue
+        argument = option.argument or ""
+        if option.name == "add-fd" or _INHERITED_DESCRIPTOR.search(argument):
             return f"-{option.name} uses a descriptor inherited from the process that started the VM"
+        if option.name == "snapshot" or (option.name == "drive" and _is_snapshot(argument)):
+            return f"-{option.name} keeps what the guest wrote to its disks in a temporary file, which goes with QEMU"
+        if option.name == "preconfig":
+            return "-preconfig leaves a part of the VM's configuration to QMP commands, which are not known any more"
     return ""
+
+
+def _is_snapshot(drive: str) -> bool:
+    return parse_option_string(drive, "file").get("snapshot", "off") in ("on", "yes", "true", "y")
 
 
 def machine_type(argv: t.Sequence[str]) -> str:
@@ -166,6 +203,14 @@ def machine_type(argv: t.Sequence[str]) -> str:
         if option.name in ("machine", "M") and option.argument is not None:
             machine = parse_option_string(option.argument, "type").get("type", machine)
     return machine
+
+
+def changes_user(argv: t.Sequence[str]) -> bool:
+    """Whether QEMU, started as root, becomes another user by itself (C(-runas), C(-run-with user=))."""
+    return any(
+        option.name == "runas" or (option.name == "run-with" and "user=" in (option.argument or ""))
+        for option in options(argv)
+    )
 
 
 def restore_command(argv: t.Sequence[str], machine: str = "") -> list[str]:

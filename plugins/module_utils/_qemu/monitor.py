@@ -88,8 +88,9 @@ class Monitor:
         """
         logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
         logging.getLogger("qemu.qmp").propagate = False
+        shown = _shown(address)
         busy = MonitorBusyError(
-            f"The QMP socket {address} did not greet within {timeout:g} seconds: another client holds it"
+            f"The QMP socket {shown} did not greet within {timeout:g} seconds: another client holds it"
             " (a QEMU monitor serves one at a time), or QEMU hangs",
             cure="End the other client (libvirt, a monitoring agent, another save), or give the VM a second"
             " monitor (-qmp unix:…) and name it in qmp_socket",
@@ -97,14 +98,14 @@ class Monitor:
         connection = await _open_socket(address, timeout, busy)
         peer_pid = _peer_pid(connection)
         descriptors = connection.family == socket.AF_UNIX
-        client = QMPClient(f"vmops.qemu {address}")
+        client = QMPClient(f"vmops.qemu {shown}")
         try:
             await asyncio.wait_for(client.connect(connection), timeout)
         except asyncio.TimeoutError:
             raise busy from None
         except ConnectError as exc:
             raise MonitorProtocolError(
-                f"{address} is not a QMP server ({_reason(exc.exc)})",
+                f"{shown} is not a QMP server ({_reason(exc.exc)})",
                 cure="Name the VM's QMP socket (-qmp unix:PATH,server=on,wait=off), not its human monitor, serial"
                 " console or guest agent",
             ) from exc
@@ -155,7 +156,7 @@ class Monitor:
         """
         if not self.passes_descriptors:
             raise RequestError(
-                f"Descriptors cannot be passed over {self.address}: only a UNIX socket carries them",
+                f"Descriptors cannot be passed over {_shown(self.address)}: only a UNIX socket carries them",
                 cure="Give the VM a monitor on a UNIX socket (-qmp unix:PATH,server=on,wait=off)",
             )
         try:
@@ -211,7 +212,7 @@ class Monitor:
             self._changed.notify_all()
 
     def _lost_error(self, when: str) -> MonitorLostError:
-        return MonitorLostError(f"QEMU's connection at {self.address} ended {when}")
+        return MonitorLostError(f"QEMU's connection at {_shown(self.address)} ended {when}")
 
 
 def event_seconds(event: Event) -> float:
@@ -234,20 +235,27 @@ async def _open_socket(address: str, timeout: float, busy: MonitorBusyError) -> 
         infos = await loop.getaddrinfo(host.strip("[]") or "localhost", int(port), type=socket.SOCK_STREAM)
     except OSError as exc:
         raise missing from exc
-    connection = socket.socket(infos[0][0], socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    connection.setblocking(False)
-    try:
-        await asyncio.wait_for(loop.sock_connect(connection, infos[0][4]), timeout)
-    except (OSError, asyncio.TimeoutError) as exc:
-        connection.close()
-        raise missing from exc
-    return connection
+    problem: Exception | None = None
+    # A name may stand for several addresses (localhost for ::1 and 127.0.0.1), of which QEMU listens at one.
+    for family, _type, _protocol, _name, place in infos:
+        connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        connection.setblocking(False)
+        try:
+            await asyncio.wait_for(loop.sock_connect(connection, place), timeout)
+            return connection
+        except (OSError, asyncio.TimeoutError) as exc:
+            problem = exc
+            connection.close()
+        except BaseException:
+            connection.close()
+            raise
+    raise missing from problem
 
 
 async def _open_unix_socket(path: str, busy: MonitorBusyError) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     connection.setblocking(False)
-    shown = path.replace("\0", "@")
+    shown = _shown(path)
     try:
         # A UNIX connect either succeeds at once or fails at once: EAGAIN is a full backlog, which on a monitor
         # means that others wait already. (asyncio's sock_connect takes EAGAIN for "in progress".)
@@ -291,6 +299,11 @@ def _peer_pid(connection: socket.socket) -> int | None:
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, _uid, _gid = struct.unpack("3i", credentials)
     return int(pid) or None
+
+
+def _shown(address: str) -> str:
+    """The address for messages: one of the abstract namespace begins with "@", as in ss and /proc/net/unix."""
+    return address.replace("\0", "@")
 
 
 def _reason(exc: BaseException) -> str:

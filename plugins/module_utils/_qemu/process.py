@@ -19,9 +19,7 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     LaunchError,
-    MonitorBusyError,
     MonitorError,
-    MonitorMissingError,
     VmAmbiguousError,
     VmNotFoundError,
 )
@@ -124,7 +122,7 @@ async def connect_by_process(process: QemuProcess) -> Monitor:
     for address in process.qmp_addresses:
         try:
             return await Monitor.connect(address)
-        except (MonitorBusyError, MonitorMissingError) as exc:
+        except MonitorError as exc:
             problems.append(exc)
     if problems:
         raise problems[0]

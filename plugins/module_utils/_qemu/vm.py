@@ -20,9 +20,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
-#: A row of C(x-query-ramblock): name, page size, offset, used length, maximum length, and host address.
+#: A row of C(x-query-ramblock): name, page size, offset, used length, maximum length; QEMU 10 adds the host address,
+#: and "ro" or "rw".
 _RAM_BLOCK_ROW = re.compile(
-    r"^\s*(?P<name>\S.*?)\s+\d+ [KMG]iB\s+0x[0-9a-f]+\s+0x(?P<used>[0-9a-f]+)\s+0x(?P<maximum>[0-9a-f]+)\s+0x", re.I
+    r"\s*(?P<name>\S.*?)\s+\d+ [KMGT]iB\s+0x[0-9a-f]+\s+0x(?P<used>[0-9a-f]+)\s+0x(?P<maximum>[0-9a-f]+)"
+    r"(?:\s.*)?"
 )
 
 
@@ -124,7 +126,12 @@ async def read_ram_blocks(monitor: Monitor) -> list[RamBlock]:
         text = (await monitor.execute("x-query-ramblock"))["human-readable-text"]
     except CommandError:
         return []
-    rows = (_RAM_BLOCK_ROW.match(line) for line in text.splitlines())
+    return parse_ram_blocks(text)
+
+
+def parse_ram_blocks(text: str) -> list[RamBlock]:
+    """The rows of C(x-query-ramblock); lines that are none are left out."""
+    rows = (_RAM_BLOCK_ROW.fullmatch(line) for line in text.splitlines())
     return [
         RamBlock(row.group("name"), int(row.group("used"), 16), int(row.group("maximum"), 16)) for row in rows if row
     ]
