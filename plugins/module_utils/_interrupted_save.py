@@ -16,7 +16,7 @@ import dataclasses
 import json
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, ImageNotFoundError, RequestError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, ImageNotFoundError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import PartialImage
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
@@ -85,11 +85,12 @@ class InterruptedSave:
         """Take over its partial image; None where that is gone.
 
         :raises ConflictError: the run that made it is still at work.
+        :raises RequestError: what the note names is not a partial image's path.
         :raises ImageError: it cannot be opened or read.
         """
         try:
             return PartialImage.adopt(self.record.partial)
-        except (ImageNotFoundError, RequestError):
+        except ImageNotFoundError:
             return None
 
     async def undo(self, partial: PartialImage | None) -> None:

@@ -140,8 +140,20 @@ def parse_owner(owner: str | None, group: str | None) -> tuple[int, int]:
     :raises RequestError: there is no such user or group.
     """
     try:
-        uid = -1 if owner is None else int(owner) if owner.isdigit() else pwd.getpwnam(owner).pw_uid
-        gid = -1 if group is None else int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-    except KeyError as exc:
-        raise RequestError(f"The owner or group of the image is unknown on this host: {exc.args[0]}") from exc
-    return uid, gid
+        return (
+            -1 if owner is None else _identifier(owner, lambda name: pwd.getpwnam(name).pw_uid),
+            -1 if group is None else _identifier(group, lambda name: grp.getgrnam(name).gr_gid),
+        )
+    except (KeyError, ValueError) as exc:
+        raise RequestError(
+            f"The owner or group of the image is unknown on this host: {exc.args[0]}", cure="Correct owner and group"
+        ) from exc
+
+
+def _identifier(text: str, by_name: t.Callable[[str], int]) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        return by_name(text)
+    number = int(text)
+    if number >= 2**32 - 1:  # chown takes the last one for "no change"
+        raise ValueError(text)
+    return number

@@ -31,6 +31,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorError,
     MonitorLostError,
     MonitorMissingError,
+    MonitorProtocolError,
     RequestError,
     UnsupportedByQemuError,
     VmAmbiguousError,
@@ -461,7 +462,8 @@ class _Transaction:
             try:
                 self.monitor = await Monitor.connect(addresses[0])
                 return
-            except (MonitorMissingError, MonitorBusyError) as exc:
+            except (MonitorMissingError, MonitorBusyError, MonitorProtocolError) as exc:
+                # Protocol: it opened its server and ended before it greeted, which the next look at it tells.
                 if time.monotonic() > deadline:
                     raise LaunchError(
                         f"The QEMU that was started for {label} opened no QMP server at {addresses[0]} within"

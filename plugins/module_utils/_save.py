@@ -420,6 +420,9 @@ class _Transaction:
         await self._check_migration()
         image_format, reasons, warnings = self._choose_format(support)
         header, xml = self._compose(image_format)
+        launch_record = self._launch_record()
+        if launch_record and not launch_record.replayable:
+            warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: {launch_record.reason}")
         directory = os.path.dirname(self.path)
         if self.request.path is None and not self.request.check_mode:
             make_save_directory(directory)
@@ -474,6 +477,13 @@ class _Transaction:
     # --- before the guest is touched ---
 
     async def _check_migration(self) -> None:
+        process = self.vm.process
+        if self.request.after_save == "quit" and process and command_line.has_temporary_disks(process.argv):
+            raise RequestError(
+                f"{self.vm.label} writes to temporary disks (-snapshot), which end with its QEMU: after a restore its"
+                " memory would not fit to its disks",
+                cure="Commit the changes and start it without -snapshot, or use after_save: pause or resume",
+            )
         state = await query_state(self.monitor)
         if state["status"] not in IDLE_STATES:
             raise ConflictError(

@@ -79,8 +79,8 @@ def main() -> None:
         base = statistics.median(times[what, True, 4])
         for bypass_cache, channels in VARIANTS:
             seconds = statistics.median(times[what, bypass_cache, channels])
-            how = "O_DIRECT" if bypass_cache else "buffered"
-            print(f"{what:8} {how:9} {channels} channels: {seconds:6.2f} s, {seconds / base:5.2f}")
+            cache = "O_DIRECT" if bypass_cache else "buffered"
+            print(f"{what:8} {cache:9} {channels} channels: {seconds:6.2f} s, {seconds / base:5.2f}")
 
 
 if __name__ == "__main__":

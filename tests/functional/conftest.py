@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any, Callable
 import pytest
 
 from support import CounterGuest
+from support.observe import VM
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COLLECTIONS = REPOSITORY / "build" / "collections"
@@ -54,10 +56,17 @@ class ModuleRun:
         assert "exception" not in result, result["exception"]
         return result
 
+    def close(self) -> None:
+        """Kill it where it still runs."""
+        if self.process.returncode is None:
+            self.process.kill()
+        with contextlib.suppress(ValueError):  # its output was read already
+            self.process.communicate()
+
 
 @pytest.fixture
 def start_module(tmp_path: Path) -> Iterator[Callable[..., ModuleRun]]:
-    """Start a module: C(start_module("qemu_save", name="web1", check=True))."""
+    """Start a module: C(start_module("qemu_save", name=VM, check=True))."""
     runs: list[ModuleRun] = []
 
     def start(module: str, *, check: bool = False, diff: bool = False, prefix: Any = (), **options: Any) -> ModuleRun:
@@ -68,9 +77,7 @@ def start_module(tmp_path: Path) -> Iterator[Callable[..., ModuleRun]]:
 
     yield start
     for run in runs:
-        if run.process.poll() is None:
-            run.process.kill()
-            run.process.communicate()
+        run.close()
 
 
 @pytest.fixture
@@ -112,7 +119,7 @@ def make_guest(tmp_path: Path) -> Iterator[Callable[..., CounterGuest]]:
     """Make counter guests that are ended after the test, whoever started their QEMU last."""
     guests: list[CounterGuest] = []
 
-    def make(name: str = "web1", *, start: bool = True, workdir: str | None = None, **options: Any) -> CounterGuest:
+    def make(name: str = VM, *, start: bool = True, workdir: str | None = None, **options: Any) -> CounterGuest:
         options.setdefault("block_mib", 8)
         guest = CounterGuest(tmp_path / (workdir or f"guest-{len(guests)}"), name, **options)
         guests.append(guest)
@@ -128,7 +135,7 @@ def make_guest(tmp_path: Path) -> Iterator[Callable[..., CounterGuest]]:
 
 @pytest.fixture
 def guest(make_guest: Callable[..., CounterGuest]) -> CounterGuest:
-    """A running counter guest named web1 with a second monitor to look through."""
+    """A running counter guest with a second monitor to look through."""
     return make_guest(observer=True)
 
 

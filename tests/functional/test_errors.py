@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from support import Monitor
-from support.observe import Continuity, run_state, settings
+from support.observe import OTHER_VM, VM, Continuity, run_state, settings
 
 COLLECTIONS = Path(__file__).resolve().parents[2] / "build" / "collections"
 OLD_QEMU = Path(__file__).resolve().parents[2] / ".cache" / "qemu-7.2" / "qemu-system-x86_64"
@@ -125,7 +125,7 @@ def test_busy_monitor_answers_within_ten_seconds(guest, image, run_module, waiti
 
 def test_second_monitor_is_taken_where_the_first_is_busy(guest, image, save):
     with Monitor(guest.qmp_socket):
-        assert save(name="web1", path=str(image))["changed"]
+        assert save(name=VM, path=str(image))["changed"]
 
 
 def test_unknown_name(image, run_module):
@@ -134,32 +134,32 @@ def test_unknown_name(image, run_module):
 
 
 def test_two_vms_of_one_name(make_guest, image, run_module):
-    first, second = make_guest("twin"), make_guest("twin")
-    result = run_module("qemu_save", name="twin", path=str(image))
-    check_error(result, "VmAmbiguousError", "twin", str(first.pid), str(second.pid))
+    first, second = make_guest(f"twin-{VM}"), make_guest(f"twin-{VM}")
+    result = run_module("qemu_save", name=f"twin-{VM}", path=str(image))
+    check_error(result, "VmAmbiguousError", f"twin-{VM}", str(first.pid), str(second.pid))
 
 
 def test_vm_without_a_qmp_server(tmp_path, image, run_module):
     process = subprocess.Popen(
-        ["qemu-system-x86_64", "-name", "mute", "-S", "-display", "none", "-nodefaults", "-m", "16"],
+        ["qemu-system-x86_64", "-name", f"mute-{VM}", "-S", "-display", "none", "-nodefaults", "-m", "16"],
         stdin=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + 10
-        while b"mute" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+        while b"mute-" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
             assert time.monotonic() < deadline
-        result = run_module("qemu_save", name="mute", path=str(image))
+        result = run_module("qemu_save", name=f"mute-{VM}", path=str(image))
     finally:
         process.kill()
         process.wait()
-    check_error(result, "VmNotFoundError", "mute", "QMP")
+    check_error(result, "VmNotFoundError", f"mute-{VM}", "QMP")
 
 
 def test_name_and_socket_of_different_vms(make_guest, image, run_module):
-    make_guest("web1")
-    other = make_guest("db1", observer=True)
-    result = run_module("qemu_save", name="web1", qmp_socket=str(other.qmp_socket), path=str(image))
-    check_error(result, "MismatchError", "db1", "web1")
+    make_guest(VM)
+    other = make_guest(OTHER_VM, observer=True)
+    result = run_module("qemu_save", name=VM, qmp_socket=str(other.qmp_socket), path=str(image))
+    check_error(result, "MismatchError", OTHER_VM, VM)
     assert run_state(other) == "running"
 
 
@@ -208,7 +208,7 @@ def old_guest(make_guest):
 
 def test_old_qemu_cannot_write_sparse(old_guest, image, run_module):
     continuity = Continuity(old_guest)
-    result = run_module("qemu_save", name="web1", path=str(image), format="sparse")
+    result = run_module("qemu_save", name=VM, path=str(image), format="sparse")
     check_error(result, "UnsupportedByQemuError", "QEMU 7.2", "mapped-ram", "9.1")
     assert os.listdir(image.parent) == []
     continuity.check()
@@ -216,7 +216,7 @@ def test_old_qemu_cannot_write_sparse(old_guest, image, run_module):
 
 def test_old_qemu_saves_raw_with_a_warning_and_restores(old_guest, image, save, restore):
     continuity = Continuity(old_guest)
-    result = save(name="web1", path=str(image))
+    result = save(name=VM, path=str(image))
     assert result["image"]["format"] == "raw"
     assert "7.2" in str(result["warnings"])
     restore(path=str(image), launch="command", command=old_guest.argv())
@@ -225,7 +225,7 @@ def test_old_qemu_saves_raw_with_a_warning_and_restores(old_guest, image, save, 
 
 def test_old_qemu_cannot_read_sparse(make_guest, image, save, run_module):
     guest = make_guest(machine="pc-i440fx-7.2")
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     old = [str(OLD_QEMU), *guest.argv()[1:]]
     result = run_module("qemu_restore", path=str(image), launch="command", command=old)
     check_error(result, "UnsupportedByQemuError", "QEMU 7.2", "mapped-ram")
@@ -236,7 +236,7 @@ def test_old_save_restores_in_the_new_qemu(make_guest, image, save, restore):
     """The machine type is the saved one, the emulator a newer one."""
     guest = make_guest(qemu=str(OLD_QEMU), machine="pc-i440fx-7.2")
     continuity = Continuity(guest)
-    save(name="web1", path=str(image), bypass_cache=False)
+    save(name=VM, path=str(image), bypass_cache=False)
     guest.wait_exit()
     command = ["/usr/bin/qemu-system-x86_64", *guest.argv()[1:]]
     restore(path=str(image), launch="command", command=command)
@@ -253,15 +253,25 @@ def test_migration_blocker_is_named(make_guest, image, run_module):
             "memory-backend-ram,id=shared,size=1M,share=on",
         ],
     )
-    result = run_module("qemu_save", name="web1", path=str(image))
+    result = run_module("qemu_save", name=VM, path=str(image))
     check_error(result, "UnsupportedByQemuError", "ivshmem")
     assert run_state(guest) == "running"
+
+
+def test_vm_whose_disks_end_with_its_qemu(make_guest, image, run_module, save):
+    guest = make_guest(observer=True, extra_args=["-snapshot"])
+    continuity = Continuity(guest)
+    result = run_module("qemu_save", name=VM, path=str(image))
+    check_error(result, "RequestError", "-snapshot")
+    assert os.listdir(image.parent) == []
+    save(name=VM, path=str(image), after_save="resume")
+    continuity.check()
 
 
 def test_vm_that_waits_for_its_state_cannot_be_saved(make_guest, image, run_module):
     guest = make_guest(start=False)
     guest.start(incoming=True)
-    result = run_module("qemu_save", name="web1", path=str(image))
+    result = run_module("qemu_save", name=VM, path=str(image))
     check_error(result, "ConflictError", "inmigrate")
 
 
@@ -272,7 +282,7 @@ def header(magic=b"LibvirtQemudSave", version=3, data_length=65444, compressed=0
     return struct.pack("=16s6I52x", magic, version, data_length, 1, compressed, cookie, features)
 
 
-XML = b"<domain type='qemu'><name>web1</name></domain>\0"
+XML = f"<domain type='qemu'><name>{VM}</name></domain>\0".encode()
 
 
 @pytest.mark.parametrize(
@@ -293,7 +303,7 @@ XML = b"<domain type='qemu'><name>web1</name></domain>\0"
 )
 def test_image_that_cannot_be_restored(image, run_module, head, kind, said):
     image.write_bytes(head + XML.ljust(65444, b"\0") if len(head) == 92 else head)
-    result = run_module("qemu_restore", name="web1", path=str(image))
+    result = run_module("qemu_restore", name=VM, path=str(image))
     assert result["error"] == kind, result["msg"]
     assert said in result["msg"]
     assert str(image) in result["msg"]
@@ -304,20 +314,20 @@ def test_image_that_cannot_be_restored(image, run_module, head, kind, said):
 
 
 def test_image_gone(image, run_module):
-    result = run_module("qemu_restore", name="web1", path=str(image))
+    result = run_module("qemu_restore", name=VM, path=str(image))
     check_error(result, "ImageNotFoundError", str(image), "no image")
 
 
 def test_image_of_another_vm(guest, image, save, run_module):
-    save(name="web1", path=str(image))
-    result = run_module("qemu_restore", name="db1", path=str(image))
-    check_error(result, "MismatchError", "web1", "db1")
+    save(name=VM, path=str(image))
+    result = run_module("qemu_restore", name=OTHER_VM, path=str(image))
+    check_error(result, "MismatchError", VM, OTHER_VM)
 
 
 @pytest.mark.parametrize("place", ["missing/web1.save", "file/web1.save"])
 def test_directory_that_is_none(guest, tmp_path, run_module, place):
     (tmp_path / "file").write_text("")
-    result = run_module("qemu_save", name="web1", path=str(tmp_path / place))
+    result = run_module("qemu_save", name=VM, path=str(tmp_path / place))
     assert result["failed"]
     assert str(tmp_path / place).rsplit("/", 1)[0] in result["msg"]
     assert "not touched" in result["guest_state"]
@@ -329,7 +339,7 @@ def test_read_only_file_system(guest, tmp_path, run_module):
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", place], check=True)
     try:
-        result = run_module("qemu_save", name="web1", path=str(place / "web1.save"))
+        result = run_module("qemu_save", name=VM, path=str(place / "web1.save"))
     finally:
         subprocess.run(["umount", place], check=True)
     assert result["failed"]
@@ -341,7 +351,7 @@ def test_link_in_place_of_the_image_is_not_followed(guest, image, run_module, tm
     victim = tmp_path / "victim"
     victim.write_text("precious")
     image.symlink_to(victim)
-    result = run_module("qemu_save", name="web1", path=str(image), force=True)
+    result = run_module("qemu_save", name=VM, path=str(image), force=True)
     assert result["failed"]
     assert victim.read_text() == "precious"
     assert run_state(guest) == "running"
@@ -349,11 +359,11 @@ def test_link_in_place_of_the_image_is_not_followed(guest, image, run_module, tm
 
 def test_fifo_and_directory_in_place_of_the_image(guest, image, run_module):
     os.mkfifo(image)
-    assert run_module("qemu_save", name="web1", path=str(image), force=True)["failed"]
-    assert run_module("qemu_restore", name="web1", path=str(image))["failed"]
+    assert run_module("qemu_save", name=VM, path=str(image), force=True)["failed"]
+    assert run_module("qemu_restore", name=VM, path=str(image))["failed"]
     image.unlink()
     image.mkdir()
-    assert run_module("qemu_save", name="web1", path=str(image), force=True)["failed"]
+    assert run_module("qemu_save", name=VM, path=str(image), force=True)["failed"]
     assert run_state(guest) == "running"
 
 
@@ -375,7 +385,7 @@ def test_fifo_and_directory_in_place_of_the_image(guest, image, run_module):
     ],
 )
 def test_options_that_cannot_be(guest, image, run_module, options, said):
-    result = run_module("qemu_save", name="web1", path=str(image), **options)
+    result = run_module("qemu_save", name=VM, path=str(image), **options)
     assert result["failed"]
     assert said in result["msg"]
     assert os.listdir(image.parent) == []
@@ -392,7 +402,7 @@ def test_library_that_is_missing(start_module, tmp_path, image):
     (tmp_path / "qemu").mkdir()
     (tmp_path / "qemu" / "__init__.py").write_text("")
     path = f"PYTHONPATH={tmp_path}:{COLLECTIONS}"
-    run = start_module("qemu_save", name="web1", path=str(image), prefix=["env", path])
+    run = start_module("qemu_save", name=VM, path=str(image), prefix=["env", path])
     output, _errors = run.process.communicate(timeout=60)
     result = json.loads(output)
     assert result["failed"]

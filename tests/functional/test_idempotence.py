@@ -12,7 +12,7 @@ import time
 import pytest
 
 from support import Monitor
-from support.observe import Continuity, run_state, settings
+from support.observe import OTHER_VM, VM, Continuity, run_state, settings
 
 
 def as_partial(image):
@@ -26,9 +26,9 @@ def contents(image):
 
 
 def test_complete_image_and_vm_not_running(guest, image, save):
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     before = contents(image)
-    result = save(name="web1", path=str(image))
+    result = save(name=VM, path=str(image))
     assert not result["changed"]
     assert "already saved" in result["msg"]
     assert contents(image) == before
@@ -41,10 +41,10 @@ def test_the_same_by_socket(guest, image, save):
 
 def test_complete_image_and_vm_stopped_by_that_save(guest, image, save):
     """A save that was cut off between the rename and the quit: only the quit is missing."""
-    save(name="web1", path=str(image), after_save="pause")
+    save(name=VM, path=str(image), after_save="pause")
     before = contents(image)
-    assert not save(name="web1", path=str(image), after_save="pause")["changed"]
-    result = save(name="web1", path=str(image))
+    assert not save(name=VM, path=str(image), after_save="pause")["changed"]
+    result = save(name=VM, path=str(image))
     assert result["changed"]
     assert "earlier run" in result["msg"]
     assert contents(image) == before
@@ -52,22 +52,22 @@ def test_complete_image_and_vm_stopped_by_that_save(guest, image, save):
 
 
 def test_vm_stopped_by_another_migration_is_not_taken_for_ours(guest, image, save, run_module):
-    save(name="web1", path=str(image), after_save="resume")
+    save(name=VM, path=str(image), after_save="resume")
     with Monitor(guest.qmp_socket) as monitor:
         monitor.execute("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
         monitor.execute("migrate", {"uri": f"file:{image.parent}/elsewhere"})
         while monitor.wait_event("MIGRATION", 20)["data"]["status"] != "completed":
             pass
-    result = run_module("qemu_save", name="web1", path=str(image))
+    result = run_module("qemu_save", name=VM, path=str(image))
     assert result["error"] == "ConflictError"
     assert run_state(guest) == "postmigrate"
 
 
 def test_restore_goes_on_with_a_vm_whose_save_was_cut_off(guest, image, save, restore):
     continuity = Continuity(guest)
-    save(name="web1", path=str(image), after_save="pause")
+    save(name=VM, path=str(image), after_save="pause")
     pid = guest.pid
-    result = restore(name="web1", path=str(image))
+    result = restore(name=VM, path=str(image))
     assert result["changed"]
     assert guest.pid == pid
     assert not image.exists()
@@ -75,82 +75,82 @@ def test_restore_goes_on_with_a_vm_whose_save_was_cut_off(guest, image, save, re
 
 
 def test_partial_image_and_vm_running(guest, image, save):
-    save(name="web1", path=str(image), after_save="resume")
+    save(name=VM, path=str(image), after_save="resume")
     as_partial(image)
-    result = save(name="web1", path=str(image))
+    result = save(name=VM, path=str(image))
     assert result["changed"]
     assert result["image"]["state"] == "complete"
 
 
 def test_partial_image_and_vm_not_running(guest, image, save, run_module):
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     as_partial(image)
     for module in ("qemu_save", "qemu_restore"):
-        result = run_module(module, name="web1", path=str(image))
+        result = run_module(module, name=VM, path=str(image))
         assert result["error"] == "ImagePartialError"
         assert image.exists()
 
 
 def test_complete_image_and_vm_running(guest, image, save, run_module):
     continuity = Continuity(guest)
-    save(name="web1", path=str(image), after_save="resume")
+    save(name=VM, path=str(image), after_save="resume")
     before = contents(image)
-    result = run_module("qemu_save", name="web1", path=str(image))
+    result = run_module("qemu_save", name=VM, path=str(image))
     assert result["error"] == "ConflictError"
     assert str(image) in result["msg"]
     assert "force" in result["cure"]
     assert contents(image) == before
     continuity.check()
-    assert save(name="web1", path=str(image), force=True)["changed"]
+    assert save(name=VM, path=str(image), force=True)["changed"]
 
 
 @pytest.mark.parametrize("running", [True, False])
 def test_complete_image_of_another_vm(make_guest, image, save, run_module, running):
-    make_guest("web1")
-    other = make_guest("db1")
-    save(name="web1", path=str(image))
+    make_guest(VM)
+    other = make_guest(OTHER_VM)
+    save(name=VM, path=str(image))
     if not running:
         other.end()
     before = contents(image)
-    result = run_module("qemu_save", name="db1", path=str(image))
+    result = run_module("qemu_save", name=OTHER_VM, path=str(image))
     assert result["error"] == "ConflictError"
-    assert "web1" in result["msg"]
+    assert VM in result["msg"]
     assert contents(image) == before
     if running:
-        assert save(name="db1", path=str(image), force=True)["image"]["name"] == "db1"
+        assert save(name=OTHER_VM, path=str(image), force=True)["image"]["name"] == OTHER_VM
 
 
 def test_uuid_decides_over_the_name(make_guest, image, save, run_module):
-    first = make_guest("web1", uuid="11111111-2222-3333-4444-555555555555")
-    save(name="web1", path=str(image))
+    first = make_guest(VM, uuid="11111111-2222-3333-4444-555555555555")
+    save(name=VM, path=str(image))
     first.close()
-    make_guest("web1", uuid="11111111-2222-3333-4444-666666666666")
-    result = run_module("qemu_save", name="web1", path=str(image))
+    make_guest(VM, uuid="11111111-2222-3333-4444-666666666666")
+    result = run_module("qemu_save", name=VM, path=str(image))
     assert result["error"] == "ConflictError"
     assert "another VM" in result["msg"]
 
 
 def test_no_image_and_vm_not_running(image, run_module):
     for module in ("qemu_save", "qemu_restore"):
-        result = run_module(module, name="web1", path=str(image))
+        result = run_module(module, name=VM, path=str(image))
         assert result["failed"]
-        assert "web1" in result["msg"]
+        assert VM in result["msg"]
 
 
 def test_what_is_no_image_is_not_replaced(guest, image, run_module, save):
     image.write_text("my notes")
-    result = run_module("qemu_save", name="web1", path=str(image))
+    result = run_module("qemu_save", name=VM, path=str(image))
     assert result["error"] == "ConflictError"
     assert image.read_text() == "my notes"
     assert run_state(guest) == "running"
-    assert save(name="web1", path=str(image), force=True)["changed"]
+    assert save(name=VM, path=str(image), force=True)["changed"]
 
 
 def test_restore_of_a_vm_that_runs(guest, image, save, restore):
     continuity = Continuity(guest)
-    assert not restore(name="web1", path=str(image))["changed"]
-    save(name="web1", path=str(image), after_save="resume")
-    result = restore(name="web1", path=str(image))
+    assert not restore(name=VM, path=str(image))["changed"]
+    save(name=VM, path=str(image), after_save="resume")
+    result = restore(name=VM, path=str(image))
     assert not result["changed"]
     assert "was not used" in result["msg"]
     assert image.exists()
@@ -160,7 +160,7 @@ def test_restore_of_a_vm_that_runs(guest, image, save, restore):
 def test_check_mode_predicts_and_touches_nothing(guest, image, save, restore, run_module):
     continuity = Continuity(guest)
     before = settings(guest)
-    predicted = run_module("qemu_save", name="web1", path=str(image), check=True, diff=True)
+    predicted = run_module("qemu_save", name=VM, path=str(image), check=True, diff=True)
     assert predicted["changed"]
     assert predicted["diff"] == {
         "before": {"image": "absent", "vm": "running"},
@@ -169,31 +169,31 @@ def test_check_mode_predicts_and_touches_nothing(guest, image, save, restore, ru
     assert os.listdir(image.parent) == []
     assert settings(guest) == before
     assert run_state(guest) == "running"
-    done = run_module("qemu_save", name="web1", path=str(image), diff=True)
+    done = run_module("qemu_save", name=VM, path=str(image), diff=True)
     assert done["diff"] == predicted["diff"]
 
-    predicted = run_module("qemu_restore", name="web1", path=str(image), check=True, diff=True)
+    predicted = run_module("qemu_restore", name=VM, path=str(image), check=True, diff=True)
     assert predicted["changed"]
     assert predicted["diff"] == {
         "before": {"image": "complete", "vm": "ended"},
         "after": {"image": "absent", "vm": "running"},
     }
     assert not guest.adopt_restarted()
-    done = run_module("qemu_restore", name="web1", path=str(image), diff=True)
+    done = run_module("qemu_restore", name=VM, path=str(image), diff=True)
     assert done["diff"] == predicted["diff"]
     continuity.check()
-    assert not run_module("qemu_restore", name="web1", path=str(image), check=True)["changed"]
+    assert not run_module("qemu_restore", name=VM, path=str(image), check=True)["changed"]
 
 
 def test_check_mode_refuses_what_the_run_would_refuse(guest, image, run_module, tmp_path):
     image.write_text("my notes")
-    assert run_module("qemu_save", name="web1", path=str(image), check=True)["error"] == "ConflictError"
+    assert run_module("qemu_save", name=VM, path=str(image), check=True)["error"] == "ConflictError"
     missing = tmp_path / "missing" / "web1.save"
-    assert run_module("qemu_save", name="web1", path=str(missing), check=True)["failed"]
+    assert run_module("qemu_save", name=VM, path=str(missing), check=True)["failed"]
 
 
 def test_check_mode_does_not_make_the_save_directory(guest, tmp_path, run_module):
-    result = run_module("qemu_save", name="web1", save_dir=str(tmp_path / "new" / "save"), check=True)
+    result = run_module("qemu_save", name=VM, save_dir=str(tmp_path / "new" / "save"), check=True)
     assert result["changed"]
     assert not (tmp_path / "new").exists()
 
@@ -203,7 +203,7 @@ def test_check_mode_does_not_make_the_save_directory(guest, tmp_path, run_module
 
 def killed_save(start_module, guest, image, moment, **options):
     """Start a save and SIGKILL it when C(moment) has come; its partial image and QEMU's note of it stay."""
-    run = start_module("qemu_save", name="web1", path=str(image), **options)
+    run = start_module("qemu_save", name=VM, path=str(image), **options)
     deadline = time.monotonic() + 30
     with Monitor(guest.observer_socket) as monitor:
         while not moment(monitor):
@@ -240,13 +240,13 @@ def test_partial_image_that_qemu_still_writes_is_adopted(
     continuity = Continuity(big_guest)
     killed_save(start_module, big_guest, image, writing, bandwidth="40M", format=image_format, live=live)
     assert os.listdir(image.parent) != [image.name]
-    result = save(name="web1", path=str(image))
+    result = save(name=VM, path=str(image))
     assert result["changed"]
     assert "earlier run" in result["msg"]
     assert result["image"]["format"] == image_format
     assert os.listdir(image.parent) == [image.name]
     big_guest.wait_exit()
-    restore(name="web1", path=str(image))
+    restore(name=VM, path=str(image))
     continuity.check()
 
 
@@ -256,7 +256,7 @@ def test_adopted_save_leaves_qemu_as_the_killed_run_found_it(big_guest, image, s
     before = settings(big_guest)
     killed_save(start_module, big_guest, image, writing, bandwidth="40M")
     assert settings(big_guest) != before
-    save(name="web1", path=str(image), after_save=after_save)
+    save(name=VM, path=str(image), after_save=after_save)
     assert settings(big_guest) == before
     if after_save == "pause":
         with Monitor(big_guest.qmp_socket) as monitor:
@@ -268,9 +268,9 @@ def test_adopted_save_that_is_interrupted_puts_the_guest_back(big_guest, image, 
     continuity = Continuity(big_guest)
     before = settings(big_guest)
     killed_save(start_module, big_guest, image, writing, bandwidth="8M")
-    result = run_module("qemu_save", name="web1", path=str(image), timeout=1)
+    result = run_module("qemu_save", name=VM, path=str(image), timeout=1)
     assert result["error"] == "OperationTimeoutError"
-    assert result["guest_state"] == "web1 runs again"
+    assert result["guest_state"] == f"{VM} runs again"
     assert settings(big_guest) == before
     assert os.listdir(image.parent) == []
     continuity.check()
@@ -282,7 +282,7 @@ def test_save_killed_before_qemu_began_is_undone_and_done_again(big_guest, image
     # Killed when QEMU holds the note; how far the run comes until the signal arrives differs.
     for _number in range(8):
         killed_save(start_module, big_guest, image, noted, bandwidth="40M")
-        save(name="web1", path=str(image), after_save="resume")
+        save(name=VM, path=str(image), after_save="resume")
         assert settings(big_guest) == before
         assert os.listdir(image.parent) == [image.name]
         image.unlink()
@@ -293,7 +293,7 @@ def test_restore_after_a_killed_save_lets_the_guest_go_on(big_guest, image, star
     continuity = Continuity(big_guest)
     before = settings(big_guest)
     killed_save(start_module, big_guest, image, writing, bandwidth="16M")
-    result = restore(name="web1", path=str(image))
+    result = restore(name=VM, path=str(image))
     assert result["changed"]
     assert run_state(big_guest) == "running"
     assert settings(big_guest) == before
@@ -303,10 +303,10 @@ def test_restore_after_a_killed_save_lets_the_guest_go_on(big_guest, image, star
 
 def test_adoption_under_another_path_is_refused(big_guest, image, start_module, run_module):
     killed_save(start_module, big_guest, image, writing, bandwidth="8M")
-    result = run_module("qemu_save", name="web1", path=str(image.parent / "other.save"))
+    result = run_module("qemu_save", name=VM, path=str(image.parent / "other.save"))
     assert result["error"] == "ConflictError"
     assert str(image) in result["msg"]
-    predicted = run_module("qemu_save", name="web1", path=str(image), check=True)
+    predicted = run_module("qemu_save", name=VM, path=str(image), check=True)
     assert predicted["changed"]
     assert "earlier run" in predicted["msg"]
     assert len(os.listdir(image.parent)) == 1
@@ -317,7 +317,7 @@ def test_save_whose_partial_image_was_removed_is_begun_anew(big_guest, image, st
     killed_save(start_module, big_guest, image, writing, bandwidth="16M")
     (partial,) = image.parent.iterdir()
     partial.unlink()
-    result = save(name="web1", path=str(image))
+    result = save(name=VM, path=str(image))
     assert "earlier run" not in result["msg"]
-    restore(name="web1", path=str(image))
+    restore(name=VM, path=str(image))
     continuity.check()

@@ -9,11 +9,12 @@ from __future__ import annotations
 import pytest
 
 from support import LinuxGuest, gaps
+from support.observe import VM
 
 
 @pytest.fixture
 def linux(tmp_path):
-    guest = LinuxGuest(tmp_path / "linux", "linux1")
+    guest = LinuxGuest(tmp_path / "linux", f"linux-{VM}")
     guest.start()
     yield guest
     guest.adopt_restarted()
@@ -29,8 +30,8 @@ def test_linux_goes_on(linux, image, save, restore, options):
     linux.wait_for_counter(5)
     checksum = linux.checksum()
     for _time in range(2):
-        save(name="linux1", path=str(image), **options)
-        restore(name="linux1", path=str(image))
+        save(name=f"linux-{VM}", path=str(image), **options)
+        restore(name=f"linux-{VM}", path=str(image))
         linux.wait_restarted()
         linux.wait_for_counter(linux.counters()[-1] + 5)
     assert linux.boots() == 1

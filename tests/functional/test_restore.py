@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from support import Monitor, find_qemu_pids
-from support.observe import Continuity, run_state, settings
+from support.observe import VM, Continuity, run_state, settings
 
 DEFER = ["-incoming", "defer"]
 
@@ -24,10 +24,10 @@ DEFER = ["-incoming", "defer"]
 @pytest.mark.parametrize(("vm_state", "state"), [("running", "running"), ("paused", "paused")])
 def test_attach_to_a_qemu_that_waits(guest, image, save, restore, live, vm_state, state):
     continuity = Continuity(guest)
-    save(name="web1", path=str(image), live=live, vm_state=vm_state)
+    save(name=VM, path=str(image), live=live, vm_state=vm_state)
     guest.start(incoming=True)
     before = settings(guest)
-    result = restore(name="web1", path=str(image), launch="attach", qmp_socket=str(guest.qmp_socket))
+    result = restore(name=VM, path=str(image), launch="attach", qmp_socket=str(guest.qmp_socket))
     assert result["launched"] is False
     assert result["vm"]["run_state"] == state
     assert run_state(guest) == state
@@ -40,24 +40,24 @@ def test_attach_to_a_qemu_that_waits(guest, image, save, restore, live, vm_state
 
 def test_recorded_takes_a_qemu_that_waits_already(guest, image, save, restore):
     continuity = Continuity(guest)
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     guest.start(incoming=True)
     pid = guest.pid
-    result = restore(name="web1", path=str(image))
+    result = restore(name=VM, path=str(image))
     assert result["vm"]["pid"] == pid
     continuity.check()
 
 
 def test_attach_without_a_qemu(guest, image, save, run_module):
-    save(name="web1", path=str(image))
-    result = run_module("qemu_restore", name="web1", path=str(image), launch="attach")
+    save(name=VM, path=str(image))
+    result = run_module("qemu_restore", name=VM, path=str(image), launch="attach")
     assert result["error"] == "VmNotFoundError"
     assert image.exists()
 
 
 def test_command(guest, image, save, restore):
     continuity = Continuity(guest)
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     result = restore(path=str(image), launch="command", command=guest.argv(), remove_image=False)
     assert result["launched"]
     assert image.exists()
@@ -65,8 +65,8 @@ def test_command(guest, image, save, restore):
 
 
 def test_restored_vm_outlives_the_module_in_a_session_of_its_own(guest, image, save, restore):
-    save(name="web1", path=str(image))
-    result = restore(name="web1", path=str(image))
+    save(name=VM, path=str(image))
+    result = restore(name=VM, path=str(image))
     pid = result["vm"]["pid"]
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
     assert int(fields[3]) == pid, "it leads its own session"
@@ -81,8 +81,8 @@ def test_restored_vm_outlives_the_module_in_a_session_of_its_own(guest, image, s
 def test_restored_vm_can_be_saved_and_restored_again(guest, image, save, restore):
     continuity = Continuity(guest)
     for _time in range(3):
-        save(name="web1", path=str(image))
-        pid = restore(name="web1", path=str(image))["vm"]["pid"]
+        save(name=VM, path=str(image))
+        pid = restore(name=VM, path=str(image))["vm"]["pid"]
         guest.wait_restarted()
     continuity.check()
     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
@@ -102,8 +102,8 @@ def test_recorded_command_that_wants_a_terminal_or_a_daemon(make_guest, image, s
     else:
         guest.start()
     continuity = Continuity(guest)
-    save(name="web1", path=str(image))
-    restore(name="web1", path=str(image))
+    save(name=VM, path=str(image))
+    restore(name=VM, path=str(image))
     continuity.check()
 
 
@@ -144,18 +144,18 @@ def test_vm_of_another_user_is_started_as_that_user(make_guest, image, save, res
         wait_for_boot(guest, process.pid)
     assert os.stat(f"/proc/{guest.pid}").st_uid == 65534
     continuity = Continuity(guest)
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     if process:
         process.wait()
-    restored = restore(name="web1", path=str(image))
+    restored = restore(name=VM, path=str(image))
     assert os.stat(f"/proc/{restored['vm']['pid']}").st_uid == 65534
     continuity.check()
 
 
 def test_machine_type_is_pinned(guest, image, save, restore):
     """The command line says "pc", which is another machine in the next QEMU; the image knows which it was."""
-    save(name="web1", path=str(image))
-    pid = restore(name="web1", path=str(image))["vm"]["pid"]
+    save(name=VM, path=str(image))
+    pid = restore(name=VM, path=str(image))["vm"]["pid"]
     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     assert words[words.index("-S") - 2 : words.index("-S")][0] == "-machine"
     assert words[words.index("-S") - 1].startswith("pc-i440fx-")
@@ -186,37 +186,37 @@ def test_qemu_that_does_not_fit_is_refused_and_stays_as_it_was(
 ):
     guest = make_guest(uuid="11111111-2222-3333-4444-555555555555")
     continuity = Continuity(guest)
-    save(name="web1", path=str(image), format=image_format)
+    save(name=VM, path=str(image), format=image_format)
     other = attach_other(make_guest, image, observer=True, **changes)
     before = settings(other)
-    result = run_module("qemu_restore", name="web1", path=str(image), launch="attach", qmp_socket=str(other.qmp_socket))
+    result = run_module("qemu_restore", name=VM, path=str(image), launch="attach", qmp_socket=str(other.qmp_socket))
     assert result["error"] == "MismatchError"
     assert said in result["msg"]
     assert image.exists()
     assert run_state(other) == "inmigrate"
     assert settings(other) == before
     other.close()
-    restore(name="web1", path=str(image))
+    restore(name=VM, path=str(image))
     continuity.check()
 
 
 def test_qemu_that_lacks_a_device_fails_to_load_and_is_ended(make_guest, image, save, restore, run_module):
     guest = make_guest(extra_args=["-device", "virtio-rng-pci"])
     continuity = Continuity(guest)
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     command = guest.argv()[:-2]
     result = run_module("qemu_restore", path=str(image), launch="command", command=command)
     assert result["error"] == "MigrationError"
     assert "virtio-rng" in result["msg"], "QEMU's own words, which are only on its stderr"
-    assert result["guest_state"] == "web1 is not running, and its image is untouched"
+    assert result["guest_state"] == f"{VM} is not running, and its image is untouched"
     assert not guest.adopt_restarted()
-    restore(name="web1", path=str(image))
+    restore(name=VM, path=str(image))
     continuity.check()
 
 
 def test_missing_ram_block_is_named(make_guest, image, save, run_module):
     guest = make_guest(extra_args=["-device", "VGA"])
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     command = guest.argv()
     place = command.index("VGA")
     del command[place - 1 : place + 1]
@@ -227,7 +227,7 @@ def test_missing_ram_block_is_named(make_guest, image, save, run_module):
 
 
 def test_command_that_cannot_be_started(guest, image, save, run_module):
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     command = ["/nonexistent/qemu-system-x86_64", *guest.argv()[1:]]
     result = run_module("qemu_restore", path=str(image), launch="command", command=command)
     assert result["error"] == "LaunchError"
@@ -235,7 +235,7 @@ def test_command_that_cannot_be_started(guest, image, save, run_module):
 
 
 def test_qemu_that_ends_at_once_says_why(guest, image, save, run_module):
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     command = [*guest.argv(), "-device", "no-such-device"]
     result = run_module("qemu_restore", path=str(image), launch="command", command=command)
     assert result["error"] == "LaunchError"
@@ -244,7 +244,7 @@ def test_qemu_that_ends_at_once_says_why(guest, image, save, run_module):
 
 
 def test_command_without_a_qmp_server(image, guest, save, run_module):
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     command = guest.argv()
     place = command.index("-qmp")
     del command[place : place + 2]
@@ -267,9 +267,9 @@ def test_command_without_a_qmp_server(image, guest, save, run_module):
 )
 @pytest.mark.parametrize("image_format", ["sparse", "raw"])
 def test_truncated_image_is_refused_before_qemu_is_started(guest, image, save, run_module, damage, image_format):
-    save(name="web1", path=str(image), format=image_format)
+    save(name=VM, path=str(image), format=image_format)
     image.write_bytes(damage(image.read_bytes()))
-    result = run_module("qemu_restore", name="web1", path=str(image))
+    result = run_module("qemu_restore", name=VM, path=str(image))
     assert result["error"] == "ImageFormatError"
     assert image.exists()
     assert not guest.adopt_restarted()
@@ -278,13 +278,13 @@ def test_truncated_image_is_refused_before_qemu_is_started(guest, image, save, r
 
 def test_hole_where_a_page_should_be_is_refused(guest, image, save, run_module):
     """What a short write that QEMU took for success leaves."""
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     info = run_module("qemu_save_image_info", path=str(image), stream=True)["image"]
     ram = next(block for block in info["stream"]["ram_blocks"] if block["name"] == "pc.ram")
     # The block with the pattern is 8 MiB of present pages; a whole MiB of it is punched out.
     start = ram["pages_offset"] + 4 * 2**20
     subprocess.run(["fallocate", "-p", "-o", str(start), "-l", str(2**20), str(image)], check=True)
-    result = run_module("qemu_restore", name="web1", path=str(image))
+    result = run_module("qemu_restore", name=VM, path=str(image))
     assert result["error"] == "ImageFormatError"
     assert "lost" in result["msg"] or "hole" in result["msg"]
 
@@ -293,14 +293,14 @@ def test_hole_where_a_page_should_be_is_refused(guest, image, save, run_module):
 def test_qemu_dies_during_the_restore(make_guest, image, save, restore, start_module, launch):
     guest = make_guest(memory_mib=1024, block_mib=700, observer=True)
     continuity = Continuity(guest)
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     if launch == "attach":
         guest.start(incoming=True)
-    run = start_module("qemu_restore", name="web1", path=str(image), launch=launch, bypass_cache=False)
+    run = start_module("qemu_restore", name=VM, path=str(image), launch=launch, bypass_cache=False)
     deadline = time.monotonic() + 20
     while True:
         assert time.monotonic() < deadline
-        pids = find_qemu_pids("web1")
+        pids = find_qemu_pids(VM)
         if pids and resident(pids[0]) > 200 * 2**20:
             os.kill(pids[0], signal.SIGKILL)
             break
@@ -311,7 +311,7 @@ def test_qemu_dies_during_the_restore(make_guest, image, save, restore, start_mo
     assert image.exists()
     if launch == "attach":
         guest.wait_exit()
-    restore(name="web1", path=str(image))
+    restore(name=VM, path=str(image))
     continuity.check()
 
 
@@ -329,30 +329,30 @@ def resident(pid):
 def test_signal_during_the_restore_leaves_no_half_guest(make_guest, image, save, restore, start_module, number):
     guest = make_guest(memory_mib=1024, block_mib=700)
     continuity = Continuity(guest)
-    save(name="web1", path=str(image))
-    run = start_module("qemu_restore", name="web1", path=str(image), bypass_cache=False)
+    save(name=VM, path=str(image))
+    run = start_module("qemu_restore", name=VM, path=str(image), bypass_cache=False)
     deadline = time.monotonic() + 20
-    while not any(resident(pid) > 200 * 2**20 for pid in find_qemu_pids("web1")):
+    while not any(resident(pid) > 200 * 2**20 for pid in find_qemu_pids(VM)):
         assert time.monotonic() < deadline
         time.sleep(0.001)
     run.process.send_signal(number)
     result = run.result()
     assert result["error"] == "InterruptedOperationError"
-    assert result["guest_state"] == "web1 is not running, and its image is untouched"
-    assert find_qemu_pids("web1") == []
-    restore(name="web1", path=str(image))
+    assert result["guest_state"] == f"{VM} is not running, and its image is untouched"
+    assert find_qemu_pids(VM) == []
+    restore(name=VM, path=str(image))
     continuity.check()
 
 
 def test_recorded_command_of_an_image_that_others_could_write_is_not_run(guest, image, save, run_module):
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     image.chmod(0o666)
-    result = run_module("qemu_restore", name="web1", path=str(image))
+    result = run_module("qemu_restore", name=VM, path=str(image))
     assert result["error"] == "ImageUnsafeError"
     assert not guest.adopt_restarted()
     image.chmod(0o600)
     image.parent.chmod(0o777)
-    result = run_module("qemu_restore", name="web1", path=str(image))
+    result = run_module("qemu_restore", name=VM, path=str(image))
     assert result["error"] == "ImageUnsafeError"
     assert str(image.parent) in result["msg"]
     assert not guest.adopt_restarted()
@@ -363,8 +363,8 @@ def test_command_with_an_inherited_descriptor_is_not_used_again(make_guest, imag
     starter.write_text('#!/bin/sh\nexec 9</dev/null\nexec qemu-system-x86_64 "$@"\n')
     starter.chmod(0o700)
     make_guest(qemu=str(starter), extra_args=["-add-fd", "fd=9,set=5"])
-    save(name="web1", path=str(image))
-    result = run_module("qemu_restore", name="web1", path=str(image))
+    assert "-add-fd" in str(save(name=VM, path=str(image))["warnings"])
+    result = run_module("qemu_restore", name=VM, path=str(image))
     assert result["error"] == "LaunchError"
     assert "-add-fd" in result["msg"]
     assert image.exists()

@@ -13,7 +13,7 @@ import struct
 import pytest
 
 from support import Monitor
-from support.observe import Continuity, run_state, settings
+from support.observe import VM, Continuity, run_state, settings
 
 SPARSE = {"format": "sparse", "features": ["mapped-ram"]}
 
@@ -33,7 +33,7 @@ SPARSE = {"format": "sparse", "features": ["mapped-ram"]}
 )
 def test_guest_goes_on_after_save_and_restore(guest, image, save, restore, options, expected):
     continuity = Continuity(guest)
-    saved = save(name="web1", path=str(image), **options)
+    saved = save(name=VM, path=str(image), **options)
     assert saved["changed"]
     assert {key: saved["image"][key] for key in expected} == expected
     assert saved["image"]["complete"]
@@ -44,7 +44,7 @@ def test_guest_goes_on_after_save_and_restore(guest, image, save, restore, optio
     assert not guest.alive()
     assert os.listdir(image.parent) == ["web1.save"]
 
-    restored = restore(name="web1", path=str(image))
+    restored = restore(name=VM, path=str(image))
     assert restored["changed"]
     assert restored["launched"]
     assert restored["vm"]["run_state"] == "running"
@@ -54,23 +54,23 @@ def test_guest_goes_on_after_save_and_restore(guest, image, save, restore, optio
 
 def test_image_is_private_and_has_the_owner_asked_for(guest, image, save):
     os.umask(os.umask(0))
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     assert stat.S_IMODE(image.stat().st_mode) == 0o600
     guest.start()
-    save(name="web1", path=str(image), force=True, mode="0640", owner="nobody", group="nogroup")
+    save(name=VM, path=str(image), force=True, mode="0640", owner="nobody", group="nogroup")
     facts = image.stat()
     assert stat.S_IMODE(facts.st_mode) == 0o640
     assert (facts.st_uid, facts.st_gid) != (0, 0)
 
 
 def test_mode_for_others_is_refused(guest, image, run_module):
-    result = run_module("qemu_save", name="web1", path=str(image), mode="0644")
+    result = run_module("qemu_save", name=VM, path=str(image), mode="0644")
     assert result["error"] == "RequestError"
     assert "0640" in result["cure"]
 
 
 def test_version_3_header_is_the_rfcs(guest, image, save):
-    save(name="web1", path=str(image))
+    save(name=VM, path=str(image))
     magic, version, data_length, was_running, compressed, cookie, features = struct.unpack_from(
         "=16s6I", image.read_bytes()[:92]
     )
@@ -83,7 +83,7 @@ def test_version_3_header_is_the_rfcs(guest, image, save):
 def test_after_save_leaves_qemu_as_it_was(guest, image, save, after_save, state):
     before = settings(guest)
     continuity = Continuity(guest)
-    result = save(name="web1", path=str(image), after_save=after_save)
+    result = save(name=VM, path=str(image), after_save=after_save)
     assert result["vm"]["run_state"] == state
     assert run_state(guest) == state
     assert settings(guest) == before
@@ -98,8 +98,8 @@ def test_after_save_leaves_qemu_as_it_was(guest, image, save, after_save, state)
 
 def test_buffered_save_after_a_direct_one(guest, image, save):
     continuity = Continuity(guest)
-    save(name="web1", path=str(image), after_save="resume", bypass_cache=True)
-    result = save(name="web1", path=str(image), after_save="resume", bypass_cache=False, force=True)
+    save(name=VM, path=str(image), after_save="resume", bypass_cache=True)
+    result = save(name=VM, path=str(image), after_save="resume", bypass_cache=False, force=True)
     assert result["bypass_cache"] is False
     continuity.check()
 
@@ -108,7 +108,7 @@ def test_direct_io_that_someone_left_on_does_not_spoil_a_buffered_save(guest, im
     with Monitor(guest.qmp_socket) as monitor:
         monitor.execute("migrate-set-parameters", {"direct-io": True})
     before = settings(guest)
-    save(name="web1", path=str(image), after_save="resume", bypass_cache=False)
+    save(name=VM, path=str(image), after_save="resume", bypass_cache=False)
     assert settings(guest) == before
 
 
@@ -125,10 +125,10 @@ def test_capabilities_that_would_spoil_the_stream_are_put_aside(guest, image, sa
         )
     before = settings(guest)
     continuity = Continuity(guest)
-    save(name="web1", path=str(image), after_save="resume")
+    save(name=VM, path=str(image), after_save="resume")
     assert settings(guest) == before
-    save(name="web1", path=str(image), force=True)
-    restore(name="web1", path=str(image))
+    save(name=VM, path=str(image), force=True)
+    restore(name=VM, path=str(image))
     continuity.check()
 
 
@@ -136,10 +136,10 @@ def test_paused_guest_stays_paused(guest, image, save, restore):
     continuity = Continuity(guest)
     with Monitor(guest.qmp_socket) as monitor:
         monitor.execute("stop")
-    result = save(name="web1", path=str(image))
+    result = save(name=VM, path=str(image))
     assert result["pause_ms"] == 0
     assert result["image"]["vm_state"] == "paused"
-    assert restore(name="web1", path=str(image))["vm"]["run_state"] == "paused"
+    assert restore(name=VM, path=str(image))["vm"]["run_state"] == "paused"
     guest.wait_restarted()
     with Monitor(guest.qmp_socket) as monitor:
         monitor.execute("cont")
@@ -149,23 +149,23 @@ def test_paused_guest_stays_paused(guest, image, save, restore):
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("state", ["running", "paused"])
 def test_restore_decides_whether_the_guest_runs(guest, image, save, restore, live, state):
-    save(name="web1", path=str(image), live=live, vm_state="paused" if state == "running" else "running")
-    result = restore(name="web1", path=str(image), state=state)
+    save(name=VM, path=str(image), live=live, vm_state="paused" if state == "running" else "running")
+    result = restore(name=VM, path=str(image), state=state)
     assert result["vm"]["run_state"] == state
 
 
 def test_vm_state_is_stored(guest, image, save, restore):
-    result = save(name="web1", path=str(image), vm_state="paused")
+    result = save(name=VM, path=str(image), vm_state="paused")
     assert result["image"]["vm_state"] == "paused"
-    assert restore(name="web1", path=str(image))["vm"]["run_state"] == "paused"
+    assert restore(name=VM, path=str(image))["vm"]["run_state"] == "paused"
 
 
 def test_live_save_pauses_the_guest_for_less_time_than_the_save_takes(make_guest, image, save, restore):
     guest = make_guest(memory_mib=256, block_mib=128, observer=True)
     continuity = Continuity(guest)
-    result = save(name="web1", path=str(image), live=True, bandwidth="100M")
+    result = save(name=VM, path=str(image), live=True, bandwidth="100M")
     assert result["pause_ms"] < result["duration"] * 1000 / 2
-    restore(name="web1", path=str(image))
+    restore(name=VM, path=str(image))
     continuity.check()
 
 
@@ -173,10 +173,10 @@ def test_live_guest_that_outruns_the_disk_is_stopped_after_live_timeout(make_gue
     guest = make_guest(memory_mib=256, block_mib=8, dirty_mib=128, observer=True)
     continuity = Continuity(guest)
     guest.dirty(True)
-    result = save(name="web1", path=str(image), live=True, live_timeout=3, bandwidth="40M")
+    result = save(name=VM, path=str(image), live=True, live_timeout=3, bandwidth="40M")
     assert result["duration"] > 3
     assert result["pause_ms"] > 100
-    restore(name="web1", path=str(image))
+    restore(name=VM, path=str(image))
     guest.wait_restarted()
     guest.dirty(False)
     continuity.check()
@@ -185,39 +185,39 @@ def test_live_guest_that_outruns_the_disk_is_stopped_after_live_timeout(make_gue
 def test_bandwidth_bounds_the_save(make_guest, image, save):
     # QEMU meters in windows of 100 ms and overshoots with several channels, so only the order is checked.
     make_guest(memory_mib=512, block_mib=256)
-    slow = save(name="web1", path=str(image), bandwidth="64M", after_save="resume", parallel_channels=1)
-    fast = save(name="web1", path=str(image), force=True)
+    slow = save(name=VM, path=str(image), bandwidth="64M", after_save="resume", parallel_channels=1)
+    fast = save(name=VM, path=str(image), force=True)
     assert slow["throughput"] < 128 * 2**20
     assert fast["throughput"] > 2 * slow["throughput"]
 
 
 def test_given_domain_xml_is_stored_with_our_record_in_it(guest, image, save, restore, run_module):
-    xml = "<domain type='qemu'><!-- mine --><name>web1</name><memory unit='MiB'>64</memory></domain>"
+    xml = f"<domain type='qemu'><!-- mine --><name>{VM}</name><memory unit='MiB'>64</memory></domain>"
     continuity = Continuity(guest)
-    save(name="web1", path=str(image), domain_xml=xml)
+    save(name=VM, path=str(image), domain_xml=xml)
     info = run_module("qemu_save_image_info", path=str(image))["image"]
     assert "<!-- mine -->" in info["domain_xml"]
     assert info["launch_recorded"]
-    restore(name="web1", path=str(image))
+    restore(name=VM, path=str(image))
     continuity.check()
 
 
 def test_domain_xml_of_another_vm_is_refused(guest, image, run_module):
     continuity = Continuity(guest)
     xml = "<domain type='qemu'><name>web2</name><memory unit='MiB'>64</memory></domain>"
-    result = run_module("qemu_save", name="web1", path=str(image), domain_xml=xml)
+    result = run_module("qemu_save", name=VM, path=str(image), domain_xml=xml)
     assert result["error"] == "MismatchError"
     continuity.check()
 
 
 def test_save_dir_is_made_private(guest, tmp_path, save):
     save_dir = tmp_path / "new" / "save"
-    result = save(name="web1", save_dir=str(save_dir))
-    assert result["image"]["path"] == str(save_dir / "web1.save")
+    result = save(name=VM, save_dir=str(save_dir))
+    assert result["image"]["path"] == str(save_dir / f"{VM}.save")
     assert stat.S_IMODE(save_dir.stat().st_mode) == 0o700
 
 
 def test_name_from_the_socket(guest, tmp_path, save):
     result = save(qmp_socket=str(guest.qmp_socket), save_dir=str(tmp_path / "save"))
-    assert result["image"]["path"] == str(tmp_path / "save" / "web1.save")
-    assert result["vm"]["name"] == "web1"
+    assert result["image"]["path"] == str(tmp_path / "save" / f"{VM}.save")
+    assert result["vm"]["name"] == VM

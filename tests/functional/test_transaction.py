@@ -17,7 +17,7 @@ import time
 import pytest
 
 from support import Monitor
-from support.observe import Continuity, run_state, settings
+from support.observe import VM, Continuity, run_state, settings
 
 
 def wait_until(reached, timeout=20.0):
@@ -57,7 +57,7 @@ def test_data_header_and_directory_are_on_disk_before_quit(guest, image, start_m
     trace = tmp_path / "trace"
     calls = "fsync,fdatasync,pwrite64,rename,renameat,renameat2,sendto,sendmsg,write"
     strace = ["strace", "-f", "-y", "-s", "300", "-e", f"trace={calls}", "-o", str(trace)]
-    result = start_module("qemu_save", name="web1", path=str(image), prefix=strace).result()
+    result = start_module("qemu_save", name=VM, path=str(image), prefix=strace).result()
     assert result["changed"], result["msg"]
 
     steps = []
@@ -95,14 +95,14 @@ def test_data_header_and_directory_are_on_disk_before_quit(guest, image, start_m
 def test_signal_puts_the_guest_back(big_guest, image, start_module, number, live, image_format):
     before = settings(big_guest)
     continuity = Continuity(big_guest)
-    run = start_module("qemu_save", name="web1", path=str(image), bandwidth="16M", live=live, format=image_format)
+    run = start_module("qemu_save", name=VM, path=str(image), bandwidth="16M", live=live, format=image_format)
     wait_until(lambda: migration_is_active(big_guest))
     run.process.send_signal(number)
     result = run.result()
     assert result["failed"]
     assert result["error"] == "InterruptedOperationError"
     assert number.name in result["msg"]
-    assert result["guest_state"] == "web1 runs again"
+    assert result["guest_state"] == f"{VM} runs again"
     assert settings(big_guest) == before
     assert os.listdir(image.parent) == []
     continuity.check()
@@ -116,10 +116,10 @@ def migration_is_active(guest):
 def test_timeout_puts_the_guest_back(big_guest, image, run_module):
     before = settings(big_guest)
     continuity = Continuity(big_guest)
-    result = run_module("qemu_save", name="web1", path=str(image), bandwidth="8M", timeout=1.5)
+    result = run_module("qemu_save", name=VM, path=str(image), bandwidth="8M", timeout=1.5)
     assert result["error"] == "OperationTimeoutError"
     assert "within 1.5 seconds" in result["msg"]
-    assert result["guest_state"] == "web1 runs again"
+    assert result["guest_state"] == f"{VM} runs again"
     assert settings(big_guest) == before
     assert os.listdir(image.parent) == []
     continuity.check()
@@ -130,13 +130,13 @@ def test_disk_that_fills_up_during_the_save(big_guest, tmpfs, start_module, imag
     place = tmpfs(400)
     before = settings(big_guest)
     continuity = Continuity(big_guest)
-    run = start_module("qemu_save", name="web1", path=str(place / "web1.save"), bandwidth="64M", format=image_format)
+    run = start_module("qemu_save", name=VM, path=str(place / "web1.save"), bandwidth="64M", format=image_format)
     wait_until(lambda: migration_is_active(big_guest))
     filler = place / "filler"
     fill(filler)
     result = run.result()
     assert result["failed"]
-    assert result["guest_state"] == "web1 runs again"
+    assert result["guest_state"] == f"{VM} runs again"
     assert "No space left" in result["msg"] or "not whole" in result["msg"], result["msg"]
     assert os.listdir(place) == ["filler"]
     assert settings(big_guest) == before
@@ -152,7 +152,7 @@ def fill(path):
 
 def test_too_little_space_is_refused_before_the_guest_is_touched(big_guest, tmpfs, run_module):
     place = tmpfs(100)
-    result = run_module("qemu_save", name="web1", path=str(place / "web1.save"))
+    result = run_module("qemu_save", name=VM, path=str(place / "web1.save"))
     assert result["error"] == "ImageSpaceError"
     assert re.search(r"\d+ MiB are missing", result["msg"])
     assert "not touched" in result["guest_state"]
@@ -161,7 +161,7 @@ def test_too_little_space_is_refused_before_the_guest_is_touched(big_guest, tmpf
 
 @pytest.mark.parametrize("live", [False, True])
 def test_qemu_dies_during_the_save(big_guest, image, start_module, live):
-    run = start_module("qemu_save", name="web1", path=str(image), bandwidth="16M", live=live)
+    run = start_module("qemu_save", name=VM, path=str(image), bandwidth="16M", live=live)
     wait_until(lambda: migration_is_active(big_guest))
     pid = big_guest.pid
     big_guest.end()
@@ -172,9 +172,9 @@ def test_qemu_dies_during_the_save(big_guest, image, start_module, live):
 
 
 def test_failed_save_leaves_the_old_image_alone(big_guest, image, save, run_module):
-    save(name="web1", path=str(image), after_save="resume")
+    save(name=VM, path=str(image), after_save="resume")
     old = image.read_bytes()
-    result = run_module("qemu_save", name="web1", path=str(image), force=True, bandwidth="16M", timeout=1.5)
+    result = run_module("qemu_save", name=VM, path=str(image), force=True, bandwidth="16M", timeout=1.5)
     assert result["failed"]
     assert image.read_bytes() == old
     assert os.listdir(image.parent) == ["web1.save"]
@@ -189,7 +189,7 @@ def test_monitor_that_is_lost_does_not_cost_the_guest(big_guest, image, start_mo
     cut_connection(run.process.pid, big_guest.qmp_socket)
     result = run.result()
     assert result["error"] == "MonitorLostError"
-    assert result["guest_state"] == "web1 runs again"
+    assert result["guest_state"] == f"{VM} runs again"
     assert settings(big_guest) == before
     assert os.listdir(image.parent) == []
     continuity.check()
@@ -216,15 +216,16 @@ def cut_connection(pid, path):
 
 def test_two_saves_at_once(big_guest, image, start_module):
     """The second one gets an answer within ten seconds, the first one is not disturbed."""
-    target = {"name": "web1", "path": str(image)}
-    first = start_module("qemu_save", qmp_socket=str(big_guest.qmp_socket), bandwidth="8M", **target)
+    target = {"name": VM, "path": str(image)}
+    slow = {"bandwidth": "2M", "parallel_channels": 1}
+    first = start_module("qemu_save", qmp_socket=str(big_guest.qmp_socket), **slow, **target)
     wait_until(lambda: migration_is_active(big_guest))
     started = time.monotonic()
     second = start_module("qemu_save", qmp_socket=str(big_guest.qmp_socket), **target).result()
     assert second["error"] == "MonitorBusyError"
     assert time.monotonic() - started < 10
     over_the_other = start_module("qemu_save", qmp_socket=str(big_guest.observer_socket), **target).result()
-    assert over_the_other["error"] == "ConflictError"
+    assert over_the_other.get("error") == "ConflictError", over_the_other["msg"]
     assert migration_is_active(big_guest)
     first.process.send_signal(signal.SIGTERM)
     first.result()
@@ -232,7 +233,7 @@ def test_two_saves_at_once(big_guest, image, start_module):
 
 def test_leftover_that_no_one_writes_to_is_replaced(big_guest, image, start_module, save):
     """The save was killed, and so was its migration: the file is worth nothing."""
-    run = start_module("qemu_save", name="web1", path=str(image), bandwidth="16M", live=True)
+    run = start_module("qemu_save", name=VM, path=str(image), bandwidth="16M", live=True)
     wait_until(lambda: migration_is_active(big_guest))
     run.process.kill()
     run.process.communicate()
@@ -241,7 +242,7 @@ def test_leftover_that_no_one_writes_to_is_replaced(big_guest, image, start_modu
     with Monitor(big_guest.qmp_socket) as monitor:
         monitor.execute("migrate_cancel")
     wait_until(lambda: not migration_is_active(big_guest) and run_state(big_guest) == "running")
-    assert "earlier run" not in save(name="web1", path=str(image))["msg"]
+    assert "earlier run" not in save(name=VM, path=str(image))["msg"]
     assert os.listdir(image.parent) == ["web1.save"]
 
 
@@ -259,7 +260,7 @@ def test_concurrent_reader_never_sees_a_half_image(big_guest, image, start_modul
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
-        start_module("qemu_save", name="web1", path=str(image)).result()
+        start_module("qemu_save", name=VM, path=str(image)).result()
     finally:
         stop.set()
         watcher.join()

@@ -6,11 +6,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from .counter import CounterGuest
 from .guest import gaps
 from .monitor import Monitor
+
+#: The tests' VM: a name that neither another run of the tests nor an operator's VM on this host has.
+VM = f"web1-{os.getpid()}"
+OTHER_VM = f"db1-{os.getpid()}"
 
 
 class Continuity:

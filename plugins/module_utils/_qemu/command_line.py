@@ -185,15 +185,23 @@ def why_not_replayable(argv: t.Sequence[str]) -> str:
         argument = option.argument or ""
         if option.name == "add-fd" or _INHERITED_DESCRIPTOR.search(argument):
             return f"-{option.name} uses a descriptor inherited from the process that started the VM"
-        if option.name == "snapshot" or (option.name == "drive" and _is_snapshot(argument)):
+        if _is_snapshot(option):
             return f"-{option.name} keeps what the guest wrote to its disks in a temporary file, which goes with QEMU"
         if option.name == "preconfig":
             return "-preconfig leaves a part of the VM's configuration to QMP commands, which are not known any more"
     return ""
 
 
-def _is_snapshot(drive: str) -> bool:
-    return parse_option_string(drive, "file").get("snapshot", "off") in ("on", "yes", "true", "y")
+def has_temporary_disks(argv: t.Sequence[str]) -> bool:
+    """Whether what the guest wrote to its disks goes with QEMU (C(-snapshot), C(-drive …,snapshot=on))."""
+    return any(_is_snapshot(option) for option in options(argv))
+
+
+def _is_snapshot(option: CommandOption) -> bool:
+    if option.name == "drive":
+        switch = parse_option_string(option.argument or "", "file").get("snapshot", "off")
+        return switch in ("on", "yes", "true", "y")
+    return option.name == "snapshot"
 
 
 def machine_type(argv: t.Sequence[str]) -> str:

@@ -276,7 +276,7 @@ async def _open_unix_socket(path: str, busy: MonitorBusyError) -> socket.socket:
                 f"The QMP socket {shown} may not be used by this user",
                 cure="Run the task as root or as the VM's user (become)",
             ) from exc
-        raise MonitorProtocolError(f"{shown} is not a QMP socket ({exc.strerror})") from exc
+        raise MonitorProtocolError(f"{shown} is not a QMP socket ({exc.strerror or exc})") from exc
     return connection
 
 

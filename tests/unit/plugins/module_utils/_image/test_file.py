@@ -145,7 +145,11 @@ def test_a_descriptor_of_the_caller_stays_open(golden):
 def test_direct_read(golden, monkeypatch):
     path = str(golden / "raw.save")
     assert direct_read_reason(path) is None
-    monkeypatch.setattr(os, "preadv", lambda *_arguments: (_ for _ in ()).throw(OSError(errno.EINVAL, "odd")))
+
+    def refuse(*_arguments):
+        raise OSError(errno.EINVAL, "odd")
+
+    monkeypatch.setattr(os, "preadv", refuse)
     assert "O_DIRECT" in str(direct_read_reason(path))
 
 
@@ -448,11 +452,14 @@ def test_only_the_header_module_knows_the_magic():
 
 def test_a_directory_that_can_be_written(tmp_path):
     assert require_writable_directory(str(tmp_path)) == str(tmp_path)
-    assert require_writable_directory(str(tmp_path / "a" / "b")) == str(tmp_path)
+    assert require_writable_directory(str(tmp_path / "a" / "b"), may_be_made=True) == str(tmp_path)
+    with pytest.raises(ImageNotFoundError, match="No such file"):
+        require_writable_directory(str(tmp_path / "a" / "b"))
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "b"):
-        with pytest.raises(ImageNotFoundError, match="Not a directory"):
-            require_writable_directory(str(path))
+        for may_be_made in (False, True):
+            with pytest.raises(ImageNotFoundError, match="Not a directory"):
+                require_writable_directory(str(path), may_be_made)
 
 
 def test_the_save_directory_is_private(tmp_path):

@@ -32,7 +32,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors imp
 def test_each_errno_becomes_an_error_of_the_tree(number, kind, has_cure):
     with pytest.raises(kind) as caught, image_errors("/p", "do it"):
         raise OSError(number, "whatever")
-    assert type(caught.value) is kind
+    assert caught.type is kind
     assert caught.value.what == f"/p: cannot do it: {os.strerror(number)}"
     assert bool(caught.value.cure) is has_cure
     assert isinstance(caught.value.__cause__, OSError)

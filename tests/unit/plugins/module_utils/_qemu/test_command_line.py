@@ -1,0 +1,392 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import (
+    CommandOption,
+    guest_name,
+    machine_type,
+    options,
+    parse_option_string,
+    qmp_addresses,
+    restore_command,
+    why_not_replayable,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+QEMU = "/usr/bin/qemu-system-x86_64"
+
+# --- what command lines are made of, for the properties ---
+
+WORD = st.text(st.characters(codec="utf-8", exclude_characters="\0", exclude_categories=["Cs"]))
+KEY = st.from_regex("[a-z][a-z0-9._-]{0,8}", fullmatch=True)
+DASHES = st.sampled_from(["-", "--"])
+
+
+def option_words(names, argument=None):
+    """The words of an option, with one dash or two."""
+    name = st.builds(str.__add__, DASHES, st.sampled_from(names))
+    return st.tuples(name) if argument is None else st.tuples(name, argument)
+
+
+#: What the guest is made of; an argument may be anything, also what looks like an option.
+KEPT = st.one_of(
+    option_words(["enable-kvm", "nodefaults", "nographic", "no-reboot", "s", "usb"]),
+    option_words(["name", "uuid", "m", "smp", "drive", "device", "append", "qmp", "chardev"], WORD),
+    option_words(["name", "append"], st.sampled_from(["-S", "--incoming", "-loadvm", "-daemonize", "defer"])),
+    option_words(["machine", "M"], st.sampled_from(["pc", "q35,accel=kvm", "type=pc-q35-10.0", "accel=tcg"])),
+    st.tuples(WORD.filter(lambda word: not word.startswith("-"))),
+)
+DROPPED = st.one_of(
+    option_words(["S", "daemonize"]),
+    option_words(["incoming", "loadvm"], st.one_of(WORD, st.sampled_from(["-S", "defer", "tcp:0:4444"]))),
+)
+MACHINE = st.sampled_from(["", "pc-q35-10.0", "pc-i440fx-9.2"])
+
+
+def is_kept(groups):
+    return [word for kept, words in groups if kept for word in words]
+
+
+GROUPS = st.lists(st.one_of(st.tuples(st.just(True), KEPT), st.tuples(st.just(False), DROPPED)), max_size=12)
+
+# --- options ---
+
+
+def test_options_have_their_arguments_and_places():
+    argv = [QEMU, "-name", "web1", "--nodefaults", "disk.img", "-m", "1G", "-S"]
+    assert options(argv) == [
+        CommandOption("name", "web1", 1, 3),
+        CommandOption("nodefaults", None, 3, 4),
+        CommandOption("m", "1G", 5, 7),
+        CommandOption("S", None, 7, 8),
+    ]
+
+
+def test_an_argument_may_look_like_an_option():
+    assert options([QEMU, "-name", "-S", "-append", "--incoming"]) == [
+        CommandOption("name", "-S", 1, 3),
+        CommandOption("append", "--incoming", 3, 5),
+    ]
+
+
+@pytest.mark.parametrize("name", ["s", "S", "preconfig", "perfmap", "jitdump", "async-teardown", "no-hpet", "h"])
+def test_options_without_argument_leave_the_next_word_alone(name):
+    assert [option.name for option in options([QEMU, f"-{name}", "-incoming", "defer"])] == [name, "incoming"]
+
+
+def test_odd_command_lines():
+    assert options([]) == []
+    assert options([QEMU]) == []
+    assert options(["-S"]) == []  # the program's name, whatever it looks like
+    assert options([QEMU, "-", "disk.img", ""]) == []
+    assert options([QEMU, "-name"]) == [CommandOption("name", None, 1, 2)]
+
+
+@given(GROUPS)
+def test_every_option_is_found_where_it_stands(groups):
+    argv = [QEMU]
+    places = []
+    for _kept, words in groups:
+        if words[0].startswith("-"):
+            places.append((words[0].lstrip("-"), len(argv), len(argv) + len(words)))
+        argv.extend(words)
+    assert [(option.name, option.start, option.end) for option in options(argv)] == places
+
+
+# --- option strings ---
+
+
+@pytest.mark.parametrize(
+    ("text", "implied", "parsed"),
+    [
+        ("", "guest", {}),
+        ("web1", "guest", {"guest": "web1"}),
+        ("guest=web1,debug-threads=on", "guest", {"guest": "web1", "debug-threads": "on"}),
+        ("web1,process=qemu", "guest", {"guest": "web1", "process": "qemu"}),
+        ("a,,b", "guest", {"guest": "a,b"}),
+        ("a,,b=c,,d,,,e=f", "guest", {"guest": "a,b=c,d,", "e": "f"}),
+        ("guest=a,,b,,,,c", "guest", {"guest": "a,b,,c"}),
+        ("guest=a=b", "guest", {"guest": "a=b"}),
+        ("guest=a,guest=b", "guest", {"guest": "b"}),
+        ("nobody", "guest", {"guest": "nobody"}),
+        ("/p,server,nowait,nodelay", "path", {"path": "/p", "server": "on", "wait": "off", "delay": "off"}),
+        ("/p,server=on,wait=off,", "path", {"path": "/p", "server": "on", "wait": "off"}),
+        ("server,nowait", "", {"server": "on", "wait": "off"}),
+        ("key=", "", {"key": ""}),
+    ],
+)
+def test_an_option_string(text, implied, parsed):
+    assert parse_option_string(text, implied) == parsed
+
+
+@given(st.dictionaries(KEY, WORD))
+def test_what_is_written_as_qemu_wants_it_is_read_again(values):
+    text = ",".join(f"{key}={value.replace(',', ',,')}" for key, value in values.items())
+    assert parse_option_string(text, "implied") == values
+
+
+@given(WORD.filter(bool), st.dictionaries(KEY, WORD))
+def test_an_implied_value_may_hold_anything_but_an_equals_sign_first(value, others):
+    doubled = value.replace(",", ",,")
+    if "=" in doubled.split(",")[0]:
+        doubled = f"implied={doubled}"
+    others.pop("implied", None)
+    text = ",".join([doubled, *(f"{key}={other.replace(',', ',,')}" for key, other in others.items())])
+    assert parse_option_string(text, "implied") == {"implied": value, **others}
+
+
+@given(WORD, st.sampled_from(["", "guest"]))
+def test_any_text_can_be_read(text, implied):
+    parse_option_string(text, implied)
+
+
+# --- the name ---
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], ""),
+        (["-name", "web1"], "web1"),
+        (["--name", "web1,debug-threads=on"], "web1"),
+        (["-name", "guest=web1,process=x"], "web1"),
+        (["-name", "a,,b=c"], "a,b=c"),
+        (["-name", "process=x"], ""),
+        (["-name", "web1", "-name", "process=x"], "web1"),
+        (["-name", "web1", "-name", "web2"], "web2"),
+        (["-append", "-name", "web1"], ""),
+        (["-name"], ""),
+    ],
+)
+def test_the_name(words, name):
+    assert guest_name([QEMU, *words]) == name
+
+
+@given(WORD)
+def test_any_name_is_read_as_it_was_meant(name):
+    assert guest_name([QEMU, "-name", f"guest={name.replace(',', ',,')}"]) == name
+
+
+# --- QMP servers ---
+
+
+@pytest.mark.parametrize(
+    ("words", "addresses"),
+    [
+        (["-qmp", "unix:/run/a.qmp,server=on,wait=off"], ["/run/a.qmp"]),
+        (["-qmp", "unix:/run/a.qmp,server,nowait"], ["/run/a.qmp"]),
+        (["-qmp", "unix:/run/a,,b.qmp,server=on"], ["/run/a,b.qmp"]),
+        (["-qmp", "unix:run/a.qmp,server=on"], ["/vm/run/a.qmp"]),
+        (["-qmp", "unix:path=a.qmp,server=on"], ["/vm/a.qmp"]),
+        (["-qmp", "unix:name,server=on,abstract=on"], ["\0name"]),
+        (["-qmp-pretty", "unix:/run/a.qmp,server=on"], ["/run/a.qmp"]),
+        (["-qmp", "tcp:127.0.0.1:4444,server=on,wait=off"], ["127.0.0.1:4444"]),
+        (["-qmp", "tcp::4444,server,nowait"], ["localhost:4444"]),
+        (
+            ["-chardev", "socket,id=q,path=/run/a.qmp,server=on,wait=off", "-mon", "chardev=q,mode=control"],
+            ["/run/a.qmp"],
+        ),
+        (["-mon", "q,mode=control", "-chardev", "backend=socket,id=q,path=a.qmp,server=on"], ["/vm/a.qmp"]),
+        (["-chardev", "socket,id=q,path=/run/a.qmp,server=on", "-qmp", "chardev:q"], ["/run/a.qmp"]),
+        (["-chardev", "socket,id=q,path=n,abstract=on,server=on", "-mon", "q,mode=control"], ["\0n"]),
+        (["-chardev", "socket,id=q,host=::1,port=4444,server=on", "-mon", "q,mode=control"], ["[::1]:4444"]),
+        (["-chardev", "socket,id=q,port=4444,server=on", "-mon", "q,mode=control,pretty=on"], ["localhost:4444"]),
+        (
+            ["-qmp", "unix:/b,server=on", "-mon", "q,mode=control", "-chardev", "socket,id=q,path=/a,server=on"],
+            ["/b", "/a"],
+        ),
+    ],
+)
+def test_a_qmp_server(words, addresses):
+    assert qmp_addresses([QEMU, *words], "/vm") == addresses
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["-qmp", "stdio"],
+        ["-qmp", "none"],
+        ["-qmp", "pty"],
+        ["-qmp", "unix:/run/a.qmp"],  # a client
+        ["-qmp", "unix:/run/a.qmp,server=off"],
+        ["-qmp", "unix:/run/a.qmp,noserver"],
+        ["-qmp", "tcp:127.0.0.1:4444"],
+        ["-qmp", "tcp:127.0.0.1:4444,server=no"],
+        ["-qmp", "tcp:,server=on"],
+        ["-qmp", "tcp:"],
+        ["-qmp", "chardev:none"],
+        ["-qmp", "telnet::4444,server=on"],
+        ["-qmp"],
+        ["-monitor", "unix:/run/hmp,server=on"],
+        ["-mon", "q", "-chardev", "socket,id=q,path=/run/hmp,server=on"],
+        ["-mon", "q,mode=readline", "-chardev", "socket,id=q,path=/run/hmp,server=on"],
+        ["-mon", "q,mode=control", "-chardev", "socket,id=other,path=/run/a,server=on"],
+        ["-mon", "q,mode=control", "-chardev", "socket,id=q,fd=5,server=on"],
+        ["-mon", "q,mode=control", "-chardev", "stdio,id=q"],
+        ["-append", "-qmp", "unix:/run/a.qmp,server=on"],
+    ],
+)
+def test_no_qmp_server(words):
+    assert qmp_addresses([QEMU, *words], "/vm") == []
+
+
+@given(WORD.filter(bool))
+def test_any_path_of_a_socket(path):
+    doubled = path.replace(",", ",,")
+    argv = [QEMU, "-chardev", f"socket,id=q,path={doubled},server=on", "-mon", "q,mode=control"]
+    expected = path if path.startswith("/") else f"/vm/{path}"
+    assert qmp_addresses(argv, "/vm") == [expected]
+
+
+# --- the machine type ---
+
+
+@pytest.mark.parametrize(
+    ("words", "machine"),
+    [
+        ([], ""),
+        (["-machine", "pc-q35-10.0,accel=tcg"], "pc-q35-10.0"),
+        (["-machine", "accel=tcg,type=q35"], "q35"),
+        (["-M", "q35"], "q35"),
+        (["-machine", "accel=tcg"], ""),
+        (["-machine", "pc", "-machine", "usb=off", "-M", "q35"], "q35"),
+    ],
+)
+def test_the_machine_type(words, machine):
+    assert machine_type([QEMU, *words]) == machine
+
+
+# --- the command line of a restore ---
+
+WAITING = ["-S", "-incoming", "defer"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-S"],
+        ["--S"],
+        ["-incoming", "tcp:0:4444"],
+        ["--incoming", "defer"],
+        ["-loadvm", "snap"],
+        ["--loadvm", "-S"],
+        ["-daemonize"],
+        ["--daemonize", "-S", "-incoming", "defer", "-S"],
+    ],
+)
+def test_a_restore_drops_how_the_guest_was_started(words):
+    assert restore_command([QEMU, "-name", "web1", *words, "-s", "disk.img"]) == [
+        *(QEMU, "-name", "web1", "-s", "disk.img"),
+        *WAITING,
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-name", "-S"],
+        ["-append", "-incoming", "-nodefaults"],
+        ["-name", "--loadvm"],
+        ["-device", "pc-testdev", "defer"],
+        ["-s", "S"],
+    ],
+)
+def test_a_restore_keeps_what_only_looks_like_it(words):
+    assert restore_command([QEMU, *words]) == [QEMU, *words, *WAITING]
+
+
+def test_a_restore_pins_the_machine_type():
+    argv = [QEMU, "-machine", "q35,accel=tcg"]
+    assert restore_command(argv, "pc-q35-10.0") == [*argv, "-machine", "pc-q35-10.0", *WAITING]
+    assert restore_command([QEMU], "pc-q35-10.0") == [QEMU, "-machine", "pc-q35-10.0", *WAITING]
+    argv = [QEMU, "-M", "pc-q35-10.0,accel=tcg"]
+    assert restore_command(argv, "pc-q35-10.0") == [*argv, *WAITING]
+
+
+@given(GROUPS, MACHINE)
+def test_a_restore_keeps_all_other_words_in_their_order(groups, machine):
+    argv = [QEMU, *(word for _kept, words in groups for word in words)]
+    kept = [QEMU, *is_kept(groups)]
+    command = restore_command(argv, machine)
+    assert command[: len(kept)] == kept
+    pinned = ["-machine", machine] if machine and machine_type(argv) != machine else []
+    assert command[len(kept) :] == [*pinned, *WAITING]
+    assert guest_name(command) == guest_name(argv)
+    assert machine_type(command) == (machine or machine_type(argv))
+
+
+@given(GROUPS, MACHINE)
+def test_a_restore_of_a_restored_vm_is_started_the_same_way(groups, machine):
+    command = restore_command([QEMU, *(word for _kept, words in groups for word in words)], machine)
+    assert restore_command(command, machine) == command
+
+
+# --- what cannot be started again ---
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-add-fd", "fd=3,set=2"],
+        ["--add-fd", "set=2,fd=3"],
+        ["-netdev", "tap,id=n,fd=25"],
+        ["-netdev", "tap,id=n,fds=25:26,vhostfds=27:28"],
+        ["-netdev", "tap,id=n,ifname=t0,vhost=on,vhostfd=30"],
+        ["-netdev", '{"type":"tap","fd":"25","vhost":true,"vhostfd":"27","id":"hostnet0"}'],
+        ["-netdev", '{"type": "tap", "id": "n", "fds": "25:26"}'],
+        ["-netdev", "stream,id=n,addr.type=fd,addr.str=5"],
+        ["-netdev", '{"type":"stream","id":"n","addr":{"type":"fd","str":"5"}}'],
+        ["-chardev", "socket,id=q,fd=5,server=on"],
+        ["-drive", "file=/dev/fdset/2,if=virtio"],
+        ["-blockdev", '{"driver":"file","filename":"/dev/fdset/1","node-name":"a"}'],
+        ["-kernel", "/proc/self/fd/9"],
+        ["-readconfig", "/dev/fd/9"],
+    ],
+)
+def test_inherited_descriptors_are_gone(words):
+    assert "descriptor" in why_not_replayable([QEMU, "-name", "web1", *words])
+
+
+@pytest.mark.parametrize(
+    "words", [["-snapshot"], ["-drive", "file=a.img,snapshot=on"], ["-drive", "a.img,if=ide,snapshot"]]
+)
+def test_temporary_disks_are_gone(words):
+    assert "temporary file" in why_not_replayable([QEMU, *words])
+
+
+def test_a_configuration_over_qmp_is_not_known():
+    assert why_not_replayable([QEMU, "--preconfig"]).startswith("-preconfig ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["-incoming", "fd:5"],
+        ["-incoming", "file:/dev/fdset/1,offset=0x1000"],
+        ["-loadvm", "fd=3"],
+        ["-name", "fd=3"],
+        ["-append", "console=ttyS0 root=/dev/fd/1 a,fd=3"],
+        ["-device", "virtio-net-pci,netdev=n,mac=52:54:00:fd:12:34"],
+        ["-device", '{"driver":"virtio-net-pci","netdev":"n","mac":"52:54:00:fd:12:34"}'],
+        ["-drive", "file=/srv/fd.img,id=fd0,if=floppy"],
+        ["-device", "floppy,unit=0,drive=s,id=fdc0-0-0"],
+        ["-drive", "file=a.img,snapshot=off"],
+        ["-netdev", "stream,id=n,addr.type=unix,addr.path=/run/a"],
+        ["disk.img"],
+    ],
+)
+def test_what_can_be_started_again(words):
+    assert why_not_replayable([QEMU, "-name", "web1", *words]) == ""
+
+
+@given(GROUPS)
+def test_a_restored_vm_is_as_replayable_as_before(groups):
+    argv = [QEMU, *(word for _kept, words in groups for word in words)]
+    assert why_not_replayable(restore_command(argv)) == why_not_replayable(argv)

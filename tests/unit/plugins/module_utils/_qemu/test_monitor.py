@@ -1,0 +1,99 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The way to a monitor; what is said there needs a QEMU, and is tested with one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    MonitorBusyError,
+    MonitorMissingError,
+    MonitorProtocolError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, _open_socket, _peer_pid
+
+BUSY = MonitorBusyError("busy")
+
+
+def connect(address: str) -> tuple[object, int | None]:
+    """Where a connection leads to, and to whose process."""
+
+    async def open_and_close() -> tuple[object, int | None]:
+        with await _open_socket(address, 5, BUSY) as connection:
+            return connection.getpeername(), _peer_pid(connection)
+
+    return asyncio.run(open_and_close())
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "", "[127.0.0.1]"])
+def test_a_tcp_address(host, port):
+    assert connect(f"{host}:{port}") == (("127.0.0.1", port), None)
+
+
+def test_all_addresses_of_a_name_are_tried(port, monkeypatch):
+    """QEMU may listen at 127.0.0.1 only, where localhost stands for ::1 as well."""
+
+    async def two_addresses(_loop, _host, port, **_options):
+        return [(socket.AF_INET, 1, 6, "", (place, port)) for place in ("127.0.0.2", "127.0.0.1")]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", two_addresses)
+    assert connect(f"localhost:{port}") == (("127.0.0.1", port), None)
+
+
+@pytest.mark.parametrize(("directory", "name"), [("run", "qmp"), ("run", "with:4444"), ("a" * 120, "qmp")])
+def test_the_path_of_a_unix_socket(directory, name, tmp_path, monkeypatch):
+    path = tmp_path / directory / name
+    path.parent.mkdir()
+    monkeypatch.chdir(path.parent)  # as QEMU does it, whose own path for a socket may be relative
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name)
+        server.listen()
+        assert connect(str(path))[1] == os.getpid()
+
+
+def test_a_name_that_no_unix_socket_can_have(tmp_path):
+    with pytest.raises(MonitorProtocolError, match="too long"):
+        asyncio.run(Monitor.connect(str(tmp_path / ("a" * 120))))
+
+
+def test_an_abstract_address():
+    name = f"\0vmops/test-{os.getpid()}:4444"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name)
+        server.listen()
+        assert connect(name) == (name.encode(), os.getpid())
+
+
+def test_nothing_there(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        for address, message in (
+            (f"127.0.0.1:{unused.getsockname()[1]}", "Nothing answers"),
+            (str(tmp_path / "none"), "none does not exist"),
+            ("\0vmops-test-none", "@vmops-test-none has no QEMU behind it"),
+        ):
+            with pytest.raises(MonitorMissingError, match=message):
+                asyncio.run(Monitor.connect(address))
+
+
+def test_a_full_backlog_is_a_busy_monitor(tmp_path):
+    path = str(tmp_path / "qmp")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(0)
+        with socket.socket(socket.AF_UNIX) as other:
+            other.connect(path)
+            with pytest.raises(MonitorBusyError):
+                connect(path)

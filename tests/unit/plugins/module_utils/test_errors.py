@@ -1,0 +1,88 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils import _errors
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    CommandError,
+    ConflictError,
+    ImageError,
+    ImageSpaceError,
+    MonitorError,
+    RequestError,
+    VmopsError,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+SENTENCE = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1).map(lambda text: f"{text} it is")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"what": "It broke"}, "It broke."),
+        ({"what": "It broke."}, "It broke."),
+        ({"what": "It broke", "cure": "Mend it"}, "It broke. Mend it."),
+        ({"what": "It broke", "guest_state": "web1 runs"}, "It broke. web1 runs."),
+        (
+            {"what": "It broke", "cure": " Mend it. ", "guest_state": "web1 runs."},
+            "It broke. web1 runs. Mend it.",
+        ),
+    ],
+)
+def test_a_message_is_what_happened_then_the_guest_then_the_cure(parts, message):
+    assert str(VmopsError(**parts)) == message
+
+
+@given(SENTENCE, SENTENCE, SENTENCE)
+def test_each_part_is_a_sentence_of_the_message(what, guest_state, cure):
+    message = str(VmopsError(what, guest_state=guest_state, cure=cure))
+    assert message == f"{what}. {guest_state}. {cure}."
+
+
+def test_the_guest_state_may_be_filled_in_later():
+    error = RequestError("No", cure="Ask again")
+    error.guest_state = "web1 runs"
+    assert str(error) == "No. web1 runs. Ask again."
+
+
+def test_the_result_of_a_failed_module():
+    assert ConflictError("No", cure="Ask again", guest_state="web1 runs").as_result() == {
+        "msg": "No. web1 runs. Ask again.",
+        "error": "ConflictError",
+        "guest_state": "web1 runs",
+        "cure": "Ask again",
+    }
+    assert VmopsError("No").as_result() == {"msg": "No.", "error": "VmopsError", "guest_state": "", "cure": ""}
+
+
+def test_an_image_error_names_the_file():
+    error = ImageSpaceError("/srv/a.save", "the disk is full", cure="Make room")
+    assert (error.path, error.problem, error.what) == (
+        "/srv/a.save",
+        "the disk is full",
+        "/srv/a.save: the disk is full",
+    )
+    assert str(error) == "/srv/a.save: the disk is full. Make room."
+    assert isinstance(error, ImageError)
+
+
+def test_a_command_error_keeps_what_qemu_said():
+    error = CommandError("migrate", "GenericError", "There's a migration process in progress")
+    assert str(error) == "QEMU refused migrate: There's a migration process in progress."
+    assert (error.command, error.error_class) == ("migrate", "GenericError")
+    assert error.description == "There's a migration process in progress"
+    assert isinstance(error, MonitorError)
+
+
+def test_all_errors_are_of_one_tree_and_explained():
+    for name, kind in inspect.getmembers(_errors, inspect.isclass):
+        assert issubclass(kind, VmopsError), name
+        assert kind.__doc__, name
+        assert name.endswith("Error"), name
