@@ -39,6 +39,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmopsError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import (
+    COMPRESSORS,
+    Filter,
+    make_pipe,
+    read_compressed_head,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     direct_read_reason,
@@ -48,7 +54,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     remove_image,
     require_safe_image,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_stream
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave
@@ -63,7 +68,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     is_last_migration,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, pass_named_descriptor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     Migration,
     MigrationSettings,
@@ -268,13 +273,8 @@ class RestoreOperation:
 
     async def _check_image(self, head: ImageHead) -> StreamFacts | None:
         """Everything that the file alone can tell, before QEMU reads a byte."""
-        if head.header.format not in (ImageFormat.SPARSE, ImageFormat.RAW):
-            raise RequestError(
-                f"{self.path} is compressed ({head.header.format.label}), which cannot be restored yet",
-                cure="Restore it with libvirt",
-            )
         check_parallel_channels(self.request.parallel_channels)
-        if head.header.format is ImageFormat.RAW and self.request.parallel_channels is not None:
+        if not head.header.mapped_ram and self.request.parallel_channels is not None:
             raise RequestError(
                 f"parallel_channels needs a sparse image; {self.path} is {head.header.format.label}",
                 cure="Leave parallel_channels out",
@@ -287,6 +287,8 @@ class RestoreOperation:
                     f"the image is damaged: {'; '.join(problems[:3])}",
                     cure="Restore an intact copy, or start the VM from its disks",
                 )
+        if head.header.format in COMPRESSORS:
+            return await in_thread(read_compressed_head, self.path, head.header)
         return await in_thread(read_stream, self.path, head.header)
 
     def _how_to_launch(self, domain: domain_xml.ParsedDomain, machine: str) -> Launch:
@@ -373,6 +375,12 @@ def _size(size: int) -> str:
     return f"{size / 2**20:g} MiB"
 
 
+def _drain(descriptor: int) -> None:
+    """Read a pipe to its end."""
+    while os.read(descriptor, 65536):
+        pass
+
+
 async def _continue(monitor: Monitor) -> None:
     """Let the guest run, and see that it does."""
     since = monitor.mark()
@@ -405,6 +413,9 @@ class _Transaction:
         self.migration: Migration | None = None
         self.parallel_channels: int | None = None
         self.bypass_cache = False
+        #: The tool that expands a compressed image for QEMU, and a descriptor of what it writes.
+        self.expander: Filter | None = None
+        self.expanded = -1
 
     async def run(self, qemu: Monitor | Launch, started: float) -> dict[str, t.Any]:
         """Restore into a QEMU that waits already, or into one that is started for it."""
@@ -499,14 +510,23 @@ class _Transaction:
         await self.monitor.execute("stop")
         self.operation.guest_state = f"{self.domain.name} is being loaded"
         await self.migration.start_incoming(uri, keep_alive=support.exit_on_error)
-        state = await self.migration.wait()
+        try:
+            state = await self.migration.wait()
+        except MigrationError as exc:
+            failure = await self.expander.failure() if self.expander else ""
+            if failure:
+                exc.what += f" ({failure})"
+            raise
+        await self._see_expander_off()
         await self.descriptors_and_settings_back()
         return state
 
     def _choose_access(self, sparse: bool) -> None:
         reasons = self.operation.reasons
         if not sparse:
-            reasons["bypass_cache"] = "QEMU reads a plain stream through the page cache"
+            reasons["bypass_cache"] = (
+                f"the {self.head.header.format.label} format is a stream, read through the page cache"
+            )
             if self.request.bypass_cache:
                 raise RequestError(
                     f"bypass_cache needs a sparse image; {self.head.path} is {self.head.header.format.label}",
@@ -532,19 +552,38 @@ class _Transaction:
         try:
             if self.bypass_cache:
                 files.append(open_image(path, direct=True))
-            if support.file_uri:
+            compressor = COMPRESSORS.get(self.head.header.format)
+            if compressor is None and support.file_uri:
                 self.descriptors = DescriptorSet(self.monitor, f"vmops.qemu restore {path}")
                 await self.descriptors.add(*files)
                 return self.descriptors.uri(offset)
-            # Before QEMU 9.1: a plain stream from a descriptor that stands where the stream starts.
+            # One stream from a descriptor: a pipe from the tool or, before QEMU 9.1, the file itself.
             os.lseek(files[0], offset, os.SEEK_SET)
-            self.monitor.send_descriptor(files[0])
+            source = files[0]
+            if compressor:
+                self.expanded, write_end = make_pipe()
+                source = self.expanded
+                files.append(write_end)
+                self.expander = await Filter.start(compressor.expand_command(), stdin=files[0], stdout=write_end)
             name = f"vmops-restore-{os.getpid()}"
-            await self.monitor.execute("getfd", {"fdname": name})
+            await pass_named_descriptor(self.monitor, source, name)
             return f"fd:{name}"
         finally:
             for descriptor in files:
                 os.close(descriptor)
+
+    async def _see_expander_off(self) -> None:
+        """See that the tool came to the end of the image, whose checksum it compares only there.
+
+        QEMU stops to read where the guest's state ends; what follows is read here, so that the tool is not cut off.
+
+        :raises ImageError: the tool failed: the guest that was loaded is not the one that was saved.
+        """
+        if self.expander is None:
+            return
+        os.set_blocking(self.expanded, True)
+        await in_thread(_drain, self.expanded)
+        await self.expander.wait(self.head.path)
 
     async def descriptors_and_settings_back(self) -> None:
         """Capabilities, parameters and descriptors of QEMU as they were found."""
@@ -592,6 +631,8 @@ class _Transaction:
     async def _roll_back(self, cause: BaseException) -> None:
         """End a QEMU that was started here or that has begun to load; leave one that only waits as it was found."""
         label = self.domain.name
+        if self.expander:
+            await self.expander.end()
         began = self.migration is not None and self.migration.started
         try:
             if self.launched:

@@ -27,6 +27,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageFormatError,
     ImagePartialError,
     ImageSpaceError,
+    MigrationError,
     MismatchError,
     MonitorError,
     MonitorLostError,
@@ -37,6 +38,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmopsError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import (
+    COMPRESSORS,
+    Filter,
+    make_pipe,
+    require_tool,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     PartialImage,
@@ -64,7 +71,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     migration_fingerprint,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, pass_named_descriptor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     IDLE_STATES,
     Migration,
@@ -254,7 +261,7 @@ class SaveOperation:
         interrupted = await InterruptedSave.find(monitor)
         if interrupted:
             partial = interrupted.adopt_file()
-            if partial and interrupted.has_stream(vm.run_state):
+            if partial and interrupted.has_stream(vm.run_state) and partial.header.format not in COMPRESSORS:
                 return await self._adopt(monitor, vm, interrupted, partial)
             # Without a file, and stopped beside a complete image: that may be the save, see _decide.
             if partial or vm.run_state != "postmigrate" or self.before["image"] != "complete":
@@ -284,7 +291,7 @@ class SaveOperation:
         return await _Transaction(self, monitor, found).adopt(interrupted, partial)
 
     async def _undo(self, vm: RunningVm, interrupted: InterruptedSave, partial: PartialImage | None) -> RunningVm:
-        """A save that was killed before QEMU began, or whose file is gone: put everything back."""
+        """A save that was killed before QEMU began, whose file is gone, or whose compressor is: put everything back."""
         if self.request.check_mode:
             if partial:
                 partial.release()
@@ -406,6 +413,8 @@ class _Transaction:
         self.qemu_version = ""
         #: QEMU's name for a descriptor that C(getfd) took, where there are no fdsets.
         self.named_descriptor = ""
+        #: The tool that QEMU writes to, for a compressed format.
+        self.compressor: Filter | None = None
         #: Whether anything was done to the guest that has to be undone.
         self.touched = False
         #: Whether an earlier run began this save.
@@ -468,6 +477,8 @@ class _Transaction:
     async def _finish(self, xml: str, choice: _Choice, started: float, write_started: float) -> dict[str, t.Any]:
         """From the migration that runs to the end."""
         state = await self._follow()
+        if self.compressor:
+            await self.compressor.wait(self.partial.path)
         await in_thread(self.partial.flush)
         write_seconds = time.monotonic() - write_started
         await self._check_file()
@@ -520,18 +531,17 @@ class _Transaction:
                 " direct-io, as in QEMU 9.1 and later",
                 cure="Use format raw, or leave format out",
             )
-        if chosen not in (ImageFormat.SPARSE, ImageFormat.RAW):
-            raise RequestError(f"The format {label} cannot be written yet", cure="Use sparse or raw")
-        if chosen is ImageFormat.RAW and self.request.parallel_channels is not None:
+        if chosen is not ImageFormat.SPARSE and self.request.parallel_channels is not None:
             raise RequestError(
-                "parallel_channels needs the sparse format: a raw stream has one writer",
+                f"parallel_channels needs the sparse format: the {label} format is one stream",
                 cure="Leave parallel_channels out, or use format sparse",
             )
-        if chosen is ImageFormat.RAW and self.request.bypass_cache:
+        if chosen is not ImageFormat.SPARSE and self.request.bypass_cache:
             raise RequestError(
-                "bypass_cache needs the sparse format: QEMU writes a raw stream through the page cache",
+                f"bypass_cache needs the sparse format: the {label} format is a stream, written through the page cache",
                 cure="Leave bypass_cache out, or use format sparse",
             )
+        require_tool(chosen)
         return chosen, reasons, warnings
 
     def _compose(self, image_format: ImageFormat) -> tuple[SaveImageHeader, str]:
@@ -603,7 +613,7 @@ class _Transaction:
         self, image_format: ImageFormat, support: MigrationSupport, reasons: dict[str, str], warnings: list[str]
     ) -> _Choice:
         if image_format is not ImageFormat.SPARSE:
-            reasons["bypass_cache"] = f"QEMU writes the {image_format.label} format through the page cache"
+            reasons["bypass_cache"] = f"the {image_format.label} format is a stream, written through the page cache"
             return _Choice(image_format, None, False, reasons, warnings)
         bypass_cache = self.request.bypass_cache is not False
         if bypass_cache:
@@ -644,13 +654,16 @@ class _Transaction:
                 files.append(self.partial.open_for_qemu(direct=True))
             await self.descriptors.add(*files)
             await self.settings.apply()
-            if support.file_uri:
+            if choice.format not in COMPRESSORS and support.file_uri:
                 return self.descriptors.uri(self.partial.stream_offset)
-            # Before QEMU 9.1: a plain stream into a descriptor that stands where the stream starts.
+            # One stream into a descriptor: a pipe to the compressor or, before QEMU 9.1, the file itself.
             os.lseek(files[0], self.partial.stream_offset, os.SEEK_SET)
-            self.monitor.send_descriptor(files[0])
+            if choice.format in COMPRESSORS:
+                files += make_pipe()
+                command = COMPRESSORS[choice.format].compress_command()
+                self.compressor = await Filter.start(command, stdin=files[-2], stdout=files[0])
             self.named_descriptor = f"vmops-save-{os.getpid()}"
-            await self.monitor.execute("getfd", {"fdname": self.named_descriptor})
+            await pass_named_descriptor(self.monitor, files[-1], self.named_descriptor)
             return f"fd:{self.named_descriptor}"
         finally:
             for descriptor in files:
@@ -679,6 +692,12 @@ class _Transaction:
                     # It dirties its memory faster than the disk takes it: stopped, it cannot.
                     await self.monitor.execute("stop")
             return await waiting
+        except MigrationError as exc:
+            # QEMU knows only that nobody reads any more.
+            failure = await self.compressor.failure() if self.compressor else ""
+            if failure:
+                exc.what += f" ({failure})"
+            raise
         finally:
             waiting.cancel()
 
@@ -768,6 +787,8 @@ class _Transaction:
         except MonitorError:
             self.operation.guest_state = await self._put_guest_back_anew()
         finally:
+            if self.compressor:
+                await self.compressor.end()
             # What cannot be removed now is a leftover that the next save removes.
             with contextlib.suppress(ImageError):
                 self.partial.discard()

@@ -52,10 +52,12 @@ options:
     description:
       - V(sparse) has the guest's pages at fixed places, with holes for zero pages; it needs QEMU 9.1 or later.
       - V(raw) is QEMU's plain stream.
+      - V(gzip), V(bzip2), V(xz), V(lzop) and V(zstd) are that stream, compressed by the tool of that name while QEMU
+        writes; V(xz) and V(zstd) use all CPUs. The tool must be installed on the host with the VM.
       - The default is V(sparse) where QEMU can write it, else V(raw) with a warning; with O(image_version=2) it is
         V(raw), as in libvirt.
     type: str
-    choices: [sparse, raw]
+    choices: [sparse, raw, gzip, bzip2, xz, lzop, zstd]
   parallel_channels:
     description:
       - How many channels write the memory at the same time (V(sparse) only).
@@ -287,7 +289,7 @@ def main() -> None:
             "path": {"type": "path"},
             "save_dir": {"type": "path", "default": "/var/lib/vmops/save"},
             "image_version": {"type": "int", "choices": [2, 3], "default": 3},
-            "format": {"type": "str", "choices": ["sparse", "raw"]},
+            "format": {"type": "str", "choices": ["sparse", "raw", "gzip", "bzip2", "xz", "lzop", "zstd"]},
             "parallel_channels": {"type": "int"},
             "bypass_cache": {"type": "bool"},
             "live": {"type": "bool", "default": False},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -375,6 +376,8 @@ def test_fifo_and_directory_in_place_of_the_image(guest, image, run_module):
     [
         ({"format": "raw", "parallel_channels": 2}, "parallel_channels"),
         ({"format": "raw", "bypass_cache": True}, "bypass_cache"),
+        ({"format": "zstd", "parallel_channels": 2}, "parallel_channels"),
+        ({"format": "gzip", "bypass_cache": True}, "bypass_cache"),
         ({"bandwidth": "fast"}, "bandwidth"),
         ({"bandwidth": "10K"}, "bandwidth"),
         ({"mode": "rw"}, "mode"),
@@ -389,6 +392,16 @@ def test_options_that_cannot_be(guest, image, run_module, options, said):
     assert result["failed"]
     assert said in result["msg"]
     assert os.listdir(image.parent) == []
+    assert run_state(guest) == "running"
+
+
+@pytest.mark.parametrize("image_format", ["gzip", "bzip2", "xz", "lzop", "zstd"])
+def test_compressor_that_is_missing(guest, image, start_module, image_format):
+    # Something that cannot be executed stands in its place, for the module alone.
+    tool = Path(shutil.which(image_format) or "").resolve()
+    prefix = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null "$0" && exec "$@"', str(tool)]
+    result = start_module("qemu_save", name=VM, path=str(image), format=image_format, prefix=prefix).result()
+    check_error(result, "RequestError", image_format, "not installed")
     assert run_state(guest) == "running"
 
 

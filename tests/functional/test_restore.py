@@ -276,6 +276,37 @@ def test_truncated_image_is_refused_before_qemu_is_started(guest, image, save, r
     assert not os.path.exists(f"{image}.log")
 
 
+@pytest.mark.parametrize("image_format", ["gzip", "bzip2", "xz", "lzop", "zstd"])
+@pytest.mark.parametrize("place", ["middle", "last-bytes", "cut"])
+def test_damaged_compressed_image_gives_no_guest(guest, image, save, run_module, image_format, place):
+    """The tools compare a checksum, some only at the end, when QEMU has all that it wants."""
+    save(name=VM, path=str(image), format=image_format)
+    data = bytearray(image.read_bytes())
+    if place == "cut":
+        del data[-1000:]
+    else:
+        # lzop ends with four zeros, xz with its index; what comes before is checked content in all of them.
+        at = len(data) // 2 + 40000 if place == "middle" else len(data) - {"xz": 60, "lzop": 40}.get(image_format, 6)
+        data[at] ^= 0x10
+    image.write_bytes(data)
+    result = run_module("qemu_restore", name=VM, path=str(image))
+    assert result["failed"]
+    assert result["error"] in ("ImageError", "MigrationError", "MonitorLostError", "ImageFormatError"), result["msg"]
+    assert image_format in result["msg"], result["msg"]
+    assert image.exists()
+    assert find_qemu_pids(VM) == []
+
+
+@pytest.mark.parametrize("image_format", ["gzip", "zstd"])
+def test_compressed_image_of_more_memory_is_refused(make_guest, image, save, run_module, image_format):
+    make_guest()
+    save(name=VM, path=str(image), format=image_format)
+    other = attach_other(make_guest, image, memory_mib=128)
+    result = run_module("qemu_restore", name=VM, path=str(image), launch="attach", qmp_socket=str(other.qmp_socket))
+    assert result["error"] == "MismatchError"
+    assert "memory differs" in result["msg"]
+
+
 def test_hole_where_a_page_should_be_is_refused(guest, image, save, run_module):
     """What a short write that QEMU took for success leaves."""
     save(name=VM, path=str(image))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import subprocess
 
 import pytest
 
 from support import Monitor
 from support.observe import VM, Continuity, run_state, settings
 
+COMPRESSED = ["gzip", "bzip2", "xz", "lzop", "zstd"]
 SPARSE = {"format": "sparse", "features": ["mapped-ram"]}
 
 
@@ -50,6 +52,32 @@ def test_guest_goes_on_after_save_and_restore(guest, image, save, restore, optio
     assert restored["vm"]["run_state"] == "running"
     continuity.check()
     assert not image.exists()
+
+
+@pytest.mark.parametrize("image_version", [2, 3])
+@pytest.mark.parametrize("image_format", COMPRESSED)
+def test_guest_goes_on_after_a_compressed_save(guest, image, save, restore, run_module, image_format, image_version):
+    continuity = Continuity(guest)
+    saved = save(name=VM, path=str(image), format=image_format, image_version=image_version)
+    assert saved["image"]["format"] == image_format
+    assert saved["image"]["version"] == image_version
+    assert saved["image"]["size"] < saved["bytes_written"]
+    assert saved["parallel_channels"] is None
+    assert saved["bypass_cache"] is False
+    # The tool itself finds nothing wrong with what stands in the file.
+    with image.open("rb") as handle:
+        os.lseek(handle.fileno(), saved["image"]["stream_offset"], os.SEEK_SET)
+        subprocess.run([image_format, "-dc"], stdin=handle, stdout=subprocess.DEVNULL, check=True)
+    assert run_module("qemu_save_image_info", path=str(image), verify=True)["image"]["problems"] == []
+    restore(name=VM, path=str(image))
+    continuity.check()
+
+
+def test_live_compressed_save(guest, image, save, restore):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), format="zstd", live=True)
+    restore(name=VM, path=str(image))
+    continuity.check()
 
 
 def test_image_is_private_and_has_the_owner_asked_for(guest, image, save):

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_data_header_and_directory_are_on_disk_before_quit(guest, image, start_m
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("live", [False, True])
-@pytest.mark.parametrize("image_format", ["sparse", "raw"])
+@pytest.mark.parametrize("image_format", ["sparse", "raw", "zstd"])
 def test_signal_puts_the_guest_back(big_guest, image, start_module, number, live, image_format):
     before = settings(big_guest)
     continuity = Continuity(big_guest)
@@ -125,7 +126,7 @@ def test_timeout_puts_the_guest_back(big_guest, image, run_module):
     continuity.check()
 
 
-@pytest.mark.parametrize("image_format", ["sparse", "raw"])
+@pytest.mark.parametrize("image_format", ["sparse", "raw", "lzop", "zstd"])
 def test_disk_that_fills_up_during_the_save(big_guest, tmpfs, start_module, image_format):
     place = tmpfs(400)
     before = settings(big_guest)
@@ -140,6 +141,42 @@ def test_disk_that_fills_up_during_the_save(big_guest, tmpfs, start_module, imag
     assert "No space left" in result["msg"] or "not whole" in result["msg"], result["msg"]
     assert os.listdir(place) == ["filler"]
     assert settings(big_guest) == before
+    continuity.check()
+
+
+def test_compressor_that_dies_during_the_save(big_guest, image, start_module):
+    before = settings(big_guest)
+    continuity = Continuity(big_guest)
+    run = start_module("qemu_save", name=VM, path=str(image), bandwidth="16M", format="gzip")
+    wait_until(lambda: migration_is_active(big_guest))
+    for pid in children(run.process.pid):
+        os.kill(pid, signal.SIGKILL)
+    result = run.result()
+    assert result["failed"]
+    assert "gzip was killed by signal 9" in result["msg"]
+    assert result["guest_state"] == f"{VM} runs again"
+    assert os.listdir(image.parent) == []
+    assert settings(big_guest) == before
+    continuity.check()
+
+
+def children(pid):
+    """The processes that a process has started."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(word) for task in tasks for word in (task / "children").read_text().split()]
+
+
+def test_killed_compressed_save_is_undone_and_done_again(big_guest, image, start_module, save, restore):
+    """Its compressor is nobody's any more: whether it came to its end cannot be known."""
+    continuity = Continuity(big_guest)
+    run = start_module("qemu_save", name=VM, path=str(image), bandwidth="16M", format="zstd")
+    wait_until(lambda: migration_is_active(big_guest))
+    run.process.kill()
+    run.process.communicate()
+    result = save(name=VM, path=str(image), format="zstd")
+    assert "earlier run" not in result["msg"]
+    assert os.listdir(image.parent) == [image.name]
+    restore(name=VM, path=str(image))
     continuity.check()
 
 

@@ -175,8 +175,8 @@ def _domain_info(head: ImageHead) -> dict[str, t.Any]:
 
 
 def _readers(header: SaveImageHeader) -> list[str]:
-    """Who reads an image with this header: we nothing compressed, libvirt no version 3."""
-    readers = ["vmops.qemu"] if header.format in (ImageFormat.RAW, ImageFormat.SPARSE) else []
+    """Who reads an image with this header: libvirt no version 3."""
+    readers = ["vmops.qemu"]
     if header.version == 2:
         readers.append("libvirt >= 11.2" if header.format is ImageFormat.SPARSE else "libvirt")
     return readers

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import struct
+import sys
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError
@@ -173,9 +174,7 @@ def read_stream(path: str, header: SaveImageHeader, descriptor: int | None = Non
         if reader.take(len(compression_magic)) != compression_magic:
             raise ImageFormatError(path, f"the stream is not compressed with {header.format.label}, as the header says")
         return None
-    if reader.take(len(_MAGIC)) != _MAGIC:
-        raise ImageFormatError(path, f"there is no QEMU stream (version 3) at byte {header.stream_offset}")
-    machine, capabilities = _read_configuration(reader)
+    machine, capabilities = _read_start(reader)
     mapped_ram = _CAPABILITY_MAPPED_RAM in capabilities
     if mapped_ram != header.mapped_ram:
         raise ImageFormatError(
@@ -186,6 +185,29 @@ def read_stream(path: str, header: SaveImageHeader, descriptor: int | None = Non
     _find_ram(reader)
     ram_blocks = _read_ram_blocks(reader, capabilities, header.byte_order)
     return StreamFacts(machine, capabilities, ram_blocks, _read_description(reader, padded=not mapped_ram))
+
+
+def read_plain_head(descriptor: int, path: str) -> StreamFacts:
+    """What the first bytes of a plain stream tell: machine type and RAM blocks; C(sections) is None.
+
+    :param descriptor: holds those bytes from its start on.
+    :param path: the image that they come from, for errors.
+    :raises ImageFormatError: they are no plain QEMU stream, or end too early.
+    """
+    reader = _Reader(descriptor, path, 0)
+    machine, capabilities = _read_start(reader)
+    if _CAPABILITY_MAPPED_RAM in capabilities:
+        raise ImageFormatError(path, "the stream was written with mapped-ram, which cannot be compressed")
+    _find_ram(reader)
+    return StreamFacts(machine, capabilities, _read_ram_blocks(reader, capabilities, sys.byteorder), None)
+
+
+def _read_start(reader: _Reader) -> tuple[str, list[str]]:
+    """Machine name and recorded capabilities, from the stream's first byte on."""
+    start = reader.position
+    if reader.take(len(_MAGIC)) != _MAGIC:
+        raise ImageFormatError(reader.path, f"there is no QEMU stream (version 3) at byte {start}")
+    return _read_configuration(reader)
 
 
 class _Reader:

@@ -17,6 +17,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandE
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 
 
+async def pass_named_descriptor(monitor: Monitor, descriptor: int, name: str) -> None:
+    """Pass one descriptor for a migration URI C(fd:NAME): a pipe, or a file in QEMU before 11.0."""
+    monitor.send_descriptor(descriptor)
+    await monitor.execute("getfd", {"fdname": name})
+
+
 class DescriptorSet:
     """One fdset in one QEMU; QEMU gives it its number with the first descriptor."""
 

@@ -1,0 +1,178 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The compressed stream formats: the tool of each, and a running one between QEMU and the file.
+
+The tools are those that libvirt runs (qemuSaveImageGetCompressionProgram in qemu_saveimage.c: C(TOOL -c), for xz with
+-3, and C(TOOL -dc)), with all CPUs where a tool can use them; what they write is the same format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import os
+import shutil
+import subprocess
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError, RequestError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_plain_head
+
+#: Where tools are looked for beside PATH: what a shell without a login has there is often less.
+_SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+#: Bytes of a pipe: fewer changes between QEMU and the tool (the most that a user may ask for by default).
+_PIPE_SIZE = 1024 * 1024
+
+#: Bytes of the expanded stream that hold its machine type and RAM blocks.
+_HEAD_SIZE = 256 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressor:
+    """A tool that compresses stdin to stdout, and back."""
+
+    program: str
+    compress_options: tuple[str, ...] = ("-c",)
+    expand_options: tuple[str, ...] = ("-dc",)
+
+    def compress_command(self) -> list[str]:
+        """The command that compresses; raises RequestError where the tool is missing."""
+        return [self._path(), *self.compress_options]
+
+    def expand_command(self) -> list[str]:
+        """The command that expands; raises RequestError where the tool is missing."""
+        return [self._path(), *self.expand_options]
+
+    def _path(self) -> str:
+        found = shutil.which(self.program) or shutil.which(self.program, path=_SEARCH_PATH)
+        if found is None:
+            raise RequestError(
+                f"The tool {self.program} is not installed on this host, so images in its format can be neither"
+                " written nor read",
+                cure=f"Install {self.program}, or choose another format",
+            )
+        return found
+
+
+COMPRESSORS = {
+    ImageFormat.GZIP: Compressor("gzip"),
+    ImageFormat.BZIP2: Compressor("bzip2"),
+    ImageFormat.XZ: Compressor("xz", compress_options=("-c", "-3", "-T0"), expand_options=("-dc", "-T0")),
+    ImageFormat.LZOP: Compressor("lzop"),
+    ImageFormat.ZSTD: Compressor("zstd", compress_options=("-c", "-q", "-T0"), expand_options=("-dc", "-q")),
+}
+
+
+def require_tool(image_format: ImageFormat) -> None:
+    """:raises RequestError: the tool of a compressed format is missing; quiet for the other formats."""
+    if image_format in COMPRESSORS:
+        COMPRESSORS[image_format].compress_command()
+
+
+def make_pipe() -> tuple[int, int]:
+    """A roomy pipe: the descriptors to read from and to write to."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    # A limit of the system's or the user's: the usual size does, too.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(write_end, 1031, _PIPE_SIZE)  # F_SETPIPE_SZ, which Python 3.9 does not name
+    return read_end, write_end
+
+
+class Filter:
+    """A tool that is running between two descriptors."""
+
+    def __init__(self, program: str, process: asyncio.subprocess.Process) -> None:
+        self.program = program
+        self._process = process
+        self._said = asyncio.ensure_future(self._read_stderr())
+
+    @classmethod
+    async def start(cls, command: list[str], stdin: int, stdout: int) -> Filter:
+        """Start a tool; it gets its own copies of the descriptors.
+
+        :raises RequestError: it cannot be executed.
+        """
+        try:
+            # A session of its own: a signal for the module's group must not end it before QEMU is told.
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, start_new_session=True
+            )
+        except OSError as exc:
+            raise RequestError(f"{command[0]} cannot be started: {exc.strerror}") from exc
+        return cls(os.path.basename(command[0]), process)
+
+    async def wait(self, path: str) -> None:
+        """Wait for its end.
+
+        :param path: the image, for the error.
+        :raises ImageError: it failed.
+        """
+        code = await self._process.wait()
+        said = await self._said
+        if code != 0:
+            how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
+            raise ImageError(
+                path,
+                f"{self.program} {how}" + (f": {said}" if said else ""),
+                cure="Free space if it lacks some; else see what it says",
+            )
+
+    async def failure(self, timeout: float = 2.0) -> str:
+        """What went wrong with it, if it ends within so many seconds; the empty string where nothing did."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            try:
+                await asyncio.wait_for(self.wait(""), timeout)
+            except ImageError as exc:
+                return exc.problem
+        return ""
+
+    async def end(self) -> None:
+        """Kill it, where it still runs, and reap it."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        await self._said
+
+    async def _read_stderr(self) -> str:
+        stream = self._process.stderr
+        text = await stream.read(4096) if stream else b""
+        # The rest is of no use, but it must not fill the pipe.
+        while stream and await stream.read(65536):
+            pass
+        return text.decode(errors="replace").strip()
+
+
+def read_compressed_head(path: str, header: SaveImageHeader) -> StreamFacts | None:
+    """What the head of a compressed stream tells (machine type, RAM blocks), by expanding that much of it.
+
+    :returns: None for an image that is not compressed.
+    :raises RequestError: the tool is missing.
+    :raises ImageError: the image cannot be read, or what it expands to is no QEMU stream.
+    """
+    compressor = COMPRESSORS.get(header.format)
+    if compressor is None:
+        return None
+    image = open_image(path)
+    try:
+        os.lseek(image, header.stream_offset, os.SEEK_SET)
+        with subprocess.Popen(
+            compressor.expand_command(), stdin=image, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                data = process.stdout.read(_HEAD_SIZE) if process.stdout else b""
+            finally:
+                process.kill()
+    finally:
+        os.close(image)
+    head = os.memfd_create("vmops-stream-head", os.MFD_CLOEXEC)
+    try:
+        os.write(head, data)
+        return read_plain_head(head, path)
+    finally:
+        os.close(head)
