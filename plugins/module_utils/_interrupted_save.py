@@ -16,8 +16,13 @@ import dataclasses
 import json
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, ImageNotFoundError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import PartialImage
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, ImageError, ImageNotFoundError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
+    PartialImage,
+    read_image_head,
+    target_of_partial,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._operation import is_last_migration, put_guest_back
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     IDLE_STATES,
@@ -26,7 +31,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
     query_state,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import query_run_state
 
 _PREFIX = "vmops.qemu save "
 
@@ -101,15 +105,25 @@ class InterruptedSave:
         migration = Migration(self._monitor)
         migration.started = True
         if self.record.run_state == "running":
-            # At the very end of a migration QEMU refuses; then it is asked again.
+            # At once, while the migration is being cancelled; at its very end QEMU refuses, then it is asked again.
             with contextlib.suppress(CommandError):
                 await self._monitor.execute("cont")
         await migration.cancel()
-        if self.record.run_state == "running" and await query_run_state(self._monitor) != "running":
-            await self._monitor.execute("cont")
+        await put_guest_back(self._monitor, self.record.run_state)
         await self.clean_qemu()
         if partial:
             partial.discard()
+
+    async def completed_image(self) -> str | None:
+        """The path of the image that it completed, if it came to that and the image is still there."""
+        path = target_of_partial(self.record.partial)
+        try:
+            head = read_image_head(path)
+            if head.header.complete and await is_last_migration(self._monitor, head):
+                return path
+        except ImageError:
+            return None
+        return None
 
     async def clean_qemu(self) -> None:
         """Capabilities, parameters and descriptors as they were before it."""

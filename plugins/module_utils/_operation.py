@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    CommandError,
     ImageError,
     ImageNotFoundError,
     MonitorMissingError,
@@ -21,9 +23,17 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import Imag
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_info
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import query_state
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import connect_by_process, find_process
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+    connect_by_process,
+    find_process,
+    list_processes,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import query_run_state
 
 _Result = t.TypeVar("_Result")
+
+#: Seconds for which QEMU may refuse to let a guest go on because it is finishing a migration.
+_FINALIZE_TIMEOUT = 30.0
 
 
 def image_state(path: str) -> str:
@@ -44,15 +54,49 @@ def image_result(path: str) -> dict[str, t.Any]:
 async def connect_to_vm(name: str | None, qmp_socket: str | None) -> Monitor | None:
     """A session with the VM's QEMU, by socket or through the running processes; None where it does not run.
 
+    That nothing answers at a socket is not enough to say so: its path may be misspelt, or the socket removed.
+
     :raises MonitorError: it runs, but its monitor cannot be used.
+    :raises VmAmbiguousError: several run.
     """
     if qmp_socket:
+        address = qmp_socket if ":" in qmp_socket else os.path.abspath(qmp_socket)
         try:
-            return await Monitor.connect(qmp_socket if ":" in qmp_socket else os.path.abspath(qmp_socket))
-        except MonitorMissingError:
+            return await Monitor.connect(address)
+        except MonitorMissingError as exc:
+            for running in list_processes():
+                if (name and running.name == name) or address in running.qmp_addresses:
+                    exc.what += f", but {running.name} runs (pid {running.pid})"
+                    exc.cure = "Name one of its sockets: " + (", ".join(running.qmp_addresses) or "it has none")
+                    raise
             return None
-    process = find_process(name or "")
+    process = find_process(name) if name else None
     return await connect_by_process(process) if process else None
+
+
+async def put_guest_back(monitor: Monitor, run_state: str) -> str:
+    """Bring the guest into the run state in which it was before a save, as far as QEMU allows; the run state then.
+
+    :param run_state: QEMU's run state before the save.
+    :raises MonitorError: QEMU refused, or was lost.
+    """
+    deadline = time.monotonic() + _FINALIZE_TIMEOUT
+    while run_state == "running":
+        try:
+            await monitor.execute("cont")
+            break
+        except CommandError:
+            # Refused at a migration's very end, also for a moment after its last event.
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.05)
+    now = await query_run_state(monitor)
+    if run_state != "running" and now == "postmigrate":
+        # Only a guest that goes on leaves this state, in which it could not be saved again. Both commands are sent
+        # at once, so that it runs for no longer than QEMU takes from the one to the other.
+        await asyncio.gather(monitor.execute("cont"), monitor.execute("stop"))
+        now = await query_run_state(monitor)
+    return now
 
 
 def ended_vm(name: str | None, uuid: str | None) -> dict[str, t.Any]:

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime
-import enum
 import os
 import time
 import typing as t
@@ -69,6 +68,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     in_thread,
     is_last_migration,
     migration_fingerprint,
+    put_guest_back,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, pass_named_descriptor
@@ -82,7 +82,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, event_seconds
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import ProcessWatch, resident_bytes
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm, query_run_state, read_vm
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
+    RunningVm,
+    query_run_state,
+    read_vm,
+    runtime_changes,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._version import COLLECTION_VERSION
 
 #: Seconds that a QEMU that was told to quit may take to end.
@@ -93,7 +98,7 @@ _SPACE_MARGIN = 16 * 1024 * 1024
 
 #: Run states in which a guest can be saved. The others mean that QEMU is busy with another migration or snapshot, or
 #: that the guest is gone (shutdown, guest-panicked, internal-error).
-_SAVABLE_STATES = frozenset(("running", "paused", "prelaunch", "suspended", "io-error", "watchdog"))
+_SAVABLE_STATES = frozenset(("running", "paused", "prelaunch", "io-error", "watchdog"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,16 +126,6 @@ class SaveRequest:
     check_mode: bool = False
 
 
-class Action(enum.Enum):
-    """What is to be done, decided from the image and the VM together."""
-
-    #: The image holds this VM, which does not run.
-    NOTHING = "nothing"
-    #: The image holds this VM, which an interrupted save left stopped: only the end of that save is missing.
-    FINISH = "finish"
-    SAVE = "save"
-
-
 class SaveOperation:
     """One save; C(guest_state) says at any time, in a sentence, how the guest is."""
 
@@ -149,7 +144,7 @@ class SaveOperation:
         :raises VmopsError: with C(guest_state) filled in.
         """
         try:
-            monitor = await connect_to_vm(self.request.name, self.request.qmp_socket)
+            monitor = await connect_to_vm(self.request.name or self._image_name(), self.request.qmp_socket)
             if monitor is None:
                 return self._already_saved()
             async with monitor:
@@ -191,6 +186,13 @@ class SaveOperation:
             )
         return self.result(f"{self.subject} is already saved in {self.path} and does not run", None)
 
+    def _image_name(self) -> str | None:
+        """The name of the VM in the image at the path, where there is one that can be read."""
+        with contextlib.suppress(ImageError):
+            head = self._existing_image()
+            return domain_xml.parse(head.xml, head.path).name if head else None
+        return None
+
     def _existing_image(self) -> ImageHead | None:
         if not self.path or not os.path.lexists(self.path):
             return None
@@ -209,43 +211,46 @@ class SaveOperation:
             qmp_socket and launch and os.path.abspath(qmp_socket) in command_line.qmp_addresses(launch.argv, launch.cwd)
         )
 
-    async def _decide(self, monitor: Monitor, vm: RunningVm) -> Action:
-        """What to do with a VM that runs.
-
-        :raises ConflictError: what is at the path must not be replaced.
-        """
-        try:
+    async def _is_finished_save(self, monitor: Monitor, vm: RunningVm) -> bool:
+        """Whether the VM stands still since a save that is complete at the path."""
+        with contextlib.suppress(ImageError):
             head = self._existing_image()
-            complete = head is not None and head.header.complete
-            ours = head is not None and self._is_image_of(head, vm.name, vm.uuid, None)
-        except ImageError as exc:
-            if self.request.force:
-                return Action.SAVE
-            raise ConflictError(
-                f"What is at the path is not a save image that can be read, so it is not replaced: {exc.what}",
-                cure="Choose another path, remove the file, or use force",
-            ) from exc
-        stopped_by_save = complete and ours and vm.run_state == "postmigrate"
-        if head is not None and stopped_by_save and await is_last_migration(monitor, head):
-            return Action.FINISH
+            if head and head.header.complete and vm.run_state == "postmigrate":
+                return self._is_image_of(head, vm.name, vm.uuid, None) and await is_last_migration(monitor, head)
+        return False
+
+    def _require_savable(self, vm: RunningVm) -> None:
+        """:raises ConflictError: QEMU cannot save a guest in this state."""
         if vm.run_state not in _SAVABLE_STATES:
             raise ConflictError(
                 f"{vm.label} is in QEMU's run state {vm.run_state} and cannot be saved from there",
                 cure=_RUN_STATE_CURES.get(vm.run_state, "Bring the guest into the state running or paused first"),
             )
-        if head is None or self.request.force:
-            return Action.SAVE
+
+    def _require_replaceable(self, vm: RunningVm) -> None:
+        """:raises ConflictError: what is at the path must not be replaced."""
+        if self.request.force:
+            return
+        try:
+            head = self._existing_image()
+            if head is None:
+                return
+            ours = self._is_image_of(head, vm.name, vm.uuid, None)
+        except ImageError as exc:
+            raise ConflictError(
+                f"What is at the path is not a save image that can be read, so it is not replaced: {exc.what}",
+                cure="Choose another path, remove the file, or use force",
+            ) from exc
         if not ours:
             raise ConflictError(
                 f"{self.path} holds another VM ({_image_owner(head)}), not {vm.label}",
                 cure="Choose another path; force replaces the other VM's image",
             )
-        if complete:
+        if head.header.complete:
             raise ConflictError(
                 f"{vm.label} runs although {self.path} is a complete image of it, saved {_saved_at(head)}",
                 cure="Remove the image if it is stale, or use force to replace it",
             )
-        return Action.SAVE
 
     async def _run_with_vm(self, monitor: Monitor) -> dict[str, t.Any]:
         vm = await read_vm(monitor)
@@ -263,12 +268,18 @@ class SaveOperation:
             partial = interrupted.adopt_file()
             if partial and interrupted.has_stream(vm.run_state) and partial.header.format not in COMPRESSORS:
                 return await self._adopt(monitor, vm, interrupted, partial)
-            # Without a file, and stopped beside a complete image: that may be the save, see _decide.
-            if partial or vm.run_state != "postmigrate" or self.before["image"] != "complete":
+            completed = None if partial else await interrupted.completed_image()
+            if completed and completed != self.path:
+                raise ConflictError(
+                    f"{vm.label} was saved to {completed} by an earlier run that was cut off before its end",
+                    cure=f"Run the task with path {completed}, which ends that save",
+                )
+            if not completed:
                 vm = await self._undo(vm, interrupted, partial)
-        action = await self._decide(monitor, vm)
-        if action is Action.FINISH:
+        if await self._is_finished_save(monitor, vm):
             return await self._finish_earlier_save(monitor, vm, interrupted)
+        self._require_savable(vm)
+        self._require_replaceable(vm)
         return await _Transaction(self, monitor, vm).run()
 
     # --- what an earlier run left ---
@@ -283,6 +294,11 @@ class SaveOperation:
                 f"{vm.label} is being saved to {partial.target} by an earlier run that was cut off",
                 cure=f"Run the task with path {partial.target}, which finishes that save",
             )
+        try:
+            self._require_replaceable(vm)
+        except ConflictError:
+            partial.release()
+            raise
         if self.request.check_mode:
             partial.release()
             after = self.outcome()
@@ -305,6 +321,8 @@ class SaveOperation:
         after_save = self.request.after_save
         reason = f"{vm.label} was saved in {self.path} by an earlier run and stands still since"
         if after_save == "pause":
+            if interrupted and not self.request.check_mode:
+                await despite_cancellation(interrupted.clean_qemu())
             return self.result(reason, vm)
         if self.request.check_mode:
             return self.result(f"{reason}: would {after_save}", vm, self.outcome())
@@ -314,17 +332,18 @@ class SaveOperation:
             await despite_cancellation(interrupted.clean_qemu())
         await despite_cancellation(self.after_save(monitor, vm))
         done = "now QEMU has quit" if after_save == "quit" else "now the guest runs again"
-        return self.result(f"{reason}; {done}", vm, self.outcome())
+        result = self.result(f"{reason}; {done}", vm, self.outcome())
+        return {**result, "vm": vm.as_result(self.outcome()["vm"])}
 
     async def after_save(self, monitor: Monitor, vm: RunningVm) -> None:
         """Do with the stopped VM what was asked for; the image is complete and on disk."""
         image_is_safe = f"the image {self.path} is complete"
         if self.request.after_save == "pause":
             self.guest_state = f"{vm.label} is paused (QEMU's run state postmigrate; cont continues it)"
+        elif self.request.after_save == "resume" and vm.run_state not in ("running", "postmigrate"):
+            self.guest_state = f"{vm.label} is stopped as before the save"
         elif self.request.after_save == "resume":
-            since = monitor.mark()
-            await monitor.execute("cont")
-            await monitor.wait_for_event(lambda event: event["event"] == "RESUME", since)
+            await put_guest_back(monitor, "running")
             self.guest_state = f"{vm.label} runs"
         else:
             self.guest_state = f"{vm.label} is stopped and {image_is_safe}"
@@ -368,6 +387,7 @@ _RUN_STATE_CURES = {
     "postmigrate": "An earlier migration stopped it, and no image at this path is of that one: if the guest runs"
     " nowhere else, let it run on (QMP cont) and save again",
     "finish-migrate": "Another migration is just ending: wait for it",
+    "suspended": "The guest sleeps (S3), a state that QEMU does not restore: wake it (QMP system_wakeup)",
     "shutdown": "The guest has shut down: there is nothing to save",
     "guest-panicked": "The guest has crashed: reset it, or end it",
 }
@@ -411,6 +431,7 @@ class _Transaction:
         self.descriptors = DescriptorSet(monitor)
         self.since = monitor.mark()
         self.qemu_version = ""
+        self.launch_record: domain_xml.LaunchRecord | None = None
         #: QEMU's name for a descriptor that C(getfd) took, where there are no fdsets.
         self.named_descriptor = ""
         #: The tool that QEMU writes to, for a compressed format.
@@ -428,13 +449,14 @@ class _Transaction:
         self.qemu_version = support.version
         await self._check_migration()
         image_format, reasons, warnings = self._choose_format(support)
+        self.launch_record = await self._record_launch(warnings)
         header, xml = self._compose(image_format)
-        launch_record = self._launch_record()
-        if launch_record and not launch_record.replayable:
-            warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: {launch_record.reason}")
         directory = os.path.dirname(self.path)
         if self.request.path is None and not self.request.check_mode:
             make_save_directory(directory)
+        if not self.request.check_mode:
+            # Before the space is counted that they take.
+            await in_thread(remove_leftovers, self.path)
         self._check_space(require_writable_directory(directory, may_be_made=self.request.path is None))
         if self.request.check_mode:
             result = self.operation.result(
@@ -444,7 +466,6 @@ class _Transaction:
                 self.operation.outcome(),
             )
             return {**result, "warnings": warnings}
-        await in_thread(remove_leftovers, self.path)
         self.partial = PartialImage.create(
             self.path, header, xml, mode=self.request.mode, uid=self.request.uid, gid=self.request.gid
         )
@@ -468,6 +489,7 @@ class _Transaction:
         choice = _Choice(partial.header.format, record.parallel_channels, record.bypass_cache, {}, [])
         try:
             self.qemu_version = (await read_support(self.monitor)).version
+            self.launch_record = domain_xml.parse(read_image_head(partial.path).xml, partial.path).launch
             self.operation.guest_state = f"{self.vm.label} is being saved"
             return await self._finish(read_image_head(partial.path).xml, choice, started, started)
         except BaseException as exc:
@@ -546,7 +568,7 @@ class _Transaction:
 
     def _compose(self, image_format: ImageFormat) -> tuple[SaveImageHeader, str]:
         """The header and the domain XML that the image starts with."""
-        running = {"as_is": self.vm.run_state in ("running", "suspended"), "running": True, "paused": False}
+        running = {"as_is": self.vm.run_state == "running", "running": True, "paused": False}
         header = SaveImageHeader(
             version=self.request.image_version,
             format=image_format,
@@ -558,7 +580,7 @@ class _Transaction:
                 raise MismatchError(
                     f"The domain_xml describes {given.name}, not {self.vm.label}", cure="Give this VM's own XML"
                 )
-            return header, domain_xml.embed(self.request.domain_xml, self._save_facts(), self._launch_record())
+            return header, domain_xml.embed(self.request.domain_xml, self._save_facts(), self.launch_record)
         facts = domain_xml.DomainFacts(
             name=self.vm.name or "vm",
             uuid=self.vm.uuid,
@@ -569,7 +591,7 @@ class _Transaction:
             arch=self.vm.architecture,
             accelerator=self.vm.accelerator,
         )
-        return header, domain_xml.generate(facts, self._save_facts(), self._launch_record())
+        return header, domain_xml.generate(facts, self._save_facts(), self.launch_record)
 
     def _save_facts(self) -> domain_xml.SaveFacts:
         return domain_xml.SaveFacts(
@@ -578,11 +600,19 @@ class _Transaction:
             saved_at=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
 
-    def _launch_record(self) -> domain_xml.LaunchRecord | None:
+    async def _record_launch(self, warnings: list[str]) -> domain_xml.LaunchRecord | None:
+        """How to start this QEMU again; that it cannot be done is said now, while there still is one."""
         process = self.vm.process
         if process is None:
+            warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: its process is not known here")
             return None
         reason = command_line.why_not_replayable(process.argv)
+        if not reason and not process.visible:
+            reason = "it is another user's process, of which only root may know all"
+        if not reason:
+            reason = await runtime_changes(self.monitor, process)
+        if reason:
+            warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: {reason}")
         return domain_xml.LaunchRecord(
             argv=list(process.argv),
             cwd=process.cwd,
@@ -718,7 +748,7 @@ class _Transaction:
             parallel_channels=choice.parallel_channels or 0,
             migration=migration_fingerprint(state),
         )
-        return domain_xml.embed(xml, facts, self._launch_record())
+        return domain_xml.embed(xml, facts, self.launch_record)
 
     async def _complete(
         self, xml: str, choice: _Choice, state: dict[str, t.Any], started: float, write_seconds: float
@@ -732,7 +762,9 @@ class _Transaction:
         await self.operation.after_save(self.monitor, self.vm)
         bytes_written = int(state.get("ram", {}).get("transferred", 0))
         outcome = self.operation.outcome()
-        past = {"quit": "QEMU has quit", "pause": "the guest is paused", "resume": "the guest runs again"}
+        if self.request.after_save != "quit":
+            outcome["vm"] = await query_run_state(self.monitor)
+        past = {"quit": "QEMU has quit", "pause": "the guest is paused", "resume": "the guest goes on"}
         image = image_result(self.path)
         return {
             "changed": True,
@@ -783,9 +815,14 @@ class _Transaction:
         try:
             if self.touched:
                 self.operation.guest_state = await self._put_guest_back(self.monitor)
+        except MonitorError as exc:
+            self.operation.guest_state = f"{self.vm.label} could not be put back: {exc.what}"
+        try:
             await self._clean_qemu()
         except MonitorError:
-            self.operation.guest_state = await self._put_guest_back_anew()
+            # What cannot be set back now is noted in QEMU for the next run, unless QEMU is gone.
+            if self.monitor.lost:
+                self.operation.guest_state = await self._put_guest_back_anew()
         finally:
             if self.compressor:
                 await self.compressor.end()
@@ -802,12 +839,10 @@ class _Transaction:
             with contextlib.suppress(CommandError):
                 await monitor.execute("cont")
         await self.migration.cancel()
-        run_state = await query_run_state(monitor)
-        if self.vm.run_state != "running":
-            return f"{label} is stopped as before (QEMU's run state is {run_state})"
-        if run_state != "running":
-            await monitor.execute("cont")
-        return f"{label} runs again"
+        run_state = await put_guest_back(monitor, self.vm.run_state)
+        if run_state == "running":
+            return f"{label} runs again"
+        return f"{label} is stopped as before (QEMU's run state is {run_state})"
 
     async def _put_guest_back_anew(self) -> str:
         """The connection was lost: QEMU has died, or only the socket has, and a new one may reach the guest."""
@@ -820,6 +855,7 @@ class _Transaction:
                     await asyncio.wait_for(watch.wait(), 1.0)
                 if watch.ended:
                     return f"QEMU (pid {watch.pid}) has ended, so {label} does not run any more"
+            await self.monitor.close()
             async with await Monitor.connect(self.monitor.address) as monitor:
                 self.monitor = monitor
                 self.migration.move_to(monitor)

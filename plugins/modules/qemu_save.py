@@ -96,7 +96,7 @@ options:
   after_save:
     description:
       - What becomes of the VM when the image is complete. V(quit) ends QEMU, V(pause) leaves it stopped, V(resume)
-        lets it run on.
+        lets it run on if it ran.
       - After V(resume) the VM's disks move on while the image does not. Restore such an image only together with
         disks from the same moment.
     type: str

@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import time
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import MonitorLostError
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import monitor as monitor_module
 
 from support import Monitor
 from support.observe import OTHER_VM, VM, Continuity, run_state, settings
@@ -219,7 +223,7 @@ def writing(monitor):
 
 
 def written(monitor):
-    return monitor.execute("query-migrate").get("status") == "completed"
+    return monitor.execute("query-status")["status"] == "postmigrate"
 
 
 def noted(monitor):
@@ -321,3 +325,78 @@ def test_save_whose_partial_image_was_removed_is_begun_anew(big_guest, image, st
     assert "earlier run" not in result["msg"]
     restore(name=VM, path=str(image))
     continuity.check()
+
+
+def test_socket_that_is_misspelt_does_not_make_a_running_vm_a_saved_one(guest, image, save, run_module):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), after_save="resume")
+    wrong = str(guest.qmp_socket) + "x"
+    for module in ("qemu_save", "qemu_restore"):
+        for more in ({}, {"name": VM}):
+            result = run_module(module, qmp_socket=wrong, path=str(image), **more)
+            assert result["error"] == "MonitorMissingError", result["msg"]
+            assert str(guest.qmp_socket) in result["cure"]
+    continuity.check()
+
+
+def test_adopted_save_does_not_replace_another_vms_image(big_guest, make_guest, image, start_module, save, run_module):
+    make_guest(OTHER_VM)
+    killed_save(start_module, big_guest, image, writing, bandwidth="16M")
+    save(name=OTHER_VM, path=str(image))
+    before = image.read_bytes()
+    result = run_module("qemu_save", name=VM, path=str(image))
+    assert result["error"] == "ConflictError"
+    assert OTHER_VM in result["msg"]
+    assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize("moment", [writing, written], ids=["writing", "written"])
+def test_killed_save_over_a_checkpoint_is_undone_by_a_restore(big_guest, image, start_module, save, restore, moment):
+    """The guest in QEMU is the truth, the older image beside it is not."""
+    continuity = Continuity(big_guest)
+    before = settings(big_guest)
+    save(name=VM, path=str(image), after_save="resume")
+    old = image.read_bytes()
+    bandwidth = {"bandwidth": "40M"} if moment is writing else {}
+    killed_save(start_module, big_guest, image, moment, force=True, **bandwidth)
+    assert restore(name=VM, path=str(image))["changed"]
+    # Killed after the rename, it is the newer image that was done with.
+    assert not image.exists() or image.read_bytes() == old
+    assert run_state(big_guest) == "running"
+    assert settings(big_guest) == before
+    continuity.check()
+
+
+def test_paused_guest_whose_save_was_killed_can_be_saved_again(big_guest, image, start_module, save, restore):
+    continuity = Continuity(big_guest)
+    with Monitor(big_guest.qmp_socket) as monitor:
+        monitor.execute("stop")
+    killed_save(start_module, big_guest, image, writing, bandwidth="40M")
+    (partial,) = image.parent.iterdir()
+    deadline = time.monotonic() + 20
+    while run_state(big_guest) != "postmigrate":
+        assert time.monotonic() < deadline
+    partial.unlink()
+    result = save(name=VM, path=str(image))
+    assert result["image"]["vm_state"] == "paused"
+    restore(name=VM, path=str(image), state="running")
+    continuity.check()
+
+
+def test_qemu_that_hangs_gives_an_answer(big_guest):
+    """Its monitor is open, but its main loop waits for something that does not come."""
+
+    async def ask():
+        monitor = await monitor_module.Monitor.connect(str(big_guest.qmp_socket))
+        try:
+            os.kill(big_guest.pid, signal.SIGSTOP)
+            with pytest.raises(MonitorLostError, match="did not answer query-status"):
+                await monitor.execute("query-status")
+            assert monitor.lost
+        finally:
+            os.kill(big_guest.pid, signal.SIGCONT)
+            await monitor.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitor_module, "COMMAND_TIMEOUT", 1.0)
+        asyncio.run(ask())

@@ -399,3 +399,75 @@ def test_command_with_an_inherited_descriptor_is_not_used_again(make_guest, imag
     assert result["error"] == "LaunchError"
     assert "-add-fd" in result["msg"]
     assert image.exists()
+
+
+# --- a VM that is not what its command line says ---
+
+
+@pytest.fixture
+def guest_with_disk(make_guest, tmp_path):
+    """A guest with a writable disk, d0."""
+    disk = tmp_path / "disk.img"
+    with disk.open("wb") as handle:
+        handle.truncate(2**20)
+    drive = f"if=none,id=d0,format=raw,file={disk}"
+    return make_guest(extra_args=["-drive", drive, "-device", "virtio-blk-pci,drive=d0,id=disk0"])
+
+
+def test_disk_that_is_as_the_command_line_says(guest_with_disk, image, save, restore):
+    continuity = Continuity(guest_with_disk)
+    assert "warnings" not in save(name=VM, path=str(image))
+    restore(name=VM, path=str(image))
+    continuity.check()
+
+
+def test_disk_with_a_snapshot_is_not_started_from_the_old_file(guest_with_disk, image, save, run_module, tmp_path):
+    with Monitor(guest_with_disk.qmp_socket) as monitor:
+        snapshot = {"device": "d0", "snapshot-file": str(tmp_path / "snapshot.qcow2"), "format": "qcow2"}
+        monitor.execute("blockdev-snapshot-sync", snapshot)
+    assert "snapshot.qcow2" in str(save(name=VM, path=str(image))["warnings"])
+    result = run_module("qemu_restore", name=VM, path=str(image))
+    assert result["error"] == "LaunchError"
+    assert "snapshot.qcow2" in result["msg"]
+    assert image.exists()
+
+
+def test_device_that_was_plugged_in(guest, image, save, run_module):
+    with Monitor(guest.qmp_socket) as monitor:
+        monitor.execute("device_add", {"driver": "virtio-rng-pci", "id": "late0"})
+    assert "late0" in str(save(name=VM, path=str(image))["warnings"])
+    result = run_module("qemu_restore", name=VM, path=str(image))
+    assert result["error"] == "LaunchError"
+    assert "late0" in result["msg"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"), [(["-device", "e1000"], "device too many"), (["-smp", "2"], "CPUs")], ids=["device", "cpu"]
+)
+def test_qemu_with_more_than_was_saved_is_refused(guest, image, save, run_module, extra, said):
+    save(name=VM, path=str(image))
+    result = run_module("qemu_restore", path=str(image), launch="command", command=[*guest.argv(), *extra])
+    assert result["error"] == "MismatchError"
+    assert said in result["msg"]
+    assert image.exists()
+
+
+def test_link_to_an_image_is_not_restored_and_left_behind(guest, image, save, restore, run_module):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    link = image.parent / "link.save"
+    link.symlink_to(image)
+    result = run_module("qemu_restore", name=VM, path=str(link))
+    assert result["error"] == "RequestError"
+    assert "symbolic link" in result["msg"]
+    restore(name=VM, path=str(link), remove_image=False)
+    continuity.check()
+
+
+def test_qemu_that_waits_for_a_migration_from_elsewhere_is_left_alone(guest, image, save, run_module):
+    save(name=VM, path=str(image))
+    guest.start(incoming=f"unix:{guest.qmp_socket.parent}/migrate.sock")
+    result = run_module("qemu_restore", name=VM, path=str(image), launch="attach")
+    assert result["error"] == "ConflictError"
+    assert image.exists()
+    assert guest.alive()

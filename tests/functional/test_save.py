@@ -174,6 +174,16 @@ def test_paused_guest_stays_paused(guest, image, save, restore):
     continuity.check()
 
 
+def test_resume_does_not_start_a_guest_that_was_paused(guest, image, save):
+    with Monitor(guest.qmp_socket) as monitor:
+        monitor.execute("stop")
+    result = save(name=VM, path=str(image), after_save="resume")
+    assert result["vm"]["run_state"] == run_state(guest) != "running"
+    with Monitor(guest.qmp_socket) as monitor:
+        monitor.execute("cont")
+    guest.wait_for_counter()
+
+
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("state", ["running", "paused"])
 def test_restore_decides_whether_the_guest_runs(guest, image, save, restore, live, state):

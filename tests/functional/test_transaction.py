@@ -180,6 +180,15 @@ def test_killed_compressed_save_is_undone_and_done_again(big_guest, image, start
     continuity.check()
 
 
+def test_leftover_does_not_count_against_the_space(make_guest, tmpfs, start_module, save):
+    guest = make_guest(memory_mib=256, block_mib=64, observer=True)
+    place = tmpfs(200)
+    (place / ".web1.save.0123456789abcdef.partial").write_bytes(bytes(150 * 2**20))
+    assert save(name=VM, path=str(place / "web1.save"))["changed"]
+    guest.wait_exit()
+    assert os.listdir(place) == ["web1.save"]
+
+
 def fill(path):
     """Write until the file system is full."""
     with path.open("wb", buffering=0) as handle, contextlib.suppress(OSError):

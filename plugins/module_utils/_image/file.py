@@ -261,7 +261,7 @@ class PartialImage:
             image._header = dataclasses.replace(
                 header, complete=False, data_length=stream_offset - HEADER_SIZE, cookie_offset=cookie_offset
             )
-            image._write_head(text)
+            image._write_head(xml)
             image._direct_io_reason = image._probe_direct_io()
         except BaseException:
             image.discard()
@@ -277,15 +277,11 @@ class PartialImage:
         :raises ConflictError: another process holds it.
         :raises ImageError: it cannot be opened or read, or is no save image.
         """
-        directory, name = os.path.split(os.path.abspath(path))
-        match = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.partial", name, re.DOTALL)
-        if not match:
-            raise RequestError(f"{path} is not a partial image of this collection")
-        target = os.path.join(directory, match.group(1))
-        image = cls(target, name, _open_directory(target))
+        target = target_of_partial(path)
+        image = cls(target, os.path.basename(path), _open_directory(target))
         try:
             with image_errors(path, "open the partial image"):
-                image._descriptor = _open_owned(name, image._directory)
+                image._descriptor = _open_owned(image._name, image._directory)
             if image._descriptor < 0:
                 raise ConflictError(
                     f"{path} is being written by a save that is still at work, or belongs to another user",
@@ -340,7 +336,7 @@ class PartialImage:
             removed.
         """
         if xml is not None:
-            self._write_head(_text_area(self.path, xml, self._cookie)[0])
+            self._write_head(xml)
         self.flush()
         complete = dataclasses.replace(self._header, complete=True)
         with image_errors(self.path, "write the complete magic"):
@@ -377,17 +373,11 @@ class PartialImage:
         finally:
             self._close()
 
-    def _write_head(self, text: bytes) -> None:
+    def _write_head(self, xml: str) -> None:
         """Write the (partial) header and the text area, zeros up to the stream included."""
-        if len(text) > self._header.data_length:
-            raise RequestError(
-                f"The domain XML and cookie need {len(text)} bytes,"
-                f" but {self.path} has only {self._header.data_length} before its QEMU stream"
-            )
-        cookie_offset = len(text) - len(self._cookie.encode()) - 1 if self._cookie else 0
-        self._header = dataclasses.replace(self._header, cookie_offset=cookie_offset)
+        self._header, data = pack_head(self.path, self._header, xml, self._cookie)
         with image_errors(self.path, "write the image's head"):
-            write_at(self._descriptor, self._header.pack() + text.ljust(self._header.data_length, b"\0"), 0)
+            write_at(self._descriptor, data, 0)
 
     def _lock(self) -> None:
         with image_errors(self.path, "lock the image"):
@@ -457,6 +447,32 @@ class PartialImage:
             if descriptor >= 0:
                 os.close(descriptor)
         self._descriptor = self._directory = -1
+
+
+def target_of_partial(path: str) -> str:
+    """The final path of the image that is made in a temporary file.
+
+    :raises RequestError: the path is not that of a temporary file of ours.
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    match = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.partial", name, re.DOTALL)
+    if not match:
+        raise RequestError(f"{path} is not a partial image of this collection")
+    return os.path.join(directory, match.group(1))
+
+
+def require_removable(path: str) -> None:
+    """Check, without a change, that an image can be removed after its restore.
+
+    :raises RequestError: it is a symbolic link.
+    :raises ImageError: its directory cannot be written to.
+    """
+    if os.path.islink(path):
+        raise RequestError(
+            f"{path} is a symbolic link: removing it would leave the image behind, to be restored by mistake",
+            cure="Give the path of the image itself, or set remove_image: false",
+        )
+    require_writable_directory(os.path.dirname(os.path.abspath(path)))
 
 
 def leftovers(target_path: str) -> list[str]:
@@ -537,6 +553,13 @@ def make_save_directory(path: str) -> None:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
+            # That it is there must outlast a crash, or the images in it do not.
+            for place in (os.path.dirname(path), os.path.dirname(os.path.dirname(path))):
+                descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
 
 def require_writable_directory(directory: str, may_be_made: bool = False) -> str:
@@ -597,6 +620,24 @@ def write_at(descriptor: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
+def pack_head(path: str, header: SaveImageHeader, xml: str, cookie: str) -> tuple[SaveImageHeader, bytes]:
+    """All that stands before the QEMU stream, whose place C(header) has fixed: header, XML, cookie, zeros.
+
+    :param path: the image's path, for errors.
+    :returns: the header, with the cookie's offset set, and C(header.stream_offset) bytes.
+    :raises RequestError: XML and cookie cannot be stored, or do not fit into the room before the stream.
+    """
+    text, cookie_offset = _text_area(path, xml, cookie)
+    if len(text) > header.data_length:
+        raise RequestError(
+            f"The domain XML and cookie need {len(text)} bytes,"
+            f" but {path} has only {header.data_length} before its QEMU stream",
+            cure="Shorten the domain XML: the stream cannot be moved",
+        )
+    header = dataclasses.replace(header, cookie_offset=cookie_offset)
+    return header, header.pack() + text.ljust(header.data_length, b"\0")
+
+
 def _text_area(path: str, xml: str, cookie: str) -> tuple[bytes, int]:
     """XML and cookie, each with its NUL, and the cookie's offset (0 without one)."""
     encoded = []
@@ -627,9 +668,13 @@ def _open_owned(name: str, directory: int) -> int:
     descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     facts = os.fstat(descriptor)
     if stat.S_ISREG(facts.st_mode) and (os.geteuid() == 0 or facts.st_uid == os.geteuid()):
-        with contextlib.suppress(OSError):
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return descriptor
+        except OSError as error:
+            # Where the file system has no locks, no one can have locked it.
+            if error.errno in _NO_LOCKS:
+                return descriptor
     os.close(descriptor)
     return -1
 

@@ -54,6 +54,9 @@ QEMU_QMP_MINIMUM = "0.0.3"
 #: time: a second one is queued by the kernel and would wait for ever.
 GREETING_TIMEOUT = 8.0
 
+#: Seconds until a command must have been answered. QEMU answers at once, except where it flushes disks (stop, quit).
+COMMAND_TIMEOUT = 60.0
+
 Event = t.Dict[str, t.Any]
 
 
@@ -140,10 +143,14 @@ class Monitor:
         """Send one command and return its C(return) value.
 
         :raises CommandError: QEMU answered with an error.
-        :raises MonitorLostError: the connection ended before the answer; the outcome is unknown.
+        :raises MonitorLostError: the connection ended before the answer, or none came; the outcome is unknown.
         """
         try:
-            return await self._client.execute(command, arguments)
+            return await asyncio.wait_for(self._client.execute(command, arguments), COMMAND_TIMEOUT)
+        except asyncio.TimeoutError:
+            # A QEMU that hangs (its main loop waits for a dead disk or server) must not hang us.
+            self._lost = True
+            raise self._lost_error(f"as it did not answer {command} within {COMMAND_TIMEOUT:g} seconds") from None
         except ExecuteError as exc:
             raise CommandError(command, exc.error_class, str(exc)) from exc
         except (ExecInterruptedError, StateError, QMPError, EOFError, OSError) as exc:

@@ -26,6 +26,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 
+#: Seconds that a killed process may take to end.
+_KILL_TIMEOUT = 30.0
+
 _EMULATOR = re.compile(r"^(?:qemu|kvm|qemu-kvm|qemu-system-.+)$")
 
 #: All that a launched QEMU inherits: what it was started with by its first owner is not known, and what the
@@ -45,6 +48,8 @@ class QemuProcess:
     executable: str
     uid: int
     gid: int
+    #: Whether C(cwd) and C(executable) are what /proc says, rather than guessed for another user's process.
+    visible: bool = True
 
     @property
     def qmp_addresses(self) -> list[str]:
@@ -53,8 +58,10 @@ class QemuProcess:
 
     @property
     def waits_for_state(self) -> bool:
-        """Whether it was started to load a saved state (C(-incoming))."""
-        return any(option.name == "incoming" for option in command_line.options(self.argv))
+        """Whether it was started to be told by QMP what to load (C(-incoming defer))."""
+        return any(
+            option.name == "incoming" and option.argument == "defer" for option in command_line.options(self.argv)
+        )
 
 
 def read_process(pid: int) -> QemuProcess | None:
@@ -65,12 +72,15 @@ def read_process(pid: int) -> QemuProcess | None:
             words = handle.read().split(b"\0")[:-1]
         if not words:
             return None
-        executable = os.readlink(f"{base}/exe")
-        cwd = os.readlink(f"{base}/cwd")
         owner = os.stat(base)
+        argv = tuple(os.fsdecode(word) for word in words)
+        try:
+            executable, cwd, visible = os.readlink(f"{base}/exe"), os.readlink(f"{base}/cwd"), True
+        except PermissionError:
+            # Another user's: its command line can be read, the rest only by root.
+            executable, cwd, visible = argv[0], "/", False
     except OSError:
         return None
-    argv = tuple(os.fsdecode(word) for word in words)
     replaced = executable.endswith(" (deleted)")
     executable = executable[: -len(" (deleted)")] if replaced else executable
     if not any(_EMULATOR.match(os.path.basename(path)) for path in (argv[0], executable)):
@@ -81,6 +91,7 @@ def read_process(pid: int) -> QemuProcess | None:
         argv=argv,
         cwd=cwd,
         executable=executable,
+        visible=visible,
         uid=owner.st_uid,
         gid=owner.st_gid,
     )
@@ -226,10 +237,11 @@ class LaunchedProcess:
         return ""
 
     async def end(self) -> None:
-        """Kill it, wait for its end, and reap it."""
+        """Kill it, wait for its end (a process that hangs in the kernel takes longer than this waits), and reap it."""
         self.watch.kill()
-        await self.watch.wait()
-        self._process.wait()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.watch.wait(), _KILL_TIMEOUT)
+        self._process.poll()
 
     def release(self) -> None:
         """Let it go its own way: it now outlives this process."""

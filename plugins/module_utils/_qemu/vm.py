@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import typing as t
 
@@ -118,6 +119,33 @@ def _process_behind(monitor: Monitor, name: str) -> QemuProcess | None:
         if monitor.peer_pid is not None or monitor.address in process.qmp_addresses
     ]
     return found[0] if len(found) == 1 else None
+
+
+async def runtime_changes(monitor: Monitor, process: QemuProcess) -> str:
+    """What was changed in the VM since its start, so that its command line does not describe it any more; or "".
+
+    Looked at are the disks' files (snapshots, mirrors and changed media put others in their place) and devices that
+    were plugged in; one that was unplugged makes the load of the state fail by itself.
+    """
+    words = list(process.argv)
+    if any(word.lstrip("-") == "readconfig" for word in words):
+        return ""
+    for disk in await monitor.execute("query-block"):
+        path = disk.get("inserted", {}).get("image", {}).get("filename", "")
+        names = [path, os.path.relpath(path, process.cwd)] if path.startswith("/") else []
+        escaped = [name.replace(",", ",,") for name in names]
+        if names and not any(name in word for name in names + escaped for word in words):
+            where = disk.get("device") or disk.get("qdev") or "a disk"
+            return (
+                f"{where} is {path} now, which its command line does not name (a snapshot, a mirror, or another medium)"
+            )
+    for device in await monitor.execute("qom-list", {"path": "/machine/peripheral"}):
+        name = device["name"]
+        if device["type"].startswith("child<") and not any(
+            re.search(rf'(?:^|[,"\s])(?:id=|"?id"\s*:\s*"){re.escape(name)}(?:$|[,"])', word) for word in words
+        ):
+            return f"the device {name} was plugged in after its start"
+    return ""
 
 
 async def read_ram_blocks(monitor: Monitor) -> list[RamBlock]:
