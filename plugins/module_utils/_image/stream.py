@@ -32,7 +32,7 @@ _RAM_SECTION = re.compile(rb"\x01.{4}\x03ram.{4}\x00\x00\x00\x04", re.DOTALL)  #
 _MAPPED_RAM_HEADER = ">IQQQ"
 _CAPABILITY_MAPPED_RAM = "mapped-ram"
 _CAPABILITY_IGNORE_SHARED = "x-ignore-shared"
-_LOW_BITS = 0xFFF  # of a RAM word: flags, as lengths are multiples of the page size
+_LOW_BITS = 0x3FF  # of a RAM word: flags, none above 0x200; lengths are multiples of the page size, 1 KiB at least
 
 _MAX_BEFORE_RAM = 1024 * 1024
 _MAX_RAM_BLOCKS = 4096

@@ -22,6 +22,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import (
     StreamFacts,
     read_stream,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -156,13 +157,54 @@ def test_blocks_of_a_save_that_ignores_shared_memory(builder):
     assert len(facts_of(builder.write()).ram_blocks) == 2
 
 
-@pytest.mark.parametrize("page_size", [1024, 16384, 65536])
-def test_other_page_sizes(builder, page_size):
+@pytest.mark.parametrize("byte_order", ["little", "big"])
+@pytest.mark.parametrize("page_size", [1024, 4096, 16384, 65536, 2 << 20])
+def test_other_page_sizes_and_byte_orders(builder, page_size, byte_order):
+    builder.header = dataclasses.replace(builder.header, byte_order=byte_order)
     builder.page_size = page_size
-    builder.blocks = [(b"ram", 100 * page_size, {0, 64, 99})]
-    (block,) = facts_of(builder.write()).ram_blocks
+    # One page, one word, and a bit more than a word: the bitmap is whole words in each case.
+    present = {b"one": {0}, b"word": {1, 62}, b"more": {0, 63, 64}}
+    builder.blocks = [
+        (name, pages * page_size, present[name]) for name, pages in ((b"one", 1), (b"word", 64), (b"more", 65))
+    ]
+    path = builder.write()
+    facts = facts_of(path)
+    assert facts.sections == [DeviceSection("cpu", 1, 12)]
+    with path.open("rb") as file:
+        for block in facts.ram_blocks:
+            assert isinstance(block, MappedRamBlock)
+            assert (block.page_size, block.byte_order) == (page_size, byte_order)
+            found = {
+                page for page in range(block.pages) if block.count_present(file.fileno(), page, page + 1, str(path))
+            }
+            assert found == present[block.name.encode()]
+            assert block.zero_pages == block.pages - len(found)
+    assert structure_problems(str(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("byte_order", "first_word"), [("little", b"\x02\x01\0\0\0\0\0\x80"), ("big", b"\x80\0\0\0\0\0\x01\x02")]
+)
+def test_bitmap_words_are_the_hosts(builder, byte_order, first_word):
+    """Written out by hand, so that builder and reader cannot err together: pages 1, 8, 63 and 64 of 65."""
+    builder.header = dataclasses.replace(builder.header, byte_order=byte_order)
+    builder.blocks = [(b"ram", 65 * PAGE, set())]
+    path = builder.write()
+    (block,) = facts_of(path).ram_blocks
     assert isinstance(block, MappedRamBlock)
-    assert (block.pages, block.present_pages) == (100, 3)
+    assert (block.present_pages, block.bitmap_length) == (0, 16)
+    with path.open("r+b") as file:
+        file.seek(block.bitmap_offset)
+        file.write(first_word + (1).to_bytes(8, "little" if byte_order == "little" else "big"))
+    (block,) = facts_of(path).ram_blocks
+    assert isinstance(block, MappedRamBlock)
+    assert block.present_pages == 4
+    with path.open("rb") as file:
+        assert [page for page in range(65) if block.count_present(file.fileno(), page, page + 1, "p")] == [1, 8, 63, 64]
+    # Of a host of the other byte order, the same bytes mean other pages.
+    other = dataclasses.replace(block, byte_order="big" if byte_order == "little" else "little")
+    with path.open("rb") as file:
+        assert not other.count_present(file.fileno(), 63, 64, "p")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -185,31 +227,56 @@ def test_counting_present_pages(builder, monkeypatch, byte_order, present, first
     assert counted == len([page for page in present if first <= page < last])
 
 
-def test_time_grows_with_the_bitmap_only(builder):
-    builder.blocks = [(b"ram", 1 << 40, {0, (1 << 28) - 1})]
-    path = builder.path
-    builder.description = {"devices": []}
-    # The builder holds the bitmap as Python integers, so write only what differs from zeros.
-    bitmap_length = (1 << 28) // 8
-    with path.open("wb") as file:
+def write_huge(builder, ram: int) -> tuple[int, int]:
+    """Write an image of so many bytes of RAM, the first and the last page present; bitmap's length and pages' offset.
+
+    The builder holds the bitmap as Python integers, so this writes only what differs from zeros.
+    """
+    bitmap_length = ram // PAGE // 8
+    with builder.path.open("wb") as file:
         header = dataclasses.replace(builder.header, data_length=STREAM - 92)
         file.write(header.pack() + builder.xml.encode())
         file.seek(STREAM)
         file.write(b"QEVM\0\0\0\3\x07\0\0\0\x02pc\x05\x1aconfiguration/capabilities" + struct.pack(">II", 1, 1))
-        file.write(b"\x0amapped-ram\x01\0\0\0\2\x03ram\0\0\0\0\0\0\0\4" + struct.pack(">Q", (1 << 40) | 4))
-        file.write(b"\3ram" + struct.pack(">Q", 1 << 40))
+        file.write(b"\x0amapped-ram\x01\0\0\0\2\x03ram\0\0\0\0\0\0\0\4" + struct.pack(">Q", ram | 4))
+        file.write(b"\3ram" + struct.pack(">Q", ram))
         bitmap_offset = file.tell() + 28
-        pages_offset = 64 << 20
+        pages_offset = -(-(bitmap_offset + bitmap_length) // (1 << 20)) << 20
         file.write(struct.pack(">IQQQ", 1, PAGE, bitmap_offset, pages_offset) + b"\1")
         file.seek(bitmap_offset + bitmap_length - 1)
         file.write(b"\x80")
-        file.seek(pages_offset + (1 << 40))
+        file.seek(pages_offset + ram)
         file.write(b"\0\x06" + struct.pack(">I", 14) + b'{"devices":[]}')
+    return bitmap_length, pages_offset
+
+
+def test_time_grows_with_the_bitmap_only(builder):
+    write_huge(builder, 1 << 40)
     started = time.monotonic()
-    (block,) = facts_of(path).ram_blocks
+    (block,) = facts_of(builder.path).ram_blocks
     assert isinstance(block, MappedRamBlock)
     assert block.present_pages == 2
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("ram", [1 << 30, 1 << 33, 1 << 38], ids=["1G", "8G", "256G"])
+def test_no_page_is_read(builder, monkeypatch, ram):
+    """What is read beside the bitmap, one bit for each page, is the same for every size."""
+    bitmap_length, pages_offset = write_huge(builder, ram)
+    reads: list[tuple[int, int]] = []
+    pread = os.pread
+
+    def watch(descriptor: int, length: int, offset: int) -> bytes:
+        data = pread(descriptor, length, offset)
+        reads.append((offset, len(data)))
+        return data
+
+    monkeypatch.setattr(os, "pread", watch)
+    assert facts_of(builder.path).sections == []
+    monkeypatch.undo()
+    assert sum(length for _offset, length in reads) < bitmap_length + (2 << 20)
+    # A search for the RAM section, which begins before the pages, is all that may reach into them.
+    assert all(offset < pages_offset or offset >= pages_offset + ram for offset, _length in reads)
 
 
 # --- what nobody should have written ---

@@ -1,0 +1,66 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The QEMUs to test with: this host's, and those that scripts/setup unpacks into .cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import subprocess
+
+from .guest import REPOSITORY
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Qemu:
+    """One QEMU; they compare by their versions."""
+
+    version: tuple[int, ...]
+    path: str
+
+    @property
+    def label(self) -> str:
+        """The version as people name it, "10.0"."""
+        return ".".join(map(str, self.version[:2]))
+
+    @property
+    def who(self) -> str:
+        """Its name in the table of who reads whose images."""
+        return f"vmops.qemu with QEMU {'.'.join(map(str, self.version))}"
+
+    @property
+    def mapped_ram(self) -> bool:
+        """Whether it writes and reads sparse images."""
+        return self.version >= (9, 1)
+
+    @functools.cached_property
+    def machines(self) -> list[str]:
+        """Its machine types of the kind pc-i440fx-N.M, the newest first."""
+        found = re.findall(r"^pc-i440fx-(\d+)\.(\d+)\s", _output(self.path, "-machine", "help"), re.MULTILINE)
+        newest_first = sorted(((int(major), int(minor)) for major, minor in found), reverse=True)
+        return [f"pc-i440fx-{major}.{minor}" for major, minor in newest_first]
+
+
+def common_machine(one: Qemu, other: Qemu) -> str:
+    """The newest machine type that both have; raises StopIteration where they have none."""
+    return next(machine for machine in one.machines if machine in other.machines)
+
+
+@functools.cache
+def find_qemus() -> tuple[Qemu, ...]:
+    """The QEMUs that are there, the oldest first; one for each version."""
+    paths = [REPOSITORY / ".cache" / name / "qemu-system-x86_64" for name in ("qemu-7.2", "qemu-11.1")]
+    found: dict[tuple[int, ...], Qemu] = {}
+    for path in ["qemu-system-x86_64", *(str(path) for path in paths if path.exists())]:
+        match = re.match(r"QEMU emulator version (\d+(?:\.\d+)+)", _output(path, "--version"))
+        if match:
+            version = tuple(map(int, match.group(1).split(".")))
+            found.setdefault(version, Qemu(version, path))
+    return tuple(found[version] for version in sorted(found))
+
+
+def _output(*argv: str) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
