@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, MigrationError, MonitorLostError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, MigrationError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 
 
@@ -59,10 +59,13 @@ class DescriptorSet:
         return f"file:/dev/fdset/{self.number},offset={offset:#x}"
 
     async def remove(self) -> None:
-        """Take the set out of QEMU again; a migration that runs has its own copies. Never raises."""
+        """Take the set out of QEMU again; a migration that runs has its own copies.
+
+        :raises MonitorLostError: the connection is lost, and the set may still be there.
+        """
         if self.number is None:
             return
-        # Gone already, or QEMU is: then there is nothing to take out.
-        with contextlib.suppress(CommandError, MonitorLostError):
+        # It may be gone already: QEMU drops a set whose descriptors are used up.
+        with contextlib.suppress(CommandError):
             await self._monitor.execute("remove-fd", {"fdset-id": self.number})
         self.number = None
