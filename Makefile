@@ -120,6 +120,18 @@ functional: ## pytest tests/functional: saves and restores of a real QEMU
 pytest: ## Both in one run
 	@python -m pytest $(ARGS)
 
+.PHONY: test-versions
+test-versions: ## The tests of several QEMU versions: 7.2, this host's, 11.1
+	@scripts/setup versions
+	@python -m pytest $(or $(TESTS),tests/versions) $(ARGS)
+	@python scripts/compatibility_table.py >/dev/null
+
+.PHONY: test-interop
+test-interop: ## With a real libvirt, as root, then docs/compatibility.md: make test-interop ARGS='-m smoke'
+	@scripts/setup interop
+	@python -m pytest $(or $(TESTS),tests/interop) $(ARGS)
+	@python scripts/compatibility_table.py
+
 # --- the artefact -------------------------------------------------------------------------------------------------
 
 .PHONY: build

@@ -100,6 +100,44 @@ async def _bounded(operation: Operation, timeout: float) -> dict[str, t.Any]:
         ) from None
 
 
+def run_blocking(module: AnsibleModule, function: t.Callable[[], dict[str, t.Any]], subject: str) -> t.NoReturn:
+    """Run work on files, without a guest, to its end and leave through the module.
+
+    The first SIGTERM, SIGINT or SIGHUP raises InterruptedOperationError where the work is just then, so that its
+    context managers clean up; further ones are ignored.
+
+    :param function: does the work and returns the module's return values; may raise VmopsError.
+    :param subject: what it is about, for messages.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        if not received:
+            received.append(number)
+            raise InterruptedOperationError(
+                f"The work on {subject} was interrupted by {signal.Signals(number).name}",
+                cure="Run the task again when the reason is gone",
+            )
+
+    for number in _SIGNALS:
+        signal.signal(number, interrupt)
+    try:
+        result = function()
+    except VmopsError as exc:
+        module.fail_json(**exc.as_result())
+    except Exception as exc:  # a bug of ours, as above
+        module.fail_json(
+            msg=f"{module._name} met an unexpected error, please report it: {type(exc).__name__}: {exc}.",
+            exception=traceback.format_exc(),
+        )
+    if not module._diff:
+        result.pop("diff", None)
+    for warning in result.pop("warnings", []):
+        module.warn(warning)
+    module.exit_json(**result)
+    raise AssertionError("exit_json returned")
+
+
 def parse_mode(value: str | int) -> int:
     """Permission bits from an octal string such as C(0640), or from the number that unquoted YAML makes of it.
 

@@ -18,7 +18,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorMissingError,
     RequestError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_info
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import query_state
@@ -127,7 +126,7 @@ def migration_fingerprint(state: t.Mapping[str, t.Any]) -> str:
 
 async def is_last_migration(monitor: Monitor, head: ImageHead) -> bool:
     """Whether the image is what this QEMU wrote last: its own figures of that migration are recorded in it."""
-    facts = domain_xml.parse(head.xml, head.path).save_facts
+    facts = head.domain().save_facts
     if facts is None or not facts.migration:
         return False
     state = await query_state(monitor)

@@ -143,7 +143,7 @@ class RestoreOperation:
     async def _run(self) -> dict[str, t.Any]:
         started = time.monotonic()
         head = self._read_head()
-        domain = domain_xml.parse(head.xml, self.path) if head else None
+        domain = head.domain() if head else None
         name = self.request.name or (domain.name if domain else None)
         self.subject = name or self.subject
         if domain and self.request.name and domain.name != self.request.name:
@@ -160,10 +160,13 @@ class RestoreOperation:
             if monitor and vm and vm.run_state != "inmigrate":
                 return await self._with_running_vm(monitor, vm, head)
             if head is None or domain is None:
+                archived = image_result(self.path)["state"] == "archived"
                 raise ImageNotFoundError(
                     self.path,
                     f"there is no image to restore, and {self.subject} is not running",
-                    cure="Check name, path and save_dir (vmops.qemu.qemu_save_image_info lists a directory)",
+                    cure="It was archived: expand it first (vmops.qemu.qemu_save_image with archive: none)"
+                    if archived
+                    else "Check name, path and save_dir (vmops.qemu.qemu_save_image_info lists a directory)",
                     guest_state=self.guest_state if vm else f"{self.subject} is not running",
                 )
             if vm is None:
@@ -189,9 +192,10 @@ class RestoreOperation:
         except ImageNotFoundError:
             return None
         if not head.header.complete:
+            problems = image_result(self.path)["problems"]
             raise ImagePartialError(
                 self.path,
-                "the image is partial: its save never finished, so it does not hold the whole guest",
+                problems[0] if problems else "the image is partial",
                 cure="If the guest still runs, save it again; else start it from its disks and remove the file",
             )
         return head

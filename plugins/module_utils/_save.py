@@ -160,6 +160,9 @@ class SaveOperation:
         self.guest_state = f"{self.subject} is not running"
         head = self._existing_image()
         if head is None:
+            archived = image_result(self.path) if self.path and self.request.name else {}
+            if archived.get("state") == "archived" and archived["name"] == self.request.name:
+                return self.result(f"{self.subject} is already saved, in the archive {archived['path']}", None)
             if self.request.qmp_socket:
                 raise MonitorMissingError(
                     f"No QEMU answers at the QMP socket {self.request.qmp_socket}"
@@ -190,7 +193,7 @@ class SaveOperation:
         """The name of the VM in the image at the path, where there is one that can be read."""
         with contextlib.suppress(ImageError):
             head = self._existing_image()
-            return domain_xml.parse(head.xml, head.path).name if head else None
+            return head.domain().name if head else None
         return None
 
     def _existing_image(self) -> ImageHead | None:
@@ -201,7 +204,7 @@ class SaveOperation:
     @staticmethod
     def _is_image_of(head: ImageHead, name: str | None, uuid: str, qmp_socket: str | None) -> bool:
         """Whether the image holds the VM: by uuid where both have one, else by name, else by its recorded socket."""
-        domain = domain_xml.parse(head.xml, head.path)
+        domain = head.domain()
         if uuid and domain.uuid:
             return uuid == domain.uuid
         if name:
@@ -394,12 +397,12 @@ _RUN_STATE_CURES = {
 
 
 def _image_owner(head: ImageHead) -> str:
-    domain = domain_xml.parse(head.xml, head.path)
+    domain = head.domain()
     return f"{domain.name}, {domain.uuid}" if domain.uuid else domain.name
 
 
 def _saved_at(head: ImageHead) -> str:
-    facts = domain_xml.parse(head.xml, head.path).save_facts
+    facts = head.domain().save_facts
     if facts and facts.saved_at:
         return facts.saved_at
     return datetime.datetime.fromtimestamp(head.mtime, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -489,7 +492,7 @@ class _Transaction:
         choice = _Choice(partial.header.format, record.parallel_channels, record.bypass_cache, {}, [])
         try:
             self.qemu_version = (await read_support(self.monitor)).version
-            self.launch_record = domain_xml.parse(read_image_head(partial.path).xml, partial.path).launch
+            self.launch_record = read_image_head(partial.path).domain().launch
             self.operation.guest_state = f"{self.vm.label} is being saved"
             return await self._finish(read_image_head(partial.path).xml, choice, started, started)
         except BaseException as exc:

@@ -21,10 +21,11 @@ options:
       - A save image, or a directory of them.
       - In a directory, regular files that begin as save images do are read, and those named C(*.save). Others, and
         symbolic links, are left out.
+      - Archives that M(vmops.qemu.qemu_save_image) has made of images named C(*.save) are read, too.
     type: path
   name:
     description:
-      - The VM's name; its image is the name with C(.save) in O(save_dir).
+      - The VM's name; its image is the name with C(.save) in O(save_dir), or an archive of it.
       - Without O(path) and O(name), all images in O(save_dir) are read.
     type: str
   save_dir:
@@ -35,7 +36,7 @@ options:
   stream:
     description:
       - Read the QEMU stream too. The result is in C(stream) of each image.
-      - Of a compressed image, nothing of the stream is known.
+      - Of a compressed image, machine type and RAM blocks are known where the tool of its format is installed.
     type: bool
     default: false
   verify:
@@ -57,6 +58,7 @@ notes:
 seealso:
   - module: vmops.qemu.qemu_save
   - module: vmops.qemu.qemu_restore
+  - module: vmops.qemu.qemu_save_image
 author:
   - vmops.qemu contributors (@vmops)
 """
@@ -105,9 +107,15 @@ images:
       type: bool
     state:
       description:
-        - V(complete), V(partial) (its save never finished, or still goes on), V(invalid) (see C(problems)) or
-          V(absent).
+        - V(complete), V(partial) (its save never finished, or still goes on), V(archived) (see C(archive)), V(invalid)
+          (see C(problems)) or V(absent).
       type: str
+    archive:
+      description:
+        - The format of the archive that M(vmops.qemu.qemu_save_image) has made of the image. The archive is in C(path),
+          and C(size) is that of the image in it.
+      type: str
+      sample: zstd
     complete:
       description: Whether the header's magic says that the save came to its end.
       type: bool

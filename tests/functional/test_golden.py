@@ -74,6 +74,15 @@ def test_info_reads_every_format(golden, run_module, name):
     assert image["launch_recorded"] is False
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_info_looks_into_the_stream_of_every_format(golden, run_module, name):
+    stream = run_module("qemu_save_image_info", path=str(golden[name]), stream=True)["image"]["stream"]
+    assert stream["machine"] == "pc-i440fx-10.0"
+    assert {block["name"]: block["used_length"] for block in stream["ram_blocks"]}["pc.ram"] == 16 * 2**20
+    if name in ("raw", "sparse"):
+        assert {"timer", "cpu_common", "fw_cfg"} <= {section["name"] for section in stream["sections"]}
+
+
 def test_info_lists_the_directory(golden, run_module):
     directory = golden["raw"].parent
     result = run_module("qemu_save_image_info", path=str(directory))

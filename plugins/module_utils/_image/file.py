@@ -28,6 +28,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageUnsafeError,
     RequestError,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import HEADER_SIZE, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 
@@ -80,6 +81,17 @@ class ImageHead:
     uid: int
     gid: int
     mode: int
+
+    def domain(self) -> domain_xml.ParsedDomain:
+        """What the domain XML says.
+
+        Our record is left out of an image of libvirt's own, which has a cookie: there it is a copy from the image of
+        ours that libvirt had restored the VM from, and says nothing about this one.
+
+        :raises ImageFormatError: the XML makes no sense.
+        """
+        domain = domain_xml.parse(self.xml, self.path)
+        return dataclasses.replace(domain, launch=None, save_facts=None) if self.cookie else domain
 
 
 def open_image(path: str, direct: bool = False) -> int:

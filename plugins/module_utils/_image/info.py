@@ -6,12 +6,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
+import re
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError, ImageNotFoundError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ImageError,
+    ImageNotFoundError,
+    RequestError,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import (
+    archive_path,
+    find_archives,
+    read_archive_head,
+    split_archive_path,
+    unfinished_archive,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import read_compressed_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import has_journal
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     open_image,
@@ -30,6 +45,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import re
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import stream_problems
 
 _PARTIAL_PROBLEM = "the image is partial: its save never finished, or is still being written"
+_EDIT_PROBLEM = (
+    "the image is partial: a change of its head was interrupted (vmops.qemu.qemu_save_image puts it back, without any"
+    " option but the image's path)"
+)
+_JOURNAL = re.compile(r"\..+\.[0-9a-f]+\.head(\.new)?", re.DOTALL)
 _UNKNOWN: dict[str, t.Any] = dict.fromkeys(
     (
         "complete",
@@ -70,6 +90,7 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
         "exists": True,
         "state": "invalid",
         **_UNKNOWN,
+        "archive": None,
         "features": [],
         "launch_recorded": False,
         "readable_by": [],
@@ -78,8 +99,13 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
     if stream:
         info["stream"] = None
     try:
+        if split_archive_path(path)[1]:
+            return _archive_info(info)
         descriptor = open_image(path)
     except ImageNotFoundError:
+        archives = find_archives(path)
+        if archives:
+            return _archive_info({**info, "path": archive_path(path, archives[0])})
         return {**info, "exists": False, "state": "absent"}
     except ImageError as error:
         return {**info, "problems": [error.problem]}
@@ -94,16 +120,21 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
         if stream or verify:
             facts = read_stream(path, head.header, descriptor)
             if stream:
-                info["stream"] = facts.as_result() if facts else None
+                shown = facts
+                # Without its tool, nothing of a compressed stream is known.
+                with contextlib.suppress(RequestError):
+                    shown = facts or read_compressed_head(path, head.header)
+                info["stream"] = shown.as_result() if shown else None
             if facts and verify:
                 problems += stream_problems(path, descriptor, facts)
     except ImageError as error:
         problems.append(error.problem)
     finally:
+        why_partial = _why_partial(path, descriptor) if info["complete"] is False else ""
         os.close(descriptor)
-    if info["complete"] is False:
+    if why_partial:
         info["state"] = "partial"
-        problems.insert(0, _PARTIAL_PROBLEM)
+        problems.insert(0, why_partial)
     elif not problems:
         info["state"] = "complete"
         info["readable_by"] = _readers(head.header)
@@ -113,30 +144,68 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
 def directory_info(directory: str, stream: bool = False, verify: bool = False) -> list[dict[str, t.Any]]:
     """C(image_info) of each image in a directory, by name.
 
-    An image is a regular file that begins with either magic, or whose name ends in C(.save); symbolic links and all
-    other files are left out.
+    An image is a regular file that begins with either magic, or whose name ends in C(.save), or that of an archive of
+    such a file; symbolic links and all other files are left out.
 
     :raises ImageAccessError: the directory cannot be read.
     :raises ImageNotFoundError: it does not exist.
     """
     with image_errors(directory, "list the directory"), os.scandir(directory) as entries:
         paths = sorted(entry.path for entry in entries if entry.is_file(follow_symlinks=False))
-    return [image_info(path, stream, verify) for path in paths if path.endswith(".save") or _has_magic(path)]
+    return [
+        image_info(path, stream, verify)
+        for path in paths
+        if split_archive_path(path)[0].endswith(".save") or (_has_magic(path) and not _is_journal(path))
+    ]
 
 
 def describe(image: dict[str, t.Any]) -> str:
     """One line about an image, for people; I(image) is what C(image_info) returned."""
     label = image["name"] or image["path"]
-    if image["name"] and os.path.basename(image["path"]) != f"{label}.save":
+    if image["name"] and os.path.basename(split_archive_path(image["path"])[0]) != f"{label}.save":
         label = f"{label} ({os.path.basename(image['path'])})"
     if image["state"] == "absent":
         return f"{label}: there is no image"
-    if image["state"] == "invalid":
-        return f"{label}: invalid, {'; '.join(image['problems'])}"
+    if image["state"] == "invalid" or image["size"] is None:
+        return f"{label}: {image['state']}, {'; '.join(image['problems'])}"
+    state = f"archived ({image['archive']})" if image["state"] == "archived" else image["state"]
     return (
-        f"{label}: {image['state']} {image['format']} image, version {image['version']},"
+        f"{label}: {state} {image['format']} image, version {image['version']},"
         f" {_human(image['memory'] or 0)} memory, {_human(image['allocated'])} on disk"
     )
+
+
+def _archive_info(info: dict[str, t.Any]) -> dict[str, t.Any]:
+    """What is known of an image from its archive, without expanding more than the head."""
+    image_format = split_archive_path(info["path"])[1]
+    info = {**info, "archive": image_format.label if image_format else None}
+    try:
+        head = read_archive_head(info["path"])
+        return {**info, **_head_info(head), **_domain_info(head), "state": "archived"}
+    except ImageNotFoundError:
+        return {**info, "exists": False, "state": "absent", "archive": None}
+    except ImageError as error:
+        return {**info, "problems": [error.problem]}
+    except RequestError as error:  # no tool to look into it
+        return {**info, "state": "archived", "problems": [error.what]}
+
+
+def _why_partial(path: str, descriptor: int) -> str:
+    if has_journal(path, descriptor):
+        return _EDIT_PROBLEM
+    left = None
+    with contextlib.suppress(ImageError):
+        left = unfinished_archive(path, descriptor)
+    if left:
+        return (
+            "the image is partial: its archiving was interrupted, or goes on (vmops.qemu.qemu_save_image finishes it"
+            f" with archive: {left.format}, and makes the image whole again with archive: none)"
+        )
+    return _PARTIAL_PROBLEM
+
+
+def _is_journal(path: str) -> bool:
+    return _JOURNAL.fullmatch(os.path.basename(path)) is not None
 
 
 def _head_info(head: ImageHead) -> dict[str, t.Any]:
@@ -160,7 +229,7 @@ def _head_info(head: ImageHead) -> dict[str, t.Any]:
 
 def _domain_info(head: ImageHead) -> dict[str, t.Any]:
     """Raises ImageFormatError where the XML cannot be read; then nothing of it is shown, as it may hold secrets."""
-    domain = domain_xml.parse(head.xml, head.path)
+    domain = head.domain()
     return {
         "domain_xml": domain_xml.redact(head.xml, head.path),
         "name": domain.name,

@@ -15,8 +15,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml impor
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
 
 KEYS = (
-    "path exists state complete version format features vm_state byte_order name uuid memory vcpus machine domain_xml"
-    " cookie size allocated stream_offset saved_at qemu_version launch_recorded readable_by problems mode owner mtime"
+    "path exists state archive complete version format features vm_state byte_order name uuid memory vcpus machine"
+    " domain_xml cookie size allocated stream_offset saved_at qemu_version launch_recorded readable_by problems mode"
+    " owner mtime"
 )
 
 
@@ -30,6 +31,7 @@ def test_an_image_of_libvirt(golden):
         "path": str(path),
         "exists": True,
         "state": "complete",
+        "archive": None,
         "complete": True,
         "version": 2,
         "format": "sparse",
@@ -54,7 +56,7 @@ def test_an_image_of_libvirt(golden):
         "mtime": facts.st_mtime,
     }
     assert image_info(str(golden / "raw.save"))["readable_by"] == ["vmops.qemu", "libvirt"]
-    assert image_info(str(golden / "zstd.save"))["readable_by"] == ["libvirt"]
+    assert image_info(str(golden / "zstd.save"))["readable_by"] == ["vmops.qemu", "libvirt"]
 
 
 def test_an_image_of_ours(builder):

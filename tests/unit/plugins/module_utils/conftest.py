@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import signal
 import struct
 import subprocess
 import tarfile
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 
-GOLDEN = Path(__file__).resolve().parents[4] / "fixtures" / "golden"
+GOLDEN = Path(__file__).resolve().parents[3] / "fixtures" / "golden"
 PAGE = 4096
 ALIGNMENT = 1024 * 1024
 
@@ -111,3 +112,62 @@ class ImageBuilder:
 @pytest.fixture
 def builder(tmp_path) -> ImageBuilder:
     return ImageBuilder(tmp_path / "web1.save")
+
+
+_STEPS = ("pwrite", "fsync", "ftruncate", "rename", "unlink", "link")
+
+
+def _die_at_step(step: int, torn: bool) -> None:
+    """Have this process kill itself at its step-th call that changes a file; in the middle of it with C(torn)."""
+    count = 0
+
+    def wrap(name):
+        real = getattr(os, name)
+
+        def call(*arguments, **keywords):
+            nonlocal count
+            count += 1
+            if count == step:
+                if torn and name == "pwrite":
+                    real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2], arguments[2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **keywords)
+
+        setattr(os, name, call)
+
+    for name in _STEPS:
+        wrap(name)
+
+
+def _run_and_die(step: int, torn: bool, work) -> bool:
+    """Whether the work came to its end in a process that is killed at that step."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            _die_at_step(step, torn)
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    status = os.waitpid(pid, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the work failed otherwise than by being killed"
+    return not os.WIFSIGNALED(status)
+
+
+@pytest.fixture
+def kill_at_each_step():
+    """C(kill_at_each_step(set_up, work, check)): for each of its steps, kill the work there and check what is left."""
+
+    def run(set_up, work, check, at_least: int, torn_too: bool = False) -> None:
+        for torn in (False, True) if torn_too else (False,):
+            step = 0
+            finished = False
+            while not finished:
+                step += 1
+                set_up()
+                finished = _run_and_die(step, torn, work)
+                check(finished)
+            assert step > at_least
+
+    return run

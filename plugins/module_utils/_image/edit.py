@@ -1,0 +1,294 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Changing the head of a finished save image in place: version, state after a restore, domain XML.
+
+The QEMU stream cannot be moved, so the head is written anew where it is, and an interruption at any point must leave
+a whole image or one that is known not to be:
+
+- What changes only the header's 92 bytes is one write inside one disk sector, which happens or does not.
+- A new domain XML is many sectors. The old head is first put into a journal beside the image,
+  C(.<file name>.<inode>.head), with the partial magic, so that it is never taken for an image. Then: partial magic,
+  flush, new text, flush, complete magic, flush, and the journal is removed. An image that is partial while its journal
+  exists is put back as it was (C(recover_head)), as it is when a step fails.
+
+By hand, the journal is put back with C(dd conv=notrunc) and the complete magic written over the first 16 bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import os
+import signal
+import stat
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ConflictError,
+    ImageFormatError,
+    ImageNotFoundError,
+    ImagePartialError,
+    RequestError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
+    ImageHead,
+    flush_image,
+    pack_head,
+    read_at,
+    remove_image,
+    write_at,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
+    HEADER_SIZE,
+    MAGIC_COMPLETE,
+    MAGIC_PARTIAL,
+    MAGIC_SIZE,
+    SaveImageHeader,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def open_for_edit(path: str) -> t.Iterator[int]:
+    """Open a file for reading and writing, which nobody else has open or has locked; locked until the end.
+
+    Others are found by C(flock), and, on local file systems, by asking the kernel for a lease, which it refuses while
+    another process has the file open (such as a QEMU that loads it).
+
+    :raises ConflictError: another process has the file.
+    :raises ImageNotFoundError: there is no file.
+    :raises ImageFormatError: it is not a regular file.
+    :raises ImageAccessError: it cannot be opened or locked; a symbolic link is not followed.
+    """
+    with image_errors(path, "open the image"):
+        _require_regular(os.lstat(path), path)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _require_regular(os.fstat(descriptor), path)
+        with image_errors(path, "lock the image"):
+            if not (_lock(descriptor) and _is_alone(descriptor)):
+                raise ConflictError(
+                    f"{path} is in use: another process restores, saves or changes it",
+                    cure="Wait for its end (fuser shows who has the file open)",
+                )
+            if not os.path.samestat(os.lstat(path), os.fstat(descriptor)):
+                raise ConflictError(f"{path} was replaced by another process just now", cure="Run the task again")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def plan_head(
+    head: ImageHead,
+    new_xml: str | None = None,
+    vm_state: str | None = None,
+    image_version: int | None = None,
+) -> ImageHead:
+    """The head as it shall be; equal to C(head) where nothing is to be changed. None leaves a part as it is.
+
+    The collection's own record is taken from the image, whatever the new XML says of it: how the VM is started again
+    must not depend on an XML that was shown (with secrets hidden) and edited.
+
+    :param new_xml: a domain XML of the same VM.
+    :param vm_state: C(running) or C(paused).
+    :raises RequestError: the XML is none, is of another VM, has hidden secrets, or does not fit.
+    """
+    header = head.header
+    if vm_state is not None:
+        header = dataclasses.replace(header, was_running=vm_state == "running")
+    if image_version is not None:
+        header = dataclasses.replace(header, version=image_version)
+    xml = head.xml if new_xml is None else _with_record(head, new_xml)
+    if xml != head.xml:
+        header = pack_head(head.path, header, xml, head.cookie)[0]
+    return dataclasses.replace(head, header=header, xml=xml)
+
+
+def write_head(descriptor: int, old: ImageHead, new: ImageHead) -> None:
+    """Bring a planned head onto the storage; afterwards the image is as before, or wholly changed.
+
+    :param descriptor: of C(open_for_edit).
+    :raises ImagePartialError: the image is not complete.
+    :raises ImageAccessError: a step failed; the old head was put back, or its journal waits for C(recover_head).
+    """
+    path = old.path
+    if not old.header.complete:
+        raise ImagePartialError(path, "the image is partial, so its head is not changed")
+    if old.xml == new.xml:
+        with image_errors(path, "write the image's header"):
+            write_at(descriptor, new.header.pack(), 0)
+            os.fsync(descriptor)
+        return
+    _header, data = pack_head(path, new.header, new.xml, new.cookie)
+    journal = _write_journal(path, descriptor, old)
+    try:
+        with image_errors(path, "write the image's head"):
+            write_at(descriptor, MAGIC_PARTIAL, 0)
+            os.fsync(descriptor)
+            write_at(descriptor, MAGIC_PARTIAL + data[MAGIC_SIZE:], 0)
+            os.fsync(descriptor)
+            write_at(descriptor, MAGIC_COMPLETE, 0)
+            os.fsync(descriptor)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the complete magic may be there already: then recovery would keep it
+            write_at(descriptor, MAGIC_PARTIAL, 0)
+        recover_head(path, descriptor)
+        raise
+    remove_image(journal)
+
+
+def recover_head(path: str, descriptor: int) -> bool:
+    """Put the old head back where a change of it was cut off, and remove what is left of that change.
+
+    :param descriptor: of C(open_for_edit).
+    :returns: whether the image was partial and is whole again.
+    :raises ImageFormatError: the journal is not that of this image.
+    :raises ImageAccessError: a step failed; the journal stays.
+    """
+    journal = journal_path(path, descriptor)
+    _unlink(f"{journal}.new")
+    recovered = False
+    if not os.path.lexists(journal):
+        return False
+    header = SaveImageHeader.parse(read_at(descriptor, HEADER_SIZE, 0, path), path)
+    if not header.complete:
+        data = _read_journal(path, journal, header)
+        with image_errors(path, "put the image's head back"):
+            write_at(descriptor, data, 0)
+            os.fsync(descriptor)
+            write_at(descriptor, MAGIC_COMPLETE, 0)
+            os.fsync(descriptor)
+        recovered = True
+    remove_image(journal)
+    return recovered
+
+
+def drop_journal(path: str, descriptor: int) -> None:
+    """Remove what is left of a change of the head, before the image is removed.
+
+    :raises ImageAccessError: it cannot be removed.
+    """
+    journal = journal_path(path, descriptor)
+    for left in (journal, f"{journal}.new"):
+        _unlink(left)
+
+
+def has_journal(path: str, descriptor: int) -> bool:
+    """Whether a change of this image's head was cut off, so that C(recover_head) can put it back."""
+    return os.path.lexists(journal_path(path, descriptor))
+
+
+def journal_path(path: str, descriptor: int) -> str:
+    """Where the old head is kept during a change; the inode in it tells the image from one that replaced it."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f".{name}.{os.fstat(descriptor).st_ino:x}.head")
+
+
+def _with_record(head: ImageHead, new_xml: str) -> str:
+    try:
+        old = domain_xml.parse(head.xml, head.path)
+        xml = new_xml
+        if old.save_facts:
+            xml = domain_xml.embed(new_xml, old.save_facts, old.launch, "domain_xml")
+        new = domain_xml.parse(xml, "domain_xml")
+    except ImageFormatError as error:
+        raise RequestError(f"The domain XML cannot be put into {head.path}: {error}", cure="Correct it") from error
+    for what, old_value, new_value in (("name", old.name, new.name), ("UUID", old.uuid, new.uuid)):
+        if old_value and old_value != new_value:
+            raise RequestError(
+                f"The domain XML is of a VM with the {what} {new_value or '(none)'},"
+                f" but {head.path} holds the one with {old_value}",
+                cure=f"Give the XML of the saved VM: its {what} cannot be changed",
+            )
+    if domain_xml.HIDDEN in xml and domain_xml.HIDDEN not in head.xml:
+        raise RequestError(
+            f"The domain XML has {domain_xml.HIDDEN} where {head.path} has a secret",
+            cure="Put the secret in: what vmops.qemu.qemu_save_image_info shows has its secrets hidden",
+        )
+    return xml
+
+
+def _write_journal(path: str, descriptor: int, old: ImageHead) -> str:
+    """Keep the image's first bytes as they are, but with the partial magic, under the journal's name; flushed."""
+    journal = journal_path(path, descriptor)
+    data = read_at(descriptor, old.header.stream_offset, 0, path)
+    data = MAGIC_PARTIAL + data[MAGIC_SIZE:]
+    _unlink(f"{journal}.new")
+    with image_errors(journal, "write the journal"):
+        try:
+            target = os.open(f"{journal}.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                write_at(target, data, 0)
+                os.fsync(target)
+            finally:
+                os.close(target)
+            os.rename(f"{journal}.new", journal)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(f"{journal}.new")
+            raise
+    flush_image(journal)
+    return journal
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(ImageNotFoundError), image_errors(path, "remove the leftover"):
+        os.unlink(path)
+
+
+def _read_journal(path: str, journal: str, header: SaveImageHeader) -> bytes:
+    with image_errors(journal, "read the journal"):
+        source = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        facts = os.fstat(source)
+        data = read_at(source, header.stream_offset + 1, 0, journal)
+    finally:
+        os.close(source)
+    if (
+        facts.st_uid not in (os.geteuid(), 0)
+        or len(data) != header.stream_offset
+        or SaveImageHeader.parse(data, journal).data_length != header.data_length
+    ):
+        raise ImageFormatError(
+            path,
+            f"the image is partial, and {journal} is not its old head",
+            cure="Look at both; remove the journal if it belongs to another image",
+        )
+    return data
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+def _is_alone(descriptor: int) -> bool:
+    """Whether no other open file description of the file exists; true also where the file system cannot tell."""
+    try:
+        # Who opens the file in the next moment waits for us; the signal that tells of it must be one that is ignored.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError as error:
+        return error.errno != errno.EAGAIN
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return True
+
+
+def _require_regular(facts: os.stat_result, path: str) -> None:
+    if stat.S_ISLNK(facts.st_mode):
+        raise ImageFormatError(path, "a symbolic link", cure="Give the path of the file itself")
+    if not stat.S_ISREG(facts.st_mode):
+        raise ImageFormatError(path, "not a regular file")

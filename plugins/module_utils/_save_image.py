@@ -1,0 +1,330 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Managing the file of a save image, read from top to bottom: what is there, what is asked for, the steps between.
+
+Nothing in here knows of a running QEMU. The steps are those of C(_image/edit) and C(_image/archive), which an
+interruption leaves so that the next run finds its way; each run first finishes, or undoes, what an earlier one left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ConflictError,
+    ImageError,
+    ImageNotFoundError,
+    ImagePartialError,
+    RequestError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image import archive, domain_xml, edit
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import require_tool
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
+    ImageHead,
+    image_path,
+    open_image,
+    read_at,
+    read_image_head,
+    remove_image,
+    require_writable_directory,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
+    MAGIC_COMPLETE,
+    MAGIC_PARTIAL,
+    MAGIC_SIZE,
+    ImageFormat,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._operation import image_result
+
+_NONE = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveImageRequest:
+    """The options of C(qemu_save_image), as its documentation describes them; None leaves a part as it is."""
+
+    name: str | None
+    path: str | None
+    save_dir: str
+    state: str = "present"
+    domain_xml: str | None = None
+    vm_state: str | None = None
+    image_version: int | None = None
+    archive: str | None = None
+    space: str = "whole"
+    check_mode: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A complete image and its head; C(archive) is the format of its archive, None for a plain image."""
+
+    head: ImageHead
+    archive: ImageFormat | None
+
+    def shown(self) -> str:
+        """For diff mode, with secrets hidden."""
+        header = self.head.header
+        lines = [
+            "state: " + ("archived" if self.archive else "complete"),
+            f"archive: {self.archive.label if self.archive else _NONE}",
+            f"image_version: {header.version}",
+            f"vm_state: {'running' if header.was_running else 'paused'}",
+            "domain_xml: |",
+        ]
+        xml = domain_xml.redact(self.head.xml, self.head.path).rstrip("\n")
+        return "\n".join([*lines, *(f"  {line}".rstrip() for line in xml.split("\n"))]) + "\n"
+
+
+class SaveImageOperation:
+    """One run on one image."""
+
+    def __init__(self, request: SaveImageRequest) -> None:
+        self.request = request
+        path = image_path(request.path, request.save_dir, request.name)
+        #: The image's path; an archive is named by either.
+        self.path = archive.split_archive_path(path)[0]
+        #: What was done, or would be, in order.
+        self.done: list[str] = []
+        self.warnings: list[str] = []
+
+    def run(self) -> dict[str, t.Any]:
+        """Do it.
+
+        :returns: the module's return values.
+        :raises VmopsError: what is asked for cannot be done, or failed.
+        """
+        if self.request.state == "absent":
+            return self._remove()
+        if self.request.archive not in (None, _NONE):
+            require_tool(ImageFormat.from_label(self.request.archive))
+        try:
+            with self._open(self.path) as descriptor:
+                return self._with_image(descriptor)
+        except ImageNotFoundError:
+            if os.path.lexists(self.path):
+                raise
+            return self._with_archive()
+
+    # --- present ---
+
+    def _with_image(self, descriptor: int) -> dict[str, t.Any]:
+        self._finish_earlier_run(descriptor)
+        head = read_image_head(self.path, descriptor)
+        if not head.header.complete:
+            if self.request.check_mode and self.done:  # it would be by now
+                return self._result(None, None)
+            if not os.path.lexists(self.path):
+                return self._with_archive()
+            raise ImagePartialError(
+                self.path,
+                "the image is partial: its save never finished",
+                cure="Save the VM again if it runs; else remove the image with state: absent",
+            )
+        if not self.request.check_mode:
+            archive.remove_archive_leftovers(self.path)
+        found = _Found(head, None)
+        self._settle_archives(descriptor)
+        return self._reach(found, self._plan(found), descriptor)
+
+    def _with_archive(self) -> dict[str, t.Any]:
+        formats = archive.find_archives(self.path)
+        if not formats:
+            raise ImageNotFoundError(
+                self.path, "there is no image", cure="Check name, path and save_dir, or save the VM first"
+            )
+        if len(formats) > 1:
+            names = ", ".join(archive.archive_path(self.path, each) for each in formats)
+            raise ConflictError(f"There is more than one archive of {self.path}: {names}", cure="Remove all but one")
+        source = archive.archive_path(self.path, formats[0])
+        found = _Found(archive.read_archive_head(source), formats[0])
+        planned = self._plan(found)
+        if planned == found:
+            return self._result(found, planned)
+        if self.request.archive is None:
+            raise ConflictError(
+                f"{source} is an archive, in which nothing can be changed",
+                cure="Expand it with archive: none; or give archive: "
+                + formats[0].label
+                + " to have it archived again",
+            )
+        self.done.append(f"expanded from {source}")
+        if self.request.check_mode:
+            require_writable_directory(os.path.dirname(self.path))
+            return self._reach(_Found(found.head, None), planned, -1, found)
+        with edit.open_for_edit(source) as descriptor:
+            archive.expand_archive(self.path, descriptor, formats[0])
+        with edit.open_for_edit(self.path) as descriptor:
+            return self._reach(_Found(read_image_head(self.path, descriptor), None), planned, descriptor, found)
+
+    def _plan(self, found: _Found) -> _Found:
+        """What there shall be."""
+        request = self.request
+        head = edit.plan_head(found.head, request.domain_xml, request.vm_state, request.image_version)
+        wanted = found.archive
+        if request.archive is not None:
+            wanted = None if request.archive == _NONE else ImageFormat.from_label(request.archive)
+        if wanted and wanted != found.archive and head.header.format not in (ImageFormat.RAW, ImageFormat.SPARSE):
+            raise RequestError(
+                f"{self.path} is in the format {head.header.format.label}, so it is compressed already",
+                cure="Leave archive out",
+            )
+        return _Found(head, wanted)
+
+    def _reach(self, found: _Found, planned: _Found, descriptor: int, before: _Found | None = None) -> dict[str, t.Any]:
+        """Change a plain image into what is planned, by the steps that are missing."""
+        before = before or found
+        old, new = found.head, planned.head
+        changes = []
+        if new.header.version != old.header.version:
+            changes.append(f"converted to version {new.header.version}")
+        if new.header.was_running != old.header.was_running:
+            changes.append(f"set to be {'running' if new.header.was_running else 'paused'} after a restore")
+        if new.xml != old.xml:
+            changes.append("given the new domain XML")
+        self.done += changes
+        if changes and not self.request.check_mode:
+            edit.write_head(descriptor, old, new)
+        if planned.archive:
+            self.done.append(f"archived as {archive.archive_path(self.path, planned.archive)}")
+            if self.request.check_mode:
+                require_writable_directory(os.path.dirname(self.path))
+            else:
+                archive.create_archive(self.path, descriptor, planned.archive, self.request.space == "tight")
+        return self._result(before, planned)
+
+    def _finish_earlier_run(self, descriptor: int) -> None:
+        """Undo, or finish, what an interrupted run left of this image."""
+        if edit.has_journal(self.path, descriptor):
+            if self.request.check_mode:
+                partial = read_at(descriptor, MAGIC_SIZE, 0, self.path) == MAGIC_PARTIAL
+            else:
+                partial = edit.recover_head(self.path, descriptor)
+            if partial:
+                self.done.append("put back as it was before an interrupted change")
+        left = archive.unfinished_archive(self.path, descriptor)
+        if left is None:
+            return
+        if self.request.archive is None:
+            raise ImagePartialError(
+                self.path,
+                f"the image is being archived with {left.format}, and an earlier run of that was interrupted",
+                cure=f"Finish it with archive: {left.format}, or undo it with archive: none",
+            )
+        finish = self.request.archive == left.format and not self._has_changes()
+        self.done.append("archived to the end" if finish else "made whole again after an interrupted archiving")
+        if not self.request.check_mode:
+            if finish:
+                archive.continue_archive(self.path, descriptor, left)
+            else:
+                archive.undo_archive(self.path, descriptor, left)
+
+    def _has_changes(self) -> bool:
+        request = self.request
+        return (request.domain_xml, request.vm_state, request.image_version) != (None, None, None)
+
+    def _settle_archives(self, descriptor: int) -> None:
+        """What to do about archives beside a complete image."""
+        for image_format in archive.find_archives(self.path):
+            other = archive.archive_path(self.path, image_format)
+            if self.request.archive is None:
+                self.warnings.append(f"There is an archive beside the image, too: {other}")
+            elif archive.is_same_image(self.path, descriptor, image_format):
+                # An earlier run ended just before it removed one of them. Archiving anew overwrites it, if need be.
+                if not self.request.check_mode:
+                    remove_image(other)
+                if self.request.archive == _NONE:
+                    self.done.append(f"freed of the archive that it was expanded from, {other}")
+            elif self.request.archive == _NONE:
+                self.warnings.append(f"There is an archive of another save beside the image, which was left: {other}")
+            else:
+                raise ConflictError(
+                    f"{other} is an archive of another save than {self.path}, and is not replaced",
+                    cure="Move or remove one of them",
+                )
+
+    # --- absent ---
+
+    def _remove(self) -> dict[str, t.Any]:
+        before: _Found | None = None
+        removed = []
+        for image_format in [None, *archive.SUFFIXES]:
+            path = archive.archive_path(self.path, image_format) if image_format else self.path
+            try:
+                with self._open(path) as descriptor:
+                    found = self._require_ours(path, descriptor, image_format)
+                    before = before or found
+                    if not self.request.check_mode:
+                        edit.drop_journal(path, descriptor)
+                        remove_image(path)
+                removed.append(path)
+            except ImageNotFoundError:
+                if os.path.lexists(path):
+                    raise
+        if not self.request.check_mode:
+            archive.remove_archive_leftovers(self.path)
+        self.done += [f"removed ({path})" for path in removed]
+        return self._result(before, None, "removed" if removed else "absent")
+
+    def _require_ours(self, path: str, descriptor: int, image_format: ImageFormat | None) -> _Found | None:
+        """Refuse to remove what is no save image; damaged ones may go.
+
+        :returns: what it is, where that can be read.
+        """
+        try:
+            if image_format:
+                return _Found(archive.read_archive_head(path), image_format)
+            head = read_image_head(path, descriptor)
+            domain_xml.redact(head.xml, path)
+            return _Found(head, None)
+        except RequestError:  # no tool to look into it
+            raise
+        except ImageError as error:
+            if image_format or read_at(descriptor, MAGIC_SIZE, 0, path) not in (MAGIC_COMPLETE, MAGIC_PARTIAL):
+                raise ConflictError(
+                    f"{path} is not a save image, so it is not removed ({error.problem})",
+                    cure="Remove it with ansible.builtin.file if that is what you want",
+                ) from error
+            return None
+
+    # --- both ---
+
+    def _open(self, path: str) -> t.ContextManager[int]:
+        """For reading in check mode, else for an exclusive use."""
+        return _open_for_reading(path) if self.request.check_mode else edit.open_for_edit(path)
+
+    def _result(self, before: _Found | None, after: _Found | None, gone: str = "") -> dict[str, t.Any]:
+        would = "would be " if self.request.check_mode else "was "
+        if gone == "absent":
+            message = f"There is no image at {self.path}"
+        elif self.done:
+            message = f"{self.path} {would}{', then '.join(self.done)}"
+        else:
+            message = f"{self.path} is as asked for"
+        shown = "state: absent\n" if gone else after.shown() if after else ""
+        return {
+            "changed": bool(self.done),
+            "msg": message,
+            "image": image_result(self.path),
+            "warnings": self.warnings,
+            "diff": {
+                "before": before.shown() if before else ("state: absent\n" if gone == "absent" else ""),
+                "after": shown,
+                "before_header": self.path,
+                "after_header": self.path,
+            },
+        }
+
+
+@contextlib.contextmanager
+def _open_for_reading(path: str) -> t.Iterator[int]:
+    descriptor = open_image(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
