@@ -223,6 +223,9 @@ images:
             - V(null) where the stream does not end with its description.
           type: list
           elements: dict
+        end:
+          description: The byte of the file at which the stream ends, V(null) where C(sections) is.
+          type: int
 image:
   description: The only element of RV(images).
   type: dict

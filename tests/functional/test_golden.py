@@ -81,6 +81,7 @@ def test_info_looks_into_the_stream_of_every_format(golden, run_module, name):
     assert {block["name"]: block["used_length"] for block in stream["ram_blocks"]}["pc.ram"] == 16 * 2**20
     if name in ("raw", "sparse"):
         assert {"timer", "cpu_common", "fw_cfg"} <= {section["name"] for section in stream["sections"]}
+        assert stream["end"] == SIZES[name]
 
 
 def test_info_lists_the_directory(golden, run_module):

@@ -124,12 +124,17 @@ class DeviceSection:
 
 @dataclasses.dataclass(frozen=True)
 class StreamFacts:
-    """What a stream tells without a QEMU. C(sections) is None where the stream does not end with its description."""
+    """What a stream tells without a QEMU.
+
+    C(sections) is None where the stream does not end with its description; then C(end), the byte of the file at which
+    the stream ends, is None, too.
+    """
 
     machine: str
     capabilities: list[str]
     ram_blocks: list[RamBlock]
     sections: list[DeviceSection] | None
+    end: int | None = None
 
     @property
     def mapped_ram(self) -> bool:
@@ -150,6 +155,7 @@ class StreamFacts:
             "capabilities": self.capabilities,
             "ram_blocks": blocks,
             "sections": None if self.sections is None else [dataclasses.asdict(section) for section in self.sections],
+            "end": self.end,
         }
 
 
@@ -184,7 +190,7 @@ def read_stream(path: str, header: SaveImageHeader, descriptor: int | None = Non
         )
     _find_ram(reader)
     ram_blocks = _read_ram_blocks(reader, capabilities, header.byte_order)
-    return StreamFacts(machine, capabilities, ram_blocks, _read_description(reader, padded=not mapped_ram))
+    return StreamFacts(machine, capabilities, ram_blocks, *_read_description(reader, padded=not mapped_ram))
 
 
 def read_plain_head(descriptor: int, path: str) -> StreamFacts:
@@ -312,8 +318,8 @@ def _read_mapped_block(reader: _Reader, name: str, used_length: int, byte_order:
     return dataclasses.replace(block, present_pages=present)
 
 
-def _read_description(reader: _Reader, padded: bool) -> list[DeviceSection] | None:
-    """The sections that the description at the end of the file names; None where the file does not end with one.
+def _read_description(reader: _Reader, padded: bool) -> tuple[list[DeviceSection] | None, int | None]:
+    """The sections that the description at the end of the file names, and where it ends; None without one.
 
     :param padded: allow zeros after it, as older writers leave after plain streams.
     """
@@ -326,11 +332,12 @@ def _read_description(reader: _Reader, padded: bool) -> list[DeviceSection] | No
     for _attempt in range(4):
         position = tail.rfind(_END_OF_STREAM, 0, position)
         if position < 0:
-            return None
+            return None, None
         text = position + len(_END_OF_STREAM) + 4
         if text + int.from_bytes(tail[text - 4 : text], "big") == len(tail):
-            return _parse_description(tail[text:])
-    return None
+            sections = _parse_description(tail[text:])
+            return sections, None if sections is None else start + len(tail)
+    return None, None
 
 
 def _parse_description(text: bytes) -> list[DeviceSection] | None:

@@ -115,7 +115,8 @@ def test_a_missing_image(tmp_path):
 
 
 def test_a_built_stream(builder):
-    facts = facts_of(builder.write())
+    path = builder.write()
+    facts = facts_of(path)
     assert facts.machine == "pc-q35-10.0"
     assert facts.as_result() == {
         "machine": "pc-q35-10.0",
@@ -135,6 +136,7 @@ def test_a_built_stream(builder):
             )
         ],
         "sections": [{"name": "cpu", "instance": 1, "version": 12}],
+        "end": os.path.getsize(path),
     }
 
 
