@@ -114,7 +114,7 @@ class Filter:
         :raises ImageError: it failed.
         """
         code = await self._process.wait()
-        said = await self._said
+        said = await asyncio.shield(self._said)
         if code != 0:
             how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
             raise ImageError(

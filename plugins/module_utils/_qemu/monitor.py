@@ -103,7 +103,7 @@ class Monitor:
         descriptors = connection.family == socket.AF_UNIX
         client = QMPClient(f"vmops.qemu {shown}")
         try:
-            await asyncio.wait_for(client.connect(connection), timeout)
+            await _within(timeout, client.connect(connection))
         except asyncio.TimeoutError:
             raise busy from None
         except ConnectError as exc:
@@ -146,7 +146,7 @@ class Monitor:
         :raises MonitorLostError: the connection ended before the answer, or none came; the outcome is unknown.
         """
         try:
-            return await asyncio.wait_for(self._client.execute(command, arguments), COMMAND_TIMEOUT)
+            return await _within(COMMAND_TIMEOUT, self._client.execute(command, arguments))
         except asyncio.TimeoutError:
             # A QEMU that hangs (its main loop waits for a dead disk or server) must not hang us.
             self._lost = True
@@ -220,6 +220,22 @@ class Monitor:
 
     def _lost_error(self, when: str) -> MonitorLostError:
         return MonitorLostError(f"QEMU's connection at {_shown(self.address)} ended {when}")
+
+
+async def _within(timeout: float, work: t.Awaitable[t.Any]) -> t.Any:
+    """The result of C(work), which may take so many seconds; else asyncio.TimeoutError.
+
+    Not asyncio.wait_for: before Python 3.12 it drops a cancellation that arrives when the work is just done, and with
+    it the signal that should have put the guest back.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _pending = await asyncio.wait({task}, timeout=timeout)
+        if not done:
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
 
 
 def event_seconds(event: Event) -> float:

@@ -16,7 +16,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorMissingError,
     MonitorProtocolError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, _open_socket, _peer_pid
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import (
+    Monitor,
+    _open_socket,
+    _peer_pid,
+    _within,
+)
 
 BUSY = MonitorBusyError("busy")
 
@@ -97,3 +102,30 @@ def test_a_full_backlog_is_a_busy_monitor(tmp_path):
             other.connect(path)
             with pytest.raises(MonitorBusyError):
                 connect(path)
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_cancellation_is_never_dropped(steps):
+    """Also not one that arrives when the work is just done, as asyncio.wait_for does before Python 3.12."""
+
+    async def main():
+        answer = asyncio.get_running_loop().create_future()
+
+        async def work():
+            return await answer
+
+        task = asyncio.ensure_future(_within(5, work()))
+        for _step in range(3):
+            await asyncio.sleep(0)
+        answer.set_result("done")
+        for _step in range(steps):
+            await asyncio.sleep(0)
+        was_done = task.done()
+        task.cancel()
+        try:
+            return was_done, await task
+        except asyncio.CancelledError:
+            return was_done, "cancelled"
+
+    was_done, outcome = asyncio.run(main())
+    assert outcome == ("done" if was_done else "cancelled")
