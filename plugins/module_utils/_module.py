@@ -51,8 +51,13 @@ def run_operation(module: AnsibleModule, make: t.Callable[[], Operation], timeou
     """
     if QEMU_QMP_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib(f"qemu.qmp >= {QEMU_QMP_MINIMUM}"), exception=QEMU_QMP_IMPORT_ERROR)
+    _leave_with(module, lambda: asyncio.run(_bounded(make(), timeout)))
+
+
+def _leave_with(module: AnsibleModule, work: t.Callable[[], dict[str, t.Any]]) -> t.NoReturn:
+    """Do the work and leave through the module, with its return values or its error."""
     try:
-        result = asyncio.run(_bounded(make(), timeout))
+        result = work()
     except VmopsError as exc:
         module.fail_json(**exc.as_result())
     except Exception as exc:  # a bug of ours: the operator gets a sentence, and the traceback only with -vvv
@@ -121,21 +126,7 @@ def run_blocking(module: AnsibleModule, function: t.Callable[[], dict[str, t.Any
 
     for number in _SIGNALS:
         signal.signal(number, interrupt)
-    try:
-        result = function()
-    except VmopsError as exc:
-        module.fail_json(**exc.as_result())
-    except Exception as exc:  # a bug of ours, as above
-        module.fail_json(
-            msg=f"{module._name} met an unexpected error, please report it: {type(exc).__name__}: {exc}.",
-            exception=traceback.format_exc(),
-        )
-    if not module._diff:
-        result.pop("diff", None)
-    for warning in result.pop("warnings", []):
-        module.warn(warning)
-    module.exit_json(**result)
-    raise AssertionError("exit_json returned")
+    _leave_with(module, function)
 
 
 def parse_mode(value: str | int) -> int:
