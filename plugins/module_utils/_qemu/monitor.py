@@ -235,7 +235,10 @@ async def _within(timeout: float, work: t.Awaitable[t.Any]) -> t.Any:
             raise asyncio.TimeoutError
         return task.result()
     finally:
-        task.cancel()
+        if not task.done():
+            task.cancel()
+            # It may have something to close.
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def event_seconds(event: Event) -> float:
