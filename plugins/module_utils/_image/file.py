@@ -41,7 +41,8 @@ STREAM_ALIGNMENT = 64 * 1024
 
 _DIRECT_IO_BLOCK = 4096
 _DIRECT_IO_ALIGNMENT = 1024 * 1024
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What flock fails with on a file system without locks."""
 
 
 def image_path(path: str | None, save_dir: str, name: str | None) -> str:
@@ -396,7 +397,7 @@ class PartialImage:
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if error.errno not in _NO_LOCKS:
+                if error.errno not in NO_LOCKS:
                     raise
             self._require_still_ours()  # another run may have taken it for a leftover before it was locked
 
@@ -685,7 +686,7 @@ def _open_owned(name: str, directory: int) -> int:
             return descriptor
         except OSError as error:
             # Where the file system has no locks, no one can have locked it.
-            if error.errno in _NO_LOCKS:
+            if error.errno in NO_LOCKS:
                 return descriptor
     os.close(descriptor)
     return -1
