@@ -23,7 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     target_of_partial,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import is_last_migration, put_guest_back
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, find_notes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     IDLE_STATES,
     Migration,
@@ -67,13 +67,10 @@ class InterruptedSave:
     @classmethod
     async def find(cls, monitor: Monitor) -> InterruptedSave | None:
         """Look for one; a note that cannot be read (another version's) is left alone."""
-        for fdset in await monitor.execute("query-fdsets"):
-            for descriptor in fdset["fds"]:
-                opaque = descriptor.get("opaque", "")
-                if opaque.startswith(_PREFIX):
-                    with contextlib.suppress(TypeError, ValueError):
-                        record = SaveRecord(**json.loads(opaque[len(_PREFIX) :]))
-                        return cls(monitor, record, fdset["fdset-id"], (await query_state(monitor))["status"])
+        for fdset, note in await find_notes(monitor, _PREFIX):
+            with contextlib.suppress(TypeError, ValueError):
+                record = SaveRecord(**json.loads(note))
+                return cls(monitor, record, fdset, (await query_state(monitor))["status"])
         return None
 
     def has_stream(self, run_state: str) -> bool:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 import typing as t
@@ -18,11 +19,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorMissingError,
     RequestError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, image_lock, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.lock import vm_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import query_state
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+    QemuProcess,
     connect_by_process,
     find_process,
     list_processes,
@@ -50,16 +53,40 @@ def image_result(path: str) -> dict[str, t.Any]:
     return {key: value for key, value in image_info(path).items() if key not in ("domain_xml", "cookie")}
 
 
-async def connect_to_vm(name: str | None, qmp_socket: str | None) -> Monitor | None:
+class Locks(contextlib.ExitStack):
+    """What one run holds so that no other works on the same VM or image; let go at its end, however it ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pids: set[int] = set()
+
+    def take_vm(self, process: QemuProcess) -> None:
+        """:raises ConflictError: another run works on this VM."""
+        if process.pid not in self._pids:
+            self.enter_context(vm_lock(process))
+            self._pids.add(process.pid)
+
+    def take_image(self, path: str) -> None:
+        """:raises ConflictError: another run works on this image."""
+        self.enter_context(image_lock(path))
+
+
+async def connect_to_vm(name: str | None, qmp_socket: str | None, locks: Locks) -> Monitor | None:
     """A session with the VM's QEMU, by socket or through the running processes; None where it does not run.
 
     That nothing answers at a socket is not enough to say so: its path may be misspelt, or the socket removed.
 
+    :param locks: holds the VM's lock afterwards.
+    :raises ConflictError: another run works on it.
     :raises MonitorError: it runs, but its monitor cannot be used.
     :raises VmAmbiguousError: several run.
     """
     if qmp_socket:
         address = qmp_socket if ":" in qmp_socket else os.path.abspath(qmp_socket)
+        # Before the monitor is asked, which would be silent while the other run holds it.
+        listening = [process for process in list_processes() if address in process.qmp_addresses]
+        if len(listening) == 1:
+            locks.take_vm(listening[0])
         try:
             return await Monitor.connect(address)
         except MonitorMissingError as exc:
@@ -70,7 +97,10 @@ async def connect_to_vm(name: str | None, qmp_socket: str | None) -> Monitor | N
                     raise
             return None
     process = find_process(name) if name else None
-    return await connect_by_process(process) if process else None
+    if process is None:
+        return None
+    locks.take_vm(process)
+    return await connect_by_process(process)
 
 
 async def put_guest_back(monitor: Monitor, run_state: str) -> str:

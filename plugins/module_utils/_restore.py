@@ -48,6 +48,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.compression impo
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     direct_read_reason,
+    image_identity,
     image_path,
     open_image,
     read_image_head,
@@ -57,8 +58,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_stream
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import (
+    InterruptedRestore,
+    RestoreRecord,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
+    Locks,
     check_parallel_channels,
     connect_to_vm,
     default_parallel_channels,
@@ -84,6 +90,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     LaunchedProcess,
     ProcessWatch,
     launch,
+    read_process,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     RunningVm,
@@ -125,6 +132,7 @@ class RestoreOperation:
         self.subject = request.name or self.path
         self.guest_state = "The guest was not touched"
         self.reasons: dict[str, str] = {}
+        self.locks = Locks()
         #: How image and VM were found, for diff mode.
         self.before = {"image": image_state(self.path), "vm": "ended"}
 
@@ -135,13 +143,15 @@ class RestoreOperation:
         :raises VmopsError: with C(guest_state) filled in.
         """
         try:
-            return await self._run()
+            with self.locks:
+                return await self._run()
         except VmopsError as exc:
             exc.guest_state = exc.guest_state or self.guest_state
             raise
 
     async def _run(self) -> dict[str, t.Any]:
         started = time.monotonic()
+        self.locks.take_image(self.path)
         head = self._read_head()
         domain = head.domain() if head else None
         name = self.request.name or (domain.name if domain else None)
@@ -157,6 +167,16 @@ class RestoreOperation:
                 self.before["vm"] = vm.run_state
                 self.guest_state = f"{vm.label} was not touched (QEMU's run state is {vm.run_state})"
                 self._require_same_vm(vm, domain)
+                if vm.process:
+                    self.locks.take_vm(vm.process)
+            if monitor and vm:
+                interrupted = await InterruptedRestore.find(monitor)
+                if interrupted:
+                    result = await self._end_interrupted_restore(monitor, vm, head, interrupted)
+                    if result:
+                        return result
+                    if monitor.lost:
+                        monitor = vm = None
             if monitor and vm and vm.run_state != "inmigrate":
                 return await self._with_running_vm(monitor, vm, head)
             if head is None or domain is None:
@@ -202,14 +222,19 @@ class RestoreOperation:
 
     async def _find(self, name: str | None) -> Monitor | None:
         """A session with the VM's QEMU, if one runs already."""
-        monitor = await connect_to_vm(name, self.request.qmp_socket)
-        if monitor is None and self.request.launch == "attach":
+        monitor = await connect_to_vm(name, self.request.qmp_socket, self.locks)
+        if monitor is None:
+            self._require_launch()
+        return monitor
+
+    def _require_launch(self) -> None:
+        """:raises VmNotFoundError: no QEMU runs, and none may be started."""
+        if self.request.launch == "attach":
             raise VmNotFoundError(
                 f"There is no QEMU of {self.subject} to attach to",
                 cure="Start it with -incoming defer, or use launch: recorded",
                 guest_state=f"{self.subject} is not running, and its image is untouched",
             )
-        return monitor
 
     def _require_same_vm(self, vm: RunningVm, domain: domain_xml.ParsedDomain | None) -> None:
         expected = self.request.name or (domain.name if domain else "")
@@ -222,6 +247,53 @@ class RestoreOperation:
                 f"The QEMU at hand has the uuid {vm.uuid}, the image holds {domain.uuid}",
                 cure="Start QEMU with the uuid of the saved VM (-uuid), or name the right image",
             )
+
+    async def _end_interrupted_restore(
+        self, monitor: Monitor, vm: RunningVm, head: ImageHead | None, interrupted: InterruptedRestore
+    ) -> dict[str, t.Any] | None:
+        """What a restore that was killed left in this QEMU.
+
+        A guest that was loaded goes on as it should; a QEMU that is of no use is ended, and the monitor lost with it.
+
+        :returns: the module's return values, or None where the image is still to be loaded.
+        :raises ConflictError: it was from another image.
+        """
+        image = interrupted.record.image
+        of_this = interrupted.is_of_image(self.path)
+        if image != self.path and interrupted.is_of_image(image):
+            raise ConflictError(
+                f"{vm.label} was being restored from {image} by a run that was cut off",
+                cure=f"Run the task with path {image}, which ends that restore",
+            )
+        wanted = self._wants_running(head) if head and of_this else vm.run_state == "running"
+        if self.request.check_mode:
+            after = self._outcome(wanted)
+            return self._result(f"{vm.label}: the restore of an earlier run from {image} would be ended", vm, after)
+        self.guest_state = f"{vm.label} is being loaded by its QEMU for an earlier run"
+        left = await interrupted.wait(vm)
+        if left == "waiting":
+            await despite_cancellation(interrupted.clean_qemu())
+            return None
+        if left == "useless":
+            await despite_cancellation(_end_qemu(monitor, vm))
+            self.guest_state = f"{vm.label} is not running, and its image is untouched"
+            await monitor.close()
+            self._require_launch()
+            return None
+        await despite_cancellation(self._go_on_loaded(monitor, wanted, interrupted, of_this))
+        run_state = "running" if wanted else "paused"
+        self.guest_state = f"{vm.label} is {run_state}"
+        after = {"image": "absent" if self.request.remove_image or not of_this else "complete", "vm": run_state}
+        return self._result(f"{vm.label} was restored by an earlier run that was cut off: it is {run_state}", vm, after)
+
+    async def _go_on_loaded(
+        self, monitor: Monitor, running: bool, interrupted: InterruptedRestore, of_this: bool
+    ) -> None:
+        """The end of a restore, as in the transaction: the guest, the image, and QEMU's note last."""
+        await put_guest_back(monitor, "running" if running else "paused")
+        if of_this and self.request.remove_image:
+            await in_thread(remove_image, self.path)
+        await interrupted.clean_qemu()
 
     async def _with_running_vm(self, monitor: Monitor, vm: RunningVm, head: ImageHead | None) -> dict[str, t.Any]:
         """A VM that is there is not restored over; a save that was cut short before its end is undone."""
@@ -398,6 +470,25 @@ async def _require_fit(
         )
 
 
+async def _end_qemu(monitor: Monitor, vm: RunningVm) -> None:
+    """End a QEMU that holds half a guest, whoever started it."""
+    watch = ProcessWatch(vm.process.pid) if vm.process else None
+    try:
+        # It may end before it answers, or be gone already.
+        with contextlib.suppress(MonitorLostError, CommandError):
+            await asyncio.wait_for(monitor.execute("quit"), 5)
+    except asyncio.TimeoutError:
+        if watch:
+            watch.kill()
+    if watch:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(watch.wait(), 5)
+        watch.kill()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(watch.wait(), 30)
+        watch.close()
+
+
 def _size(size: int) -> str:
     return f"{size / 2**20:g} MiB"
 
@@ -443,6 +534,8 @@ class _Transaction:
             else:
                 self.monitor = qemu
             self.vm = await read_vm(self.monitor)
+            if self.vm.process:
+                self.operation.locks.take_vm(self.vm.process)
             if self.vm.run_state != "inmigrate":
                 raise ConflictError(
                     f"The QEMU of {self.vm.label} does not wait for a saved state (its run state is"
@@ -484,6 +577,9 @@ class _Transaction:
                 f"The command of {label} opens no QMP server", cure="Add -qmp unix:PATH,server=on,wait=off to it"
             )
         self.launched = launch(how, f"{self.head.path}.log")
+        process = read_process(self.launched.pid)
+        if process:
+            self.operation.locks.take_vm(process)
         self.operation.guest_state = f"The QEMU that was started for {label} is being ended"
         deadline = time.monotonic() + LAUNCH_TIMEOUT
         while True:
@@ -525,9 +621,9 @@ class _Transaction:
             direct_io=self.bypass_cache,
             bandwidth=None,
         )
+        uri = await self._pass_descriptors(support, self.settings)
         await self.settings.apply()
         self.migration = Migration(self.monitor)
-        uri = await self._pass_descriptors(support)
         # Before a load, stop means "do not start the guest when it is loaded": whether and when it runs is decided
         # here, however QEMU was started.
         await self.monitor.execute("stop")
@@ -541,7 +637,7 @@ class _Transaction:
                 exc.what += f" ({failure})"
             raise
         await self._see_expander_off()
-        await self.descriptors_and_settings_back()
+        await self.settings.restore()
         return state
 
     def _choose_access(self, sparse: bool) -> None:
@@ -569,16 +665,25 @@ class _Transaction:
             self.parallel_channels = default_parallel_channels()
             reasons["parallel_channels"] = f"two for each of {os.cpu_count()} CPUs, from 2 to 8"
 
-    async def _pass_descriptors(self, support: MigrationSupport) -> str:
+    async def _pass_descriptors(self, support: MigrationSupport, settings: MigrationSettings) -> str:
+        """Descriptors, with a note of this restore; the migration URI."""
         path, offset = self.head.path, self.head.header.stream_offset
+        compressor = COMPRESSORS.get(self.head.header.format)
+        record = RestoreRecord(
+            image=self.operation.path,
+            identity=image_identity(path),
+            expanded=compressor is not None,
+            capabilities=settings.found_capabilities,
+            parameters=settings.found_parameters,
+        )
+        self.descriptors = DescriptorSet(self.monitor, record.opaque())
         files = [open_image(path)]
         try:
             if self.bypass_cache:
                 files.append(open_image(path, direct=True))
-            compressor = COMPRESSORS.get(self.head.header.format)
+            # Also where QEMU reads from elsewhere: the note is kept with them.
+            await self.descriptors.add(*files)
             if compressor is None and support.file_uri:
-                self.descriptors = DescriptorSet(self.monitor, f"vmops.qemu restore {path}")
-                await self.descriptors.add(*files)
                 return self.descriptors.uri(offset)
             # One stream from a descriptor: a pipe from the tool or, before QEMU 9.1, the file itself.
             os.lseek(files[0], offset, os.SEEK_SET)
@@ -636,6 +741,9 @@ class _Transaction:
             except ImageError as exc:
                 # The guest is where it should be: that is no failure of the restore, but a trap for the next one.
                 warnings.append(f"Remove the image by hand, it must not be restored again: {exc.what}")
+        if self.descriptors:
+            # Last, as the note in it tells a later run that the image is used up.
+            await self.descriptors.remove()
         duration = time.monotonic() - started
         return {
             "changed": True,
@@ -668,7 +776,7 @@ class _Transaction:
                 if hasattr(self, "monitor"):
                     await self.monitor.close()
             elif began:
-                await self._end_attached()
+                await _end_qemu(self.monitor, self.vm)
                 self.operation.guest_state = (
                     f"{label} is not running (a QEMU that failed to load cannot be used again and was ended), and its"
                     " image is untouched"
@@ -695,21 +803,3 @@ class _Transaction:
             if text and text not in cause.what:
                 cause.what += f" (QEMU said: {text})"
             cause.cure = cause.cure or f"Correct what it says and restore again; QEMU's log is {launched.log_path}"
-
-    async def _end_attached(self) -> None:
-        """End the QEMU of someone else that has begun to load: it holds half a guest."""
-        watch = ProcessWatch(self.vm.process.pid) if self.vm.process else None
-        try:
-            # It may end before it answers, or be gone already.
-            with contextlib.suppress(MonitorLostError, CommandError):
-                await asyncio.wait_for(self.monitor.execute("quit"), 5)
-        except asyncio.TimeoutError:
-            if watch:
-                watch.kill()
-        if watch:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(watch.wait(), 5)
-            watch.kill()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(watch.wait(), 30)
-            watch.close()

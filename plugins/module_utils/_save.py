@@ -48,6 +48,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     PartialImage,
     flush_image,
     free_bytes,
+    image_identity,
     image_path,
     make_save_directory,
     read_image_head,
@@ -56,8 +57,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import InterruptedRestore
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave, SaveRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
+    Locks,
     check_parallel_channels,
     connect_to_vm,
     default_parallel_channels,
@@ -134,6 +137,9 @@ class SaveOperation:
         self.guest_state = "The guest was not touched"
         self.subject = request.name or request.qmp_socket or "the VM"
         self.path = image_path(request.path, request.save_dir, request.name) if request.path or request.name else ""
+        self.locks = Locks()
+        #: C(image_identity) of an image from which the guest that runs was restored: worth nothing any more.
+        self._used_image = ""
         #: How image and VM were found, for diff mode.
         self.before = {"image": image_state(self.path) if self.path else "absent", "vm": "ended"}
 
@@ -144,14 +150,20 @@ class SaveOperation:
         :raises VmopsError: with C(guest_state) filled in.
         """
         try:
-            monitor = await connect_to_vm(self.request.name or self._image_name(), self.request.qmp_socket)
-            if monitor is None:
-                return self._already_saved()
-            async with monitor:
-                return await self._run_with_vm(monitor)
+            with self.locks:
+                return await self._run()
         except VmopsError as exc:
             exc.guest_state = exc.guest_state or self.guest_state
             raise
+
+    async def _run(self) -> dict[str, t.Any]:
+        if self.path:
+            self.locks.take_image(self.path)
+        monitor = await connect_to_vm(self.request.name or self._image_name(), self.request.qmp_socket, self.locks)
+        if monitor is None:
+            return self._already_saved()
+        async with monitor:
+            return await self._run_with_vm(monitor)
 
     # --- deciding ---
 
@@ -232,7 +244,7 @@ class SaveOperation:
 
     def _require_replaceable(self, vm: RunningVm) -> None:
         """:raises ConflictError: what is at the path must not be replaced."""
-        if self.request.force:
+        if self.request.force or (self._used_image and self._used_image == image_identity(self.path)):
             return
         try:
             head = self._existing_image()
@@ -264,8 +276,13 @@ class SaveOperation:
                 f"The QEMU at {monitor.address} runs {vm.name}, not {self.request.name}",
                 cure="Correct name or qmp_socket",
             )
-        self.path = self.path or image_path(None, self.request.save_dir, vm.name)
+        if vm.process:
+            self.locks.take_vm(vm.process)
+        if not self.path:
+            self.path = image_path(None, self.request.save_dir, vm.name)
+            self.locks.take_image(self.path)
         self.before = {"image": image_state(self.path), "vm": vm.run_state}
+        await self._end_interrupted_restore(monitor, vm)
         interrupted = await InterruptedSave.find(monitor)
         if interrupted:
             partial = interrupted.adopt_file()
@@ -286,6 +303,23 @@ class SaveOperation:
         return await _Transaction(self, monitor, vm).run()
 
     # --- what an earlier run left ---
+
+    async def _end_interrupted_restore(self, monitor: Monitor, vm: RunningVm) -> None:
+        """A restore was cut off after its guest ran on: put QEMU back, and know its image for a used one.
+
+        :raises ConflictError: it was cut off before its guest ran.
+        """
+        restore = await InterruptedRestore.find(monitor)
+        if restore is None:
+            return
+        if vm.run_state != "running":
+            raise ConflictError(
+                f"{vm.label} was being restored from {restore.record.image} by a run that was cut off",
+                cure=f"Run qemu_restore with path {restore.record.image}, which ends that restore, then save",
+            )
+        self._used_image = restore.record.identity
+        if not self.request.check_mode:
+            await despite_cancellation(restore.clean_qemu())
 
     async def _adopt(
         self, monitor: Monitor, vm: RunningVm, interrupted: InterruptedSave, partial: PartialImage
@@ -759,6 +793,7 @@ class _Transaction:
         """Everything from the complete magic on; runs to its end whatever happens."""
         await in_thread(self.partial.finish, xml)
         self.completed = True
+        self.operation.locks.callback(self.partial.release)
         self.operation.guest_state = f"{self.vm.label} is stopped and the image {self.path} is complete"
         if self.request.after_save != "quit":
             await self._clean_qemu()

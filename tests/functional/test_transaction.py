@@ -260,23 +260,6 @@ def cut_connection(pid, path):
     subprocess.run(["python3", "-c", code, str(pid), str(path)], check=True)
 
 
-def test_two_saves_at_once(big_guest, image, start_module):
-    """The second one gets an answer within ten seconds, the first one is not disturbed."""
-    target = {"name": VM, "path": str(image)}
-    slow = {"bandwidth": "2M", "parallel_channels": 1}
-    first = start_module("qemu_save", qmp_socket=str(big_guest.qmp_socket), **slow, **target)
-    wait_until(lambda: migration_is_active(big_guest))
-    started = time.monotonic()
-    second = start_module("qemu_save", qmp_socket=str(big_guest.qmp_socket), **target).result()
-    assert second["error"] == "MonitorBusyError"
-    assert time.monotonic() - started < 10
-    over_the_other = start_module("qemu_save", qmp_socket=str(big_guest.observer_socket), **target).result()
-    assert over_the_other.get("error") == "ConflictError", over_the_other["msg"]
-    assert migration_is_active(big_guest)
-    first.process.send_signal(signal.SIGTERM)
-    first.result()
-
-
 def test_leftover_that_no_one_writes_to_is_replaced(big_guest, image, start_module, save):
     """The save was killed, and so was its migration: the file is worth nothing."""
     run = start_module("qemu_save", name=VM, path=str(image), bandwidth="16M", live=True)

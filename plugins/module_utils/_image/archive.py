@@ -26,7 +26,6 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 import stat
@@ -34,7 +33,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import typing as t
 import zlib
 
@@ -69,6 +67,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._lock import lock
 
 SUFFIXES = {
     ImageFormat.GZIP: ".tar.gz",
@@ -731,7 +730,8 @@ def _new_file(path: str) -> t.Iterator[int]:
             os.unlink(path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with image_errors(path, "lock the file"):
+            lock(descriptor)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -744,19 +744,10 @@ def _left_file(path: str, length: int) -> t.Iterator[int]:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         # The tool of a run that was killed has the lock, too, on the descriptor that it writes to.
-        deadline = time.monotonic() + _ORPHAN_TIMEOUT
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise ConflictError(
-                        f"{path} is still being written by the tool of an earlier run", cure="Wait for its end"
-                    ) from error
-            except OSError:  # a file system without locks
-                break
-            time.sleep(0.05)
+        with image_errors(path, "lock the archive"):
+            locked = lock(descriptor, _ORPHAN_TIMEOUT)
+        if not locked:
+            raise ConflictError(f"{path} is still being written by the tool of an earlier run", cure="Wait for its end")
         if os.fstat(descriptor).st_size < length:
             raise ImageFormatError(path, f"it is shorter than the {length} bytes that were written to it")
         with image_errors(path, "cut the archive back"):

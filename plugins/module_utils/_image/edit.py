@@ -36,7 +36,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
-    NO_LOCKS,
     ImageHead,
     flush_image,
     pack_head,
@@ -52,6 +51,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     SaveImageHeader,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+from ansible_collections.vmops.qemu.plugins.module_utils._lock import lock
 
 
 @contextlib.contextmanager
@@ -72,7 +72,7 @@ def open_for_edit(path: str) -> t.Iterator[int]:
     try:
         _require_regular(os.fstat(descriptor), path)
         with image_errors(path, "lock the image"):
-            if not (_lock(descriptor) and _is_alone(descriptor)):
+            if not (lock(descriptor) and _is_alone(descriptor)):
                 raise ConflictError(
                     f"{path} is in use: another process restores, saves or changes it",
                     cure="Wait for its end (fuser shows who has the file open)",
@@ -261,17 +261,6 @@ def _read_journal(path: str, journal: str, header: SaveImageHeader) -> bytes:
             cure="Look at both; remove the journal if it belongs to another image",
         )
     return data
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-    return True
 
 
 def _is_alone(descriptor: int) -> bool:

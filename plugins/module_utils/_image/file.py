@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import mmap
 import os
 import re
@@ -31,6 +30,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import HEADER_SIZE, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+from ansible_collections.vmops.qemu.plugins.module_utils._lock import lock, unlock
 
 MAX_TEXT_SIZE = 4 * 1024 * 1024
 """Bytes of domain XML, and of cookie, that are read at most: what libvirt's own protocol carries (4 MiB)."""
@@ -41,8 +41,8 @@ STREAM_ALIGNMENT = 64 * 1024
 
 _DIRECT_IO_BLOCK = 4096
 _DIRECT_IO_ALIGNMENT = 1024 * 1024
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What flock fails with on a file system without locks."""
+_DIRECTORY_LOCK_TIMEOUT = 10.0
+"""Seconds for which the lock of a save directory is waited for; a run holds it for one rename."""
 
 
 def image_path(path: str | None, save_dir: str, name: str | None) -> str:
@@ -204,6 +204,49 @@ def _read_text(descriptor: int, offset: int, length: int, path: str, what: str) 
         raise ImageFormatError(path, f"the {what} is not UTF-8 (byte {error.start})") from error
 
 
+def image_identity(path: str) -> str:
+    """What tells the file at a path from any other that was or will be there; empty where there is none.
+
+    Its inode, which another file may get after it, and its time of change.
+    """
+    try:
+        return _identity(os.stat(path))
+    except OSError:
+        return ""
+
+
+def _identity(facts: os.stat_result) -> str:
+    return f"{facts.st_dev}:{facts.st_ino}:{facts.st_mtime_ns}"
+
+
+@contextlib.contextmanager
+def image_lock(path: str) -> t.Iterator[None]:
+    """Keep other runs from saving over, restoring, or changing an image; without effect where there is none.
+
+    The lock ends with this process, however it ends.
+
+    :raises ConflictError: another run is at work on it.
+    """
+    try:
+        descriptor = open_image(path)
+    except ImageError:  # what is wrong with it is said by whoever reads it
+        yield
+        return
+    try:
+        with image_errors(path, "lock the image"):
+            locked = lock(descriptor)
+        if not locked:
+            raise ConflictError(
+                f"{path} is being saved, restored or changed by another run",
+                cure="Wait for its end, then run the task again",
+            )
+        if image_identity(path) != _identity(os.fstat(descriptor)):
+            raise ConflictError(f"{path} was replaced or removed by another run just now", cure="Run the task again")
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _require_regular(facts: os.stat_result, path: str) -> None:
     if not stat.S_ISREG(facts.st_mode):
         raise ImageFormatError(path, "not a regular file")
@@ -232,6 +275,7 @@ class PartialImage:
         self._header: SaveImageHeader
         self._cookie = ""
         self._direct_io_reason: str | None = "not probed"
+        self._replaced = ""
 
     @classmethod
     def create(
@@ -260,7 +304,7 @@ class PartialImage:
         text, cookie_offset = _text_area(target, xml, cookie)
         image = cls(target, f".{os.path.basename(target)}.{secrets.token_hex(8)}.partial", _open_directory(target))
         try:
-            image._require_replaceable_target()
+            image._replaced = image._require_replaceable_target()
             with image_errors(image.path, "create the image"):
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 image._descriptor = os.open(image._name, flags, 0o600, dir_fd=image._directory)
@@ -300,6 +344,7 @@ class PartialImage:
                     f"{path} is being written by a save that is still at work, or belongs to another user",
                     cure="Wait for the other save to end",
                 )
+            image._replaced = image._require_replaceable_target()
             head = read_image_head(path, image._descriptor)
             image._header, image._cookie = dataclasses.replace(head.header, complete=False), head.cookie
         except BaseException:
@@ -342,8 +387,11 @@ class PartialImage:
     def finish(self, xml: str | None = None) -> None:
         """Make it the image: flush, complete magic, flush, rename over the target, flush the directory.
 
+        The lock stays until C(release).
+
         :param xml: a new domain XML that replaces the one given to C(create).
         :raises RequestError: that XML does not fit into its room, or the target is no longer a regular file.
+        :raises ConflictError: another image was put at the target since C(create).
         :raises ImageSpaceError: the storage is full.
         :raises ImageAccessError: a step failed. The target is untouched, or, where the directory could not be flushed,
             removed.
@@ -355,11 +403,17 @@ class PartialImage:
         with image_errors(self.path, "write the complete magic"):
             write_at(self._descriptor, complete.pack(), 0)
         self.flush()
-        self._require_replaceable_target()
         with image_errors(self.path, f"rename the image to {self.target}"):
             self._require_still_ours()
-            basename = os.path.basename(self.target)
-            os.rename(self._name, basename, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            # Two saves of two VMs to one path would both find it free: under the lock, looking and renaming are one.
+            with _locked_directory(self._directory):
+                if self._require_replaceable_target() != self._replaced:
+                    raise ConflictError(
+                        f"Another image was put at {self.target} while this one was being written",
+                        cure="Find out whose it is, and save to another path",
+                    )
+                basename = os.path.basename(self.target)
+                os.rename(self._name, basename, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         try:
             _flush_directory(self._directory, self.target)
         except ImageError:
@@ -367,11 +421,9 @@ class PartialImage:
             with contextlib.suppress(OSError):
                 os.unlink(os.path.basename(self.target), dir_fd=self._directory)
             raise
-        finally:
-            self._close()
 
     def release(self) -> None:
-        """Let the temporary file be as it is, and give up the lock."""
+        """Let the file be as it is, and give up the lock."""
         self._close()
 
     def discard(self) -> None:
@@ -394,12 +446,10 @@ class PartialImage:
 
     def _lock(self) -> None:
         with image_errors(self.path, "lock the image"):
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
-            self._require_still_ours()  # another run may have taken it for a leftover before it was locked
+            # Another run may have taken it for a leftover before it was locked.
+            if not lock(self._descriptor):
+                raise BlockingIOError(errno.EAGAIN, "another process has locked it")
+            self._require_still_ours()
 
     def _probe_direct_io(self) -> str | None:
         """Write and read back one block where QEMU would write pages, then cut the file back to its head."""
@@ -443,17 +493,22 @@ class PartialImage:
         if not self._is_still_ours():
             raise FileNotFoundError(errno.ENOENT, "removed or replaced by another process")
 
-    def _require_replaceable_target(self) -> None:
+    def _require_replaceable_target(self) -> str:
+        """Which file is at the target (C(image_identity)); empty where there is none.
+
+        :raises RequestError: it is not a regular file.
+        """
         with image_errors(self.target, "look at the target"):
             try:
                 facts = os.stat(os.path.basename(self.target), dir_fd=self._directory, follow_symlinks=False)
             except FileNotFoundError:
-                return
+                return ""
         if not stat.S_ISREG(facts.st_mode):
             raise RequestError(
                 f"{self.target} is not a regular file, so it cannot be replaced by an image",
                 cure="Give the path of a file, not of a symbolic link, directory or device",
             )
+        return _identity(facts)
 
     def _close(self) -> None:
         for descriptor in (self._descriptor, self._directory):
@@ -676,18 +731,28 @@ def _flush_directory(descriptor: int, path: str) -> None:
         os.fsync(descriptor)
 
 
+@contextlib.contextmanager
+def _locked_directory(descriptor: int) -> t.Iterator[None]:
+    """Hold the lock of a directory for a moment; raises OSError where someone else holds it for long."""
+    if not lock(descriptor, _DIRECTORY_LOCK_TIMEOUT):
+        raise BlockingIOError(errno.EAGAIN, "another process keeps the directory locked")
+    try:
+        yield
+    finally:
+        unlock(descriptor)
+
+
 def _open_owned(name: str, directory: int) -> int:
     """Open and lock a temporary file that belongs to the caller; -1 when it does not, or is locked; raises OSError."""
     descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     facts = os.fstat(descriptor)
     if stat.S_ISREG(facts.st_mode) and (os.geteuid() == 0 or facts.st_uid == os.geteuid()):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except OSError as error:
-            # Where the file system has no locks, no one can have locked it.
-            if error.errno in NO_LOCKS:
+            if lock(descriptor):
                 return descriptor
+        except OSError:
+            os.close(descriptor)
+            raise
     os.close(descriptor)
     return -1
 

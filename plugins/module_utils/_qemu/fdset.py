@@ -23,6 +23,19 @@ async def pass_named_descriptor(monitor: Monitor, descriptor: int, name: str) ->
     await monitor.execute("getfd", {"fdname": name})
 
 
+async def find_notes(monitor: Monitor, prefix: str) -> list[tuple[int, str]]:
+    """The notes in QEMU's fdsets (C(opaque)) that begin with C(prefix): the set's number, and the rest of the text.
+
+    :raises MonitorError: QEMU could not be asked.
+    """
+    return [
+        (fdset["fdset-id"], descriptor["opaque"][len(prefix) :])
+        for fdset in await monitor.execute("query-fdsets")
+        for descriptor in fdset["fds"]
+        if descriptor.get("opaque", "").startswith(prefix)
+    ]
+
+
 class DescriptorSet:
     """One fdset in one QEMU; QEMU gives it its number with the first descriptor."""
 

@@ -15,11 +15,13 @@ import select
 import signal
 import stat
 import subprocess
+import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     LaunchError,
     MonitorError,
+    MonitorMissingError,
     VmAmbiguousError,
     VmNotFoundError,
 )
@@ -28,6 +30,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Mo
 
 #: Seconds that a killed process may take to end.
 _KILL_TIMEOUT = 30.0
+
+#: Seconds within which a QEMU that was just started opens its monitors, and between two looks for them.
+_START_TIMEOUT = 10.0
+_START_INTERVAL = 0.05
 
 _EMULATOR = re.compile(r"^(?:qemu|kvm|qemu-kvm|qemu-system-.+)$")
 
@@ -126,21 +132,38 @@ def find_process(name: str) -> QemuProcess | None:
 async def connect_by_process(process: QemuProcess) -> Monitor:
     """A session on the first of the VM's QMP servers that is free.
 
+    One that was started just now, perhaps by a restore that was killed at once, may not have opened them yet.
+
     :raises VmNotFoundError: its command line opens none.
     :raises MonitorError: none of them could be used; the first one's error.
     """
-    problems: list[MonitorError] = []
-    for address in process.qmp_addresses:
-        try:
-            return await Monitor.connect(address)
-        except MonitorError as exc:
-            problems.append(exc)
+    while True:
+        problems: list[MonitorError] = []
+        for address in process.qmp_addresses:
+            try:
+                return await Monitor.connect(address)
+            except MonitorError as exc:
+                problems.append(exc)
+        starting = all(isinstance(problem, MonitorMissingError) for problem in problems)
+        if not problems or not starting or _age(process.pid) > _START_TIMEOUT:
+            break
+        await asyncio.sleep(_START_INTERVAL)
     if problems:
         raise problems[0]
     raise VmNotFoundError(
         f"{process.name} runs (pid {process.pid}), but its command line opens no QMP server that can be reached",
         cure="Start it with -qmp unix:PATH,server=on,wait=off, or name its socket in qmp_socket",
     )
+
+
+def _age(pid: int) -> float:
+    """Seconds since a process was started; infinite for one that has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as handle:
+            started = int(handle.read().rpartition(b")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return float("inf")
 
 
 def resident_bytes(pid: int) -> int | None:

@@ -33,6 +33,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     direct_read_reason,
     flush_image,
     free_bytes,
+    image_identity,
+    image_lock,
     image_path,
     leftovers,
     make_save_directory,
@@ -58,6 +60,14 @@ XML = "<domain><name>wéb1</name></domain>"
 @pytest.fixture
 def target(tmp_path) -> str:
     return str(tmp_path / "web1.save")
+
+
+@pytest.fixture
+def older(target) -> Path:
+    """An image that is at the target already."""
+    path = Path(target)
+    path.write_text("older")
+    return path
 
 
 @pytest.fixture
@@ -190,14 +200,12 @@ def test_mode_and_owner(target):
     image.discard()
 
 
-def test_finish(partial, target):
+def test_finish(older, partial, target):
     descriptor = partial.open_for_qemu()
     os.pwrite(descriptor, b"QEVM", partial.stream_offset)
     os.close(descriptor)
-    with open(target, "w") as file:
-        file.write("older")
     partial.flush()
-    assert Path(target).read_text() == "older"
+    assert older.read_text() == "older"
     partial.finish()
     head = read_image_head(target)
     assert head.header.complete
@@ -247,7 +255,7 @@ def test_finish_flushes_before_the_magic_before_the_rename(partial, target, monk
 
 
 @pytest.mark.parametrize("failing_flush", [1, 2])
-def test_a_failing_flush_leaves_the_target(partial, target, monkeypatch, failing_flush):
+def test_a_failing_flush_leaves_the_target(older, partial, target, monkeypatch, failing_flush):
     count = 0
 
     def fsync(_descriptor):
@@ -256,14 +264,46 @@ def test_a_failing_flush_leaves_the_target(partial, target, monkeypatch, failing
         if count == failing_flush:
             raise OSError(errno.ENOSPC, "full")
 
-    with open(target, "w") as file:
-        file.write("older")
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(ImageSpaceError, match="cannot flush the image"):
         partial.finish()
-    assert Path(target).read_text() == "older"
+    assert older.read_text() == "older"
     partial.discard()
     assert os.listdir(os.path.dirname(target)) == ["web1.save"]
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_finish_leaves_an_image_that_another_run_put_there_meanwhile(target, there_before):
+    if there_before:
+        Path(target).write_text("older")
+    partial = PartialImage.create(target, HEADER, XML)
+    other = PartialImage.create(target, HEADER, "<domain>other</domain>")
+    other.finish()
+    other.release()
+    with pytest.raises(ConflictError, match="Another image was put at"):
+        partial.finish()
+    partial.discard()
+    assert read_image_head(target).xml == "<domain>other</domain>"
+
+
+def test_the_lock_stays_after_finish_until_release(partial, target):
+    partial.finish()
+    with pytest.raises(ConflictError, match="by another run"), image_lock(target):
+        pass
+    partial.release()
+    with image_lock(target), pytest.raises(ConflictError, match="by another run"), image_lock(target):
+        pass
+    with image_lock(target):
+        pass
+
+
+def test_identity_tells_one_file_from_another(target):
+    assert image_identity(target) == ""
+    Path(target).write_text("one")
+    one = image_identity(target)
+    Path(target + ".other").write_text("one")
+    os.rename(target + ".other", target)
+    assert image_identity(target) not in (one, "")
 
 
 def test_discard_may_be_repeated_and_leaves_a_stranger(partial):
@@ -387,6 +427,7 @@ def test_adopting_a_leftover_finishes_it(leftover, target):
     assert (image.target, image.path) == (target, leftover)
     assert leftovers(target) == []
     image.finish("<domain>new</domain>")
+    image.release()
     head = read_image_head(target)
     assert (head.header.complete, head.xml, head.cookie) == (True, "<domain>new</domain>", "c")
 
@@ -425,11 +466,16 @@ def test_free_bytes(tmp_path):
         free_bytes(str(tmp_path / "none"))
 
 
+def finish_and_release(image):
+    image.finish()
+    image.release()
+
+
 def test_no_descriptor_is_left_open(target, leftover):
     before = len(os.listdir("/proc/self/fd"))
     for work in (
         lambda: PartialImage.create(target, HEADER, XML).discard(),
-        lambda: PartialImage.create(target, HEADER, XML).finish(),
+        lambda: finish_and_release(PartialImage.create(target, HEADER, XML)),
         lambda: read_image_head(target),
         lambda: leftovers(target),
         lambda: flush_image(target),

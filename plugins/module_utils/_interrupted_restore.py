@@ -1,0 +1,101 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a restore notes in QEMU, so that a later run knows of it when this one is killed.
+
+As for a save (C(_interrupted_save)), QEMU keeps the note with the image's descriptor in an fdset: from before its
+first setting is changed until the image is removed. So a QEMU that loads, or has loaded, an image can be told from any
+other, and an image whose guest already runs from one that still holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import MigrationError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_identity
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, find_notes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
+    IDLE_STATES,
+    Migration,
+    MigrationSettings,
+    query_state,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
+
+_PREFIX = "vmops.qemu restore "
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoreRecord:
+    """One restore, as it is noted in QEMU."""
+
+    image: str
+    #: C(image_identity) of the image when the restore began.
+    identity: str
+    #: Whether a tool expands the image for QEMU, so that only the run itself learns whether it did so without error.
+    expanded: bool
+    #: The capabilities and parameters that the restore changes, with the values that it found.
+    capabilities: dict[str, bool]
+    parameters: dict[str, t.Any]
+
+    def opaque(self) -> str:
+        """The text for C(add-fd)."""
+        return _PREFIX + json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+class InterruptedRestore:
+    """A restore that an earlier run left in QEMU; found by :meth:`find`."""
+
+    def __init__(self, monitor: Monitor, record: RestoreRecord, fdset: int) -> None:
+        self._monitor = monitor
+        self.record = record
+        self._settings = MigrationSettings(monitor, record.capabilities, record.parameters)
+        self._descriptors = DescriptorSet(monitor, number=fdset)
+
+    @classmethod
+    async def find(cls, monitor: Monitor) -> InterruptedRestore | None:
+        """Look for one; a note that cannot be read (another version's) is left alone."""
+        for fdset, note in await find_notes(monitor, _PREFIX):
+            with contextlib.suppress(TypeError, ValueError):
+                return cls(monitor, RestoreRecord(**json.loads(note)), fdset)
+        return None
+
+    def is_of_image(self, path: str) -> bool:
+        """Whether the file at the path is the image that was being restored."""
+        return self.record.identity == image_identity(path)
+
+    async def wait(self, vm: RunningVm) -> str:
+        """Wait for the load that QEMU may still be busy with.
+
+        :param vm: as found.
+        :returns: C(waiting) where QEMU had not begun to load, C(loaded) where the whole guest is there, C(useless)
+            where QEMU holds what cannot be used: a load that failed, or whose expander's end nobody saw.
+        :raises MonitorError: QEMU was lost.
+        """
+        if vm.run_state == "inmigrate":
+            state = await query_state(self._monitor)
+            if state["status"] == "none":
+                return "waiting"
+            if self.record.expanded:
+                return "useless"
+            migration = Migration(self._monitor)
+            migration.started = True
+            if state["status"] in IDLE_STATES and state["status"] != "completed":
+                return "useless"
+            try:
+                await migration.wait()
+            except MigrationError:
+                return "useless"
+            return "loaded"
+        return "useless" if self.record.expanded and vm.run_state == "paused" else "loaded"
+
+    async def clean_qemu(self) -> None:
+        """Capabilities, parameters and descriptors as they were before it."""
+        await self._settings.restore()
+        await self._descriptors.remove()

@@ -1,0 +1,157 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a restore that was killed leaves in QEMU, at each stage, and how the next run ends it.
+
+Killing at random moments is the torture's; here each stage is made on purpose: the run is killed while it waits, or
+its note is put into a QEMU that is as far as it had come.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_identity
+from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import RestoreRecord
+
+from support import Monitor
+from support.observe import VM, Continuity, run_state, settings
+
+CHANGED = {"multifd": False, "mapped-ram": False}
+
+
+def leave_note(guest, image, *, expanded=False, used=None, **parameters):
+    """What a restore from the image notes, in the guest's QEMU, with settings that it would have changed."""
+    record = RestoreRecord(
+        image=str(image),
+        identity=used or image_identity(str(image)),
+        expanded=expanded,
+        capabilities=CHANGED,
+        parameters=parameters,
+    )
+    descriptor = os.open(image if image.exists() else guest.boot_image, os.O_RDONLY)
+    with Monitor(guest.observer_socket) as monitor:
+        monitor.execute("add-fd", {"opaque": record.opaque()}, fd=descriptor)
+        on = [{"capability": name, "state": True} for name in CHANGED]
+        monitor.execute("migrate-set-capabilities", {"capabilities": on})
+    os.close(descriptor)
+
+
+def test_killed_before_qemu_loads(guest, image, save, restore):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    guest.start(incoming=True)
+    before = settings(guest)
+    leave_note(guest, image)
+    result = restore(name=VM, path=str(image))
+    assert result["changed"]
+    assert settings(guest) == before
+    continuity.check()
+
+
+def test_killed_when_the_guest_is_loaded(guest, image, save, restore):
+    """The guest stands in QEMU and was never told to go on."""
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    guest.start(incoming=True)
+    before = settings(guest)
+    restore(name=VM, path=str(image), state="paused", remove_image=False)
+    leave_note(guest, image)
+    checked = restore(name=VM, path=str(image), check=True)
+    assert checked["changed"]
+    assert run_state(guest) == "paused"
+    pid = guest.pid
+    result = restore(name=VM, path=str(image))
+    assert result["changed"]
+    assert "earlier run" in result["msg"]
+    assert result["vm"]["run_state"] == run_state(guest) == "running"
+    assert guest.pid == pid
+    assert not image.exists()
+    assert settings(guest) == before
+    continuity.check()
+    assert not restore(name=VM, path=str(image))["changed"]
+
+
+def test_killed_when_the_guest_runs_but_its_image_is_there(guest, image, save, restore):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    guest.start(incoming=True)
+    before = settings(guest)
+    restore(name=VM, path=str(image), remove_image=False)
+    leave_note(guest, image)
+    assert restore(name=VM, path=str(image))["changed"]
+    assert not image.exists()
+    assert settings(guest) == before
+    continuity.check()
+
+
+def test_a_newer_image_is_not_taken_for_the_one_that_was_restored(guest, image, save, restore):
+    save(name=VM, path=str(image), after_save="resume")
+    leave_note(guest, image, used="0:0:0")
+    restore(name=VM, path=str(image))
+    assert image.exists()
+
+
+def test_a_save_replaces_the_image_that_a_killed_restore_left(guest, image, save):
+    """No force is needed: the note says that the guest which runs came from this image."""
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), after_save="resume")
+    before = settings(guest)
+    leave_note(guest, image)
+    assert save(name=VM, path=str(image), after_save="resume")["changed"]
+    assert settings(guest) == before
+    continuity.check()
+
+
+def test_a_save_does_not_guess_about_a_guest_that_is_loaded_but_does_not_run(guest, image, save, run_module):
+    save(name=VM, path=str(image), after_save="resume")
+    with Monitor(guest.qmp_socket) as monitor:
+        monitor.execute("stop")
+    leave_note(guest, image)
+    result = run_module("qemu_save", name=VM, path=str(image), force=True)
+    assert result["error"] == "ConflictError"
+    assert f"qemu_restore with path {image}" in result["cure"]
+    assert image.exists()
+
+
+def test_restored_from_another_image(guest, image, save, run_module):
+    other = image.with_name("other.save")
+    save(name=VM, path=str(other), after_save="resume")
+    leave_note(guest, other)
+    result = run_module("qemu_restore", name=VM, path=str(image))
+    assert result["error"] == "ConflictError"
+    assert str(other) in result["cure"]
+    assert other.exists()
+
+
+def test_an_expanded_image_whose_end_nobody_saw_is_loaded_anew(guest, image, save, restore):
+    """Whether the tool met an error at the stream's end is known only to the run that was killed."""
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), format="zstd")
+    restore(name=VM, path=str(image), state="paused", remove_image=False)
+    guest.wait_restarted()
+    leave_note(guest, image, expanded=True)
+    pid = guest.pid
+    result = restore(name=VM, path=str(image))
+    assert result["changed"]
+    assert result["vm"]["pid"] != pid
+    continuity.check()
+
+
+@pytest.mark.parametrize("image_format", ["raw", "zstd"])
+def test_killed_while_its_qemu_starts(guest, image, save, restore, start_module, image_format):
+    """QEMU is started and stands still while the run that started it is killed; then it goes on alone."""
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), format=image_format)
+    run = start_module("qemu_restore", name=VM, path=str(image))
+    guest.wait_restarted()
+    os.kill(guest.pid, signal.SIGSTOP)
+    run.process.kill()
+    run.process.communicate()
+    os.kill(guest.pid, signal.SIGCONT)
+    assert restore(name=VM, path=str(image))["vm"]["run_state"] == "running"
+    assert not image.exists()
+    continuity.check()
