@@ -117,8 +117,12 @@ unit: ## pytest tests/unit: make unit TESTS=tests/unit/... ARGS=-x
 functional: ## pytest tests/functional: saves and restores of a real QEMU
 	@python -m pytest $(or $(TESTS),tests/functional) $(ARGS)
 
-pytest: ## Both in one run
+pytest: ## Both, and a short torture, in one run
 	@python -m pytest $(ARGS)
+
+.PHONY: test-torture
+test-torture: setup-test ## Kill saves and restores at random moments: make test-torture N=1000
+	@TORTURE_KILLS=$(or $(N),1000) python -m pytest tests/torture $(ARGS)
 
 .PHONY: test-versions
 test-versions: ## The tests of several QEMU versions: 7.2, this host's, 11.1

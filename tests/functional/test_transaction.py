@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -16,6 +17,8 @@ import time
 from pathlib import Path
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import monitor as monitor_module
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
 
 from support import Monitor
 from support.observe import VM, Continuity, run_state, settings
@@ -294,3 +297,23 @@ def test_concurrent_reader_never_sees_a_half_image(big_guest, image, start_modul
         stop.set()
         watcher.join()
     assert seen == {b"", b"LibvirtQemudSave"} or seen == {b""}
+
+
+def test_descriptor_that_was_passed_but_not_answered_for_is_taken_back(guest, tmp_path):
+    """A run that is cancelled between a descriptor and QEMU's answer does not know the number of its set."""
+
+    async def cut_off():
+        before = settings(guest)
+        async with await monitor_module.Monitor.connect(str(guest.qmp_socket)) as monitor:
+            descriptors = DescriptorSet(monitor, "a note of this test")
+            adding = asyncio.ensure_future(descriptors.add(file.fileno()))
+            await asyncio.sleep(0)  # it is sent, not answered
+            adding.cancel()
+            await asyncio.gather(adding, return_exceptions=True)
+            assert descriptors.number is None
+            assert settings(guest) != before
+            await descriptors.remove()
+        assert settings(guest) == before
+
+    with (tmp_path / "file").open("wb") as file:
+        asyncio.run(cut_off())

@@ -61,14 +61,17 @@ class PreloadedModules:
             os.kill(self._pid, number)
 
     def wait(self) -> Optional[dict[str, Any]]:
-        """Wait for its end: its result, or None where it was killed before it had one."""
+        """Wait for its end: its result, or None where a signal ended it before it had one."""
         status = int(self._ask(None))
         self._pid = None
         text = self._output.read_text()
         self._output.unlink()
-        if status == -signal.SIGKILL and not text.endswith("}\n"):
+        if status < 0 and not text.endswith("}\n"):
             return None
-        result: dict[str, Any] = json.loads(text)
+        try:
+            result: dict[str, Any] = json.loads(text)
+        except ValueError:
+            raise AssertionError(f"exit status {status}, output {text!r}") from None
         assert "exception" not in result, result["exception"]
         return result
 
@@ -87,9 +90,7 @@ def _run(module: str, options: dict[str, Any], output: str) -> None:
     os.dup2(descriptor, 2)
     os.setsid()
     basic = importlib.import_module("ansible.module_utils.basic")
-    vars(basic).update(
-        _ANSIBLE_ARGS=json.dumps({"ANSIBLE_MODULE_ARGS": options}).encode(), _ANSIBLE_PROFILE="legacy"
-    )
+    vars(basic).update(_ANSIBLE_ARGS=json.dumps({"ANSIBLE_MODULE_ARGS": options}).encode(), _ANSIBLE_PROFILE="legacy")
     importlib.import_module(f"{_PACKAGE}.{module}").main()
 
 
@@ -106,6 +107,9 @@ def _serve() -> None:
                 except SystemExit as end:
                     sys.stdout.flush()
                     os._exit(int(end.code or 0))
+                except KeyboardInterrupt:  # before the module watches for it
+                    signal.signal(signal.SIGINT, signal.SIG_DFL)
+                    signal.raise_signal(signal.SIGINT)
                 finally:
                     os._exit(99)
             answer = pid

@@ -43,6 +43,7 @@ class DescriptorSet:
         """:param opaque: the text that QEMU keeps with each descriptor. :param number: that of a set that is there."""
         self._monitor = monitor
         self._opaque = opaque
+        self._asked = False
         self.number = number
 
     def move_to(self, monitor: Monitor) -> None:
@@ -59,6 +60,7 @@ class DescriptorSet:
             arguments: dict[str, object] = {"opaque": self._opaque}
             if self.number is not None:
                 arguments["fdset-id"] = self.number
+            self._asked = True
             self._monitor.send_descriptor(descriptor)
             answer = await self._monitor.execute("add-fd", arguments)
             self.number = answer["fdset-id"]
@@ -76,9 +78,13 @@ class DescriptorSet:
 
         :raises MonitorLostError: the connection is lost, and the set may still be there.
         """
+        if self.number is None and self._asked and self._opaque:
+            # Cut off before the answer came: the number of the set is known to QEMU alone.
+            notes = await find_notes(self._monitor, self._opaque)
+            self.number = next((number for number, rest in notes if not rest), None)
         if self.number is None:
             return
         # It may be gone already: QEMU drops a set whose descriptors are used up.
         with contextlib.suppress(CommandError):
             await self._monitor.execute("remove-fd", {"fdset-id": self.number})
-        self.number = None
+        self.number, self._asked = None, False
