@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What saving and restoring share: naming the image, finding the VM, and steps that a cancellation must not cut."""
+"""What saving and restoring share: naming the image, finding the VM, and putting its guest back."""
 
 from __future__ import annotations
 
@@ -31,8 +31,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     list_processes,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import query_run_state
-
-_Result = t.TypeVar("_Result")
 
 #: Seconds for which QEMU may refuse to let a guest go on because it is finishing a migration.
 _FINALIZE_TIMEOUT = 30.0
@@ -161,27 +159,3 @@ async def is_last_migration(monitor: Monitor, head: ImageHead) -> bool:
         return False
     state = await query_state(monitor)
     return state["status"] == "completed" and facts.migration == migration_fingerprint(state)
-
-
-async def despite_cancellation(work: t.Coroutine[t.Any, t.Any, _Result]) -> _Result:
-    """Run C(work) to its end although this task may be cancelled meanwhile, and return its result.
-
-    For the steps that must not be left half done: putting the guest back, and what follows the rename of a complete
-    image. A cancellation that arrives meanwhile has come too late and is dropped.
-    """
-    task = asyncio.ensure_future(work)
-    while True:
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.done():
-                return task.result()
-
-
-async def in_thread(function: t.Callable[..., _Result], *arguments: t.Any) -> _Result:
-    """Run a blocking call (a flush, a look into a large file) beside the event loop.
-
-    A cancellation is answered at once, since a guest may be waiting to run again; the call itself goes on to its end,
-    so it must work on descriptors of its own.
-    """
-    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)

@@ -18,6 +18,7 @@ import os
 import time
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     CommandError,
     ConflictError,
@@ -68,11 +69,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     check_parallel_channels,
     connect_to_vm,
     default_parallel_channels,
-    despite_cancellation,
     ended_vm,
     image_result,
     image_state,
-    in_thread,
     is_last_migration,
     put_guest_back,
 )
@@ -202,7 +201,8 @@ class RestoreOperation:
             return await _Transaction(self, head, domain, stream).run(qemu, started)
         finally:
             if monitor:
-                await monitor.close()
+                # A cancellation comes too late here: the work is done, or undone.
+                await despite_cancellation(monitor.close())
 
     # --- deciding ---
 
@@ -558,7 +558,7 @@ class _Transaction:
             return await despite_cancellation(self._complete(state, started))
         finally:
             if self.launched:
-                await self.monitor.close()
+                await despite_cancellation(self.monitor.close())
                 self.launched.release()
 
     # --- the QEMU ---

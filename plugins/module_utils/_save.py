@@ -19,6 +19,7 @@ import os
 import time
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     CommandError,
     ConflictError,
@@ -64,11 +65,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     check_parallel_channels,
     connect_to_vm,
     default_parallel_channels,
-    despite_cancellation,
     ended_vm,
     image_result,
     image_state,
-    in_thread,
     is_last_migration,
     migration_fingerprint,
     put_guest_back,

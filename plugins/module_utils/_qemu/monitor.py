@@ -21,6 +21,7 @@ import struct
 import traceback
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     CommandError,
     MonitorBusyError,
@@ -121,7 +122,8 @@ class Monitor:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
+        # A cancellation comes too late here: the work is done, or undone.
+        await despite_cancellation(self.close())
 
     async def close(self) -> None:
         """End the session; never raises, since a QEMU that has quit ends it with an error of its own."""

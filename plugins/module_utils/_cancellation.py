@@ -1,0 +1,39 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Steps that a cancellation must not cut, and such as it must not wait for.
+
+A timeout or a signal cancels an operation's task, wherever it is just then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import typing as t
+
+_Result = t.TypeVar("_Result")
+
+
+async def despite_cancellation(work: t.Coroutine[t.Any, t.Any, _Result]) -> _Result:
+    """Run C(work) to its end although this task may be cancelled meanwhile, and return its result.
+
+    For the steps that must not be left half done: putting the guest back, and what follows the rename of a complete
+    image. A cancellation that arrives meanwhile has come too late and is dropped.
+    """
+    task = asyncio.ensure_future(work)
+    while True:
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.done():
+                return task.result()
+
+
+async def in_thread(function: t.Callable[..., _Result], *arguments: t.Any) -> _Result:
+    """Run a blocking call (a flush, a look into a large file) beside the event loop.
+
+    A cancellation is answered at once, since a guest may be waiting to run again; the call itself goes on to its end,
+    so it must work on descriptors of its own.
+    """
+    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
