@@ -300,7 +300,7 @@ class RestoreOperation:
         interrupted = await InterruptedSave.find(monitor)
         if head and vm.run_state == "postmigrate" and await is_last_migration(monitor, head):
             return await self._continue_saved_vm(monitor, vm, head, interrupted)
-        if interrupted and vm.run_state != "running":
+        if interrupted:
             return await self._undo_save(vm, interrupted)
         if vm.run_state == "postmigrate":
             raise ConflictError(

@@ -78,6 +78,26 @@ def test_restore_goes_on_with_a_vm_whose_save_was_cut_off(guest, image, save, re
     continuity.check()
 
 
+def test_restore_calls_off_a_live_save_that_goes_on_without_its_run(make_guest, image, start_module, restore):
+    """Its guest runs, but would stand still as soon as QEMU has written everything."""
+    guest = make_guest(memory_mib=256, block_mib=128, observer=True)
+    continuity = Continuity(guest)
+    before = settings(guest)
+    run = start_module("qemu_save", name=VM, path=str(image), live=True, bandwidth="4M", parallel_channels=1)
+    deadline = time.monotonic() + 20
+    while not settings(guest)["fdsets"] or settings(guest)["capabilities"] == before["capabilities"]:
+        assert time.monotonic() < deadline
+    run.process.kill()
+    run.process.communicate()
+    assert run_state(guest) == "running"
+    result = restore(name=VM, path=str(image))
+    assert result["changed"]
+    assert result["vm"]["run_state"] == "running"
+    assert settings(guest) == before
+    assert os.listdir(image.parent) == []
+    continuity.check()
+
+
 def test_partial_image_and_vm_running(guest, image, save):
     save(name=VM, path=str(image), after_save="resume")
     as_partial(image)
