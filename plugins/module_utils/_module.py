@@ -50,7 +50,11 @@ def run_operation(module: AnsibleModule, make: t.Callable[[], Operation], timeou
     :param timeout: seconds it may take; 0 for no limit.
     """
     if QEMU_QMP_IMPORT_ERROR:
-        module.fail_json(msg=missing_required_lib(f"qemu.qmp >= {QEMU_QMP_MINIMUM}"), exception=QEMU_QMP_IMPORT_ERROR)
+        module.fail_json(
+            msg=missing_required_lib(f"qemu.qmp >= {QEMU_QMP_MINIMUM}"),
+            exception=QEMU_QMP_IMPORT_ERROR,
+            missing_library="qemu.qmp",  # the action plugin then brings the controller's copy along
+        )
     _leave_with(module, lambda: asyncio.run(_bounded(make(), timeout)))
 
 

@@ -57,6 +57,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     require_removable,
     require_safe_image,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_stream
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import (
@@ -75,6 +76,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     is_last_migration,
     put_guest_back,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._progress import Measure, Publisher
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, pass_named_descriptor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
@@ -88,6 +90,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     Launch,
     LaunchedProcess,
     ProcessWatch,
+    bytes_read,
     launch,
     read_process,
 )
@@ -628,9 +631,12 @@ class _Transaction:
         # here, however QEMU was started.
         await self.monitor.execute("stop")
         self.operation.guest_state = f"{self.domain.name} is being loaded"
-        await self.migration.start_incoming(uri, keep_alive=support.exit_on_error)
+        reader = self.expander.pid if self.expander else self.vm.process.pid if self.vm.process else 0
         try:
-            state = await self.migration.wait()
+            with Publisher(self.vm.label, "restore") as progress:
+                async with progress.following(self._bytes_read(reader)):
+                    await self.migration.start_incoming(uri, keep_alive=support.exit_on_error)
+                    state = await self.migration.wait()
         except MigrationError as exc:
             failure = await self.expander.failure() if self.expander else ""
             if failure:
@@ -639,6 +645,19 @@ class _Transaction:
         await self._see_expander_off()
         await self.settings.restore()
         return state
+
+    def _bytes_read(self, pid: int) -> Measure:
+        """Measures how much of the image a process has read; QEMU itself says nothing of a load."""
+        size = self.head.size if self.head.header.format is not ImageFormat.SPARSE else self.head.allocated
+        try:
+            before = bytes_read(pid)
+        except OSError:
+            before = 0
+
+        async def measure() -> tuple[int, int]:
+            return bytes_read(pid) - before, size
+
+        return measure
 
     def _choose_access(self, sparse: bool) -> None:
         reasons = self.operation.reasons

@@ -72,6 +72,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     migration_fingerprint,
     put_guest_back,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._progress import Publisher
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, pass_named_descriptor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
@@ -534,14 +535,18 @@ class _Transaction:
 
     async def _finish(self, xml: str, choice: _Choice, started: float, write_started: float) -> dict[str, t.Any]:
         """From the migration that runs to the end."""
-        state = await self._follow()
-        if self.compressor:
-            await self.compressor.wait(self.partial.path)
-        await in_thread(self.partial.flush)
-        write_seconds = time.monotonic() - write_started
-        await self._check_file()
-        xml = self._final_xml(xml, choice, state)
-        return await despite_cancellation(self._complete(xml, choice, state, started, write_seconds))
+        with Publisher(self.vm.label, "save") as progress:
+            async with progress.following(self.migration.memory_done):
+                state = await self._follow()
+            progress.phase("flush")
+            if self.compressor:
+                await self.compressor.wait(self.partial.path)
+            await in_thread(self.partial.flush)
+            write_seconds = time.monotonic() - write_started
+            progress.phase("check")
+            await self._check_file()
+            xml = self._final_xml(xml, choice, state)
+            return await despite_cancellation(self._complete(xml, choice, state, started, write_seconds))
 
     # --- before the guest is touched ---
 

@@ -100,6 +100,7 @@ attributes:
 extends_documentation_fragment:
   - vmops.qemu.attributes
   - vmops.qemu.attributes.actiongroup_qemu
+  - vmops.qemu.library
 requirements:
   - qemu.qmp >= 0.0.3 (Python library on the host with the VM)
 notes:
@@ -240,6 +241,7 @@ def main() -> None:
             "parallel_channels": {"type": "int"},
             "bypass_cache": {"type": "bool"},
             "timeout": {"type": "float", "default": 3600},
+            "bundle_library": {"type": "bool", "default": True},
         },
         required_one_of=[("name", "path")],
         required_if=[("launch", "command", ["command"])],
@@ -247,7 +249,7 @@ def main() -> None:
     )
 
     def make() -> RestoreOperation:
-        options = {key: value for key, value in module.params.items() if key != "timeout"}
+        options = {key: value for key, value in module.params.items() if key not in ("timeout", "bundle_library")}
         return RestoreOperation(RestoreRequest(check_mode=module.check_mode, **options))
 
     run_operation(module, make, module.params["timeout"])

@@ -145,6 +145,7 @@ attributes:
 extends_documentation_fragment:
   - vmops.qemu.attributes
   - vmops.qemu.attributes.actiongroup_qemu
+  - vmops.qemu.library
 requirements:
   - qemu.qmp >= 0.0.3 (Python library on the host with the VM)
 notes:
@@ -303,6 +304,7 @@ def main() -> None:
             "mode": {"type": "raw", "default": "0600"},
             "owner": {"type": "str"},
             "group": {"type": "str"},
+            "bundle_library": {"type": "bool", "default": True},
         },
         required_one_of=[("name", "qmp_socket")],
         supports_check_mode=True,
@@ -318,7 +320,7 @@ def main() -> None:
                 uid=uid,
                 gid=gid,
                 check_mode=module.check_mode,
-                **{key: value for key, value in options.items() if key != "timeout"},
+                **{key: value for key, value in options.items() if key not in ("timeout", "bundle_library")},
             )
         )
 

@@ -107,6 +107,11 @@ class Filter:
             raise RequestError(f"{command[0]} cannot be started: {exc.strerror}") from exc
         return cls(os.path.basename(command[0]), process)
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     async def wait(self, path: str) -> None:
         """Wait for its end.
 

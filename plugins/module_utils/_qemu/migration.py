@@ -238,6 +238,12 @@ class Migration:
             raise MigrationError(f"QEMU's migration {state['status']}: {reason}")
         return state
 
+    async def memory_done(self) -> tuple[int, int]:
+        """Bytes of the guest's memory that an outgoing run has dealt with, and all; raises as Monitor.execute."""
+        ram = (await query_state(self._monitor)).get("ram", {})
+        total = int(ram.get("total", 0))
+        return total - int(ram.get("remaining", total)), total
+
     async def is_active(self) -> bool:
         """Whether the run is still going."""
         return self.started and (await query_state(self._monitor))["status"] not in IDLE_STATES

@@ -18,6 +18,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 import traceback
 import typing as t
 
@@ -31,6 +32,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorProtocolError,
     RequestError,
 )
+
+if os.environ.get("VMOPS_QEMU_QMP"):
+    # The controller's copy of the library, which the action plugin brought along for this run; the host's comes first.
+    sys.path.append(os.environ["VMOPS_QEMU_QMP"])
 
 try:
     from qemu.qmp import (

@@ -166,6 +166,15 @@ def _age(pid: int) -> float:
         return float("inf")
 
 
+def bytes_read(pid: int) -> int:
+    """Bytes that a process has read since its start, from files and pipes.
+
+    :raises OSError: it has ended, or is another user's.
+    """
+    with open(f"/proc/{pid}/io", encoding="ascii") as handle:
+        return int(handle.readline().split()[1])  # rchar
+
+
 def resident_bytes(pid: int) -> int | None:
     """Bytes of memory that a process holds: resident, swapped out, and huge pages; None where it cannot be told.
 

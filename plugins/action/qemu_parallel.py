@@ -1,0 +1,234 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Several saves or restores of one host at a time, followed by one cheap look at the host every few seconds."""
+
+from __future__ import annotations
+
+import time
+import typing as t
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.vmops.qemu.plugins.plugin_utils.library import run_with_copy
+
+_COLLECTION = "vmops.qemu."
+
+#: Seconds by which Ansible's limit for a background job is longer than the run's own timeout: it is killed by the
+#: first and puts the guest back by the second.
+_GRACE = 180
+
+#: Seconds for which a host waits for the end of a run before it answers a look, at most.
+_WAIT = 5.0
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no types
+    """Starts, follows and collects the runs."""
+
+    _supports_async = False
+    _supports_check_mode = True
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        """Run all, and return what each returned."""
+        result: dict[str, t.Any] = super().run(tmp, task_vars)
+        _validation, options = self.validate_argument_spec(
+            argument_spec={
+                "operation": {"type": "str", "required": True, "choices": ["save", "restore"]},
+                "vms": {"type": "list", "elements": "dict", "required": True},
+                "defaults": {"type": "dict", "default": {}},
+                "parallel": {"type": "int", "default": 4},
+                "on_error": {"type": "str", "choices": ["continue", "stop"], "default": "continue"},
+                "timeout": {"type": "float", "default": 3600},
+                "interval": {"type": "float", "default": 5},
+            }
+        )
+        if options["parallel"] < 1 or options["timeout"] <= 0:
+            raise AnsibleActionFail("parallel must be 1 at least, and timeout more than 0")
+        runs = [_Run({**options["defaults"], "timeout": options["timeout"], **vm}) for vm in options["vms"]]
+        unnamed = [run for run in runs if not run.name]
+        if unnamed:
+            raise AnsibleActionFail(f"every one of vms needs a name: {unnamed[0].options}")
+        started = time.time()
+        follower = _Follower(self, task_vars or {}, options, runs)
+        if self._task.check_mode:
+            follower.predict()
+        else:
+            follower.follow()
+        failures = [run.name for run in runs if run.result.get("failed")]
+        result.update(
+            changed=any(run.result.get("changed") for run in runs),
+            failed=bool(failures),
+            failures=failures,
+            vms=[{**run.result, "name": run.name} for run in runs],
+            started_at=started,
+            duration=round(time.time() - started, 3),
+        )
+        if failures:
+            first = next(run for run in runs if run.result.get("failed"))
+            result["msg"] = (
+                f"{len(failures)} of {len(runs)} failed ({', '.join(failures)});"
+                f" {first.name}: {first.result.get('msg')}"
+            )
+        return result
+
+
+class _Run:
+    """One VM's run."""
+
+    def __init__(self, options: dict[str, t.Any]) -> None:
+        self.options = options
+        self.name = str(options.get("name") or "")
+        self.job = ""
+        self.deadline = 0.0
+        self.result: dict[str, t.Any] = {}
+        #: When a line was shown last.
+        self.shown = time.monotonic()
+
+
+class _Follower:
+    """Follows the runs of one host."""
+
+    def __init__(
+        self, action: ActionModule, task_vars: dict[str, t.Any], options: dict[str, t.Any], runs: list[_Run]
+    ) -> None:
+        self._action = action
+        self._variables = task_vars
+        self._options = options
+        self._module = f"{_COLLECTION}qemu_{options['operation']}"
+        self._runs = runs
+        self._host = str(task_vars.get("inventory_hostname", ""))
+        self._display = Display()
+        self._library = True
+
+    def predict(self) -> None:
+        """Check mode: each VM's module says what it would do, one after the other."""
+        for run in self._runs:
+            run.result = self._execute(run, in_background=False)
+
+    def follow(self) -> None:
+        """Run all to their end."""
+        self._wait_for_others()
+        waiting = list(self._runs)
+        working: list[_Run] = []
+        forget: list[str] = []
+        while waiting or working:
+            while waiting and len(working) < self._options["parallel"]:
+                run = waiting.pop(0)
+                self._start(run)
+                if run.job:
+                    working.append(run)
+                else:  # it did not even start
+                    waiting = self._after_end(run, waiting)
+            if not working:
+                continue
+            look = self._look(working, forget)
+            forget = []
+            for run in list(working):
+                if run.job in look["jobs"]:
+                    run.result = _without_job(look["jobs"][run.job])
+                elif time.monotonic() > run.deadline:
+                    run.result = {"failed": True, "msg": f"The background job {run.job} was lost; run the task again"}
+                else:
+                    continue
+                forget.append(run.job)
+                working.remove(run)
+                waiting = self._after_end(run, waiting)
+            self._show(working, look["operations"])
+        if forget:
+            self._look([], forget)
+
+    def _wait_for_others(self) -> None:
+        """Wait for the runs that an earlier controller started, as long as any may take."""
+        names = {run.name for run in self._runs}
+        deadline = time.monotonic() + self._options["timeout"]
+        while True:
+            look = self._look([], [])
+            self._library = look["library"]
+            others = [operation for operation in look["operations"] if operation["vm"] in names]
+            if not others or time.monotonic() > deadline:
+                return
+            for operation in others:
+                self._say(f"{operation['vm']}: an earlier run is at work: {_line(operation)}")
+            time.sleep(min(_WAIT, self._options["interval"]))
+
+    def _start(self, run: _Run) -> None:
+        run.deadline = time.monotonic() + run.options["timeout"] + 2 * _GRACE
+        answer = self._execute(run, in_background=True)
+        run.job = str(answer.get("ansible_job_id") or "")
+        if run.job:
+            self._say(f"{run.name}: {self._options['operation']} begins")
+        else:
+            run.result = answer if answer.get("failed") else {**answer, "failed": True}
+
+    def _execute(self, run: _Run, in_background: bool) -> dict[str, t.Any]:
+        task = self._action._task
+        task.async_val = int(run.options["timeout"]) + _GRACE if in_background else 0
+        try:
+            if not self._library and run.options.get("bundle_library", True):
+                return run_with_copy(self._action, self._module, run.options, self._variables, in_background)
+            return t.cast(
+                "dict[str, t.Any]",
+                self._action._execute_module(
+                    module_name=self._module,
+                    module_args=dict(run.options),
+                    task_vars=self._variables,
+                    wrap_async=in_background,
+                ),
+            )
+        finally:
+            task.async_val = 0
+
+    def _look(self, working: list[_Run], forget: list[str]) -> dict[str, t.Any]:
+        arguments = {
+            "jobs": [run.job for run in working],
+            "async_dir": self._action.get_shell_option("async_dir", default="~/.ansible_async"),
+            "wait": min(_WAIT, self._options["interval"]) if working else 0,
+            "forget": forget,
+        }
+        answer = self._action._execute_module(
+            module_name=f"{_COLLECTION}qemu_progress", module_args=arguments, task_vars=self._variables
+        )
+        if answer.get("failed"):
+            raise AnsibleActionFail(f"qemu_progress failed: {answer.get('msg')}")
+        return t.cast("dict[str, t.Any]", answer)
+
+    def _after_end(self, run: _Run, waiting: list[_Run]) -> list[_Run]:
+        """Say how a run ended; the runs that may still begin."""
+        self._say(f"{run.name}: {'FAILED: ' if run.result.get('failed') else ''}{run.result.get('msg', 'ended')}")
+        if run.result.get("failed") and self._options["on_error"] == "stop":
+            for skipped in waiting:
+                skipped.result = {"skipped": True, "msg": f"not begun, since {run.name} failed"}
+            return []
+        return waiting
+
+    def _show(self, working: list[_Run], operations: list[dict[str, t.Any]]) -> None:
+        known = {operation["vm"]: operation for operation in operations}
+        now = time.monotonic()
+        for run in working:
+            if run.name in known and now - run.shown >= self._options["interval"]:
+                run.shown = now
+                self._say(f"{run.name}: {_line(known[run.name])}")
+
+    def _say(self, text: str) -> None:
+        self._display.display(f"  [{self._host}] {text}")
+
+
+def _line(operation: dict[str, t.Any]) -> str:
+    """How far an operation has come, in a line."""
+    done = operation["bytes_done"] / 2**20
+    if operation["phase"] != "memory" or not operation["bytes_total"]:
+        return f"{operation['operation']}, {operation['phase']}"
+    left = "" if operation["seconds_left"] is None else f", {operation['seconds_left']} s left"
+    return (
+        f"{operation['operation']} {operation['percent']} %, {done:.0f} of {operation['bytes_total'] / 2**20:.0f} MiB,"
+        f" {operation['rate'] / 2**20:.0f} MiB/s{left}"
+    )
+
+
+def _without_job(result: dict[str, t.Any]) -> dict[str, t.Any]:
+    """A job's result without what Ansible keeps of the job in it."""
+    inner = ("ansible_job_id", "started", "finished", "invocation", "_ansible_parsed")
+    return {key: value for key, value in result.items() if key not in inner}

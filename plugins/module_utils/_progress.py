@@ -1,0 +1,158 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How far a save or a restore has come, published by itself in a small file while it works.
+
+QEMU's monitor serves one client, which is the operation: nobody else can ask. One JSON file for each VM, replaced
+atomically, in C(/run/vmops.qemu) (root) or C($XDG_RUNTIME_DIR/vmops.qemu). It goes with the operation; what a killed
+one left is known by its process id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import time
+import typing as t
+import urllib.parse
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import MonitorError
+
+#: Seconds between two looks at how far it has come.
+INTERVAL = 1.0
+
+_SUFFIX = ".progress"
+
+#: Bytes done so far, and bytes to do in all (0 where that is not known).
+Measure = t.Callable[[], t.Awaitable[t.Tuple[int, int]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What is published; times are seconds since the epoch, C(rate) is bytes a second since the last look."""
+
+    vm: str
+    #: C(save) or C(restore).
+    operation: str
+    #: What it is busy with: C(memory) while QEMU writes or reads, C(flush), C(check), or C(start) before it.
+    phase: str
+    pid: int
+    started: float
+    updated: float
+    bytes_done: int = 0
+    bytes_total: int = 0
+    rate: int = 0
+
+    @property
+    def percent(self) -> int | None:
+        """How much of the memory is done; None where the whole is not known."""
+        return min(100, 100 * self.bytes_done // self.bytes_total) if self.bytes_total else None
+
+    @property
+    def seconds_left(self) -> int | None:
+        """Seconds until the memory is done, at the present rate; None where that cannot be told."""
+        if not self.bytes_total or not self.rate:
+            return None
+        return max(0, self.bytes_total - self.bytes_done) // self.rate
+
+    def as_result(self) -> dict[str, t.Any]:
+        """The return value."""
+        return {**dataclasses.asdict(self), "percent": self.percent, "seconds_left": self.seconds_left}
+
+
+class Publisher:
+    """Publishes one operation's progress. It must never fail or hold up the operation, so errors are dropped."""
+
+    def __init__(self, vm: str, operation: str) -> None:
+        """:param operation: C(save) or C(restore)."""
+        now = time.time()
+        self._now = Progress(vm, operation, "start", os.getpid(), now, now)
+        self._path = ""
+
+    def __enter__(self) -> Publisher:
+        directory = _directory()
+        # Nothing is published where there is no place for it.
+        with contextlib.suppress(OSError):
+            if directory:
+                os.makedirs(directory, mode=0o700, exist_ok=True)
+                self._path = os.path.join(directory, urllib.parse.quote(self._now.vm, safe="") + _SUFFIX)
+                self._write()
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        if self._path:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+
+    def phase(self, phase: str) -> None:
+        """Say what the operation is busy with from now on."""
+        self._now = dataclasses.replace(self._now, phase=phase, updated=time.time(), rate=0)
+        self._write()
+
+    @contextlib.asynccontextmanager
+    async def following(self, measure: Measure) -> t.AsyncIterator[None]:
+        """Publish what C(measure) says, every second, while the body runs."""
+        self.phase("memory")
+        task = asyncio.ensure_future(self._follow(measure))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _follow(self, measure: Measure) -> None:
+        last, seen = time.monotonic(), 0
+        while True:
+            await asyncio.sleep(INTERVAL)
+            try:
+                done, total = await measure()
+            except (MonitorError, OSError):  # whoever waits for the migration meets the reason, too
+                return
+            now = time.monotonic()
+            rate = int(max(0, done - seen) / (now - last))
+            last, seen = now, done
+            self._now = dataclasses.replace(
+                self._now, bytes_done=done, bytes_total=total, rate=rate, updated=time.time()
+            )
+            self._write()
+
+    def _write(self) -> None:
+        if not self._path:
+            return
+        fresh = f"{self._path}.{self._now.pid}"
+        # A full or missing /run is no reason to disturb a save.
+        with contextlib.suppress(OSError):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(fresh, flags, 0o600)
+            try:
+                os.write(descriptor, json.dumps(dataclasses.asdict(self._now)).encode())
+            finally:
+                os.close(descriptor)
+            os.replace(fresh, self._path)
+
+
+def read_progress() -> list[Progress]:
+    """What the operations of this user publish just now, by VM."""
+    found = []
+    directory = _directory()
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir(directory)) if directory else ():
+            if name.endswith(_SUFFIX):
+                # A file may go, or be another version's, at any moment.
+                with contextlib.suppress(OSError, TypeError, ValueError):
+                    with open(os.path.join(directory, name), encoding="utf-8") as handle:
+                        progress = Progress(**json.load(handle))
+                    if os.path.exists(f"/proc/{int(progress.pid)}"):
+                        found.append(progress)
+    return found
+
+
+def _directory() -> str:
+    if os.geteuid() == 0:
+        return "/run/vmops.qemu"
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return os.path.join(runtime, "vmops.qemu") if os.path.isabs(runtime) else ""

@@ -1,0 +1,111 @@
+#!/usr/bin/python
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This is a virtual module that is entirely implemented as an action plugin and runs on the controller
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: qemu_parallel
+short_description: Save or restore several VMs of a host at a time, and show how far they have come
+version_added: 0.1.0
+description:
+  - Runs M(vmops.qemu.qemu_save) or M(vmops.qemu.qemu_restore) for a list of VMs, in the background of the host, some at
+    a time, and shows a line for each VM every few seconds - percent, bytes, rate, and time left.
+  - A VM that another run works on is waited for first.
+  - When the connection is lost the runs go on; the same task then finds what they have reached.
+options:
+  operation:
+    description:
+      - What to run.
+    type: str
+    required: true
+    choices: [save, restore]
+  vms:
+    description:
+      - The options of each run, C(name) at least, in the order in which they begin.
+    type: list
+    elements: dict
+    required: true
+  defaults:
+    description:
+      - Options for all runs. O(vms) overrides them.
+    type: dict
+    default: {}
+  parallel:
+    description:
+      - How many run at a time.
+    type: int
+    default: 4
+  on_error:
+    description:
+      - What to do when a run fails. With V(continue) the others go on, with V(stop) no further one begins.
+    type: str
+    choices: [continue, stop]
+    default: continue
+  timeout:
+    description:
+      - Seconds for each run, after which it puts the guest back by itself.
+      - Ansible's own limit for the background job is a little longer, as Ansible kills what it ends.
+    type: float
+    default: 3600
+  interval:
+    description:
+      - Seconds between two lines for a VM.
+    type: float
+    default: 5
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+  platform:
+    platforms: posix
+extends_documentation_fragment:
+  - vmops.qemu.attributes
+seealso:
+  - module: vmops.qemu.qemu_save
+  - module: vmops.qemu.qemu_restore
+  - module: vmops.qemu.qemu_progress
+author:
+  - vmops.qemu contributors (@vmops)
+"""
+
+EXAMPLES = r"""
+- name: Save three VMs, two at a time
+  vmops.qemu.qemu_parallel:
+    operation: save
+    parallel: 2
+    vms:
+      - name: db1
+      - name: web1
+      - name: web2
+        live: true
+"""
+
+RETURN = r"""
+vms:
+  description:
+    - What each run returned, in the order of O(vms), with the VM's C(name). What was not begun (O(on_error=stop)) has
+      C(skipped).
+  type: list
+  elements: dict
+  returned: always
+failures:
+  description: The names of the VMs whose runs failed.
+  type: list
+  elements: str
+  returned: always
+started_at:
+  description: When the first run began, in seconds since the epoch, by the controller's clock.
+  type: float
+  returned: always
+duration:
+  description: How long all took, in seconds.
+  type: float
+  returned: always
+"""
