@@ -85,7 +85,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
     MigrationSupport,
     read_support,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, event_seconds
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     Launch,
     LaunchedProcess,
@@ -764,6 +764,7 @@ class _Transaction:
             # Last, as the note in it tells a later run that the image is used up.
             await self.descriptors.remove()
         duration = time.monotonic() - started
+        resume = self.monitor.find_event("RESUME")
         return {
             "changed": True,
             "msg": f"{label} was restored from {self.head.path} in {duration:.1f} s and"
@@ -771,6 +772,7 @@ class _Transaction:
             "image": image,
             "vm": self.vm.as_result(run_state),
             "launched": self.launched is not None,
+            "running_at": round(event_seconds(resume), 3) if resume else None,
             "duration": round(duration, 3),
             "parallel_channels": self.parallel_channels,
             "bypass_cache": self.bypass_cache,

@@ -47,6 +47,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.compression impo
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     PartialImage,
+    file_system,
     flush_image,
     free_bytes,
     image_identity,
@@ -494,7 +495,8 @@ class _Transaction:
         if not self.request.check_mode:
             # Before the space is counted that they take.
             await in_thread(remove_leftovers, self.path)
-        self._check_space(require_writable_directory(directory, may_be_made=self.request.path is None))
+        existing = require_writable_directory(directory, may_be_made=self.request.path is None)
+        needed, free = self._check_space(existing)
         if self.request.check_mode:
             result = self.operation.result(
                 f"{self.vm.label} would be saved in {self.path} ({image_format.label}, version"
@@ -502,7 +504,13 @@ class _Transaction:
                 self.vm,
                 self.operation.outcome(),
             )
-            return {**result, "warnings": warnings}
+            return {
+                **result,
+                "space_needed": needed,
+                "space_free": free,
+                "file_system": file_system(existing),
+                "warnings": warnings,
+            }
         self.partial = PartialImage.create(
             self.path, header, xml, mode=self.request.mode, uid=self.request.uid, gid=self.request.gid
         )
@@ -664,8 +672,8 @@ class _Transaction:
             reason=reason,
         )
 
-    def _check_space(self, directory: str) -> None:
-        """Refuse a save that cannot fit.
+    def _check_space(self, directory: str) -> tuple[int, int]:
+        """Refuse a save that cannot fit; the bytes that it may need, and those that are free.
 
         What the save writes is bounded by the guest's memory and by what its process holds of it.
         """
@@ -679,6 +687,7 @@ class _Transaction:
                 f" {free // 2**20} MiB free ({(needed - free + 2**20 - 1) // 2**20} MiB are missing)",
                 cure="Free space there, or save into another directory",
             )
+        return needed, free
 
     def _choose_access(
         self, image_format: ImageFormat, support: MigrationSupport, reasons: dict[str, str], warnings: list[str]
@@ -818,6 +827,7 @@ class _Transaction:
             "diff": {"before": self.operation.before, "after": outcome},
             "duration": round(time.monotonic() - started, 3),
             "pause_ms": self._pause_ms(),
+            "stopped_at": self._stopped_at(),
             "bytes_written": bytes_written,
             "throughput": int(bytes_written / write_seconds) if write_seconds > 0 else None,
             "parallel_channels": choice.parallel_channels,
@@ -837,6 +847,11 @@ class _Transaction:
         end = self.monitor.find_event("RESUME", "SHUTDOWN", since=self.monitor.events.index(stop))
         finished = event_seconds(end) if end else time.time()
         return round((finished - event_seconds(stop)) * 1000)
+
+    def _stopped_at(self) -> float | None:
+        """When QEMU stopped the guest for this run, in seconds since the epoch."""
+        stop = self.monitor.find_event("STOP", since=self.since)
+        return round(event_seconds(stop), 3) if stop else None
 
     # --- the way back ---
 

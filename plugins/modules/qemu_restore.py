@@ -189,6 +189,11 @@ launched:
   description: Whether QEMU was started for the restore.
   type: bool
   returned: when the VM was restored
+running_at:
+  description:
+    - When the guest ran again, in seconds since the epoch, by the host's clock; V(null) where it was left paused.
+  type: float
+  returned: when the VM was restored
 duration:
   description: Seconds that the whole operation took.
   type: float

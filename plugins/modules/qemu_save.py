@@ -233,6 +233,24 @@ pause_ms:
     - V(0) if it was paused before.
   type: int
   returned: when the VM was saved
+stopped_at:
+  description:
+    - When QEMU stopped the guest for this save, in seconds since the epoch, by the host's clock.
+    - V(null) where it was stopped before.
+  type: float
+  returned: when the VM was saved
+space_needed:
+  description: Bytes that the save takes at most.
+  type: int
+  returned: in check mode, when the VM would be saved
+space_free:
+  description: Bytes that are free in O(save_dir)'s, or O(path)'s, file system.
+  type: int
+  returned: in check mode, when the VM would be saved
+file_system:
+  description: The mount point of that file system.
+  type: str
+  returned: in check mode, when the VM would be saved
 bytes_written:
   description: Bytes that QEMU wrote, by its own account.
   type: int

@@ -680,6 +680,14 @@ def free_bytes(directory: str) -> int:
     return facts.f_bavail * facts.f_frsize
 
 
+def file_system(directory: str) -> str:
+    """The mount point of the file system in which a directory lies."""
+    place = os.path.realpath(directory)
+    while not os.path.ismount(place):
+        place = os.path.dirname(place)
+    return place
+
+
 def write_at(descriptor: int, data: bytes, offset: int) -> None:
     """Write all of C(data) at C(offset); raises OSError."""
     view = memoryview(data)

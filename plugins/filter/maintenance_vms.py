@@ -1,0 +1,92 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the roles have reached on a host, as the report tells it."""
+
+from __future__ import annotations
+
+import typing as t
+
+DOCUMENTATION = r"""
+name: maintenance_vms
+short_description: Put what a host's saves and restores returned together, by VM
+version_added: 0.1.0
+description:
+  - Makes of C(managed_save_result) and C(managed_restore_result) the C(vms) of a host in the report.
+positional: restored
+options:
+  _input:
+    description: C(managed_save_result), or nothing.
+    type: dict
+    required: true
+  restored:
+    description: C(managed_restore_result), or nothing.
+    type: dict
+    default: {}
+author:
+  - vmops.qemu contributors (@vmops)
+"""
+
+EXAMPLES = r"""
+- name: Show the host's VMs
+  ansible.builtin.debug:
+    msg: "{{ managed_save_result | vmops.qemu.maintenance_vms(managed_restore_result) }}"
+"""
+
+RETURN = r"""
+_value:
+  description:
+    - For each VM its C(name), C(state) (V(restored), V(saved), V(running), V(failed) or V(predicted)), C(msg),
+      C(bytes) of its image, C(throughput), C(save_seconds), C(restore_seconds), C(stopped_at) and C(running_at).
+  type: list
+  elements: dict
+"""
+
+Run = t.Mapping[str, t.Any]
+
+
+def maintenance_vms(saved: Run | None, restored: Run | None = None) -> list[dict[str, t.Any]]:
+    """One entry for each VM, in the order in which they were saved."""
+    saves = {run["name"]: run for run in (saved or {}).get("vms", ())}
+    back = {run["name"]: run for run in (saved or {}).get("rolled_back", ())}
+    restores = {run["name"]: run for run in (restored or {}).get("vms", ())}
+    return [
+        _entry(name, saves.get(name, {}), restores.get(name) or back.get(name) or {})
+        for name in [*saves, *(name for name in restores if name not in saves)]
+    ]
+
+
+def _entry(name: str, save: Run, restore: Run) -> dict[str, t.Any]:
+    image = save.get("image") or restore.get("image") or {}
+    return {
+        "name": name,
+        "state": _state(save, restore),
+        "msg": (restore or save).get("msg", ""),
+        "bytes": save.get("space_needed") or image.get("allocated"),
+        "throughput": save.get("throughput"),
+        "save_seconds": save.get("duration"),
+        "restore_seconds": restore.get("duration"),
+        "stopped_at": save.get("stopped_at"),
+        "running_at": restore.get("running_at"),
+    }
+
+
+def _state(save: Run, restore: Run) -> str:
+    if restore.get("failed"):
+        return "saved"
+    if restore:
+        return "restored"
+    if save.get("failed"):
+        return "failed"
+    if save.get("skipped"):
+        return "running"
+    return "predicted" if "space_needed" in save else "saved"
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """The filters by name."""
+        return {"maintenance_vms": maintenance_vms}

@@ -1,0 +1,95 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The groups in which saved VMs are restored."""
+
+from __future__ import annotations
+
+import fnmatch
+import typing as t
+
+DOCUMENTATION = r"""
+name: restore_groups
+short_description: Order saved VMs into groups that are restored one after the other
+version_added: 0.1.0
+description:
+  - Takes the C(images) that M(vmops.qemu.qemu_save_image_info) returned, of which complete ones are restored.
+  - A VM belongs to the first group with a pattern that matches its name; those that match none come last, together.
+positional: order, include, exclude, common, by_vm
+options:
+  _input:
+    description: The images.
+    type: list
+    elements: dict
+    required: true
+  order:
+    description: The groups, each a list of shell patterns of names.
+    type: list
+    elements: list
+    default: []
+  include:
+    description: Shell patterns of the names to restore.
+    type: list
+    elements: str
+    default: ["*"]
+  exclude:
+    description: Shell patterns of names that are left alone.
+    type: list
+    elements: str
+    default: []
+  common:
+    description: Options of M(vmops.qemu.qemu_restore) for all.
+    type: dict
+    default: {}
+  by_vm:
+    description: By name, options for one, which override those for all.
+    type: dict
+    default: {}
+author:
+  - vmops.qemu contributors (@vmops)
+"""
+
+EXAMPLES = r"""
+- name: Databases first
+  ansible.builtin.debug:
+    msg: "{{ found.images | vmops.qemu.restore_groups([['db*']]) }}"
+"""
+
+RETURN = r"""
+_value:
+  description: The groups, without empty ones; each a list of options, C(name) and C(path) among them.
+  type: list
+  elements: list
+"""
+
+
+def restore_groups(
+    images: t.Iterable[t.Mapping[str, t.Any]],
+    order: t.Sequence[t.Sequence[str]] = (),
+    include: t.Sequence[str] = ("*",),
+    exclude: t.Sequence[str] = (),
+    common: t.Mapping[str, t.Any] | None = None,
+    by_vm: t.Mapping[str, t.Mapping[str, t.Any]] | None = None,
+) -> list[list[dict[str, t.Any]]]:
+    """The options for the restore of each complete image, in groups."""
+
+    def any_of(patterns: t.Iterable[str], name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    groups: list[list[dict[str, t.Any]]] = [[] for _group in range(len(order) + 1)]
+    for image in images:
+        name = image.get("name") or ""
+        if image.get("state") == "complete" and any_of(include, name) and not any_of(exclude, name):
+            place = next((place for place, patterns in enumerate(order) if any_of(patterns, name)), len(order))
+            options = {**(common or {}), **(by_vm or {}).get(name, {})}
+            groups[place].append({**options, "name": name, "path": image["path"]})
+    return [group for group in groups if group]
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """The filters by name."""
+        return {"restore_groups": restore_groups}
