@@ -4,7 +4,7 @@
 
 """Make and end the machines of the molecule scenarios: Debian hosts in systemd-nspawn, reached by SSH alone.
 
-    machines.py create DIR NAME...   make and boot them, and wait until each answers; DIR/ssh_config says how to reach it
+    machines.py create DIR NAME...   make, boot and wait for them; DIR/ssh_config says how to reach them
     machines.py destroy DIR          end them and remove DIR, whatever state it is in
     machines.py run DIR NAME         (create calls it) be a machine's supervisor: mount its root, boot it, reboot it
     machines.py connect              (ssh calls it) hand ssh a connection to sshd
