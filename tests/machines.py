@@ -127,8 +127,6 @@ class Machine:
             for group in left:
                 remove_cgroup(group)
             time.sleep(0.05)
-        if self._supervisor is not None:
-            self._supervisor.wait()
         shutil.rmtree(f"/run/systemd/nspawn/propagate/{self.unit}", ignore_errors=True)
 
     # Inside: what the supervisor does
@@ -192,27 +190,48 @@ def create(directory: Path, names: Sequence[str]) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,20}", name):
             raise MachineError(f"{name!r} is no name for a machine")
     base_tree()
-    destroy(directory)
-    directory.mkdir(parents=True, mode=0o700)
-    try:
-        write(directory / "run", f"vmops-{os.urandom(4).hex()}\n")
-        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "vmops.qemu tests", "-f", str(directory / "key"))
-        shutil.copyfile(boot_image(), directory / "counter.img")
-        started = time.monotonic()
-        machines = [Machine(directory, name) for name in names]
-        for machine in machines:
-            machine.start()
-        ssh_config = write_ssh_config(directory, machines)
-        for machine in machines:
-            machine.wait(ssh_config, started + BOOT_TIMEOUT)
-            print(f"{machine.name} ({machine.unit}) is up after {time.monotonic() - started:.1f} s")
-    except BaseException:
-        destroy(directory)
-        raise
+    with locked(directory):
+        end_all(directory)
+        directory.mkdir(mode=0o700)
+        try:
+            boot_all(directory, names)
+        except BaseException:
+            end_all(directory)
+            raise
 
 
 def destroy(directory: Path) -> None:
-    """End all machines of the directory and remove it; nothing if it is not there."""
+    """End all machines of the directory and remove it; nothing if it is not there. Waits for a create that runs."""
+    with locked(directory):
+        end_all(directory)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Be the only one that makes or ends machines in the directory; the lock is beside it, and stays."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{directory}.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def boot_all(directory: Path, names: Sequence[str]) -> None:
+    """The part of create that leaves something behind."""
+    write(directory / "run", f"vmops-{os.urandom(4).hex()}\n")
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "vmops.qemu tests", "-f", str(directory / "key"))
+    shutil.copyfile(boot_image(), directory / "counter.img")
+    started = time.monotonic()
+    machines = [Machine(directory, name) for name in names]
+    for machine in machines:
+        machine.start()
+    ssh_config = write_ssh_config(directory, machines)
+    for machine in machines:
+        machine.wait(ssh_config, started + BOOT_TIMEOUT)
+        print(f"{machine.name} ({machine.unit}) is up after {time.monotonic() - started:.1f} s")
+
+
+def end_all(directory: Path) -> None:
+    """Whatever state the directory is in: nothing of it runs afterwards, and it is gone."""
     if (directory / "run").exists():
         # A machine has a control group only after it has a directory.
         for home in sorted(path for path in directory.iterdir() if path.is_dir()):
