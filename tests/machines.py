@@ -282,9 +282,12 @@ def boot_image() -> Path:
     """The counter guest's boot image, assembled here: a machine has no assembler."""
     # Only here: what ssh and the supervisor run needs none of it
     sys.path.insert(0, str(TESTS))
-    from support.counter import build_counter
+    from support.counter import GuestError, build_counter
 
-    return build_counter()
+    try:
+        return build_counter()
+    except GuestError as error:
+        raise MachineError(str(error)) from error
 
 
 def systemd_is_init() -> bool:
