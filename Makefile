@@ -136,6 +136,16 @@ test-interop: ## With a real libvirt, as root, then docs/compatibility.md: make 
 	@python -m pytest $(or $(TESTS),tests/interop) $(ARGS)
 	@python scripts/compatibility_table.py
 
+# --- molecule -----------------------------------------------------------------------------------------------------
+
+# What molecule runs: make molecule SCENARIOS='hosts default' ARGS=--destroy=never
+SCENARIOS ?=
+
+.PHONY: molecule
+molecule: ## The fleet, on machines of its own, as root: make molecule SCENARIOS=hosts
+	@scripts/setup hosts
+	@scripts/molecule test $(or $(SCENARIOS:%=--scenario-name=%),--all) $(ARGS)
+
 # --- the artefact -------------------------------------------------------------------------------------------------
 
 .PHONY: build

@@ -196,6 +196,11 @@ class Guest:
             self.end()
             raise
 
+    def define(self) -> None:
+        """Make its files and remember it, for a QEMU that someone else starts with its command line, a unit say."""
+        self.prepare()
+        self._remember()
+
     def adopt(self, pid: int) -> None:
         """Take over a QEMU of this guest that someone else started; end() will end that one.
 
