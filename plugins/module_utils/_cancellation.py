@@ -10,6 +10,7 @@ A timeout or a signal cancels an operation's task, wherever it is just then.
 from __future__ import annotations
 
 import asyncio
+import threading
 import typing as t
 
 _Result = t.TypeVar("_Result")
@@ -37,3 +38,15 @@ async def in_thread(function: t.Callable[..., _Result], *arguments: t.Any) -> _R
     so it must work on descriptors of its own.
     """
     return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+
+
+async def in_stoppable_thread(function: t.Callable[..., _Result], *arguments: t.Any) -> _Result:
+    """As :func:`in_thread`, for long work: C(function) gets a threading.Event as its last argument.
+
+    A cancellation sets it, since the process would wait for the thread at its end; the work must then be given up.
+    """
+    stop = threading.Event()
+    try:
+        return await in_thread(function, *arguments, stop)
+    finally:
+        stop.set()

@@ -18,7 +18,11 @@ import os
 import time
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import (
+    despite_cancellation,
+    in_stoppable_thread,
+    in_thread,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     CommandError,
     ConflictError,
@@ -46,6 +50,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.compression impo
     make_pipe,
     read_compressed_head,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import digest_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     direct_read_reason,
@@ -371,8 +376,13 @@ class RestoreOperation:
                 f"parallel_channels needs a sparse image; {self.path} is {head.header.format.label}",
                 cure="Leave parallel_channels out",
             )
+        recorded = self._recorded_digest(head) if self.request.verify == "full" else ""
         if self.request.verify != "none":
             problems = await in_thread(structure_problems, self.path)
+            if recorded and not problems:
+                # Past the page cache, unless QEMU will read through it: then the image comes from the storage once.
+                bypass_cache = head.header.mapped_ram and self.request.bypass_cache is not False
+                problems = await in_stoppable_thread(digest_problems, self.path, recorded, bypass_cache)
             if problems:
                 raise ImageFormatError(
                     self.path,
@@ -382,6 +392,16 @@ class RestoreOperation:
         if head.header.format in COMPRESSORS:
             return await in_thread(read_compressed_head, self.path, head.header)
         return await in_thread(read_stream, self.path, head.header)
+
+    def _recorded_digest(self, head: ImageHead) -> str:
+        """:raises RequestError: the image has none."""
+        facts = head.domain().save_facts
+        if facts is None or not facts.digest:
+            raise RequestError(
+                f"{self.path} has no checksum, which verify: full needs: it was not saved with checksum: true",
+                cure="Restore it with verify: structure, which does not see a change in the guest's memory",
+            )
+        return facts.digest
 
     def _how_to_launch(self, domain: domain_xml.ParsedDomain, machine: str) -> Launch:
         """How to start the QEMU that shall load the image."""

@@ -19,7 +19,11 @@ import os
 import time
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import (
+    despite_cancellation,
+    in_stoppable_thread,
+    in_thread,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     CommandError,
     ConflictError,
@@ -44,6 +48,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.compression impo
     make_pipe,
     require_tool,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import stream_digest
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     PartialImage,
@@ -124,6 +129,7 @@ class SaveRequest:
     after_save: str = "quit"
     force: bool = False
     bandwidth: int | None = None
+    checksum: bool = False
     mode: int = 0o600
     uid: int = -1
     gid: int = -1
@@ -411,12 +417,16 @@ class SaveOperation:
     def result(self, msg: str, vm: RunningVm | None, after: dict[str, str] | None = None) -> dict[str, t.Any]:
         """The return values of a run that wrote nothing; with C(after), of one that changed, or would change."""
         image = image_result(self.path)
+        warnings = []
+        if self.request.checksum and not self.request.check_mode and image["checksum"] is None:
+            warnings.append(f"{image['path']} has no checksum: the run that saved it was not asked for one")
         return {
             "changed": after is not None,
             "msg": msg,
             "image": image,
             "vm": vm.as_result() if vm else ended_vm(image["name"], image["uuid"]),
             "diff": {"before": self.before, "after": after or self.before},
+            "warnings": warnings,
         }
 
 
@@ -480,6 +490,8 @@ class _Transaction:
         self.adopted = False
         #: Whether the image is complete: from then on there is no way back.
         self.completed = False
+        #: How long the checksum took, in milliseconds.
+        self.checksum_ms: int | None = None
 
     async def run(self) -> dict[str, t.Any]:
         started = time.monotonic()
@@ -553,7 +565,9 @@ class _Transaction:
             write_seconds = time.monotonic() - write_started
             progress.phase("check")
             await self._check_file()
-            xml = self._final_xml(xml, choice, state)
+            progress.phase("checksum")
+            digest = await self._digest(choice) if self.request.checksum else ""
+            xml = self._final_xml(xml, choice, state, digest)
             return await despite_cancellation(self._complete(xml, choice, state, started, write_seconds))
 
     # --- before the guest is touched ---
@@ -791,12 +805,20 @@ class _Transaction:
                 cure="Check the file system and the disk below it (dmesg), then save again",
             )
 
-    def _final_xml(self, xml: str, choice: _Choice, state: dict[str, t.Any]) -> str:
+    async def _digest(self, choice: _Choice) -> str:
+        """The digest of what QEMU has written; what went through the page cache is still there, and is read from it."""
+        started = time.monotonic()
+        digest = await in_stoppable_thread(stream_digest, self.partial.path, choice.bypass_cache)
+        self.checksum_ms = round((time.monotonic() - started) * 1000)
+        return digest
+
+    def _final_xml(self, xml: str, choice: _Choice, state: dict[str, t.Any], digest: str) -> str:
         """The XML with what is known only after QEMU has written."""
         facts = dataclasses.replace(
             domain_xml.parse(xml, self.path).save_facts or self._save_facts(),
             parallel_channels=choice.parallel_channels or 0,
             migration=migration_fingerprint(state),
+            digest=digest,
         )
         return domain_xml.embed(xml, facts, self.launch_record)
 
@@ -828,6 +850,7 @@ class _Transaction:
             "duration": round(time.monotonic() - started, 3),
             "pause_ms": self._pause_ms(),
             "stopped_at": self._stopped_at(),
+            "checksum_ms": self.checksum_ms,
             "bytes_written": bytes_written,
             "throughput": int(bytes_written / write_seconds) if write_seconds > 0 else None,
             "parallel_channels": choice.parallel_channels,

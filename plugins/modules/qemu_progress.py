@@ -68,7 +68,7 @@ operations:
       description: V(save) or V(restore).
       type: str
     phase:
-      description: V(start), V(memory) while QEMU writes or reads it, V(flush) or V(check).
+      description: V(start), V(memory) while QEMU writes or reads it, V(flush), V(check) or V(checksum).
       type: str
     percent:
       description: How much of the memory is done; V(null) where that is not known.

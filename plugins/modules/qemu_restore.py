@@ -62,10 +62,16 @@ options:
     elements: str
   verify:
     description:
-      - V(structure) checks that all that the image promises is in the file, without reading the guest's pages.
-      - V(none) leaves that out.
+      - V(structure) checks that all that the image promises is in the file, without reading the guest's pages. A bit
+        that was flipped in the guest's memory is not found, and neither does QEMU find it; the compressed formats have
+        checksums of their own.
+      - V(full) also reads all of the image, before QEMU is started, and compares it with the checksum that
+        M(vmops.qemu.qemu_save) recorded with O(vmops.qemu.qemu_save#module:checksum=true). An image without one is
+        refused.
+      - V(none) leaves both out.
+      - The checksum finds damage, not forgery. Who can write the image can record another one.
     type: str
-    choices: [structure, none]
+    choices: [full, structure, none]
     default: structure
   remove_image:
     description:
@@ -125,6 +131,11 @@ EXAMPLES = r"""
     qmp_socket: /run/vm/db1.qmp
     launch: attach
     state: paused
+
+- name: Restore an image that was copied from another host, if nothing in it has changed
+  vmops.qemu.qemu_restore:
+    name: web2
+    verify: full
 
 - name: Restore an image of libvirt's into a QEMU with the same devices
   vmops.qemu.qemu_restore:
@@ -241,7 +252,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["as_saved", "running", "paused"], "default": "as_saved"},
             "launch": {"type": "str", "choices": ["recorded", "command", "attach"], "default": "recorded"},
             "command": {"type": "list", "elements": "str"},
-            "verify": {"type": "str", "choices": ["structure", "none"], "default": "structure"},
+            "verify": {"type": "str", "choices": ["full", "structure", "none"], "default": "structure"},
             "remove_image": {"type": "bool", "default": True},
             "parallel_channels": {"type": "int"},
             "bypass_cache": {"type": "bool"},

@@ -113,6 +113,16 @@ options:
       - QEMU meters it coarsely; with several channels a low value can be overshot by three quarters.
       - The default is no limit.
     type: str
+  checksum:
+    description:
+      - Record a checksum of the QEMU stream in the image. With it, O(vmops.qemu.qemu_restore#module:verify=full) and
+        O(vmops.qemu.qemu_save_image_info#module:verify=true) find every change of the guest's memory and device state
+        that the image suffers later, of a single bit, too.
+      - All that was written is read again for it, past the page cache where it was written past it. So the save takes
+        longer, see RV(checksum_ms), and a guest that goes on with O(after_save=resume) stands still for longer.
+      - An image that is complete already is not given one later.
+    type: bool
+    default: false
   timeout:
     description:
       - Seconds until the save is given up and the guest runs again; V(0) for no limit.
@@ -175,6 +185,11 @@ EXAMPLES = r"""
     image_version: 2
     format: sparse
     domain_xml: "{{ lookup('ansible.builtin.file', 'db1.xml') }}"
+
+- name: Save a VM whose image is going to be copied to another host
+  vmops.qemu.qemu_save:
+    name: web2
+    checksum: true
 
 - name: Take a checkpoint of a guest that should stand still as shortly as possible
   vmops.qemu.qemu_save:
@@ -251,6 +266,10 @@ file_system:
   description: The mount point of that file system.
   type: str
   returned: in check mode, when the VM would be saved
+checksum_ms:
+  description: Milliseconds of RV(duration) that the checksum took; V(null) without O(checksum=true).
+  type: int
+  returned: when the VM was saved
 bytes_written:
   description: Bytes that QEMU wrote, by its own account.
   type: int
@@ -318,6 +337,7 @@ def main() -> None:
             "after_save": {"type": "str", "choices": ["quit", "pause", "resume"], "default": "quit"},
             "force": {"type": "bool", "default": False},
             "bandwidth": {"type": "str"},
+            "checksum": {"type": "bool", "default": False},
             "timeout": {"type": "float", "default": 3600},
             "mode": {"type": "raw", "default": "0600"},
             "owner": {"type": "str"},

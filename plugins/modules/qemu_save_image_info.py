@@ -13,7 +13,8 @@ description:
   - Reads the header and the domain XML of save images, those of M(vmops.qemu.qemu_save) and those of libvirt, without
     a running QEMU or libvirt.
   - With O(stream=true) it also reads the machine type, RAM blocks and device sections from the QEMU stream, and with
-    O(verify=true) it checks that the file holds what its header and bitmaps promise. Neither reads the guest's memory.
+    O(verify=true) it checks that the file holds what its header and bitmaps promise. The guest's memory is read only to
+    compare it with a checksum that is recorded in the image.
   - A bad image is a result with C(problems), not a failed task.
 options:
   path:
@@ -43,7 +44,9 @@ options:
     description:
       - Check each image's structure, such as that its RAM blocks do not overlap, that pages which its bitmaps promise
         were written, and that the stream ends where the file ends. What is wrong is in C(problems).
-      - The content of the guest's memory is not checked.
+      - Where the image has a C(checksum), all of it is read and compared with that. Where it has none, a change in the
+        guest's memory is not found.
+      - An archive is not checked.
     type: bool
     default: false
 attributes:
@@ -175,6 +178,11 @@ images:
     qemu_version:
       description: The QEMU that saved; only in images of this collection.
       type: str
+    checksum:
+      description:
+        - The checksum of the QEMU stream that M(vmops.qemu.qemu_save) has recorded, V(null) where there is none.
+      type: str
+      sample: sha256-tree:5f0c9c0b0ef1b2a3a1f4f7f0ea4b1d5a2ad1d3f7be9f0a5d0e5b7f1f0f9c2d11
     launch_recorded:
       description: Whether the image records how its QEMU was started.
       type: bool

@@ -26,6 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import (
     unfinished_archive,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import read_compressed_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import digest_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import has_journal
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
@@ -69,6 +70,7 @@ _UNKNOWN: dict[str, t.Any] = dict.fromkeys(
         "stream_offset",
         "saved_at",
         "qemu_version",
+        "checksum",
         "mode",
         "owner",
         "mtime",
@@ -83,7 +85,8 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
     is not known is None. Sizes and offsets are bytes, C(mtime) is seconds since the epoch.
 
     :param stream: read the QEMU stream's facts too.
-    :param verify: check that the file holds what its header, stream and bitmaps promise.
+    :param verify: check that the file holds what its header, stream and bitmaps promise and, where a checksum of the
+        stream is recorded, that it has not changed since; that reads all of it.
     """
     info: dict[str, t.Any] = {
         "path": path,
@@ -127,6 +130,8 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
                 info["stream"] = shown.as_result() if shown else None
             if facts and verify:
                 problems += stream_problems(path, descriptor, facts)
+        if verify and info["checksum"] and head.header.complete and not problems:
+            problems += digest_problems(path, info["checksum"], descriptor=descriptor)
     except ImageError as error:
         problems.append(error.problem)
     finally:
@@ -240,6 +245,7 @@ def _domain_info(head: ImageHead) -> dict[str, t.Any]:
         "launch_recorded": domain.launch is not None,
         "saved_at": domain.save_facts.saved_at if domain.save_facts else None,
         "qemu_version": domain.save_facts.qemu_version if domain.save_facts else None,
+        "checksum": (domain.save_facts.digest or None) if domain.save_facts else None,
     }
 
 

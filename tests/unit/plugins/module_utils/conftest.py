@@ -16,6 +16,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import stream_digest
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import SaveFacts, embed
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import pack_head, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 
 GOLDEN = Path(__file__).resolve().parents[3] / "fixtures" / "golden"
@@ -112,6 +115,23 @@ class ImageBuilder:
 @pytest.fixture
 def builder(tmp_path) -> ImageBuilder:
     return ImageBuilder(tmp_path / "web1.save")
+
+
+@pytest.fixture
+def record_checksum():
+    """C(record_checksum(path, digest=None)): put a digest into an image's record, by default its own; the digest."""
+
+    def record(path: Path, digest: str | None = None) -> str:
+        digest = digest or stream_digest(str(path))
+        head = read_image_head(str(path))
+        facts = SaveFacts("0.1.0", "10.0.2", "2026-03-01T09:30:00Z", digest=digest)
+        # Without libvirt's cookie: a record in an image of libvirt's own is not believed.
+        _header, data = pack_head(str(path), head.header, embed(head.xml, facts), "")
+        with path.open("r+b") as file:
+            file.write(data)
+        return digest
+
+    return record
 
 
 _STEPS = ("pwrite", "fsync", "ftruncate", "rename", "unlink", "link")

@@ -52,6 +52,30 @@ def content(path):
         os.close(descriptor)
 
 
+# --- the checksum of the stream ---
+
+
+@pytest.mark.parametrize("archive", ["gzip", "bzip2", "xz", "lzop", "zstd"])
+@pytest.mark.parametrize("space", ["whole", "tight"])
+def test_checksum_holds_after_archiving_and_expanding(image, record_checksum, archive, space):
+    if (archive, space) == ("lzop", "tight"):
+        pytest.skip("lzop archives cannot be continued")
+    digest = record_checksum(image)
+    archived = run(image, archive=archive, space=space)["image"]
+    assert (archived["state"], archived["checksum"]) == ("archived", digest)
+    run(image, archive="none")
+    info = image_info(str(image), verify=True)
+    assert (info["state"], info["checksum"], info["problems"]) == ("complete", digest, [])
+
+
+@pytest.mark.parametrize("options", [{"image_version": 2}, {"vm_state": "paused"}, {"domain_xml": XML}])
+def test_checksum_holds_after_a_change_of_the_head(image, record_checksum, options):
+    digest = record_checksum(image)
+    assert run(image, **options)["changed"]
+    info = image_info(str(image), verify=True)
+    assert (info["state"], info["checksum"], info["problems"]) == ("complete", digest, [])
+
+
 # --- what is asked for, twice, and in check mode ---
 
 

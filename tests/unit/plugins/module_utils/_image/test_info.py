@@ -14,10 +14,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image import info as i
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import LaunchRecord, SaveFacts, embed
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
 
+PAGE = 4096
 KEYS = (
     "path exists state archive complete version format features vm_state byte_order name uuid memory vcpus machine"
-    " domain_xml cookie size allocated stream_offset saved_at qemu_version launch_recorded readable_by problems mode"
-    " owner mtime"
+    " domain_xml cookie size allocated stream_offset saved_at qemu_version checksum launch_recorded readable_by"
+    " problems mode owner mtime"
 )
 
 
@@ -48,6 +49,7 @@ def test_an_image_of_libvirt(golden):
         "stream_offset": 67358,
         "saved_at": None,
         "qemu_version": None,
+        "checksum": None,
         "launch_recorded": False,
         "readable_by": ["vmops.qemu", "libvirt >= 11.2"],
         "problems": [],
@@ -113,6 +115,70 @@ def test_verify_and_stream_find_different_things(builder):
     os.truncate(path, 70000)
     info = image_info(path, stream=True)
     assert (info["state"], info["stream"]) == ("invalid", None)
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_verify_compares_the_checksum(builder, record_checksum):
+    path = builder.write()
+    digest = record_checksum(path)
+    assert digest.startswith("sha256-tree:")
+    info = image_info(str(path), verify=True)
+    assert (info["state"], info["checksum"], info["problems"]) == ("complete", digest, [])
+    page = next(place for place in range(1 << 20, 2 << 20, PAGE) if any(path.read_bytes()[place : place + PAGE]))
+    flip(path, page + 1000)
+    info = image_info(str(path), stream=True)
+    assert (info["state"], info["checksum"], info["problems"]) == ("complete", digest, [])
+    info = image_info(str(path), stream=True, verify=True)
+    assert (info["state"], info["checksum"], info["readable_by"]) == ("invalid", digest, [])
+    assert info["problems"] == [
+        "its QEMU stream does not match the checksum that the save recorded: it was changed since"
+    ]
+    assert "was changed since" in describe(info)
+
+
+def test_verify_without_a_checksum_finds_no_change(builder):
+    path = builder.write()
+    flip(path, (1 << 20) + 1000)
+    info = image_info(str(path), verify=True)
+    assert (info["state"], info["checksum"], info["problems"]) == ("complete", None, [])
+
+
+@pytest.mark.parametrize("name", ["raw", "zstd"])
+def test_verify_compares_the_checksum_of_a_stream(copy_of, record_checksum, name):
+    path = copy_of(f"{name}.save")
+    digest = record_checksum(path)
+    info = image_info(str(path), verify=True)
+    assert (info["checksum"], info["problems"]) == (digest, [])
+    flip(path, path.stat().st_size // 2)
+    (problem,) = image_info(str(path), verify=True)["problems"]
+    assert "does not match the checksum" in problem
+
+
+def test_verify_says_what_cannot_be_checked(builder, record_checksum):
+    path = builder.write()
+    record_checksum(path, "later-tree:00")
+    assert image_info(str(path))["problems"] == []
+    (problem,) = image_info(str(path), verify=True)["problems"]
+    assert problem == "its checksum is of the kind 'later-tree', which is not known here, so it cannot be checked"
+
+
+def test_verify_tells_of_damage_once(builder, record_checksum):
+    """Where the structure is damaged, or the image partial, the checksum has nothing to add."""
+    builder.unwritten = {(b"pc.ram", 1)}
+    path = builder.write()
+    record_checksum(path, f"sha256-tree:{64 * '0'}")
+    (problem,) = image_info(str(path), verify=True)["problems"]
+    assert "never written" in problem
+    builder.unwritten = set()
+    builder.header = dataclasses.replace(builder.header, complete=False)
+    record_checksum(builder.write(), f"sha256-tree:{64 * '0'}")
+    (problem,) = image_info(str(path), verify=True)["problems"]
+    assert "is partial" in problem
 
 
 def test_a_file_that_may_not_be_read(golden, monkeypatch):
