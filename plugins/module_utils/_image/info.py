@@ -42,7 +42,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import read_stream
-from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import stream_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import head_problems, stream_problems
 
 _PARTIAL_PROBLEM = "the image is partial: its save never finished, or is still being written"
 _EDIT_PROBLEM = (
@@ -113,6 +113,8 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
     try:
         head = read_image_head(path, descriptor)
         info.update(_head_info(head))
+        if verify:
+            problems += head_problems(descriptor, head)
         try:
             info.update(_domain_info(head))
         except ImageError as error:
@@ -126,7 +128,7 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
                     shown = facts or read_compressed_head(path, head.header)
                 info["stream"] = shown.as_result() if shown else None
             if facts and verify:
-                problems += stream_problems(path, descriptor, facts)
+                problems += stream_problems(path, descriptor, facts, head.domain() if info["name"] else None)
     except ImageError as error:
         problems.append(error.problem)
     finally:
