@@ -124,6 +124,11 @@ pytest: ## Both, and a short torture, in one run
 test-torture: setup-test ## Kill saves and restores at random moments: make test-torture N=1000
 	@TORTURE_KILLS=$(or $(N),1000) python -m pytest tests/torture $(ARGS)
 
+.PHONY: test-corpus
+test-corpus: ## 10 000 mutated images, 400 of them restored: make test-corpus N=1000 RESTORES=40
+	@CORPUS_IMAGES=$(or $(N),10000) CORPUS_RESTORES=$(or $(RESTORES),400) \
+		python -m pytest $(or $(TESTS),tests/corpus) $(ARGS)
+
 .PHONY: test-versions
 test-versions: ## The tests of several QEMU versions: 7.2, this host's, 11.1
 	@scripts/setup versions

@@ -38,7 +38,7 @@ class Progress:
     vm: str
     #: C(save) or C(restore).
     operation: str
-    #: What it is busy with: C(memory) while QEMU writes or reads, C(flush), C(check), C(checksum), or C(start) before it.
+    #: What it is busy with: C(start), C(memory) while QEMU writes or reads, C(flush), C(check), C(checksum).
     phase: str
     pid: int
     started: float

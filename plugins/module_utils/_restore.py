@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import sys
 import time
 import typing as t
 
@@ -30,6 +31,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageFormatError,
     ImageNotFoundError,
     ImagePartialError,
+    ImageUnsupportedError,
     LaunchError,
     MigrationError,
     MismatchError,
@@ -154,6 +156,8 @@ class RestoreOperation:
                 return await self._run()
         except VmopsError as exc:
             exc.guest_state = exc.guest_state or self.guest_state
+            if isinstance(exc, ImageFormatError):
+                exc.cure = exc.cure or "Restore an intact copy, or start the VM from its disks"
             raise
 
     async def _run(self) -> dict[str, t.Any]:
@@ -376,6 +380,12 @@ class RestoreOperation:
                 f"parallel_channels needs a sparse image; {self.path} is {head.header.format.label}",
                 cure="Leave parallel_channels out",
             )
+        if head.header.mapped_ram and head.header.byte_order != sys.byteorder:
+            raise ImageUnsupportedError(
+                self.path,
+                f"the image was saved on a {head.header.byte_order}-endian host: QEMU would misread its bitmaps here",
+                cure=f"Restore it on a {head.header.byte_order}-endian host",
+            )
         recorded = self._recorded_digest(head) if self.request.verify == "full" else ""
         if self.request.verify != "none":
             problems = await in_thread(structure_problems, self.path)
@@ -387,7 +397,6 @@ class RestoreOperation:
                 raise ImageFormatError(
                     self.path,
                     f"the image is damaged: {'; '.join(problems[:3])}",
-                    cure="Restore an intact copy, or start the VM from its disks",
                 )
         if head.header.format in COMPRESSORS:
             return await in_thread(read_compressed_head, self.path, head.header)
@@ -822,7 +831,7 @@ class _Transaction:
                     f"{label} is not running (a QEMU that failed to load cannot be used again and was ended), and its"
                     " image is untouched"
                 )
-            else:
+            elif hasattr(self, "monitor"):  # else none was started
                 await self.descriptors_and_settings_back()
                 self.operation.guest_state = f"{label}'s QEMU still waits for its state, and the image is untouched"
         except MonitorError as exc:

@@ -63,7 +63,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     require_writable_directory,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
-from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import domain_problems, structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import InterruptedRestore
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave, SaveRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
@@ -94,6 +94,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Pr
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     RunningVm,
     query_run_state,
+    read_ram_blocks,
     read_vm,
     runtime_changes,
 )
@@ -501,6 +502,7 @@ class _Transaction:
         image_format, reasons, warnings = self._choose_format(support)
         self.launch_record = await self._record_launch(warnings)
         header, xml = self._compose(image_format)
+        await self._require_own_xml()
         directory = os.path.dirname(self.path)
         if self.request.path is None and not self.request.check_mode:
             make_save_directory(directory)
@@ -655,6 +657,20 @@ class _Transaction:
             accelerator=self.vm.accelerator,
         )
         return header, domain_xml.generate(facts, self._save_facts(), self.launch_record)
+
+    async def _require_own_xml(self) -> None:
+        """Refuse a given XML with which the image would be found damaged as soon as it is written.
+
+        :raises MismatchError: it has another machine type, or more memory.
+        """
+        if self.request.domain_xml is None:
+            return
+        memory = sum(block.used for block in await read_ram_blocks(self.monitor))
+        problems = domain_problems(domain_xml.parse(self.request.domain_xml), self.vm.machine, memory)
+        if problems:
+            raise MismatchError(
+                f"The domain_xml is not of {self.vm.label} as it runs: {problems[0]}", cure="Give this VM's own XML"
+            )
 
     def _save_facts(self) -> domain_xml.SaveFacts:
         return domain_xml.SaveFacts(

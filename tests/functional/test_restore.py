@@ -232,6 +232,7 @@ def test_command_that_cannot_be_started(guest, image, save, run_module):
     result = run_module("qemu_restore", path=str(image), launch="command", command=command)
     assert result["error"] == "LaunchError"
     assert "/nonexistent" in result["msg"]
+    assert result["guest_state"] == f"{VM} is not running, and its image is untouched"
 
 
 def test_qemu_that_ends_at_once_says_why(guest, image, save, run_module):
@@ -253,6 +254,7 @@ def test_command_without_a_qmp_server(image, guest, save, run_module):
     result = run_module("qemu_restore", path=str(image), launch="command", command=command)
     assert result["error"] == "LaunchError"
     assert "QMP" in result["msg"]
+    assert result["guest_state"] == f"{VM} is not running, and its image is untouched"
 
 
 @pytest.mark.parametrize(

@@ -240,11 +240,22 @@ def test_given_domain_xml_is_stored_with_our_record_in_it(guest, image, save, re
     continuity.check()
 
 
-def test_domain_xml_of_another_vm_is_refused(guest, image, run_module):
+@pytest.mark.parametrize(
+    ("xml", "says"),
+    [
+        ("<name>web2</name><memory unit='MiB'>64</memory>", "web2"),
+        (f"<name>{VM}</name><memory unit='MiB'>96</memory>", "has 100663296 bytes of memory, the VM's state only"),
+        (f"<name>{VM}</name><os><type machine='pc-i440fx-2.0'>hvm</type></os>", "machine type pc-i440fx-2.0"),
+    ],
+)
+def test_domain_xml_of_another_vm_is_refused(guest, image, run_module, xml, says):
+    """Before the guest is touched: with it, the image would be damaged as soon as it is written."""
     continuity = Continuity(guest)
-    xml = "<domain type='qemu'><name>web2</name><memory unit='MiB'>64</memory></domain>"
-    result = run_module("qemu_save", name=VM, path=str(image), domain_xml=xml)
+    result = run_module("qemu_save", name=VM, path=str(image), domain_xml=f"<domain type='qemu'>{xml}</domain>")
     assert result["error"] == "MismatchError"
+    assert says in result["msg"]
+    assert "was not touched" in result["guest_state"]
+    assert os.listdir(image.parent) == []
     continuity.check()
 
 

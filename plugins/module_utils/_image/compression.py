@@ -18,7 +18,11 @@ import os
 import shutil
 import subprocess
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError, RequestError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ImageError,
+    ImageFormatError,
+    RequestError,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_plain_head
@@ -121,10 +125,9 @@ class Filter:
         code = await self._process.wait()
         said = await asyncio.shield(self._said)
         if code != 0:
-            how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
             raise ImageError(
                 path,
-                f"{self.program} {how}" + (f": {said}" if said else ""),
+                f"{self.program} {_how_it_ended(code)}" + (f": {said}" if said else ""),
                 cure="Free space if it lacks some; else see what it says",
             )
 
@@ -163,21 +166,40 @@ def read_compressed_head(path: str, header: SaveImageHeader) -> StreamFacts | No
     compressor = COMPRESSORS.get(header.format)
     if compressor is None:
         return None
+    command = compressor.expand_command()
     image = open_image(path)
     try:
         os.lseek(image, header.stream_offset, os.SEEK_SET)
-        with subprocess.Popen(
-            compressor.expand_command(), stdin=image, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process:
-            try:
-                data = process.stdout.read(_HEAD_SIZE) if process.stdout else b""
-            finally:
-                process.kill()
+        data, code = _expand_head(command, image)
     finally:
         os.close(image)
+    if len(data) < _HEAD_SIZE and code != 0:
+        raise ImageFormatError(
+            path, f"{compressor.program} cannot expand the stream: {_how_it_ended(code)} after {len(data)} bytes"
+        )
     head = os.memfd_create("vmops-stream-head", os.MFD_CLOEXEC)
     try:
         os.write(head, data)
         return read_plain_head(head, path)
     finally:
         os.close(head)
+
+
+def _expand_head(command: list[str], image: int) -> tuple[bytes, int]:
+    """The first bytes of what a tool makes of an image from its position on, and the tool's exit code.
+
+    :raises RequestError: it cannot be started.
+    """
+    try:
+        process = subprocess.Popen(command, stdin=image, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    except OSError as exc:
+        raise RequestError(f"{command[0]} cannot be started: {exc.strerror}") from exc
+    with process:
+        data = process.stdout.read(_HEAD_SIZE) if process.stdout else b""
+        if len(data) == _HEAD_SIZE:  # else it has come to an end of its own
+            process.kill()
+    return data, process.returncode
+
+
+def _how_it_ended(code: int) -> str:
+    return f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"

@@ -6,7 +6,8 @@
 
 Format: C(https://libvirt.org/formatdomain.html). Our record is one element in the namespace C(NAMESPACE) with one child
 per field of C(SaveFacts), and a C(launch) child with one per field of C(LaunchRecord). A value that XML or libvirt
-would change (control characters, bytes that are not UTF-8, blanks at its ends) carries C(encoding="base64").
+would change (control characters, bytes that are not UTF-8, blanks at its ends) carries C(encoding="base64"). Its
+attribute C(checksum) finds damage, such as another digit in a disk's path; without one nothing is compared.
 
 XML from elsewhere is kept byte for byte: our record is inserted and replaced as text, at places that a parser found.
 """
@@ -19,6 +20,7 @@ import dataclasses
 import re
 import typing as t
 import xml.parsers.expat
+import zlib
 from xml.sax.saxutils import escape, quoteattr
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
@@ -28,9 +30,16 @@ MAX_XML_SIZE = 4 * 1024 * 1024
 """Bytes of XML that are parsed at most; libvirt's own protocol carries no more."""
 MAX_XML_DEPTH = 100
 MAX_XML_ELEMENTS = 100_000
+MAX_XML_ATTRIBUTES = 100_000
+MAX_NAMESPACE_SIZE = 256
+"""Bytes of a namespace's name at most: parsers repeat it for each element and attribute that is in it."""
+MAX_NAME_SIZE = 1024
+"""Characters of a VM's name at most: it is in each message."""
 HIDDEN = "********"
 """Stands in results where a secret stood."""
 
+#: The highest user or group id: the one above means "no change" to the system.
+_MAX_ID = (1 << 32) - 2
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 _ORIGIN = "the domain XML"
 
@@ -84,7 +93,10 @@ class SaveFacts:
 
 @dataclasses.dataclass(frozen=True)
 class ParsedDomain:
-    """What a domain XML says. C(memory) is bytes; a number not given is 0, a text not given is empty."""
+    """What a domain XML says. C(memory) is bytes; a number not given is 0, a text not given is empty.
+
+    C(uuid) is in the usual form, with dashes and small letters.
+    """
 
     name: str
     uuid: str
@@ -159,33 +171,47 @@ def parse(domain_xml: str, path: str = _ORIGIN) -> ParsedDomain:
     name = root.text_of("name")
     if not name:
         raise ImageFormatError(path, "the domain XML has no name")
+    if len(name) > MAX_NAME_SIZE:
+        raise ImageFormatError(path, f"the domain XML's name has {len(name)} characters, more than {MAX_NAME_SIZE}")
     os_element = root.child("os")
     os_type = os_element.child("type") if os_element else None
     metadata = root.child("metadata")
     record = metadata.child(_our("save-image")) if metadata else None
     launch = record.child(_our("launch")) if record else None
-    return ParsedDomain(
+    parsed = ParsedDomain(
         name=name,
-        uuid=root.text_of("uuid").strip().lower(),
+        uuid=_uuid(root.text_of("uuid"), path),
         memory=_memory(root.child("memory"), path),
         vcpus=_number(root.text_of("vcpu").strip() or "0", "vcpu", path),
         machine=os_type.attributes.get("machine", "") if os_type else "",
         launch=_from_elements(LaunchRecord, launch, path) if launch else None,
         save_facts=_from_elements(SaveFacts, record, path) if record else None,
     )
+    if record and record.attributes.get("checksum") not in (None, "", _checksum(_record_values(record, path))):
+        raise ImageFormatError(
+            path,
+            "our record in the domain XML is not as it was written: its checksum differs",
+            cure="If it was changed on purpose, remove the attribute checksum from its element save-image",
+        )
+    return parsed
 
 
 def redact(domain_xml: str, path: str = _ORIGIN) -> str:
     """The XML with secrets hidden, for results and logs: passwords of graphics, and those on command lines.
+
+    Our record has no checksum any more where a secret was in it.
 
     :raises ImageFormatError: the XML is not well-formed or beyond the limits (then show nothing of it), or our record
         makes no sense.
     """
     data, root = _read(domain_xml, path)
     edits: list[tuple[int, int, bytes]] = []
+    records: list[_Element] = []
     waiting = [root]
     while waiting:
         element = waiting.pop()
+        if element.tag == _our("save-image") and element.attributes.get("checksum"):
+            records.append(element)
         if element.tag == _our("argument"):
             shown = redact_argument(_decode_text(element, path))
             if shown != _decode_text(element, path):
@@ -202,6 +228,9 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
             shown = HIDDEN if element.attributes.get("name", "").startswith("opt/") else redact_argument(text)
             if text and shown != text:
                 edits.append((element.start + len(element.start_tag(data)), element.end_tag, escape(shown).encode()))
+    for record in records:
+        if any(record.start < start < record.end_tag for start, _end, _replacement in edits):
+            edits.append(record.attribute_edit(data, "checksum", ""))
     return _edit(data, edits)
 
 
@@ -234,20 +263,37 @@ def _our(name: str) -> str:
 
 
 def _record(save_facts: SaveFacts, launch: LaunchRecord | None) -> str:
-    lines = [f'<vmops:save-image xmlns:vmops="{NAMESPACE}">']
-    lines += ["      " + line for line in _to_elements(save_facts)]
+    values = [*_to_values(save_facts), *(_to_values(launch) if launch else ())]
+    lines = [f'<vmops:save-image xmlns:vmops="{NAMESPACE}" checksum="{_checksum(values)}">']
+    lines += ["      " + _element(name, text) for name, text in _to_values(save_facts)]
     if launch:
         lines += ["      <vmops:launch>"]
-        lines += ["        " + line for line in _to_elements(launch)]
+        lines += ["        " + _element(name, text) for name, text in _to_values(launch)]
         lines += ["      </vmops:launch>"]
     return "\n".join([*lines, "    </vmops:save-image>"])
 
 
-def _to_elements(record: LaunchRecord | SaveFacts) -> t.Iterator[str]:
+def _to_values(record: LaunchRecord | SaveFacts) -> t.Iterator[tuple[str, str]]:
+    """The record's elements, each by name and text."""
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         for item in value if isinstance(value, list) else [value]:
-            yield _element(_element_name(field.name), str(item).lower() if isinstance(item, bool) else str(item))
+            yield _element_name(field.name), str(item).lower() if isinstance(item, bool) else str(item)
+
+
+def _record_values(record: _Element, path: str) -> t.Iterator[tuple[str, str]]:
+    """As C(_to_values), from XML: also of elements that a later version of this collection wrote."""
+    for element in record.children:
+        if element.children:
+            yield from _record_values(element, path)
+        elif element.tag.startswith(_our("")):
+            yield element.tag[len(_our("")) :], _decode_text(element, path)
+
+
+def _checksum(values: t.Iterable[tuple[str, str]]) -> str:
+    """Of the record's values, not its bytes, which libvirt may lay out anew."""
+    text = "".join(f"{name}\0{value}\0" for name, value in values)
+    return f"crc32:{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"
 
 
 def _from_elements(kind: type[_Record], parent: _Element, path: str) -> _Record:
@@ -255,6 +301,8 @@ def _from_elements(kind: type[_Record], parent: _Element, path: str) -> _Record:
     for field in dataclasses.fields(kind):
         name = _element_name(field.name)
         texts = [_decode_text(element, path) for element in parent.children_named(_our(name))]
+        if any("\0" in text for text in texts):
+            raise ImageFormatError(path, f"our record in the domain XML has a NUL in {name}")
         if field.name == "argv":
             values[field.name] = texts
         elif texts:
@@ -267,7 +315,12 @@ def _from_elements(kind: type[_Record], parent: _Element, path: str) -> _Record:
 def _value(text: str, kind: str, name: str, path: str) -> str | int | bool:
     if kind == "bool":
         return text == "true"
-    return _number(text, name, path) if kind == "int" else text
+    if kind != "int":
+        return text
+    number = _number(text, name, path)
+    if name in ("uid", "gid") and number > _MAX_ID:
+        raise ImageFormatError(path, f"our record in the domain XML has an impossible {name}: {number}")
+    return number
 
 
 def _element_name(field_name: str) -> str:
@@ -303,6 +356,16 @@ def _number(text: str, what: str, path: str) -> int:
     if not re.fullmatch(r"[0-9]{1,20}", text):
         raise ImageFormatError(path, f"the domain XML's {what} is not a number: {text[:40]!r}")
     return int(text)
+
+
+def _uuid(text: str, path: str) -> str:
+    """As libvirt reads it, where dashes and blanks may be left out or put anywhere."""
+    digits = re.sub(r"[\s-]", "", text).lower()
+    if not digits:
+        return ""
+    if not re.fullmatch(r"[0-9a-f]{32}", digits):
+        raise ImageFormatError(path, f"the domain XML's uuid makes no sense: {text[:40]!r}")
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def _memory(element: _Element | None, path: str) -> int:
@@ -377,6 +440,7 @@ def _read(text: str, path: str) -> tuple[bytes, _Element]:
         raise ImageFormatError(path, f"the domain XML is not Unicode text: {error.reason}") from error
     if len(data) > MAX_XML_SIZE:
         raise ImageFormatError(path, f"the domain XML has {len(data)} bytes, more than {MAX_XML_SIZE}")
+    _require_harmless(data, path)
     roots: list[_Element] = []
     open_elements: list[_Element] = []
     count = 0
@@ -398,13 +462,9 @@ def _read(text: str, path: str) -> tuple[bytes, _Element]:
     def character_data(piece: str) -> None:
         open_elements[-1].add_text(piece)
 
-    def start_doctype(*_arguments: object) -> None:
-        raise ImageFormatError(path, "the domain XML has a DOCTYPE, which is not accepted")
-
     parser.StartElementHandler = start_element
     parser.EndElementHandler = end_element
     parser.CharacterDataHandler = character_data
-    parser.StartDoctypeDeclHandler = start_doctype
     try:
         parser.Parse(data, True)
     except xml.parsers.expat.ExpatError as error:
@@ -412,6 +472,32 @@ def _read(text: str, path: str) -> tuple[bytes, _Element]:
     if roots[0].tag != "domain":
         raise ImageFormatError(path, f"the XML is not a domain's but a {roots[0].tag[:40]!r} document")
     return data, roots[0]
+
+
+_BEFORE_ROOT = re.compile(rb"\s+|<\?.*?\?>|<!--.*?-->", re.DOTALL)
+_ATTRIBUTE = re.compile(rb"""=\s*["']""")
+_LONG_NAMESPACE = re.compile(
+    rb"""xmlns(?::[^\s:=]*)?\s*=\s*(?:"[^"]{%(size)d}|'[^']{%(size)d})""" % {b"size": MAX_NAMESPACE_SIZE + 1}
+)
+
+
+def _require_harmless(data: bytes, path: str) -> None:
+    """Refuse what makes much of little, before the parser sees it: it goes on to the end, whatever a handler raises.
+
+    Entities need a DOCTYPE, which stands before the root element. (Parsers before expat 2.4 expand them without limit.)
+    """
+    position = 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    while True:
+        match = _BEFORE_ROOT.match(data, position)
+        if not match:
+            break
+        position = match.end()
+    if data.startswith(b"<!DOCTYPE", position):
+        raise ImageFormatError(path, "the domain XML has a DOCTYPE, which is not accepted")
+    if sum(1 for _match in _ATTRIBUTE.finditer(data)) > MAX_XML_ATTRIBUTES:
+        raise ImageFormatError(path, f"the domain XML has more than {MAX_XML_ATTRIBUTES} attributes")
+    if _LONG_NAMESPACE.search(data):
+        raise ImageFormatError(path, f"the domain XML has a namespace of more than {MAX_NAMESPACE_SIZE} bytes")
 
 
 def _edit(data: bytes, edits: list[tuple[int, int, bytes]]) -> str:

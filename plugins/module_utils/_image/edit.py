@@ -206,6 +206,11 @@ def _with_record(head: ImageHead, new_xml: str) -> str:
                 f" but {head.path} holds the one with {old_value}",
                 cure=f"Give the XML of the saved VM: its {what} cannot be changed",
             )
+    if new.memory > old.memory > 0:
+        raise RequestError(
+            f"The domain XML has {new.memory} bytes of memory, but {head.path} holds a VM of {old.memory}",
+            cure="Give the XML of the saved VM: its memory cannot be changed",
+        )
     if domain_xml.HIDDEN in xml and domain_xml.HIDDEN not in head.xml:
         raise RequestError(
             f"The domain XML has {domain_xml.HIDDEN} where {head.path} has a secret",

@@ -27,6 +27,7 @@ HEADER_SIZE = 92
 VERSIONS = (2, 3)
 FEATURE_MAPPED_RAM = 1 << 0
 
+_CURE_UNSUPPORTED = "Restore it with the software that saved it, or update this collection"
 _LAYOUT = "16s6I52x"
 _STRUCT_PREFIX = {"little": "<", "big": ">"}
 
@@ -115,6 +116,8 @@ class SaveImageHeader:
         byte_order, version = _recognise_byte_order(data, path)
         words = struct.unpack(_STRUCT_PREFIX[byte_order] + _LAYOUT, data[:HEADER_SIZE])
         data_length, was_running, compressed, cookie_offset, features = words[2:]
+        if was_running > 1:
+            raise ImageFormatError(path, f"the header's was_running is {was_running}, neither 0 nor 1")
         if data_length == 0:
             raise ImageFormatError(path, "invalid header data length: 0, so there is no domain XML")
         if cookie_offset >= data_length:
@@ -143,7 +146,7 @@ def _recognise_byte_order(data: bytes, path: str) -> tuple[str, int]:
     raise ImageUnsupportedError(
         path,
         f"save image version {min(versions.values())} is not supported, only {' and '.join(map(str, VERSIONS))}",
-        cure="Restore it with the software that saved it, or update this collection",
+        cure=_CURE_UNSUPPORTED,
     )
 
 
@@ -152,15 +155,19 @@ def _logical_format(path: str, version: int, compressed: int, features: int) -> 
     try:
         image_format = ImageFormat(compressed)
     except ValueError:
-        raise ImageUnsupportedError(path, f"unsupported save image format: {compressed}") from None
+        raise ImageUnsupportedError(
+            path, f"unsupported save image format: {compressed}", cure=_CURE_UNSUPPORTED
+        ) from None
     if version < 3 or not features:
         return image_format
     if features != FEATURE_MAPPED_RAM:
         raise ImageUnsupportedError(
             path,
             f"the image has unsupported features: {features & ~FEATURE_MAPPED_RAM:#x}",
-            cure="Restore it with the software that saved it, or update this collection",
+            cure=_CURE_UNSUPPORTED,
         )
     if image_format not in (ImageFormat.RAW, ImageFormat.SPARSE):
-        raise ImageUnsupportedError(path, f"mapped-ram together with compression ({image_format.label})")
+        raise ImageUnsupportedError(
+            path, f"mapped-ram together with compression ({image_format.label})", cure=_CURE_UNSUPPORTED
+        )
     return ImageFormat.SPARSE

@@ -43,7 +43,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import read_stream
-from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import stream_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import head_problems, stream_problems
 
 _PARTIAL_PROBLEM = "the image is partial: its save never finished, or is still being written"
 _EDIT_PROBLEM = (
@@ -116,6 +116,8 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
     try:
         head = read_image_head(path, descriptor)
         info.update(_head_info(head))
+        if verify:
+            problems += head_problems(descriptor, head)
         try:
             info.update(_domain_info(head))
         except ImageError as error:
@@ -129,7 +131,7 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
                     shown = facts or read_compressed_head(path, head.header)
                 info["stream"] = shown.as_result() if shown else None
             if facts and verify:
-                problems += stream_problems(path, descriptor, facts)
+                problems += stream_problems(path, descriptor, facts, head.domain() if info["name"] else None)
         if verify and info["checksum"] and head.header.complete and not problems:
             problems += digest_problems(path, info["checksum"], descriptor=descriptor)
     except ImageError as error:

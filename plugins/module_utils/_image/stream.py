@@ -28,7 +28,11 @@ _MAGIC = b"QEVM\x00\x00\x00\x03"
 _END_OF_STREAM = b"\x00\x06"  # QEMU_VM_EOF, QEMU_VM_VMDESCRIPTION
 _SECTION_CONFIGURATION = 0x07
 _SUBSECTION = 0x05
-_RAM_SECTION = re.compile(rb"\x01.{4}\x03ram.{4}\x00\x00\x00\x04", re.DOTALL)  # section id, idstr, instance, version 4
+_CONFIGURATION = ("configuration/capabilities", "configuration/target-page-bits", "configuration/uuid")
+_SECTION_STARTS = (0x01, 0x02, 0x03, 0x04)
+_SECTION_FOOTER = 0x7E
+_RAM_SECTION = re.compile(rb"\x01(.{4})\x03ram\x00{4}\x00\x00\x00\x04", re.DOTALL)  # id, name, instance, version 4
+_RAM_END = 0x10  # RAM_SAVE_FLAG_EOS
 _MAPPED_RAM_HEADER = ">IQQQ"
 _CAPABILITY_MAPPED_RAM = "mapped-ram"
 _CAPABILITY_IGNORE_SHARED = "x-ignore-shared"
@@ -41,6 +45,12 @@ _MAX_RAM = 1 << 46
 _MIN_PAGE = 1024
 _MAX_PAGE = 1 << 30
 _MAX_DESCRIPTION = 16 * 1024 * 1024
+_MAX_SECTIONS = 65536
+_SMALL_DESCRIPTION = 64 * 1024
+_MAX_DIGITS = 20
+_MAX_RAM_FLAGS = 8
+#: Families of machine types whose pages have 4 KiB; others record theirs in the stream, or are old boards.
+_MACHINES_WITH_4K_PAGES = ("pc-", "microvm", "pseries-", "s390-ccw-virtio-")
 _BITMAP_CHUNK = 1024 * 1024
 _COMPRESSION_MAGIC = {
     ImageFormat.GZIP: b"\x1f\x8b",
@@ -180,7 +190,7 @@ def read_stream(path: str, header: SaveImageHeader, descriptor: int | None = Non
         if reader.take(len(compression_magic)) != compression_magic:
             raise ImageFormatError(path, f"the stream is not compressed with {header.format.label}, as the header says")
         return None
-    machine, capabilities = _read_start(reader)
+    machine, capabilities, page_size = _read_start(reader)
     mapped_ram = _CAPABILITY_MAPPED_RAM in capabilities
     if mapped_ram != header.mapped_ram:
         raise ImageFormatError(
@@ -188,8 +198,9 @@ def read_stream(path: str, header: SaveImageHeader, descriptor: int | None = Non
             f"the stream was written {'with' if mapped_ram else 'without'} mapped-ram,"
             f" but the header says {header.format.label}",
         )
-    _find_ram(reader)
-    ram_blocks = _read_ram_blocks(reader, capabilities, header.byte_order)
+    section = _find_ram(reader)
+    ram_blocks = _read_ram_blocks(reader, capabilities, header.byte_order, page_size)
+    _read_ram_end(reader, section)
     return StreamFacts(machine, capabilities, ram_blocks, *_read_description(reader, padded=not mapped_ram))
 
 
@@ -201,15 +212,17 @@ def read_plain_head(descriptor: int, path: str) -> StreamFacts:
     :raises ImageFormatError: they are no plain QEMU stream, or end too early.
     """
     reader = _Reader(descriptor, path, 0)
-    machine, capabilities = _read_start(reader)
+    machine, capabilities, page_size = _read_start(reader)
     if _CAPABILITY_MAPPED_RAM in capabilities:
         raise ImageFormatError(path, "the stream was written with mapped-ram, which cannot be compressed")
-    _find_ram(reader)
-    return StreamFacts(machine, capabilities, _read_ram_blocks(reader, capabilities, sys.byteorder), None)
+    section = _find_ram(reader)
+    ram_blocks = _read_ram_blocks(reader, capabilities, sys.byteorder, page_size)
+    _read_ram_end(reader, section)
+    return StreamFacts(machine, capabilities, ram_blocks, None)
 
 
-def _read_start(reader: _Reader) -> tuple[str, list[str]]:
-    """Machine name and recorded capabilities, from the stream's first byte on."""
+def _read_start(reader: _Reader) -> tuple[str, list[str], int]:
+    """Machine name, recorded capabilities and page size, from the stream's first byte on."""
     start = reader.position
     if reader.take(len(_MAGIC)) != _MAGIC:
         raise ImageFormatError(reader.path, f"there is no QEMU stream (version 3) at byte {start}")
@@ -239,8 +252,8 @@ class _Reader:
         return self.take(length).decode("utf-8", "backslashreplace")
 
 
-def _read_configuration(reader: _Reader) -> tuple[str, list[str]]:
-    """Machine name and recorded capabilities; ends before the first thing that is not known here."""
+def _read_configuration(reader: _Reader) -> tuple[str, list[str], int]:
+    """Machine name, recorded capabilities and page size (0: not known); ends before the first unknown thing."""
     if reader.number(1) != _SECTION_CONFIGURATION:
         raise ImageFormatError(reader.path, "the stream does not name its machine type")
     length = reader.number(4)
@@ -248,37 +261,47 @@ def _read_configuration(reader: _Reader) -> tuple[str, list[str]]:
         raise ImageFormatError(reader.path, f"the stream's machine type has an impossible length: {length}")
     machine = reader.text(length)
     capabilities: list[str] = []
+    page_size = 4096 if machine.startswith(_MACHINES_WITH_4K_PAGES) else 0
     while True:
         start = reader.position
         if reader.number(1) != _SUBSECTION:
             break
-        name, _version = reader.text(reader.number(1)), reader.number(4)
+        name, version = reader.text(reader.number(1)), reader.number(4)
+        if name not in _CONFIGURATION:
+            break
+        if version != 1:
+            raise ImageFormatError(reader.path, f"the stream's {name!r} has version {version}, only 1 is known")
         if name == "configuration/capabilities":
             count = reader.number(4)
             if count > _MAX_CAPABILITIES:
                 raise ImageFormatError(reader.path, f"the stream records an impossible number of capabilities: {count}")
             capabilities = [reader.text(reader.number(1)) for _index in range(count)]
         elif name == "configuration/target-page-bits":
-            reader.take(4)
-        elif name == "configuration/uuid":
-            reader.take(16)
+            page_size = 1 << min(reader.number(4), _MAX_PAGE.bit_length())
         else:
-            break
+            reader.take(16)
     reader.position = start
-    return machine, capabilities
+    return machine, capabilities, page_size
 
 
-def _find_ram(reader: _Reader) -> None:
-    """Go to the inside of the RAM section; commands and early device sections, without lengths, may come before."""
+def _find_ram(reader: _Reader) -> bytes:
+    """Go to the inside of the RAM section; commands and early device sections, without lengths, may come before.
+
+    :returns: the section's id.
+    """
     window = read_at(reader.descriptor, _MAX_BEFORE_RAM, reader.position, reader.path)
     match = _RAM_SECTION.search(window)
     if not match:
         raise ImageFormatError(reader.path, "the stream has no RAM section")
     reader.position += match.end()
+    return match.group(1)
 
 
-def _read_ram_blocks(reader: _Reader, capabilities: list[str], byte_order: str) -> list[RamBlock]:
-    """The RAM blocks of the RAM section's set-up part, and what mapped-ram keeps between them."""
+def _read_ram_blocks(reader: _Reader, capabilities: list[str], byte_order: str, page_size: int) -> list[RamBlock]:
+    """The RAM blocks of the RAM section's set-up part, and what mapped-ram keeps between them.
+
+    :param page_size: that of the machine type; 0 where it is not known: then all blocks must have the same.
+    """
     remaining = reader.number(8) & ~_LOW_BITS
     if not 0 < remaining <= _MAX_RAM:
         raise ImageFormatError(reader.path, f"the stream says that the guest has {remaining} bytes of RAM")
@@ -292,28 +315,53 @@ def _read_ram_blocks(reader: _Reader, capabilities: list[str], byte_order: str) 
         if _CAPABILITY_IGNORE_SHARED in capabilities:
             reader.take(8)  # the block's guest address
         if _CAPABILITY_MAPPED_RAM in capabilities:
-            blocks[name] = _read_mapped_block(reader, name, used_length, byte_order)
+            block = _read_mapped_block(reader, name, used_length, byte_order, page_size)
+            blocks[name], page_size = block, block.page_size
         else:
             blocks[name] = RamBlock(name, used_length)
     return list(blocks.values())
 
 
-def _read_mapped_block(reader: _Reader, name: str, used_length: int, byte_order: str) -> MappedRamBlock:
+def _read_ram_end(reader: _Reader, section: bytes) -> None:
+    """See that the RAM section's set-up part ends where its blocks do: only there are all of their numbers right."""
+    for _word in range(_MAX_RAM_FLAGS):
+        word = reader.number(8)
+        if word == _RAM_END:
+            mark = reader.number(1)
+            # Machine types of QEMU 2.3 and before have no footers.
+            if mark in _SECTION_STARTS or (mark == _SECTION_FOOTER and reader.take(4) == section):
+                return
+            break
+        if not word or word & ~_LOW_BITS:
+            break
+    raise ImageFormatError(reader.path, f"the RAM section does not end after its blocks, at byte {reader.position}")
+
+
+def _read_mapped_block(reader: _Reader, name: str, used_length: int, byte_order: str, page_size: int) -> MappedRamBlock:
     layout = struct.unpack(_MAPPED_RAM_HEADER, reader.take(struct.calcsize(_MAPPED_RAM_HEADER)))
-    version, page_size, bitmap_offset, pages_offset = layout
+    version, stated_page_size, bitmap_offset, pages_offset = layout
     if version != 1:
         raise ImageFormatError(reader.path, f"RAM block {name!r} has mapped-ram version {version}, only 1 is known")
-    if not _MIN_PAGE <= page_size <= _MAX_PAGE or used_length % page_size:
-        raise ImageFormatError(reader.path, f"RAM block {name!r} has an impossible page size: {page_size}")
-    block = MappedRamBlock(name, used_length, page_size, bitmap_offset, pages_offset, byte_order)
-    if not reader.position <= bitmap_offset <= bitmap_offset + block.bitmap_length <= pages_offset:
-        raise ImageFormatError(reader.path, f"the bitmap of RAM block {name!r} overlaps what is around it")
+    if not _MIN_PAGE <= stated_page_size <= _MAX_PAGE or used_length % stated_page_size:
+        raise ImageFormatError(reader.path, f"RAM block {name!r} has an impossible page size: {stated_page_size}")
+    if stated_page_size != (page_size or stated_page_size):
+        # QEMU 10.0 believes it, takes the bitmap for longer or shorter than it is, and loads other pages.
+        raise ImageFormatError(
+            reader.path, f"RAM block {name!r} has the page size {stated_page_size}, but the VM's is {page_size}"
+        )
+    block = MappedRamBlock(name, used_length, stated_page_size, bitmap_offset, pages_offset, byte_order)
+    if bitmap_offset != reader.position or not bitmap_offset + block.bitmap_length <= pages_offset:
+        raise ImageFormatError(
+            reader.path, f"the bitmap of RAM block {name!r} is not in its place, or overlaps the pages"
+        )
     if block.end > reader.size:
         raise ImageFormatError(
             reader.path,
             f"the file ends at byte {reader.size}, inside RAM block {name!r} (bytes {pages_offset} to {block.end})",
         )
     reader.position = block.end
+    if block.count_present(reader.descriptor, block.pages, block.bitmap_length * 8, reader.path):
+        raise ImageFormatError(reader.path, f"the bitmap of RAM block {name!r} has pages beyond the last one")
     present = block.count_present(reader.descriptor, 0, block.pages, reader.path)
     return dataclasses.replace(block, present_pages=present)
 
@@ -346,15 +394,28 @@ def _parse_description(text: bytes) -> list[DeviceSection] | None:
     def keep_little(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
         return {key: value for key, value in pairs if key in ("devices", "name", "instance_id", "version")}
 
-    try:
-        description = json.loads(text, object_pairs_hook=keep_little)
-        return [
-            DeviceSection(
-                str(device["name"]),
-                int(device["instance_id"]),
-                int(device["version"]) if "version" in device else None,
-            )
-            for device in description["devices"]
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+    def number(digits: str) -> int:
+        if len(digits) > _MAX_DIGITS:  # Python before 3.9.14 takes hours for millions
+            raise ValueError("not a number of QEMU's")
+        return int(digits)
+
+    # QEMU writes some words for each thing; thousands of things in few bytes would take many times their memory.
+    if len(text) > _SMALL_DESCRIPTION and (
+        (text.count(b"[") + text.count(b"{")) * 16 > len(text) or text.count(b",") * 8 > len(text)
+    ):
         return None
+    try:
+        description = json.loads(text.decode("ascii"), object_pairs_hook=keep_little, parse_int=number)
+        sections = [(device["name"], device["instance_id"], device.get("version")) for device in description["devices"]]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    if len(sections) > _MAX_SECTIONS or not all(
+        isinstance(name, str) and isinstance(instance, int) and isinstance(version, (int, type(None)))
+        for name, instance, version in sections
+    ):
+        return None
+    return [
+        # An escaped half of a character could not be shown.
+        DeviceSection(name.encode("utf-8", "backslashreplace").decode(), instance, version)
+        for name, instance, version in sections
+    ]

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, ImageUnsupportedError
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
+    ImageHead,
+    open_image,
+    read_at,
+    read_image_head,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import HEADER_SIZE
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import MappedRamBlock, StreamFacts, read_stream
 
@@ -37,34 +44,77 @@ def structure_problems(path: str, descriptor: int | None = None) -> list[str]:
             return structure_problems(path, descriptor)
         finally:
             os.close(descriptor)
-    problems: list[str] = []
     try:
         head = read_image_head(path, descriptor)
     except (ImageFormatError, ImageUnsupportedError) as error:
         return [error.problem]
+    problems = head_problems(descriptor, head)
+    domain = None
     try:
-        domain_xml.parse(head.xml, path)
+        domain = domain_xml.parse(head.xml, path)
     except ImageFormatError as error:
         problems.append(error.problem)
     try:
         stream = read_stream(path, head.header, descriptor)
     except ImageFormatError as error:
         return [*problems, error.problem]
-    return problems + (stream_problems(path, descriptor, stream) if stream else [])
+    return problems + (stream_problems(path, descriptor, stream, domain) if stream else [])
 
 
-def stream_problems(path: str, descriptor: int, stream: StreamFacts) -> list[str]:
-    """What the file lacks of a stream whose facts were read from it, as sentences.
+def head_problems(descriptor: int, head: ImageHead) -> list[str]:
+    """What in the text area is not where every writer puts it, as sentences.
+
+    Of an image with a cookie our record is not trusted, so that an image has one, or none, must be beyond doubt.
 
     :raises ImageAccessError: the file cannot be read.
     """
+    after_xml = len(head.xml.encode()) + 1
+    cookie_offset = head.header.cookie_offset
+    if cookie_offset not in (0, after_xml):
+        return [
+            f"the cookie does not follow the domain XML (it is said to start at byte {cookie_offset}, not {after_xml})"
+        ]
+    unused = after_xml < head.header.data_length and not cookie_offset
+    if unused and read_at(descriptor, 1, HEADER_SIZE + after_xml, head.path) != b"\0":
+        return ["there is something after the domain XML that the header does not tell of"]
+    return []
+
+
+def domain_problems(domain: domain_xml.ParsedDomain, machine: str, memory: int) -> list[str]:
+    """Where the domain XML contradicts the VM's state, as sentences.
+
+    :param machine: the machine type in the state.
+    :param memory: all RAM blocks in the state, in bytes: the guest's memory, and some of devices and firmware; 0 where
+        they are not known.
+    """
     problems = []
+    # An XML from elsewhere may have an alias, such as pc.
+    if re.search(r"-[0-9]+\.[0-9]+$", domain.machine) and machine and domain.machine != machine:
+        problems.append(f"the domain XML has the machine type {domain.machine[:80]}, the VM's state is of {machine}")
+    if memory and domain.memory > memory:
+        problems.append(f"the domain XML has {domain.memory} bytes of memory, the VM's state only {memory}")
+    return problems
+
+
+def stream_problems(
+    path: str, descriptor: int, stream: StreamFacts, domain: domain_xml.ParsedDomain | None
+) -> list[str]:
+    """What the file lacks of a stream whose facts were read from it, as sentences.
+
+    :param domain: the domain XML, where it could be read, to see that it is of the same VM.
+    :raises ImageAccessError: the file cannot be read.
+    """
+    problems = []
+    if domain:
+        problems += domain_problems(domain, stream.machine, sum(block.used_length for block in stream.ram_blocks))
     for block in stream.ram_blocks:
         lost = _lost_pages(path, descriptor, block) if isinstance(block, MappedRamBlock) else 0
         if lost:
             problems.append(
                 f"{lost} pages of RAM block {block.name!r} were never written: they lie in holes of the file"
             )
+    if stream.end is not None and os.fstat(descriptor).st_size < stream.end:
+        problems.append("the file was cut off while it was read")
     if stream.sections is None:
         problems.append("the stream does not end where the file ends: it was cut off, or something follows it")
     return problems
@@ -94,13 +144,18 @@ def _holes(path: str, descriptor: int, start: int, end: int) -> t.Iterator[tuple
     """The holes between two offsets, in order."""
     with image_errors(path, "look for holes"):
         while start < end:
-            hole = os.lseek(descriptor, start, os.SEEK_HOLE)
+            hole = _seek(descriptor, start, os.SEEK_HOLE, nowhere=start)
             if hole >= end:
                 return
-            try:
-                start = os.lseek(descriptor, hole, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno != errno.ENXIO:  # no data up to the end of the file
-                    raise
-                start = end
+            start = _seek(descriptor, hole, os.SEEK_DATA, nowhere=end)
             yield hole, min(start, end)
+
+
+def _seek(descriptor: int, start: int, how: int, nowhere: int) -> int:
+    """Raises OSError; I(nowhere) is returned where there is neither data nor file from there on."""
+    try:
+        return os.lseek(descriptor, start, how)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return nowhere

@@ -55,7 +55,7 @@ class ImageBuilder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.header = SaveImageHeader(3, ImageFormat.SPARSE, True, complete=True)
-        self.xml = "<domain type='qemu'><name>web1</name><memory unit='MiB'>1</memory></domain>"
+        self.xml = "<domain type='qemu'><name>web1</name><memory unit='KiB'>128</memory></domain>"
         self.machine = b"pc-q35-10.0"
         self.capabilities = [b"mapped-ram"]
         self.before_ram = b""
@@ -64,6 +64,7 @@ class ImageBuilder:
         self.unwritten: set[tuple[bytes, int]] = set()
         self.description = {"devices": [{"name": "cpu", "instance_id": 1, "version": 12, "fields": [{"name": "x"}]}]}
         self.after = b""
+        self.ram_end = struct.pack(">Q", 0x10) + b"\x7e\0\0\0\x02"
 
     def write(self) -> Path:
         text = self.xml.encode() + b"\0"
@@ -92,7 +93,7 @@ class ImageBuilder:
                 if b"x-ignore-shared" in self.capabilities:
                     file.write(bytes(8))
                 self._write_mapped_block(file, name, length, present)
-            file.write(struct.pack(">Q", 0x10) + b"\x7e\0\0\0\x02 device state \0")
+            file.write(self.ram_end + b" device state \0")
             description = json.dumps(self.description).encode()
             file.write(b"\x06" + struct.pack(">I", len(description)) + description + self.after)
         return self.path

@@ -25,7 +25,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.info import imag
 from ansible_collections.vmops.qemu.plugins.module_utils._save_image import SaveImageOperation, SaveImageRequest
 
 PAGE = 4096
-XML = "<domain type='kvm'><name>web1</name><memory unit='MiB'>1</memory><graphics passwd='geheim'/></domain>"
+XML = "<domain type='kvm'><name>web1</name><memory unit='KiB'>128</memory><graphics passwd='geheim'/></domain>"
 
 
 def run(path, check_mode=False, **options):

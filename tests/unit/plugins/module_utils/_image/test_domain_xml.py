@@ -4,15 +4,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 import time
+import tracemalloc
+import xml.parsers.expat
+import zlib
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import (
     HIDDEN,
+    MAX_NAME_SIZE,
     MAX_XML_SIZE,
     NAMESPACE,
     DomainFacts,
@@ -28,6 +33,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read
 from hypothesis import given
 from hypothesis import strategies as st
 
+BOMB = "".join(f'<!ENTITY a{level} "{f"&a{level - 1};" * 10 if level else "ha"}">' for level in range(12))
 FACTS = DomainFacts(
     name="web<1>&'\"é",
     uuid="11111111-2222-3333-4444-555555555555",
@@ -90,13 +96,21 @@ def test_a_name_that_xml_cannot_hold():
         generate(dataclasses.replace(FACTS, name="a\x01"), SAVE)
 
 
-@given(st.lists(st.binary(max_size=40).map(lambda raw: raw.decode("utf-8", "surrogateescape")), max_size=8))
+def no_nul(text: str) -> str:
+    return text.replace("\0", "")
+
+
+# A command line has all bytes but NUL.
+WORDS = st.binary(max_size=40).map(lambda raw: raw.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
+
+
+@given(st.lists(WORDS, max_size=8))
 def test_any_command_line_survives(argv):
     launch = LaunchRecord(argv, "/", "/bin/qemu", 0, 0)
     assert parse(generate(FACTS, SAVE, launch)).launch == launch
 
 
-@given(st.text(max_size=30), st.text(max_size=30))
+@given(st.text(max_size=30).map(no_nul), st.text(max_size=30).map(no_nul))
 def test_any_reason_and_version_survive(reason, version):
     reason, version = (text.encode("utf-8", "replace").decode() for text in (reason, version))
     launch = LaunchRecord(["q"], "/", "/bin/qemu", 0, 0, reason=reason)
@@ -180,6 +194,81 @@ def test_a_broken_record(old, new, message):
         parse(xml.replace(old, new))
 
 
+@pytest.mark.parametrize("field", ["uid", "gid"])
+@pytest.mark.parametrize("value", [(1 << 32) - 1, 1 << 32, 10**19])
+def test_an_identity_that_is_none(field, value):
+    """The highest number means "no change" to the system: QEMU would stay root."""
+    launches = {"uid": dataclasses.replace(LAUNCH, uid=value), "gid": dataclasses.replace(LAUNCH, gid=value)}
+    xml_text = generate(FACTS, SAVE, launches[field])
+    with pytest.raises(ImageFormatError, match=f"impossible {field}: {value}"):
+        parse(xml_text)
+    last = dataclasses.replace(LAUNCH, uid=(1 << 32) - 2, gid=(1 << 32) - 2)
+    assert parse(generate(FACTS, SAVE, last)).launch == last
+
+
+@pytest.mark.parametrize("change", [{"argv": ["q", "a\0b"]}, {"cwd": "/\0"}, {"executable": "\0"}, {"unit": "\0"}])
+def test_a_nul_in_the_record(change):
+    """Nothing that the system is given can hold one, and Python raises ValueError for it."""
+    with pytest.raises(ImageFormatError, match="has a NUL in"):
+        parse(generate(FACTS, SAVE, dataclasses.replace(LAUNCH, **change)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (">-name<", ">-mame<"),
+        (">web1<", ">web2<"),
+        ("<vmops:uid>64055<", "<vmops:uid>0<"),
+        ("<vmops:digest>sha256:00ff<", "<vmops:digest><"),
+        ("<vmops:digest>sha256:00ff</vmops:digest>", ""),
+        ("<vmops:replayable>false<", "<vmops:replayable>true<"),
+        ("<vmops:argument>qemu</vmops:argument>", ""),
+        (' encoding="base64"', ""),
+    ],
+)
+def test_damage_to_the_record(old, new):
+    """Another word in a command line, such as another disk, would be run without a word."""
+    xml_text = generate(FACTS, SAVE, LAUNCH)
+    assert old in xml_text
+    damaged = xml_text.replace(old, new, 1)
+    with pytest.raises(ImageFormatError, match="our record in the domain XML is not as it was written") as caught:
+        parse(damaged, "/p")
+    assert "remove the attribute checksum" in str(caught.value)
+    # Changed on purpose, or by a version of this collection that wrote no checksum.
+    parse(re.sub(' checksum="[^"]*"', "", damaged))
+    parse(re.sub(' checksum="[^"]*"', ' checksum=""', damaged))
+
+
+@given(st.data())
+def test_one_other_letter_in_the_record_is_found(data):
+    """Or makes it none, or is nothing that we read."""
+    xml_text = generate(FACTS, SAVE, LAUNCH)
+    start, end = xml_text.index("<vmops:save-image"), xml_text.index("</metadata>")
+    place = data.draw(st.integers(start, end - 1))
+    letter = data.draw(st.characters(codec="ascii").filter(lambda letter: letter != xml_text[place]))
+    before = parse(xml_text)
+    try:
+        domain = parse(xml_text[:place] + letter + xml_text[place + 1 :])
+    except ImageFormatError:
+        return
+    assert domain.launch in (None, before.launch)
+    assert domain.save_facts in (None, before.save_facts)
+
+
+def test_a_record_of_a_later_version_is_whole():
+    """Elements that are not known here are in its checksum, too."""
+    xml_text = generate(FACTS, SAVE, LAUNCH)
+    more = xml_text.replace("</vmops:launch>", "<vmops:slice>x</vmops:slice></vmops:launch>")
+    with pytest.raises(ImageFormatError, match="not as it was written"):
+        parse(more)
+    values = [*re.findall(r"<vmops:([\w-]+)>([^<]*)</vmops:\1>", generate(FACTS, SAVE)), ("later", "x")]
+    data = b"".join(text.encode() + b"\0" for value in values for text in value)
+    checksum = f"crc32:{zlib.crc32(data):08x}"
+    later = generate(FACTS, SAVE).replace("</vmops:save-image>", "<vmops:later>x</vmops:later></vmops:save-image>")
+    later = re.sub('checksum="[^"]*"', f'checksum="{checksum}"', later)
+    assert parse(later).save_facts == SAVE
+
+
 # --- reading ---
 
 
@@ -243,8 +332,17 @@ def test_what_is_not_said():
         ("<domain>" * 1000, "too many"),
         ("<domain>" + "<a/>" * 200_000, "too many"),
         ("<domain>" + " " * MAX_XML_SIZE, "more than"),
+        (f"<domain><name>{'n' * (MAX_NAME_SIZE + 1)}</name></domain>", "name has 1025 characters"),
+        ("<domain><name>n</name><uuid>x</uuid></domain>", "uuid makes no sense: 'x'"),
+        ("<domain><name>n</name><uuid>11111111-2222-3333-4444-55555555555g</uuid></domain>", "uuid makes no sense"),
+        ("<domain><name>n</name><uuid>11111111-2222-3333-4444-5555555555555</uuid></domain>", "uuid makes no sense"),
+        ("\ufeff<!-- <a> --> <?b <c> ?>\n<!DOCTYPE domain><domain><name>n</name></domain>", "DOCTYPE"),
+        (f"<!DOCTYPE d [{BOMB}]><domain><name>&a11;</name></domain>", "DOCTYPE"),
+        (f"<domain xmlns:p='{'u' * 300}'><name>n</name></domain>", "namespace of more than 256 bytes"),
+        (f'<domain><name>n</name><a xmlns \n = "{"u" * 300}"/></domain>', "namespace of more than 256 bytes"),
+        ("<domain><name>n</name>" + "<a b=''/>" * 99_999 + "<a b='' c=''/></domain>", "more than 100000 attributes"),
     ],
-    ids=range(17),
+    ids=range(26),
 )
 def test_refuses(xml, message):
     for work in (parse, redact, lambda text, path: embed(text, SAVE, path=path)):
@@ -256,6 +354,66 @@ def test_refuses(xml, message):
                 assert re.search(message, str(error))
         else:
             assert work is not parse
+
+
+def test_an_entity_bomb_takes_no_time():
+    """A parser goes on to the end of the text, whatever a handler raises: it must not see the bomb at all."""
+    started = time.process_time()
+    for _time in range(200):
+        with pytest.raises(ImageFormatError, match="DOCTYPE"):
+            parse(f"<!-- x -->\n<!DOCTYPE d [{BOMB}]><domain><name>{'&a11;' * 1000}</name></domain>")
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        f"<a xmlns='{'u' * 100_000}'>" + "".join(f"<b{number}/>" for number in range(2000)) + "</a>",
+        f"<a xmlns:p='{'u' * 100_000}' " + " ".join(f"p:a{number}=''" for number in range(2000)) + "/>",
+    ],
+    ids=["elements", "attributes"],
+)
+def test_a_namespace_is_not_multiplied(bomb):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageFormatError, match="namespace"):
+            parse(f"<domain><name>n</name>{bomb}</domain>")
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+PROLOG = st.lists(
+    st.sampled_from(("<!--", "-->", "<?", "?>", "<!DOCTYPE d>", "<!DOCTYPE", "<d", " ", "\n", "-", "a", "'", "\ufeff")),
+    max_size=12,
+).map("".join)
+
+
+@given(PROLOG)
+def test_no_doctype_reaches_the_parser(prolog):
+    """Whatever the parser takes for a DOCTYPE is refused as one."""
+    seen = []
+    parser = xml.parsers.expat.ParserCreate("UTF-8", " ")
+    parser.StartDoctypeDeclHandler = lambda *arguments: seen.append(arguments)
+    text = prolog + "<domain><name>n</name></domain>"
+    with contextlib.suppress(xml.parsers.expat.ExpatError):
+        parser.Parse(text.encode(), True)
+    if seen:
+        with pytest.raises(ImageFormatError, match="DOCTYPE"):
+            parse(text)
+
+
+@pytest.mark.parametrize(
+    "uuid",
+    [
+        "11111111-2222-3333-4444-55555555abcd",
+        "11111111-2222-3333-4444-55555555ABCD",
+        "\n 11111111222233334444 55555555abcd ",
+    ],
+)
+def test_a_uuid_as_libvirt_reads_it(uuid):
+    xml_text = f"<domain><name>n</name><uuid>{uuid}</uuid></domain>"
+    assert parse(xml_text).uuid == "11111111-2222-3333-4444-55555555abcd"
 
 
 @given(st.text(alphabet="<>/=\"' abd\\&;!-[]?\0\n\u00e9", max_size=60), st.booleans())
@@ -316,6 +474,36 @@ def test_redacts_a_domain_and_nothing_else():
     assert parse(shown).launch == expected
     assert redact(xml).startswith(xml[: xml.index("'geheim&amp;'")])
     assert redact(xml).endswith(xml[xml.index("</entry></sysinfo>") :])
+
+
+SECRET = st.text(alphabet=st.characters(codec="ascii", categories=("L", "N")), min_size=12, max_size=20)
+
+
+@given(
+    SECRET,
+    st.sampled_from(
+        (
+            "secret,id=s,data={}",
+            "{{}},data={},format=raw",
+            "driver=https,file.password={}",
+            "file=rbd:pool/image:id=admin:key={}",
+            "https://me:{}@host/x",
+            '{{"qom-type": "secret", "data": "{}"}}',
+            "name=opt/x,string={}",
+            "\udcff,password={}\n",
+        )
+    ),
+    st.lists(WORDS, max_size=3),
+)
+def test_a_secret_shows_nowhere(secret, around, others):
+    """Not in the XML, and not behind base64 either."""
+    launch = LaunchRecord(["qemu", *others, around.format(secret), *others], "/", "/bin/qemu", 0, 0)
+    shown = redact(embed(FOREIGN.replace("METADATA", ""), SAVE, launch))
+    domain = parse(shown)
+    assert domain.launch is not None
+    assert domain.save_facts == SAVE
+    assert len(domain.launch.argv) == len(launch.argv)
+    assert secret not in shown + "".join(domain.launch.argv)
 
 
 def test_nothing_to_redact(golden):

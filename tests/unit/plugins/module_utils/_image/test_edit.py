@@ -42,7 +42,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.info import dire
 
 FACTS = SaveFacts("0.1.0", "10.0.2", "2026-03-01T09:30:00Z")
 LAUNCH = LaunchRecord(["q", "-object", "secret,id=s,data=geheim"], "/", "/bin/q", 0, 0)
-NEW_XML = "<domain type='kvm'><name>web1</name><memory unit='MiB'>1</memory><description>new</description></domain>"
+NEW_XML = "<domain type='kvm'><name>web1</name><memory unit='KiB'>128</memory><description>new</description></domain>"
 
 
 def change(path, **changes):
@@ -142,6 +142,7 @@ def test_our_record_is_the_images_own(builder):
         ("", "not well-formed"),
         ("<!DOCTYPE x><domain><name>web1</name></domain>", "DOCTYPE"),
         (NEW_XML.replace("new", HIDDEN), "secret"),
+        (NEW_XML.replace("128", "129"), "has 132096 bytes of memory, but .* holds a VM of 131072"),
     ],
 )
 def test_refused_xml(builder, xml, said):

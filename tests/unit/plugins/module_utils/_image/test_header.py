@@ -117,6 +117,8 @@ def test_the_other_byte_order_is_recognised():
         (words(4, 100, 1, 0, 0, 0), ImageUnsupportedError, "version 4 "),
         (words(4, 100, 1, 0, 0, 0, byte_order=">"), ImageUnsupportedError, "version 4 "),
         (words(2, 0, 1, 0, 0, 0), ImageFormatError, "data length: 0"),
+        (words(2, 100, 2, 0, 0, 0), ImageFormatError, "was_running is 2,"),
+        (words(3, 100, 0x1000001, 0, 0, 0), ImageFormatError, "was_running is 16777217,"),
         (words(2, 100, 1, 0, 100, 0), ImageFormatError, "cookie offset 100"),
         (words(2, 100, 1, 7, 0, 0), ImageUnsupportedError, "format: 7"),
         (words(3, 100, 1, 0, 0, 2), ImageUnsupportedError, "features: 0x2"),

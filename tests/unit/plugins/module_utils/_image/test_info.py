@@ -72,7 +72,7 @@ def test_an_image_of_ours(builder):
     assert info["readable_by"] == ["vmops.qemu"]
     assert info["stream"]["machine"] == "pc-q35-10.0"
     assert describe(info) == (
-        f"web1: complete sparse image, version 3, 1 MiB memory, {info['allocated'] // 1024} KiB on disk"
+        f"web1: complete sparse image, version 3, 128 KiB memory, {info['allocated'] // 1024} KiB on disk"
     )
 
 

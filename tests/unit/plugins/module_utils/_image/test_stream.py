@@ -8,7 +8,9 @@ import dataclasses
 import json
 import os
 import struct
+import sys
 import time
+import tracemalloc
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, ImageNotFoundError
@@ -141,13 +143,13 @@ def test_a_built_stream(builder):
 
 
 def test_what_may_come_before_ram(builder):
-    def subsection(name, content):
-        return bytes([5, len(name)]) + name + struct.pack(">I", 1) + content
+    def subsection(name, content, version=1):
+        return bytes([5, len(name)]) + name + struct.pack(">I", version) + content
 
     builder.before_ram = (
-        subsection(b"configuration/target-page-bits", bytes(4))
+        subsection(b"configuration/target-page-bits", struct.pack(">I", 12))
         + subsection(b"configuration/uuid", bytes(16))
-        + subsection(b"configuration/from-the-future", b"what?")
+        + subsection(b"configuration/from-the-future", b"what?", version=7)
         + b"\x08\0\3\0\0"  # a command
         + b"\x04\0\0\0\1\x05early\0\0\0\0\0\0\0\1state\x7e\0\0\0\1"
     )
@@ -164,6 +166,7 @@ def test_blocks_of_a_save_that_ignores_shared_memory(builder):
 def test_other_page_sizes_and_byte_orders(builder, page_size, byte_order):
     builder.header = dataclasses.replace(builder.header, byte_order=byte_order)
     builder.page_size = page_size
+    builder.machine = b"virt-10.0"
     # One page, one word, and a bit more than a word: the bitmap is whole words in each case.
     present = {b"one": {0}, b"word": {1, 62}, b"more": {0, 63, 64}}
     builder.blocks = [
@@ -248,6 +251,7 @@ def write_huge(builder, ram: int) -> tuple[int, int]:
         file.seek(bitmap_offset + bitmap_length - 1)
         file.write(b"\x80")
         file.seek(pages_offset + ram)
+        file.write(struct.pack(">Q", 0x10) + b"\x7e\0\0\0\2")
         file.write(b"\0\x06" + struct.pack(">I", 14) + b'{"devices":[]}')
     return bitmap_length, pages_offset
 
@@ -304,8 +308,10 @@ FIRST_BLOCK = b"\x06pc.ram"
         (b"QEVM\0\0\0\3", 0, b"\x06", "does not name its machine"),
         (b"QEVM\0\0\0\3\x07", 0, b"\0\0\0\0", "impossible length: 0"),
         (b"QEVM\0\0\0\3\x07", 0, b"\xff" * 4, "impossible length: 4294967295"),
+        (b"configuration/capabilities", 0, b"\0\0\0\2", "has version 2"),
         (b"configuration/capabilities", 4, b"\0\0\xff\xff", "number of capabilities: 65535"),
         (b"\x03ra", 0, b"n", "no RAM section"),
+        (b"\x03ram", 0, b"\0\0\0\1", "no RAM section"),
         (RAM_SECTION, 0, bytes(8), "has 0 bytes of RAM"),
         (RAM_SECTION, 0, b"\x7f" + b"\xff" * 7, "bytes of RAM"),
         (RAM_SECTION, 8, b"\0", "makes no sense"),
@@ -315,9 +321,12 @@ FIRST_BLOCK = b"\x06pc.ram"
         (FIRST_BLOCK, 12, bytes(8), "page size: 0"),
         (FIRST_BLOCK, 12, struct.pack(">Q", 1), "page size: 1"),
         (FIRST_BLOCK, 12, struct.pack(">Q", 4097), "page size: 4097"),
-        (FIRST_BLOCK, 20, bytes(8), "overlaps"),
-        (FIRST_BLOCK, 20, b"\xff" * 8, "overlaps"),
-        (FIRST_BLOCK, 28, struct.pack(">Q", STREAM), "overlaps"),
+        (FIRST_BLOCK, 12, struct.pack(">Q", 8192), "page size 8192, but the VM's is 4096"),
+        (FIRST_BLOCK, 20, bytes(8), "not in its place"),
+        (FIRST_BLOCK, 20, struct.pack(">Q", 1 << 19), "not in its place"),
+        (FIRST_BLOCK, 20, b"\xff" * 8, "not in its place"),
+        (FIRST_BLOCK, 28, struct.pack(">Q", STREAM), "overlaps the pages"),
+        (FIRST_BLOCK, 28, struct.pack(">Q", (1 << 20) - PAGE), "makes no sense"),
         (FIRST_BLOCK, 28, b"\xff" * 8, "inside RAM block 'pc.ram'"),
     ],
 )
@@ -325,6 +334,90 @@ def test_contradictions(builder, where, distance, new, message):
     spoil(builder, where, new, distance)
     with pytest.raises(ImageFormatError, match=message):
         read(builder.path)
+
+
+def test_a_bitmap_a_little_beside_its_place(builder):
+    """Where a shifted bitmap still fits before the pages, QEMU would take zeros for it, and load no page."""
+    path = builder.write()
+    (block, _other) = facts_of(path).ram_blocks
+    assert isinstance(block, MappedRamBlock)
+    for distance in (-8, 8, 64, PAGE):
+        spoil(builder, FIRST_BLOCK, struct.pack(">Q", block.bitmap_offset + distance), 20)
+        with pytest.raises(ImageFormatError, match=r"bitmap of RAM block 'pc\.ram' is not in its place"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("machine", "page_bits", "page_size", "message"),
+    [
+        (b"virt-10.0", 16, 65536, None),
+        (b"virt-10.0", 12, 65536, "page size 65536, but the VM's is 4096"),
+        (b"virt-10.0", 0, PAGE, "the VM's is 1"),
+        (b"virt-10.0", 0xFFFFFFFF, PAGE, "the VM's is"),
+        (b"virt-10.0", None, 8192, None),
+        (b"pc-q35-10.0", None, 8192, "page size 8192, but the VM's is 4096"),
+        (b"s390-ccw-virtio-10.0", None, 1024, "page size 1024, but the VM's is 4096"),
+    ],
+)
+def test_a_page_size_that_is_not_the_vms(builder, machine, page_bits, page_size, message):
+    """QEMU believes it, and takes the bitmap for shorter or longer than it is."""
+    builder.machine, builder.page_size = machine, page_size
+    builder.blocks = [(b"a", 64 * page_size, {0, 63}), (b"b", 2 * page_size, {1})]
+    if page_bits is not None:
+        name = b"configuration/target-page-bits"
+        builder.before_ram = bytes([5, len(name)]) + name + struct.pack(">II", 1, page_bits)
+    path = builder.write()
+    if message is None:
+        assert facts_of(path).ram_blocks[0].used_length == 64 * page_size
+    else:
+        with pytest.raises(ImageFormatError, match=message):
+            read(path)
+
+
+def test_a_page_size_of_one_block_alone(builder):
+    builder.machine = b"virt-10.0"
+    first = facts_of(builder.write()).ram_blocks[0]
+    assert isinstance(first, MappedRamBlock)
+    with builder.path.open("r+b") as file:
+        file.seek(first.end + len(b"\x03vga") + 8 + 4)
+        file.write(struct.pack(">Q", 1024))
+    with pytest.raises(ImageFormatError, match="'vga' has the page size 1024, but the VM's is 4096"):
+        read(builder.path)
+
+
+@pytest.mark.parametrize("byte_order", ["little", "big"])
+@pytest.mark.parametrize("page", [3, 63])
+def test_a_bitmap_with_pages_beyond_the_last(builder, byte_order, page):
+    builder.header = dataclasses.replace(builder.header, byte_order=byte_order)
+    builder.blocks = [(b"a", 3 * PAGE, {0, page})]
+    with pytest.raises(ImageFormatError, match="the bitmap of RAM block 'a' has pages beyond the last one"):
+        read(builder.write())
+
+
+RAM_END = struct.pack(">Q", 0x10)
+
+
+@pytest.mark.parametrize(
+    ("end", "good"),
+    [
+        (RAM_END + b"\x7e\0\0\0\2", True),
+        (struct.pack(">Q", 0x200) + RAM_END + b"\x7e\0\0\0\2", True),  # multifd's flush mark
+        (RAM_END + b"\x04\0\0\0\3", True),  # of a machine type without footers
+        (RAM_END + b"\x7e\0\0\0\3", False),
+        (RAM_END + b"\x7f\0\0\0\2", False),
+        (bytes(16), False),
+        (struct.pack(">Q", 0x1010), False),
+        (struct.pack(">Q", 0x8) * 16, False),
+    ],
+)
+def test_the_end_of_the_blocks(builder, end, good):
+    builder.ram_end = end
+    path = builder.write()
+    if good:
+        assert len(facts_of(path).ram_blocks) == 2
+    else:
+        with pytest.raises(ImageFormatError, match="RAM section does not end after its blocks"):
+            read(path)
 
 
 def test_two_blocks_of_one_name(builder):
@@ -368,16 +461,65 @@ def test_what_follows_the_end(builder, copy_of):
         b'{"devices": [{"name": "a"}]}',
         b'{"devices": [{"name": "a", "instance_id": "x"}]}',
         b'{"devices": [{"name": "a", "instance_id": 1e999}]}',
+        b'{"devices": [{"name": "a", "instance_id": 1.5}]}',
+        b'{"devices": [{"name": "a", "instance_id": "1"}]}',
+        b'{"devices": [{"name": ["a"], "instance_id": 1}]}',
+        b'{"devices": [{"name": "a", "instance_id": 1, "version": "1"}]}',
+        b'{"devices": [{"name": "a", "instance_id": 111111111111111111111}]}',
+        b'{"devices": [' + b'{"name": "a", "instance_id": 1},      ' * 66_000 + b'{"name": "a", "instance_id": 1}]}',
+        b'{"devices": [], "x": [' + b"[]," * 30_000 + b"[]]}",
+        b'{"devices": [], "x": [' + b'"ab",' * 30_000 + b"1]}",
+        '{"devices": [], "x": "\u00e9"}'.encode(),
         b"[" * 100_000,
         b"\xff",
     ],
-    ids=range(10),
+    ids=range(19),
 )
 def test_descriptions_that_are_none(builder, description):
     path = builder.write()
     with path.open("ab") as file:
         file.write(b"\0\x06" + struct.pack(">I", len(description)) + description)
     assert facts_of(path).sections is None
+
+
+def test_a_description_with_a_number_of_a_million_digits(builder):
+    """Pythons before 3.9.14 have no limit to what they convert, for which they need the square of the time."""
+    limit = sys.get_int_max_str_digits() if hasattr(sys, "get_int_max_str_digits") else None
+    builder.description = {"x": 0, "devices": []}
+    path = builder.write()
+    spoilt = json.dumps(builder.description).replace("0", "1" * 1_000_000).encode()
+    with path.open("ab") as file:
+        file.write(b"\0\x06" + struct.pack(">I", len(spoilt)) + spoilt)
+    if limit is not None:
+        sys.set_int_max_str_digits(0)
+    try:
+        started = time.process_time()
+        assert facts_of(path).sections is None
+        assert time.process_time() - started < 2
+    finally:
+        if limit is not None:
+            sys.set_int_max_str_digits(limit)
+
+
+@pytest.mark.parametrize("piece", ["[],", '"":{},', "{},", "1.5,", '"ab",', '{"name":"a","instance_id":1},'])
+def test_a_hostile_description_takes_little_memory(builder, piece):
+    builder.description = {"devices": []}
+    path = builder.write()
+    around = ('{"devices":[],"x":{', '"":0}}') if ":" in piece[:3] else ('{"devices":[],"x":[', "0]}")
+    spoilt = (around[0] + piece * (2_000_000 // len(piece)) + around[1]).encode()
+    with path.open("ab") as file:
+        file.write(b"\0\x06" + struct.pack(">I", len(spoilt)) + spoilt)
+    tracemalloc.start()
+    try:
+        read(path)
+        assert tracemalloc.get_traced_memory()[1] < 15 * len(spoilt)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_device_name_that_no_terminal_can_show(builder):
+    builder.description = {"devices": [{"name": "a\ud800", "instance_id": 0}]}
+    assert facts_of(builder.write()).sections == [DeviceSection("a\\ud800", 0, None)]
 
 
 def test_a_length_that_looks_like_the_end(builder):
@@ -404,3 +546,43 @@ def test_flipped_bytes_are_facts_or_a_format_error(builder, flips):
     finally:
         with path.open("r+b") as file:
             file.write(original)
+
+
+BLOCK_NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=60)
+BLOCKS = st.lists(
+    st.tuples(BLOCK_NAMES.map(str.encode), st.sets(st.integers(0, 150), max_size=5), st.integers(1, 151)),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda block: block[0],
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(BLOCKS, st.sampled_from(("little", "big")))
+def test_ram_blocks_are_read_as_they_were_written(builder, blocks, byte_order):
+    builder.header = dataclasses.replace(builder.header, byte_order=byte_order)
+    builder.blocks = [
+        (name, pages * PAGE, {page for page in present if page < pages}) for name, present, pages in blocks
+    ]
+    path = builder.write()
+    found = facts_of(path).ram_blocks
+    assert [(block.name.encode(), block.used_length) for block in found] == [block[:2] for block in builder.blocks]
+    for block, (_name, _length, present) in zip(found, builder.blocks):
+        assert isinstance(block, MappedRamBlock)
+        assert block.present_pages == len(present)
+    builder.xml = builder.xml.replace("128", "4")
+    assert structure_problems(str(builder.write())) == []
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from((8, 12, 20, 28)), st.integers(0, 2**64 - 1) | st.integers(0, 2**21).map(lambda x: x * 8))
+def test_no_other_number_in_a_ram_blocks_row_is_believed(builder, place, number):
+    """Each number of mapped-ram's has one value that fits to all others."""
+    path = builder.write()
+    before = facts_of(path).ram_blocks
+    size = 4 if place == 8 else 8
+    spoil(builder, FIRST_BLOCK, (number % (1 << size * 8)).to_bytes(size, "big"), place)
+    try:
+        assert facts_of(path).ram_blocks == before
+    except ImageFormatError as error:
+        assert error.path == str(path)

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import struct
 import subprocess
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageNotFoundError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError, ImageNotFoundError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_info
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import MappedRamBlock, read_stream
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 
@@ -109,6 +111,95 @@ def test_half_a_file(copy_of):
 def test_something_after_the_end(builder):
     builder.after = b"more"
     assert len(structure_problems(str(builder.write()))) == 1
+
+
+def test_a_file_that_shrinks_while_it_is_read(copy_of, golden, monkeypatch):
+    """After each of its reads once: a problem, or one error of the tree, and no page counts as lost for nothing."""
+    name = "sparse.save"
+    size = (golden / name).stat().st_size
+    pread = os.pread
+
+    def problems_of(path, new_size, shrinks_at):
+        reads = 0
+
+        def read(descriptor, length, offset):
+            nonlocal reads
+            reads += 1
+            if reads == shrinks_at:
+                os.truncate(path, new_size)
+            return pread(descriptor, length, offset)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pread", read)
+            try:
+                return structure_problems(str(path)), reads
+            except ImageError as error:
+                return [error.problem], reads
+
+    problems, reads = problems_of(golden / name, 0, -1)
+    assert problems == []
+    assert reads > 20
+    for new_size in (0, 70_000, size // 2, size - 1):
+        for shrinks_at in range(1, reads + 1):
+            assert problems_of(copy_of(name), new_size, shrinks_at)[0], f"{new_size} from read {shrinks_at} on"
+
+
+def test_holes_of_a_file_that_has_shrunk(builder, monkeypatch):
+    """Gone after the last read, when all that was read was good."""
+    path = builder.write()
+    original = os.lseek
+
+    def lseek(descriptor, offset, how):
+        if how == os.SEEK_HOLE:
+            os.truncate(path, 0)
+        return original(descriptor, offset, how)
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    assert structure_problems(str(path)) == ["the file was cut off while it was read"]
+
+
+@pytest.mark.parametrize(
+    ("cookie_offset", "text", "message"),
+    [
+        (0, b"", None),
+        (0, b"x", "something after the domain XML"),
+        ("right", b"<cookie/>", None),
+        ("right", b"", None),
+        (5000, b"<cookie/>", "the cookie does not follow the domain XML (it is said to start at byte 5000, not "),
+    ],
+)
+def test_a_cookie_in_its_place(builder, cookie_offset, text, message):
+    """A cookie tells that libvirt wrote the image: whether it has one must be beyond doubt."""
+    path = builder.write()
+    place = len(builder.xml) + 1
+    with path.open("r+b") as file:
+        file.seek(92 + place)
+        file.write(text)
+        file.seek(32)
+        file.write(struct.pack("<I", place if cookie_offset == "right" else cookie_offset))
+    problems = structure_problems(str(path))
+    assert [message in problem for problem in problems] == ([] if message is None else [True])
+    assert image_info(str(path), verify=True)["problems"] == problems
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        ("<memory unit='bytes'>274432</memory>", None),
+        ("<memory unit='bytes'>274433</memory>", "has 274433 bytes of memory, the VM's state only 274432"),
+        ("<memory unit='EiB'>99</memory>", "bytes of memory, the VM's state only 274432"),
+        ("<os><type machine='pc-q35-10.0'>hvm</type></os>", None),
+        ("<os><type machine='q35'>hvm</type></os>", None),
+        ("<os><type machine='pc-q35-noble'>hvm</type></os>", None),
+        ("<os><type machine='pc-q35-9.2'>hvm</type></os>", "machine type pc-q35-9.2, the VM's state is of pc-q35-10.0"),
+    ],
+)
+def test_a_domain_xml_of_another_vm(builder, xml, message):
+    builder.xml = f"<domain><name>web1</name>{xml}</domain>"
+    path = str(builder.write())
+    problems = structure_problems(path)
+    assert [message in problem for problem in problems] == ([] if message is None else [True])
+    assert image_info(path, verify=True)["problems"] == problems
 
 
 def test_all_problems_are_told(builder):

@@ -4,7 +4,11 @@
 
 from __future__ import annotations
 
+import time
+
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RamBlock, RunningVm, parse_ram_blocks
+from hypothesis import given
+from hypothesis import strategies as st
 
 MIB = 1024 * 1024
 
@@ -78,3 +82,28 @@ def test_the_result_has_all_keys():
         "machine": "pc-q35-10.0",
         "pid": None,
     }
+
+
+ROW_NAME = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=40)
+LENGTH = st.integers(0, 2**64 - 1)
+
+
+@given(st.lists(st.tuples(ROW_NAME, LENGTH, LENGTH), max_size=5), st.booleans())
+def test_any_ram_block_rows(rows, with_address):
+    more = " 0x00007f2e0fe00000  rw" if with_address else ""
+    text = "Block Name    PSize              Offset               Used              Total\n" + "".join(
+        f"{name:>24}    4 KiB  {0:#018x} {used:#018x} {maximum:#018x}{more}\n" for name, used, maximum in rows
+    )
+    assert parse_ram_blocks(text) == [RamBlock(*row) for row in rows]
+
+
+@given(st.text(alphabet="0x1af KiB4pc.ram\n\r\t\u2028é", max_size=200))
+def test_any_text_has_ram_blocks_or_none(text):
+    parse_ram_blocks(text)
+
+
+def test_reading_ram_blocks_takes_time_in_proportion():
+    started = time.process_time()
+    parse_ram_blocks("a " * 100_000 + "4 KiB " + "0x1 " * 100_000)
+    parse_ram_blocks(" " * 100_000)
+    assert time.process_time() - started < 5

@@ -1,0 +1,113 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Fixtures: good images to spoil, libvirt's and our own; and a summary of what came of them, at the end of the run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from functional.conftest import ModuleRun, image, make_guest, restore, run_module, save, start_module
+from functional.test_golden import COMMAND, GOLDEN
+
+from corpus.digest import CHECKSUM
+from corpus.layout import Layout, read_layout
+from support import CounterGuest
+from support.observe import VM
+
+__all__ = ["image", "make_guest", "restore", "run_module", "save", "start_module"]
+
+#: How many images are spoilt and looked at, and how many of ours a real QEMU is to load.
+IMAGES = int(os.environ.get("CORPUS_IMAGES", "400"))
+RESTORES = int(os.environ.get("CORPUS_RESTORES", "24"))
+#: The same number makes the same cases again.
+SEED = os.environ.get("CORPUS_SEED", "2026")
+
+_SUMMARY = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def summary(pytestconfig: pytest.Config) -> list[str]:
+    """Lines that are shown after the run, whether it passed or not."""
+    return pytestconfig.stash.setdefault(_SUMMARY, [])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Show what the tests have to say."""
+    lines = config.stash.get(_SUMMARY, [])
+    if lines:
+        terminalreporter.section("mutated images")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+class OwnImages:
+    """A guest in four images, a little older in each; its QEMU has ended."""
+
+    def __init__(self, place: Path) -> None:
+        place.mkdir(mode=0o700)
+        self.guest = CounterGuest(place / "guest", VM, memory_mib=32, block_mib=2, uuid=_UUID)
+        self.guest.start()
+        try:
+            self.guest.wait_for_counter(2)
+            self.checksum = self.guest.checksum()
+            self.paths: dict[str, Path] = {}
+            for image_format in ("sparse", "raw"):
+                for version in (3, 2):
+                    name = f"{image_format}-{version}"
+                    self.paths[name] = place / f"{name}.save"
+                    options = {"path": str(self.paths[name]), "format": image_format, "image_version": version}
+                    self._run("qemu_save", place, name=VM, after_save="resume", **options, **CHECKSUM)
+        finally:
+            self.guest.end()
+
+    @staticmethod
+    def _run(module: str, place: Path, **options: Any) -> None:
+        run = ModuleRun(module, options, [], place / "arguments.json")
+        try:
+            result = run.result()
+        finally:
+            run.close()
+        assert not result.get("failed"), result["msg"]
+
+
+_UUID = "b5a6ea1e-1d26-4f59-8d1c-7cbd4e29cc81"
+
+
+@pytest.fixture(scope="session")
+def own_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnImages]:
+    """Images of qemu_save, of one guest: sparse and raw, in both versions."""
+    images = OwnImages(tmp_path_factory.mktemp("own") / "images")
+    yield images
+    images.guest.close()
+
+
+@pytest.fixture(scope="session")
+def own_layouts(own_images: OwnImages) -> dict[str, Layout]:
+    """Where everything is in them."""
+    return {name: read_layout(path) for name, path in own_images.paths.items()}
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """libvirt's images, in every format."""
+    place = tmp_path_factory.mktemp("golden")
+    # tar(1), since Python's tarfile writes out the holes of sparse members.
+    subprocess.run(["tar", "-S", "-xJf", GOLDEN / "libvirt-11.3.tar.xz", "-C", place], check=True)
+    return {f"libvirt-{path.stem}": path for path in place.rglob("*.save")}
+
+
+@pytest.fixture(scope="session")
+def all_images(golden: dict[str, Path], own_images: OwnImages) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """All good images, and the options with which each would be restored."""
+    libvirts = {"name": "tiny", "launch": "command", "command": COMMAND}
+    return {
+        **{name: (path, libvirts) for name, path in golden.items()},
+        **{name: (path, {"name": VM}) for name, path in own_images.paths.items()},
+    }
