@@ -15,6 +15,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     CommandError,
     ImageError,
     ImageNotFoundError,
+    MonitorError,
     MonitorMissingError,
     RequestError,
 )
@@ -26,6 +27,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     connect_by_process,
     find_process,
     list_processes,
+    read_process,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import query_run_state
 
@@ -70,7 +72,14 @@ async def connect_to_vm(name: str | None, qmp_socket: str | None) -> Monitor | N
                     raise
             return None
     process = find_process(name) if name else None
-    return await connect_by_process(process) if process else None
+    if process is None:
+        return None
+    try:
+        return await connect_by_process(process)
+    except MonitorError:
+        if read_process(process.pid) == process:
+            raise
+        return None  # it ended just now, as after a save of another run
 
 
 async def put_guest_back(monitor: Monitor, run_state: str) -> str:
