@@ -10,7 +10,20 @@ An error says what happened and to what, in what state the guest is now, and wha
 
 from __future__ import annotations
 
+import re
 import typing as t
+
+#: Control characters, line separators, marks that turn the direction of text, and halves of characters.
+_NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """A text for people in one line, with C(\\n) and the like for what would not be seen as it is.
+
+    Names, paths and QEMU's words come from others: a line break in one must not forge a line of a log, nor an escape
+    sequence play tricks on a terminal.
+    """
+    return _NOT_SHOWN.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
 
 
 class VmopsError(Exception):
@@ -34,10 +47,10 @@ class VmopsError(Exception):
     def as_result(self) -> dict[str, t.Any]:
         """The keys that a failed module returns for this error."""
         return {
-            "msg": str(self),
+            "msg": one_line(str(self)),
             "error": type(self).__name__,
-            "guest_state": self.guest_state,
-            "cure": self.cure,
+            "guest_state": one_line(self.guest_state),
+            "cure": one_line(self.cure),
         }
 
 

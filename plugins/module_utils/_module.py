@@ -11,6 +11,7 @@ the guest back; there is no other way to stop it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import grp
 import pwd
 import re
@@ -21,11 +22,14 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ImageError,
     InterruptedOperationError,
     OperationTimeoutError,
     RequestError,
     VmopsError,
+    one_line,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import redact_argument
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import QEMU_QMP_IMPORT_ERROR, QEMU_QMP_MINIMUM
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -66,14 +70,14 @@ def _leave_with(module: AnsibleModule, work: t.Callable[[], dict[str, t.Any]]) -
         module.fail_json(**exc.as_result())
     except Exception as exc:  # a bug of ours: the operator gets a sentence, and the traceback only with -vvv
         module.fail_json(
-            msg=f"{module._name} met an unexpected error, please report it: {type(exc).__name__}: {exc}.",
+            msg=one_line(f"{module._name} met an unexpected error, please report it: {type(exc).__name__}: {exc}."),
             exception=traceback.format_exc(),
         )
     if not module._diff:
         result.pop("diff", None)
     for warning in result.pop("warnings", []):
-        module.warn(warning)
-    module.exit_json(**result)
+        module.warn(one_line(warning))
+    module.exit_json(**{**result, "msg": one_line(result["msg"])})
     raise AssertionError("exit_json returned")
 
 
@@ -131,6 +135,22 @@ def run_blocking(module: AnsibleModule, function: t.Callable[[], dict[str, t.Any
     for number in _SIGNALS:
         signal.signal(number, interrupt)
     _leave_with(module, function)
+
+
+def show_without_secrets(
+    module: AnsibleModule, values: t.Iterable[str], redact: t.Callable[[str], str] = redact_argument
+) -> None:
+    """Let what C(no_log) hides be seen in results, but for the values with a secret in them.
+
+    Ansible would hide each word of a command wherever it occurs, such as the VM's name in every message. The log of the
+    host shows none of them, as C(no_log) is in force when Ansible writes to it.
+
+    :param redact: gives a value with its secrets hidden; may raise ImageError.
+    """
+    for value in values:
+        with contextlib.suppress(ImageError):
+            if redact(value) == value:
+                module.no_log_values.discard(value)
 
 
 def parse_mode(value: str | int) -> int:

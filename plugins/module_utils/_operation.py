@@ -16,6 +16,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     CommandError,
     ImageError,
     ImageNotFoundError,
+    MonitorError,
     MonitorMissingError,
     RequestError,
 )
@@ -29,6 +30,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     connect_by_process,
     find_process,
     list_processes,
+    read_process,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import query_run_state
 
@@ -98,7 +100,12 @@ async def connect_to_vm(name: str | None, qmp_socket: str | None, locks: Locks) 
     if process is None:
         return None
     locks.take_vm(process)
-    return await connect_by_process(process)
+    try:
+        return await connect_by_process(process)
+    except MonitorError:
+        if read_process(process.pid) == process:
+            raise
+        return None  # it ended just now, as after a save of another run
 
 
 async def put_guest_back(monitor: Monitor, run_state: str) -> str:

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import re
 import sys
 import time
 import typing as t
@@ -94,12 +95,14 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, event_seconds
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+    DEFAULT_UMASK,
     Launch,
     LaunchedProcess,
     ProcessWatch,
     bytes_read,
     launch,
     read_process,
+    startable_program,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     RunningVm,
@@ -422,18 +425,22 @@ class RestoreOperation:
                 f"{self.path} does not record how {domain.name} was started",
                 cure="Start it with -incoming defer and use launch: attach, or give its command",
             )
-        if not record.replayable:
+        require_safe_image(self.path)
+        # What was read before this may have come from another file, to which someone had turned a link on the way.
+        if read_image_head(self.path).domain() != domain:
+            raise ConflictError(f"{self.path} was replaced by another image just now", cure="Run the task again")
+        reason = command_line.why_not_replayable(record.argv) if record.replayable else record.reason
+        program = ""
+        if not reason:
+            program, reason = startable_program(record.argv, record.executable, record.uid)
+        if reason:
             raise LaunchError(
-                f"The recorded command of {domain.name} cannot be used again: {record.reason}",
+                f"The recorded command of {domain.name} cannot be used again: {reason}",
                 cure="Start it with -incoming defer and use launch: attach, or give its command",
             )
-        require_safe_image(self.path)
-        argv = list(record.argv)
-        argv[0] = argv[0] if os.path.isabs(argv[0]) else record.executable
-        command = tuple(command_line.restore_command(argv, machine))
-        if command_line.changes_user(command):
-            return Launch(argv=command, cwd=record.cwd)
-        return Launch(argv=command, cwd=record.cwd, uid=record.uid, gid=record.gid)
+        command = (program, *command_line.restore_command(record.argv, machine)[1:])
+        umask = int(record.umask, 8) if re.fullmatch("0?[0-7]{3}", record.umask) else DEFAULT_UMASK
+        return Launch(argv=command, cwd=record.cwd, uid=record.uid, gid=record.gid, umask=umask)
 
     def _outcome(self, running: bool) -> dict[str, str]:
         """How image and VM are after a restore, for diff mode."""
@@ -616,20 +623,24 @@ class _Transaction:
         deadline = time.monotonic() + LAUNCH_TIMEOUT
         while True:
             if self.launched.watch.ended:
-                said = self.launched.stderr() or "it said nothing"
+                said = self._said(self.launched) or "it said nothing"
                 raise LaunchError(
                     f"The QEMU that was started for {label} ended at once: {said}",
                     cure=f"Correct what it says and restore again; its log is {self.launched.log_path}",
                 )
             try:
                 self.monitor = await Monitor.connect(addresses[0])
-                return
+                if self.monitor.peer_pid is None or self.launched.is_or_started(self.monitor.peer_pid):
+                    return
+                # Someone else listened there before; our QEMU has not come to it yet.
+                await self.monitor.close()
+                raise MonitorMissingError(f"Another process (pid {self.monitor.peer_pid}) listens at {addresses[0]}")
             except (MonitorMissingError, MonitorBusyError, MonitorProtocolError) as exc:
                 # Protocol: it opened its server and ended before it greeted, which the next look at it tells.
                 if time.monotonic() > deadline:
                     raise LaunchError(
                         f"The QEMU that was started for {label} opened no QMP server at {addresses[0]} within"
-                        f" {LAUNCH_TIMEOUT:g} seconds",
+                        f" {LAUNCH_TIMEOUT:g} seconds ({exc.what})",
                         cure=f"See its log {self.launched.log_path}",
                     ) from exc
             await asyncio.sleep(_LAUNCH_INTERVAL)
@@ -849,7 +860,14 @@ class _Transaction:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(launched.watch.wait(), 2.0)
         if isinstance(cause, (MigrationError, MonitorLostError)):
-            text = launched.stderr()
+            text = self._said(launched)
             if text and text not in cause.what:
                 cause.what += f" (QEMU said: {text})"
             cause.cure = cause.cure or f"Correct what it says and restore again; QEMU's log is {launched.log_path}"
+
+    def _said(self, launched: LaunchedProcess) -> str:
+        """What the QEMU that was started wrote to stderr, where it repeats its words, but not the secrets in them."""
+        text = launched.stderr()
+        for word in launched.argv:
+            text = text.replace(word, domain_xml.redact_argument(word))
+        return text

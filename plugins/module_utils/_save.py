@@ -90,7 +90,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
     read_support,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, event_seconds
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import ProcessWatch, resident_bytes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+    ProcessWatch,
+    resident_bytes,
+    startable_program,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     RunningVm,
     query_run_state,
@@ -686,8 +690,17 @@ class _Transaction:
             warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: its process is not known here")
             return None
         reason = command_line.why_not_replayable(process.argv)
+        uid, gid = process.uid, process.gid
+        if command_line.changes_user(process.argv):
+            # It is started again as who started it, and its own words are no proof of who that was.
+            if (self.monitor.peer_pid, self.monitor.peer_uid) == (process.pid, 0):
+                uid = gid = 0
+            elif uid != 0:
+                reason = reason or "it changes its user, and its QMP server does not show that root started it"
         if not reason and not process.visible:
             reason = "it is another user's process, of which only root may know all"
+        if not reason:
+            _program, reason = startable_program(process.argv, process.executable, uid)
         if not reason:
             reason = await runtime_changes(self.monitor, process)
         if reason:
@@ -696,8 +709,9 @@ class _Transaction:
             argv=list(process.argv),
             cwd=process.cwd,
             executable=process.executable,
-            uid=process.uid,
-            gid=process.gid,
+            uid=uid,
+            gid=gid,
+            umask=f"{process.umask:04o}",
             replayable=not reason,
             reason=reason,
         )

@@ -58,6 +58,8 @@ options:
   command:
     description:
       - The command line that starts QEMU, as a list. It needs a QMP server on a UNIX socket.
+      - It is run as it is, without a shell. It is not logged on the host, and words with passwords in them are hidden
+        in the results.
     type: list
     elements: str
   verify:
@@ -238,7 +240,7 @@ cure:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmops.qemu.plugins.module_utils._module import run_operation
+from ansible_collections.vmops.qemu.plugins.module_utils._module import run_operation, show_without_secrets
 from ansible_collections.vmops.qemu.plugins.module_utils._restore import RestoreOperation, RestoreRequest
 
 
@@ -251,7 +253,7 @@ def main() -> None:
             "qmp_socket": {"type": "str"},
             "state": {"type": "str", "choices": ["as_saved", "running", "paused"], "default": "as_saved"},
             "launch": {"type": "str", "choices": ["recorded", "command", "attach"], "default": "recorded"},
-            "command": {"type": "list", "elements": "str"},
+            "command": {"type": "list", "elements": "str", "no_log": True},
             "verify": {"type": "str", "choices": ["full", "structure", "none"], "default": "structure"},
             "remove_image": {"type": "bool", "default": True},
             "parallel_channels": {"type": "int"},
@@ -263,6 +265,7 @@ def main() -> None:
         required_if=[("launch", "command", ["command"])],
         supports_check_mode=True,
     )
+    show_without_secrets(module, module.params["command"] or [])
 
     def make() -> RestoreOperation:
         options = {key: value for key, value in module.params.items() if key not in ("timeout", "bundle_library")}

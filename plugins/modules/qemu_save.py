@@ -310,11 +310,13 @@ cure:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import redact
 from ansible_collections.vmops.qemu.plugins.module_utils._module import (
     parse_bandwidth,
     parse_mode,
     parse_owner,
     run_operation,
+    show_without_secrets,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._save import SaveOperation, SaveRequest
 
@@ -333,7 +335,7 @@ def main() -> None:
             "live": {"type": "bool", "default": False},
             "live_timeout": {"type": "float", "default": 60},
             "vm_state": {"type": "str", "choices": ["as_is", "running", "paused"], "default": "as_is"},
-            "domain_xml": {"type": "str"},
+            "domain_xml": {"type": "str", "no_log": True},
             "after_save": {"type": "str", "choices": ["quit", "pause", "resume"], "default": "quit"},
             "force": {"type": "bool", "default": False},
             "bandwidth": {"type": "str"},
@@ -347,6 +349,7 @@ def main() -> None:
         required_one_of=[("name", "qmp_socket")],
         supports_check_mode=True,
     )
+    show_without_secrets(module, [module.params["domain_xml"] or ""], redact)
 
     def make() -> SaveOperation:
         options = dict(module.params)

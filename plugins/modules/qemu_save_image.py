@@ -162,7 +162,8 @@ cure:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmops.qemu.plugins.module_utils._module import run_blocking
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import redact
+from ansible_collections.vmops.qemu.plugins.module_utils._module import run_blocking, show_without_secrets
 from ansible_collections.vmops.qemu.plugins.module_utils._save_image import SaveImageOperation, SaveImageRequest
 
 
@@ -173,7 +174,7 @@ def main() -> None:
             "path": {"type": "path"},
             "save_dir": {"type": "path", "default": "/var/lib/vmops/save"},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "domain_xml": {"type": "str"},
+            "domain_xml": {"type": "str", "no_log": True},
             "vm_state": {"type": "str", "choices": ["running", "paused"]},
             "image_version": {"type": "int", "choices": [2, 3]},
             "archive": {"type": "str", "choices": ["none", "gzip", "bzip2", "xz", "lzop", "zstd"]},
@@ -183,6 +184,7 @@ def main() -> None:
         mutually_exclusive=[("name", "path")],
         supports_check_mode=True,
     )
+    show_without_secrets(module, [module.params["domain_xml"] or ""], redact)
     request = SaveImageRequest(check_mode=module.check_mode, **module.params)
     run_blocking(module, lambda: SaveImageOperation(request).run(), request.name or request.path or "the image")
 

@@ -243,7 +243,7 @@ image:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import VmopsError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import VmopsError, one_line
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
 
@@ -269,11 +269,11 @@ def main() -> None:
         elif os.path.isdir(path) or not options["path"]:
             images = directory_info(path, **wanted) if os.path.exists(path) else []
             lines = [f"{len(images)} save images in {path}", *map(describe, images)]
-            module.exit_json(changed=False, images=images, msg="; ".join(lines))
+            module.exit_json(changed=False, images=images, msg=one_line("; ".join(lines)))
         image = image_info(os.path.abspath(path), **wanted)
     except VmopsError as exc:
         module.fail_json(**exc.as_result())
-    module.exit_json(changed=False, images=[image], image=image, msg=describe(image))
+    module.exit_json(changed=False, images=[image], image=image, msg=one_line(describe(image)))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class DomainFacts:
 class LaunchRecord:
     """How the saved QEMU had been started; strings are bytes decoded as UTF-8 with C(surrogateescape).
 
-    C(replayable) is false where running C(argv) again cannot work, and C(reason) says why.
+    C(umask) is octal; empty where it is not known. C(replayable) is false where running C(argv) again cannot work, and C(reason) says why.
     """
 
     argv: list[str]
@@ -70,6 +70,7 @@ class LaunchRecord:
     executable: str
     uid: int
     gid: int
+    umask: str = ""
     unit: str = ""
     replayable: bool = True
     reason: str = ""

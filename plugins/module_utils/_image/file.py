@@ -31,6 +31,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xm
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import HEADER_SIZE, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 from ansible_collections.vmops.qemu.plugins.module_utils._lock import lock, unlock
+from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
 
 MAX_TEXT_SIZE = 4 * 1024 * 1024
 """Bytes of domain XML, and of cookie, that are read at most: what libvirt's own protocol carries (4 MiB)."""
@@ -571,27 +572,20 @@ def remove_leftovers(target_path: str) -> list[str]:
 def require_safe_image(path: str) -> None:
     """Check that nobody but root and the caller could have written the image, so that what it says may be run.
 
-    :raises ImageUnsafeError: the file, its directory or one above belongs to someone else or may be written by others.
+    Only what is read after this check is covered by it.
+
+    :raises ImageUnsafeError: the file, a directory or a link on its way belongs to someone else, or may be written by
+        others.
     :raises ImageError: one of them cannot be looked at.
     """
-    place = os.path.realpath(path)
-    is_image = True
-    while True:
-        with image_errors(place, "look at its owner"):
-            facts = os.stat(place)
-        # In a directory with the sticky bit (/tmp) others can add files, but not replace ours; the image's own
-        # directory must not even allow that.
-        in_sticky = not is_image and place != os.path.dirname(os.path.realpath(path)) and facts.st_mode & stat.S_ISVTX
-        if facts.st_uid not in (0, os.geteuid()) or (facts.st_mode & 0o022 and not in_sticky):
-            raise ImageUnsafeError(
-                path,
-                f"{place} belongs to the user {facts.st_uid} and has the mode {stat.S_IMODE(facts.st_mode):#o}, so"
-                " others could have written the image; the command that it records is not run",
-                cure="Move the image into a directory of root's, or give the command in launch: command",
-            )
-        if place == os.path.dirname(place):
-            return
-        place, is_image = os.path.dirname(place), False
+    with image_errors(path, "look at its owner"):
+        reason = why_unsafe(path, (0, os.geteuid()))
+    if reason:
+        raise ImageUnsafeError(
+            path,
+            f"{reason}, so others could have written the image; the command that it records is not run",
+            cure="Move the image into a directory of root's, or give the command in launch: command",
+        )
 
 
 def remove_image(path: str) -> None:

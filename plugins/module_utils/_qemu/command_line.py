@@ -15,6 +15,8 @@ import os
 import re
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
+
 #: The options without an argument (no HAS_ARG in qemu-options.hx, QEMU 2 to 11.1). All others take one. A test asks
 #: the installed QEMU.
 _OPTIONS_WITHOUT_ARGUMENT = frozenset(
@@ -44,6 +46,9 @@ _INHERITED_DESCRIPTOR = re.compile(
 
 #: Options whose argument is the guest's affair, whatever it looks like, or is replaced by a restore.
 _OPTIONS_WITH_ANY_ARGUMENT = frozenset(("append", "incoming", "loadvm", "name"))
+
+#: What QEMU's machine types are named with; anything else in an image's would be read as further options.
+_MACHINE_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 _KEY = re.compile("[^=,]*")
 _VALUE = re.compile("(?:[^,]|,,)*")
@@ -216,7 +221,7 @@ def machine_type(argv: t.Sequence[str]) -> str:
 def changes_user(argv: t.Sequence[str]) -> bool:
     """Whether QEMU, started as root, becomes another user by itself (C(-runas), C(-run-with user=))."""
     return any(
-        option.name == "runas" or (option.name == "run-with" and "user=" in (option.argument or ""))
+        option.name == "runas" or (option.name == "run-with" and "user" in parse_option_string(option.argument or ""))
         for option in options(argv)
     )
 
@@ -228,7 +233,13 @@ def restore_command(argv: t.Sequence[str], machine: str = "") -> list[str]:
 
     :param machine: the saved machine type, which is appended where the command line asks for another one: C(pc) is
         a newer machine in a newer QEMU.
+    :raises LaunchError: that is not the name of a machine type.
     """
+    if machine and not _MACHINE_TYPE.fullmatch(machine):
+        raise LaunchError(
+            f"The saved machine type {machine!r} is not the name of one, so no QEMU is started with it",
+            cure="The image is damaged or forged: restore an intact copy, or start the VM from its disks",
+        )
     dropped = {
         position
         for option in options(argv)

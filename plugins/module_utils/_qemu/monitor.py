@@ -69,10 +69,14 @@ Event = t.Dict[str, t.Any]
 class Monitor:
     """A QMP session; made by :meth:`connect`, ended by :meth:`close` (or as an asynchronous context manager)."""
 
-    def __init__(self, address: str, client: QMPClient, peer_pid: int | None, descriptors: bool) -> None:
+    def __init__(
+        self, address: str, client: QMPClient, peer_pid: int | None, peer_uid: int | None, descriptors: bool
+    ) -> None:
         self.address = address
         #: The process that listens on the UNIX socket, from SO_PEERCRED; None for TCP or a foreign PID namespace.
         self.peer_pid = peer_pid
+        #: The user that this process was when it began to listen; None where C(peer_pid) is.
+        self.peer_uid = peer_uid
         #: Whether descriptors can be passed (UNIX sockets only).
         self.passes_descriptors = descriptors
         #: All events since the connection, oldest first, as QEMU sent them.
@@ -105,7 +109,7 @@ class Monitor:
             " monitor (-qmp unix:…) and name it in qmp_socket",
         )
         connection = await _open_socket(address, timeout, busy)
-        peer_pid = _peer_pid(connection)
+        peer_pid, peer_uid = _peer(connection)
         descriptors = connection.family == socket.AF_UNIX
         client = QMPClient(f"vmops.qemu {shown}")
         try:
@@ -121,7 +125,7 @@ class Monitor:
         finally:
             if client.runstate is not Runstate.RUNNING:
                 connection.close()
-        return cls(address, client, peer_pid, descriptors)
+        return cls(address, client, peer_pid, peer_uid, descriptors)
 
     async def __aenter__(self) -> Monitor:
         return self
@@ -326,12 +330,13 @@ def _reachable(path: str) -> t.Iterator[str]:
         os.close(directory)
 
 
-def _peer_pid(connection: socket.socket) -> int | None:
+def _peer(connection: socket.socket) -> tuple[int | None, int | None]:
+    """Process and user at the other end, as they were when they began to listen (unix(7))."""
     if connection.family != socket.AF_UNIX:
-        return None
+        return None, None
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, _uid, _gid = struct.unpack("3i", credentials)
-    return int(pid) or None
+    pid, uid, _gid = struct.unpack("iII", credentials)
+    return (int(pid), int(uid)) if pid else (None, None)
 
 
 def _shown(address: str) -> str:

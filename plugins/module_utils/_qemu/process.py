@@ -27,6 +27,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
 
 #: Seconds that a killed process may take to end.
 _KILL_TIMEOUT = 30.0
@@ -35,7 +36,14 @@ _KILL_TIMEOUT = 30.0
 _START_TIMEOUT = 10.0
 _START_INTERVAL = 0.05
 
-_EMULATOR = re.compile(r"^(?:qemu|kvm|qemu-kvm|qemu-system-.+)$")
+#: File names of QEMU's; with a dot where a distribution wraps it (C(.qemu-system-x86_64-wrapped)).
+_EMULATOR = re.compile(r"\.?(?:qemu|kvm|qemu-kvm|qemu-system-.+)")
+
+#: The umask of a QEMU of which none is known. This process's own may let everyone use what it creates, its monitor too.
+DEFAULT_UMASK = 0o022
+
+#: The user or group id (uid_t)-1, with which setreuid changes nothing: root would stay root.
+_NO_CHANGE = 2**32 - 1
 
 #: All that a launched QEMU inherits: what it was started with by its first owner is not known, and what the
 #: controller's session happens to hold (tokens, SSH agents) is none of its business.
@@ -54,6 +62,8 @@ class QemuProcess:
     executable: str
     uid: int
     gid: int
+    #: The permissions that what it creates (its sockets, its logs) does not get.
+    umask: int = DEFAULT_UMASK
     #: Whether C(cwd) and C(executable) are what /proc says, rather than guessed for another user's process.
     visible: bool = True
 
@@ -89,7 +99,7 @@ def read_process(pid: int) -> QemuProcess | None:
         return None
     replaced = executable.endswith(" (deleted)")
     executable = executable[: -len(" (deleted)")] if replaced else executable
-    if not any(_EMULATOR.match(os.path.basename(path)) for path in (argv[0], executable)):
+    if not any(_is_emulator(path) for path in (argv[0], executable)):
         return None
     return QemuProcess(
         pid=pid,
@@ -98,9 +108,23 @@ def read_process(pid: int) -> QemuProcess | None:
         cwd=cwd,
         executable=executable,
         visible=visible,
+        umask=_read_umask(base),
         uid=owner.st_uid,
         gid=owner.st_gid,
     )
+
+
+def _read_umask(base: str) -> int:
+    with contextlib.suppress(OSError, ValueError), open(f"{base}/status", encoding="ascii", errors="replace") as handle:
+        for line in handle:
+            key, _colon, value = line.partition(":")
+            if key == "Umask":  # from Linux 4.7 on
+                return int(value, 8)
+    return DEFAULT_UMASK
+
+
+def _is_emulator(path: str) -> bool:
+    return _EMULATOR.fullmatch(os.path.basename(path)) is not None
 
 
 def list_processes() -> list[QemuProcess]:
@@ -236,6 +260,37 @@ class ProcessWatch:
             self._descriptor = None
 
 
+def startable_program(argv: t.Sequence[str], executable: str, uid: int) -> tuple[str, str]:
+    """The program with which a recorded QEMU may be started again, and, where there is none, why, as a clause.
+
+    A process's words are what it says of itself, and any user can let a set-user-ID program of root's say that it is a
+    QEMU. So only what is a QEMU is started, and only one that nobody else than root, the caller and the user as whom
+    it shall run could have put there. The path in C(argv[0]), where it is one, outlives an upgrade that moves the
+    program; else it is the one that ran.
+
+    :param executable: what C(/proc/PID/exe) was.
+    :param uid: the user as whom it shall run, -1 for the caller.
+    """
+    reason = "" if _is_emulator(executable) else f"its program {executable} is not a QEMU"
+    for program in (argv[0], executable):
+        if os.path.isabs(program) and _is_emulator(program) and _is_emulator(executable):
+            reason = _why_not_trusted(program, uid)
+            if not reason:
+                return program, ""
+    return "", reason or f"its program {executable} is not an absolute path"
+
+
+def _why_not_trusted(program: str, uid: int) -> str:
+    trusted = {0, os.geteuid()}
+    if uid >= 0 and os.geteuid() == 0:
+        trusted.add(uid)
+    try:
+        reason = why_unsafe(program, trusted)
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+        return f"its program {program} cannot be looked at: {getattr(exc, 'strerror', None) or exc}"
+    return f"{reason}, so others could have written its program {program}" if reason else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Launch:
     """How to start a QEMU; C(uid) and C(gid) of -1 mean this process's own."""
@@ -244,13 +299,15 @@ class Launch:
     cwd: str = "/"
     uid: int = -1
     gid: int = -1
+    umask: int = DEFAULT_UMASK
 
 
 class LaunchedProcess:
     """A QEMU that this process started and that outlives it: its own session, no terminal, stderr in a log file."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log_path: str, log_start: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], argv: t.Sequence[str], log_path: str, log_start: int) -> None:
         self._process = process
+        self.argv = argv
         self.watch = ProcessWatch(process.pid)
         self.log_path = log_path
         self._log_start = log_start
@@ -261,12 +318,23 @@ class LaunchedProcess:
         return self._process.pid
 
     def stderr(self) -> str:
-        """What QEMU wrote since its start, its end at most (4 KiB), without trailing white space."""
+        """What QEMU wrote since its start, its end at most (4 KiB), its lines in one."""
         with contextlib.suppress(OSError), open(self.log_path, "rb") as handle:
             size = handle.seek(0, os.SEEK_END)
             handle.seek(max(self._log_start, size - 4096))
-            return handle.read().decode(errors="replace").strip()
+            lines = handle.read().decode(errors="replace").splitlines()
+            return "; ".join(line.strip() for line in lines if line.strip())
         return ""
+
+    def is_or_started(self, pid: int) -> bool:
+        """Whether a process is this one, or was started by it (a wrapper that waits for its QEMU)."""
+        while pid > 1 and pid != self.pid:
+            try:
+                with open(f"/proc/{pid}/stat", "rb") as handle:
+                    pid = int(handle.read().rpartition(b") ")[2].split()[1])
+            except OSError:
+                return False
+        return pid == self.pid
 
     async def end(self) -> None:
         """Kill it, wait for its end (a process that hangs in the kernel takes longer than this waits), and reap it."""
@@ -285,24 +353,16 @@ class LaunchedProcess:
 def launch(how: Launch, log_path: str) -> LaunchedProcess:
     """Start a QEMU.
 
-    :param log_path: a file beside which only its owner can write; created with mode 0600, appended to.
+    :param log_path: created with mode 0600, appended to.
     :raises LaunchError: it cannot be executed, or the log cannot be written.
     """
-    identity: dict[str, t.Any] = {}
-    if os.geteuid() == 0 and how.uid > 0:
-        identity = {"user": how.uid, "group": how.gid if how.gid >= 0 else None, "extra_groups": _groups(how.uid)}
+    log, log_start = _open_log(log_path)
     try:
-        log = os.open(
-            log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
-        )
-    except OSError as exc:
-        raise LaunchError(
-            f"{log_path}: QEMU's log cannot be written: {exc.strerror}", cure="Remove what is in its place"
-        ) from exc
-    try:
-        state = os.fstat(log)
-        if not stat.S_ISREG(state.st_mode):
-            raise LaunchError(f"{log_path}: QEMU's log is not a regular file", cure="Remove what is in its place")
+        identity: dict[str, t.Any] = {}
+        if os.geteuid() == 0 and how.uid > 0:
+            if max(how.uid, how.gid) >= _NO_CHANGE:
+                raise OverflowError(f"{max(how.uid, how.gid)} is no user or group")
+            identity = {"user": how.uid, "group": how.gid if how.gid >= 0 else None, "extra_groups": _groups(how.uid)}
         process = subprocess.Popen(
             how.argv,
             stdin=subprocess.DEVNULL,
@@ -312,16 +372,47 @@ def launch(how: Launch, log_path: str) -> LaunchedProcess:
             env=_LAUNCH_ENVIRONMENT,
             close_fds=True,
             start_new_session=True,
+            umask=how.umask,
             **identity,
         )
-    except (OSError, subprocess.SubprocessError) as exc:
+    # ValueError: a NUL in a word; OverflowError: a user id that is none.
+    except (OSError, subprocess.SubprocessError, ValueError, OverflowError) as exc:
         raise LaunchError(
             f"{how.argv[0]} could not be started in {how.cwd}: {exc}",
             cure="Check that the emulator is installed where the command says, and that its directory is there",
         ) from exc
     finally:
         os.close(log)
-    return LaunchedProcess(process, log_path, state.st_size)
+    return LaunchedProcess(process, how.argv, log_path, log_start)
+
+
+def _open_log(path: str) -> tuple[int, int]:
+    """Open QEMU's log for appending, which only its owner may read: command lines hold passwords; and its size so far.
+
+    :raises LaunchError: it cannot be written, or what is in its place may be someone else's.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        log = os.open(path, flags, 0o600)
+    except OSError as exc:
+        raise LaunchError(
+            f"{path}: QEMU's log cannot be written: {exc.strerror}", cure="Remove what is in its place"
+        ) from exc
+    try:
+        facts = os.fstat(log)
+        # A second name may be that of a file of ours which someone wants to be written to.
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+            raise LaunchError(
+                f"{path}: QEMU's log is not a regular file with one name", cure="Remove what is in its place"
+            )
+        if stat.S_IMODE(facts.st_mode) != 0o600:
+            # On a file system that knows neither owners nor modes, the mount's own decide.
+            with contextlib.suppress(PermissionError):
+                os.fchmod(log, 0o600)
+        return log, facts.st_size
+    except BaseException:
+        os.close(log)
+        raise
 
 
 def _groups(uid: int) -> list[int]:

@@ -51,6 +51,7 @@ LAUNCH = LaunchRecord(
     executable="/usr/bin/qemu-system-x86_64",
     uid=64055,
     gid=994,
+    umask="0077",
     unit="vm@web1.service",
     replayable=False,
     reason="-chardev fd=5 was inherited",

@@ -19,7 +19,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import (
     Monitor,
     _open_socket,
-    _peer_pid,
+    _peer,
     _within,
 )
 
@@ -31,7 +31,7 @@ def connect(address: str) -> tuple[object, int | None]:
 
     async def open_and_close() -> tuple[object, int | None]:
         with await _open_socket(address, 5, BUSY) as connection:
-            return connection.getpeername(), _peer_pid(connection)
+            return connection.getpeername(), _peer(connection)[0]
 
     return asyncio.run(open_and_close())
 

@@ -1,0 +1,68 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Who could have put a file where it is: what an image says, or a program that it names, is run only from a safe path.
+
+A path is walked as the kernel walks it, symbolic links included, since whoever can change one step of it decides what
+stands at its end. A POSIX ACL needs no look of its own: what it grants to anyone beside the owner is bounded by its
+mask, which the mode shows in the place of the group's bits (acl(5)).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import typing as t
+
+#: As many symbolic links as the kernel follows in one path (path_resolution(7)).
+_MAX_LINKS = 40
+
+
+def why_unsafe(path: str, trusted: t.Collection[int]) -> str:
+    """Why somebody else than the C(trusted) users could have put the file there, as a clause; or the empty string.
+
+    Every directory, symbolic link and the file itself must belong to a trusted user, and nobody else may write to
+    them. In a directory with the sticky bit (C(/tmp)) others can add names, but not replace those of a trusted user;
+    the file's own directory must not allow even that.
+
+    :raises OSError: a part of the path is not there, or cannot be looked at.
+    """
+    place = "/"
+    reason = _why_not_trusted(place, os.lstat(place), trusted)
+    waiting = os.path.join(os.getcwd(), path).split("/")[::-1]
+    links = 0
+    while waiting and not reason:
+        name = waiting.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            place = os.path.dirname(place)
+            continue
+        step = os.path.join(place, name)
+        facts = os.lstat(step)
+        reason = _why_not_trusted(step, facts, trusted)
+        if not stat.S_ISLNK(facts.st_mode):
+            place = step
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        target = os.readlink(step)
+        place = "/" if target.startswith("/") else place
+        waiting.extend(target.split("/")[::-1])
+    if reason:
+        return reason
+    directory = os.path.dirname(place)
+    return _why_not_trusted(directory, os.lstat(directory), trusted, sticky=False)
+
+
+def _why_not_trusted(place: str, facts: os.stat_result, trusted: t.Collection[int], sticky: bool = True) -> str:
+    mode = stat.S_IMODE(facts.st_mode)
+    if stat.S_ISLNK(facts.st_mode):  # whoever can replace it was found in its directory; its own mode says nothing
+        return "" if facts.st_uid in trusted else f"the symbolic link {place} belongs to the user {facts.st_uid}"
+    is_shared_safely = sticky and stat.S_ISDIR(facts.st_mode) and mode & stat.S_ISVTX
+    if facts.st_uid in trusted and (not mode & 0o022 or is_shared_safely):
+        return ""
+    return f"{place} belongs to the user {facts.st_uid} and has the mode {mode:#o}"
