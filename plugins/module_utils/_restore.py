@@ -53,11 +53,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     read_image_head,
     remove_image,
     require_removable,
-    require_safe_image,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_stream
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave
+from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units, recorded_launch
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     check_parallel_channels,
     connect_to_vm,
@@ -79,12 +79,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
     read_support,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
-    Launch,
-    LaunchedProcess,
-    ProcessWatch,
-    launch,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Launch, LaunchedQemu, ProcessWatch
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import unit_of_process
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import choose_launch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     RunningVm,
     read_ram_blocks,
@@ -96,6 +93,10 @@ LAUNCH_TIMEOUT = 60.0
 
 #: Seconds between two looks for the QMP socket of a QEMU that is just starting; nothing announces it.
 _LAUNCH_INTERVAL = 0.02
+
+
+#: Seconds between two looks for a QEMU that someone else starts.
+_ATTACH_INTERVAL = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,7 @@ class RestoreRequest:
     parallel_channels: int | None = None
     bypass_cache: bool | None = None
     launch: str = "recorded"
+    attach_timeout: float = 0.0
     command: list[str] | None = None
     verify: str = "structure"
     remove_image: bool = True
@@ -125,6 +127,8 @@ class RestoreOperation:
         self.subject = request.name or self.path
         self.guest_state = "The guest was not touched"
         self.reasons: dict[str, str] = {}
+        #: What is to be known of how QEMU is started, or the empty string.
+        self.launch_warning = ""
         #: How image and VM were found, for diff mode.
         self.before = {"image": image_state(self.path), "vm": "ended"}
 
@@ -173,7 +177,7 @@ class RestoreOperation:
                 self.guest_state = f"{self.subject} is not running, and its image is untouched"
             stream = await self._check_image(head)
             machine = stream.machine if stream and stream.machine else domain.machine
-            qemu = monitor or self._how_to_launch(domain, machine)
+            qemu = monitor or await self._how_to_launch(domain, machine)
             if self.request.check_mode:
                 if monitor and vm:
                     await _require_fit(monitor, vm, head, domain, stream)
@@ -201,11 +205,24 @@ class RestoreOperation:
         return head
 
     async def _find(self, name: str | None) -> Monitor | None:
-        """A session with the VM's QEMU, if one runs already."""
-        monitor = await connect_to_vm(name, self.request.qmp_socket)
-        if monitor is None and self.request.launch == "attach":
+        """A session with the VM's QEMU, if one runs already, or is started by someone else in time (C(attach))."""
+        waits = self.request.launch == "attach" and not self.request.check_mode
+        deadline = time.monotonic() + (self.request.attach_timeout if waits else 0.0)
+        while True:
+            try:
+                monitor = await connect_to_vm(name, self.request.qmp_socket)
+            except (MonitorMissingError, MonitorProtocolError):
+                # One that is just starting has no socket yet, or has closed it again.
+                monitor = None
+                if time.monotonic() >= deadline:
+                    raise
+            if monitor or self.request.launch != "attach" or time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(_ATTACH_INTERVAL)
+        if monitor is None and self.request.launch == "attach" and (waits or self.request.attach_timeout <= 0):
+            waited = f" within {self.request.attach_timeout:g} seconds" if self.request.attach_timeout > 0 else ""
             raise VmNotFoundError(
-                f"There is no QEMU of {self.subject} to attach to",
+                f"There is no QEMU of {self.subject} to attach to{waited}",
                 cure="Start it with -incoming defer, or use launch: recorded",
                 guest_state=f"{self.subject} is not running, and its image is untouched",
             )
@@ -236,9 +253,15 @@ class RestoreOperation:
                 cure="Find out where the guest's truth is now: in this QEMU (QMP cont), in the image, or elsewhere",
             )
         there = f"{vm.label} runs already" if vm.run_state == "running" else f"{vm.label} is there, {vm.run_state}"
-        if head is None:
-            return self._result(f"{there}, and there is no image at {self.path}", vm)
-        return self._result(f"{there}; the image {self.path} was not used", vm)
+        msg = (
+            f"{there}, and there is no image at {self.path}"
+            if head is None
+            else (f"{there}; the image {self.path} was not used")
+        )
+        left, _problem = await free_units(None, vm.process, self.path, self.request.check_mode)
+        if left:
+            return self._result(f"{msg}; what an interrupted run left in its systemd unit is removed", vm, self.before)
+        return self._result(msg, vm)
 
     async def _undo_save(self, vm: RunningVm, interrupted: InterruptedSave) -> dict[str, t.Any]:
         """A save that was cut off before its end: its guest still stands in QEMU.
@@ -259,6 +282,7 @@ class RestoreOperation:
                 partial.release()
             return self._result(f"{vm.label} was being saved by a run that was cut off: would put it back", vm, after)
         await despite_cancellation(interrupted.undo(partial))
+        await despite_cancellation(free_units(None, vm.process, self.path))
         return self._result(
             f"{vm.label} was being saved by a run that was cut off: it was put back and is {run_state}", vm, after
         )
@@ -272,16 +296,17 @@ class RestoreOperation:
         reason = f"{vm.label} was saved, but its QEMU had not ended"
         if self.request.check_mode:
             return self._result(f"{reason}: would go on with it", vm, after)
-        await despite_cancellation(self._go_on(monitor, running, interrupted))
+        await despite_cancellation(self._go_on(monitor, vm, running, interrupted))
         self.guest_state = f"{vm.label} {'runs' if running else 'is paused'}"
         return self._result(f"{reason}: it {'goes on' if running else 'stands'} there", vm, after)
 
-    async def _go_on(self, monitor: Monitor, running: bool, interrupted: InterruptedSave | None) -> None:
+    async def _go_on(self, monitor: Monitor, vm: RunningVm, running: bool, interrupted: InterruptedSave | None) -> None:
         if interrupted:
             await interrupted.clean_qemu()
         await put_guest_back(monitor, "running" if running else "paused")
         if self.request.remove_image:
             await in_thread(remove_image, self.path)
+        await free_units(None, vm.process, self.path)
 
     def _wants_running(self, head: ImageHead) -> bool:
         return head.header.was_running if self.request.state == "as_saved" else self.request.state == "running"
@@ -308,28 +333,14 @@ class RestoreOperation:
             return await in_thread(read_compressed_head, self.path, head.header)
         return await in_thread(read_stream, self.path, head.header)
 
-    def _how_to_launch(self, domain: domain_xml.ParsedDomain, machine: str) -> Launch:
+    async def _how_to_launch(self, domain: domain_xml.ParsedDomain, machine: str) -> Launch:
         """How to start the QEMU that shall load the image."""
+        if self.request.launch == "attach":
+            return Launch(argv=())  # in check mode only: someone else will start it
         if self.request.launch == "command":
             return Launch(argv=tuple(command_line.restore_command(self.request.command or [], machine)), cwd="/")
-        record = domain.launch
-        if record is None or not record.argv:
-            raise LaunchError(
-                f"{self.path} does not record how {domain.name} was started",
-                cure="Start it with -incoming defer and use launch: attach, or give its command",
-            )
-        if not record.replayable:
-            raise LaunchError(
-                f"The recorded command of {domain.name} cannot be used again: {record.reason}",
-                cure="Start it with -incoming defer and use launch: attach, or give its command",
-            )
-        require_safe_image(self.path)
-        argv = list(record.argv)
-        argv[0] = argv[0] if os.path.isabs(argv[0]) else record.executable
-        command = tuple(command_line.restore_command(argv, machine))
-        if command_line.changes_user(command):
-            return Launch(argv=command, cwd=record.cwd)
-        return Launch(argv=command, cwd=record.cwd, uid=record.uid, gid=record.gid)
+        how, self.launch_warning = await recorded_launch(self.path, domain, machine)
+        return how
 
     def _outcome(self, running: bool) -> dict[str, str]:
         """How image and VM are after a restore, for diff mode."""
@@ -423,7 +434,7 @@ class _Transaction:
         self.head = head
         self.domain = domain
         self.stream = stream
-        self.launched: LaunchedProcess | None = None
+        self.launched: LaunchedQemu | None = None
         self.monitor: Monitor
         self.vm: RunningVm
         self.settings: MigrationSettings | None = None
@@ -483,15 +494,16 @@ class _Transaction:
             raise LaunchError(
                 f"The command of {label} opens no QMP server", cure="Add -qmp unix:PATH,server=on,wait=off to it"
             )
-        self.launched = launch(how, f"{self.head.path}.log")
+        self.launched = choose_launch(how, f"{self.head.path}.log", label)
         self.operation.guest_state = f"The QEMU that was started for {label} is being ended"
+        await self.launched.start()
         deadline = time.monotonic() + LAUNCH_TIMEOUT
         while True:
-            if self.launched.watch.ended:
-                said = self.launched.stderr() or "it said nothing"
+            if await self.launched.ended():
+                said = await self.launched.stderr() or "it said nothing"
                 raise LaunchError(
                     f"The QEMU that was started for {label} ended at once: {said}",
-                    cure=f"Correct what it says and restore again; its log is {self.launched.log_path}",
+                    cure=f"Correct what it says and restore again; its log is {self.launched.log}",
                 )
             try:
                 self.monitor = await Monitor.connect(addresses[0])
@@ -502,7 +514,7 @@ class _Transaction:
                     raise LaunchError(
                         f"The QEMU that was started for {label} opened no QMP server at {addresses[0]} within"
                         f" {LAUNCH_TIMEOUT:g} seconds",
-                        cure=f"See its log {self.launched.log_path}",
+                        cure=f"See its log {self.launched.log}",
                     ) from exc
             await asyncio.sleep(_LAUNCH_INTERVAL)
 
@@ -628,7 +640,7 @@ class _Transaction:
                 cure="Look at the guest; let it go on with QMP cont",
             )
         self.operation.guest_state = f"{label} {'runs' if running else 'is paused'}"
-        kept, warnings = "kept", []
+        kept, warnings = "kept", [self.operation.launch_warning] if self.operation.launch_warning else []
         if self.request.remove_image:
             try:
                 await in_thread(remove_image, self.head.path)
@@ -636,6 +648,9 @@ class _Transaction:
             except ImageError as exc:
                 # The guest is where it should be: that is no failure of the restore, but a trap for the next one.
                 warnings.append(f"Remove the image by hand, it must not be restored again: {exc.what}")
+        _changed, problem = await free_units(self.domain.launch, self.vm.process, self.head.path)
+        if problem:
+            warnings.append(f"Its unit may still be kept from starting {label} from its disks: {problem}")
         duration = time.monotonic() - started
         return {
             "changed": True,
@@ -644,6 +659,7 @@ class _Transaction:
             "image": image,
             "vm": self.vm.as_result(run_state),
             "launched": self.launched is not None,
+            "unit": (unit_of_process(self.vm.process.pid) if self.vm.process else "") or None,
             "duration": round(duration, 3),
             "parallel_channels": self.parallel_channels,
             "bypass_cache": self.bypass_cache,
@@ -684,17 +700,16 @@ class _Transaction:
         if isinstance(cause, VmopsError):
             cause.guest_state = self.operation.guest_state
 
-    async def _explain(self, cause: BaseException, launched: LaunchedProcess) -> None:
+    async def _explain(self, cause: BaseException, launched: LaunchedQemu) -> None:
         """Why a load failed is often only on QEMU's stderr."""
         if isinstance(cause, MonitorLostError):
             # A dying QEMU closes its socket a moment before it is gone.
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(launched.watch.wait(), 2.0)
+            await launched.wait_end(2.0)
         if isinstance(cause, (MigrationError, MonitorLostError)):
-            text = launched.stderr()
+            text = await launched.stderr()
             if text and text not in cause.what:
                 cause.what += f" (QEMU said: {text})"
-            cause.cure = cause.cure or f"Correct what it says and restore again; QEMU's log is {launched.log_path}"
+            cause.cure = cause.cure or f"Correct what it says and restore again; QEMU's log is {launched.log}"
 
     async def _end_attached(self) -> None:
         """End the QEMU of someone else that has begun to load: it holds half a guest."""

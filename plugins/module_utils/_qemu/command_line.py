@@ -173,17 +173,20 @@ def _socket_address(keys: t.Mapping[str, str], cwd: str) -> str | None:
     return None
 
 
-def why_not_replayable(argv: t.Sequence[str]) -> str:
+def why_not_replayable(argv: t.Sequence[str], starter_gives_descriptors: bool = False) -> str:
     """Why a command line cannot start the VM again, or the empty string.
 
     Descriptors that QEMU inherited from whoever started it (C(fd=3), C(-add-fd)) are gone with that process, and what
     was written to a C(snapshot) disk goes with QEMU.
+
+    :param starter_gives_descriptors: whether QEMU is started by what gave it its descriptors, and gives them again.
     """
     for option in options(argv):
         if option.name in _OPTIONS_WITH_ANY_ARGUMENT:
             continue
         argument = option.argument or ""
-        if option.name == "add-fd" or _INHERITED_DESCRIPTOR.search(argument):
+        inherits = option.name == "add-fd" or _INHERITED_DESCRIPTOR.search(argument)
+        if inherits and not starter_gives_descriptors:
             return f"-{option.name} uses a descriptor inherited from the process that started the VM"
         if _is_snapshot(option):
             return f"-{option.name} keeps what the guest wrote to its disks in a temporary file, which goes with QEMU"
@@ -221,18 +224,25 @@ def changes_user(argv: t.Sequence[str]) -> bool:
     )
 
 
-def restore_command(argv: t.Sequence[str], machine: str = "") -> list[str]:
+def daemonizes(argv: t.Sequence[str]) -> bool:
+    """Whether QEMU goes into the background when it is up (C(-daemonize))."""
+    return any(option.name == "daemonize" for option in options(argv))
+
+
+def restore_command(argv: t.Sequence[str], machine: str = "", daemonize: bool = False) -> list[str]:
     """The command line that starts the same VM stopped and waiting for its saved state.
 
     C(-incoming), C(-S), C(-loadvm) and C(-daemonize) are taken out, C(-S -incoming defer) is appended.
 
     :param machine: the saved machine type, which is appended where the command line asks for another one: C(pc) is
         a newer machine in a newer QEMU.
+    :param daemonize: leave C(-daemonize) where it is.
     """
+    start_options = _START_OPTIONS - {"daemonize"} if daemonize else _START_OPTIONS
     dropped = {
         position
         for option in options(argv)
-        if option.name in _START_OPTIONS
+        if option.name in start_options
         for position in range(option.start, option.end)
     }
     kept = [word for position, word in enumerate(argv) if position not in dropped]

@@ -33,7 +33,7 @@ _EMULATOR = re.compile(r"^(?:qemu|kvm|qemu-kvm|qemu-system-.+)$")
 
 #: All that a launched QEMU inherits: what it was started with by its first owner is not known, and what the
 #: controller's session happens to hold (tokens, SSH agents) is none of its business.
-_LAUNCH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+LAUNCH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +191,11 @@ class ProcessWatch:
         finally:
             loop.remove_reader(self._descriptor)
 
+    async def wait_at_most(self, timeout: float) -> None:
+        """Wait for the process's end, for so many seconds at most."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.wait(), timeout)
+
     def kill(self) -> None:
         """End the process at once, where it still runs."""
         if self._descriptor is not None:
@@ -212,84 +217,141 @@ class Launch:
     cwd: str = "/"
     uid: int = -1
     gid: int = -1
+    #: The systemd service that shall start it, with that service's own user; empty for none.
+    unit: str = ""
 
 
-class LaunchedProcess:
-    """A QEMU that this process started and that outlives it: its own session, no terminal, stderr in a log file."""
+class LaunchedQemu(t.Protocol):
+    """A QEMU that is started and then outlives this process, whoever starts it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log_path: str, log_start: int) -> None:
-        self._process = process
-        self.watch = ProcessWatch(process.pid)
-        self.log_path = log_path
-        self._log_start = log_start
+    #: Where to look for what it says.
+    log: str
 
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+    async def start(self) -> None:
+        """Start it; raises LaunchError, or UnitError where systemd cannot be told."""
 
-    def stderr(self) -> str:
-        """What QEMU wrote since its start, its end at most (4 KiB), without trailing white space."""
-        with contextlib.suppress(OSError), open(self.log_path, "rb") as handle:
+    async def ended(self) -> bool:
+        """Whether it has ended, or will not be started."""
+
+    async def wait_end(self, timeout: float) -> None:
+        """Wait for its end, for so many seconds at most."""
+
+    async def stderr(self) -> str:
+        """What it wrote since its start, the end at most (4 KiB), without white space around it."""
+
+    async def end(self) -> None:
+        """Kill it where it runs, and leave nothing of its start; may be called whatever became of C(start)."""
+
+    def release(self) -> None:
+        """Let it go its own way."""
+
+
+class LaunchLog:
+    """The file for what a launched QEMU writes to stdout and stderr."""
+
+    def __init__(self, path: str) -> None:
+        """:param path: a file beside which only its owner can write; created with mode 0600, appended to."""
+        self.path = path
+        self._start = 0
+
+    def open(self) -> int:
+        """A descriptor to write to, which the caller closes; what was written before does not count.
+
+        :raises LaunchError: it cannot be written.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self.path, flags, 0o600)
+        except OSError as exc:
+            raise LaunchError(
+                f"{self.path}: QEMU's log cannot be written: {exc.strerror}", cure="Remove what is in its place"
+            ) from exc
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            os.close(descriptor)
+            raise LaunchError(f"{self.path}: QEMU's log is not a regular file", cure="Remove what is in its place")
+        self._start = state.st_size
+        return descriptor
+
+    def tail(self) -> str:
+        """What was written since C(open), the end at most (4 KiB), without white space around it."""
+        with contextlib.suppress(OSError), open(self.path, "rb") as handle:
             size = handle.seek(0, os.SEEK_END)
-            handle.seek(max(self._log_start, size - 4096))
+            handle.seek(max(self._start, size - 4096))
             return handle.read().decode(errors="replace").strip()
         return ""
 
+
+class LaunchedProcess:
+    """A QEMU that this process starts: in a session of its own, without a terminal."""
+
+    def __init__(self, how: Launch, log_path: str) -> None:
+        self.how = how
+        self.log = log_path
+        self._log = LaunchLog(log_path)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watch: ProcessWatch | None = None
+
+    async def start(self) -> None:
+        """Start it.
+
+        :raises LaunchError: it cannot be executed, or the log cannot be written.
+        """
+        self._process = self._spawn()
+        self._watch = ProcessWatch(self._process.pid)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        how = self.how
+        identity: dict[str, t.Any] = {}
+        if os.geteuid() == 0 and how.uid > 0:
+            identity = {"user": how.uid, "group": how.gid if how.gid >= 0 else None, "extra_groups": _groups(how.uid)}
+        log = self._log.open()
+        try:
+            return subprocess.Popen(
+                how.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=how.cwd,
+                env=LAUNCH_ENVIRONMENT,
+                close_fds=True,
+                start_new_session=True,
+                **identity,
+            )
+        except (OSError, subprocess.SubprocessError) as exc:
+            raise LaunchError(
+                f"{how.argv[0]} could not be started in {how.cwd}: {exc}",
+                cure="Check that the emulator is installed where the command says, and that its directory is there",
+            ) from exc
+        finally:
+            os.close(log)
+
+    async def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._watch is not None and self._watch.ended
+
+    async def wait_end(self, timeout: float) -> None:
+        """Wait for its end, for so many seconds at most."""
+        if self._watch is not None:
+            await self._watch.wait_at_most(timeout)
+
+    async def stderr(self) -> str:
+        """What it wrote since its start, the end at most (4 KiB), without white space around it."""
+        return self._log.tail()
+
     async def end(self) -> None:
         """Kill it, wait for its end (a process that hangs in the kernel takes longer than this waits), and reap it."""
-        self.watch.kill()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.watch.wait(), _KILL_TIMEOUT)
-        self._process.poll()
+        if self._process is not None and self._watch is not None:
+            self._watch.kill()
+            await self._watch.wait_at_most(_KILL_TIMEOUT)
+            self._process.poll()
 
     def release(self) -> None:
         """Let it go its own way: it now outlives this process."""
-        self.watch.close()
-        # It is meant to live on: keep subprocess from warning that it was not waited for.
-        self._process.returncode = 0
-
-
-def launch(how: Launch, log_path: str) -> LaunchedProcess:
-    """Start a QEMU.
-
-    :param log_path: a file beside which only its owner can write; created with mode 0600, appended to.
-    :raises LaunchError: it cannot be executed, or the log cannot be written.
-    """
-    identity: dict[str, t.Any] = {}
-    if os.geteuid() == 0 and how.uid > 0:
-        identity = {"user": how.uid, "group": how.gid if how.gid >= 0 else None, "extra_groups": _groups(how.uid)}
-    try:
-        log = os.open(
-            log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
-        )
-    except OSError as exc:
-        raise LaunchError(
-            f"{log_path}: QEMU's log cannot be written: {exc.strerror}", cure="Remove what is in its place"
-        ) from exc
-    try:
-        state = os.fstat(log)
-        if not stat.S_ISREG(state.st_mode):
-            raise LaunchError(f"{log_path}: QEMU's log is not a regular file", cure="Remove what is in its place")
-        process = subprocess.Popen(
-            how.argv,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=how.cwd,
-            env=_LAUNCH_ENVIRONMENT,
-            close_fds=True,
-            start_new_session=True,
-            **identity,
-        )
-    except (OSError, subprocess.SubprocessError) as exc:
-        raise LaunchError(
-            f"{how.argv[0]} could not be started in {how.cwd}: {exc}",
-            cure="Check that the emulator is installed where the command says, and that its directory is there",
-        ) from exc
-    finally:
-        os.close(log)
-    return LaunchedProcess(process, log_path, state.st_size)
+        if self._process is not None and self._watch is not None:
+            self._watch.close()
+            # It is meant to live on: keep subprocess from warning that it was not waited for.
+            self._process.returncode = 0
 
 
 def _groups(uid: int) -> list[int]:
