@@ -15,20 +15,19 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import requ
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Launch, QemuProcess
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, free_unit, read_vm_unit
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, free_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import runtime_changes
 
 _CURE = "Start it with -incoming defer and use launch: attach, or give its command"
 
 
-async def find_launch(process: QemuProcess, monitor: Monitor | None) -> tuple[LaunchRecord, VmUnit]:
-    """How a running QEMU is started again, and its unit.
+async def find_launch(process: QemuProcess, unit: VmUnit, monitor: Monitor | None) -> LaunchRecord:
+    """How a running QEMU is started again.
 
+    :param unit: its unit.
     :param monitor: a session with it; without one, what was changed since its start is not known.
-    :raises UnitError: systemd cannot be asked.
-    :raises MonitorError: QEMU cannot.
+    :raises MonitorError: QEMU cannot be asked.
     """
-    unit = await read_vm_unit(process)
     # The unit starts QEMU itself, and gives it again what it had inherited.
     by_unit = unit.starts_vm and not unit.starter
     reason = command_line.why_not_replayable(process.argv, starter_gives_descriptors=by_unit)
@@ -36,7 +35,7 @@ async def find_launch(process: QemuProcess, monitor: Monitor | None) -> tuple[La
         reason = "it is another user's process, of which only root may know all"
     if not reason and monitor:
         reason = await runtime_changes(monitor, process)
-    record = LaunchRecord(
+    return LaunchRecord(
         argv=list(process.argv),
         cwd=process.cwd,
         executable=process.executable,
@@ -46,7 +45,6 @@ async def find_launch(process: QemuProcess, monitor: Monitor | None) -> tuple[La
         replayable=not reason,
         reason=reason,
     )
-    return record, unit
 
 
 def launch_result(record: LaunchRecord | None, unit: VmUnit | None = None) -> dict[str, t.Any]:

@@ -89,7 +89,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, event_seconds
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import ProcessWatch, resident_bytes
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_unit, require_guardable
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_unit, read_vm_unit, require_guardable
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm, query_run_state, read_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._version import COLLECTION_VERSION
 
@@ -640,7 +640,8 @@ class _Transaction:
             warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: its process is not known here")
             self.launch = launch_result(None)
             return None
-        record, unit = await find_launch(process, self.monitor)
+        unit = await read_vm_unit(process)
+        record = await find_launch(process, unit, self.monitor)
         self.launch = launch_result(record, unit)
         if not record.replayable:
             warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: {record.reason}")
@@ -648,6 +649,11 @@ class _Transaction:
             warnings.append(starter_reason(unit))
         if record.unit and self.operation.guards:
             require_guardable(record.unit)
+        if unit.may_start_vm and self.operation.guards:
+            warnings.append(
+                f"{self.vm.label} runs in {unit.name}, but not as its main process: if that unit starts it, nothing"
+                " keeps it from doing so beside the image"
+            )
         return record
 
     def _check_space(self, directory: str) -> None:

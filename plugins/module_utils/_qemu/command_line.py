@@ -11,6 +11,7 @@ which may itself begin with a dash; option strings are C(key=value) lists in whi
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import typing as t
@@ -214,6 +215,35 @@ def machine_type(argv: t.Sequence[str]) -> str:
         if option.name in ("machine", "M") and option.argument is not None:
             machine = parse_option_string(option.argument, "type").get("type", machine)
     return machine
+
+
+def vm_uuid(argv: t.Sequence[str]) -> str:
+    """The VM's UUID (C(-uuid)) in small letters, or the empty string."""
+    given = [option.argument or "" for option in options(argv) if option.name == "uuid"]
+    return given[-1].lower() if given else ""
+
+
+def memory_size(argv: t.Sequence[str]) -> int | None:
+    """The VM's memory in bytes (C(-m), MiB without a unit), or None where the command line does not say."""
+    size = None
+    for option in options(argv):
+        if option.name == "m":
+            text = parse_option_string(option.argument or "", "size").get("size", "")
+            match = re.fullmatch(r"([0-9]+)([bkmgtpe]?)", text, re.IGNORECASE)
+            size = int(match.group(1)) << 10 * "bkmgtpe".index(match.group(2).lower() or "m") if match else size
+    return size
+
+
+def vcpu_count(argv: t.Sequence[str]) -> int:
+    """The VM's CPUs at its start (C(-smp)); one where the command line does not say."""
+    count = 1
+    for option in options(argv):
+        if option.name == "smp":
+            keys = parse_option_string(option.argument or "", "cpus")
+            levels = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
+            numbers = [keys["cpus"]] if "cpus" in keys else [keys.get(level, "1") for level in levels]
+            count = math.prod(int(number) if number.isdecimal() else 1 for number in numbers)
+    return count
 
 
 def changes_user(argv: t.Sequence[str]) -> bool:

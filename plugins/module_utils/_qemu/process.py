@@ -24,7 +24,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmNotFoundError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import GREETING_TIMEOUT, Monitor
 
 #: Seconds that a killed process may take to end.
 _KILL_TIMEOUT = 30.0
@@ -123,16 +123,17 @@ def find_process(name: str) -> QemuProcess | None:
     return found[0] if found else None
 
 
-async def connect_by_process(process: QemuProcess) -> Monitor:
+async def connect_by_process(process: QemuProcess, timeout: float = GREETING_TIMEOUT) -> Monitor:
     """A session on the first of the VM's QMP servers that is free.
 
+    :param timeout: seconds until a server must have greeted.
     :raises VmNotFoundError: its command line opens none.
     :raises MonitorError: none of them could be used; the first one's error.
     """
     problems: list[MonitorError] = []
     for address in process.qmp_addresses:
         try:
-            return await Monitor.connect(address)
+            return await Monitor.connect(address, timeout)
         except MonitorError as exc:
             problems.append(exc)
     if problems:

@@ -102,11 +102,13 @@ def escape_unit_name(text: str) -> str:
 
 def unit_of_process(pid: int) -> str:
     """The unit in whose control group a process is, or "" where there is none or it cannot be told."""
+    return unit_of_cgroup(_read_cgroups(pid), _read_cgroups(1))
+
+
+def _read_cgroups(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as own:
-            text = own.read()
-        with open("/proc/1/cgroup", encoding="utf-8", errors="surrogateescape") as roots:
-            return unit_of_cgroup(text, roots.read())
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as handle:
+            return handle.read()
     except OSError:
         return ""
 
@@ -169,7 +171,7 @@ async def run_tool(*command: str, timeout: float = _TOOL_TIMEOUT) -> str:
         done, _pending = await asyncio.wait({answer}, timeout=timeout)
         if not done:
             raise UnitError(
-                f"{' '.join(command[:2])} was not done within {timeout:g} seconds",
+                f"{' '.join(command[:5])} was not done within {timeout:g} seconds",
                 cure="See what systemd waits for (systemctl list-jobs)",
             )
         output, errors = answer.result()
@@ -186,7 +188,7 @@ async def run_tool(*command: str, timeout: float = _TOOL_TIMEOUT) -> str:
 
 async def systemctl(*arguments: str, timeout: float = _TOOL_TIMEOUT) -> str:
     """Run C(systemctl); raises as :func:`run_tool`."""
-    return await run_tool("systemctl", *arguments, "--no-pager", "--no-ask-password", timeout=timeout)
+    return await run_tool("systemctl", "--no-pager", "--no-ask-password", *arguments, timeout=timeout)
 
 
 async def read_units(*names: str) -> dict[str, Unit]:

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import grp
 import os
+import pwd
+import re
 import shutil
 import time
 import typing as t
@@ -68,6 +71,8 @@ class VmUnit:
     reason: str
     #: What the unit executes, where that is not QEMU itself but becomes it (a script, C(numactl)).
     starter: str = ""
+    #: Whether it is a service that may start the VM, among other things, and so cannot be guarded.
+    may_start_vm: bool = False
 
     @property
     def starts_vm(self) -> bool:
@@ -75,21 +80,22 @@ class VmUnit:
         return bool(self.name) and not self.reason
 
 
-async def read_vm_unit(process: QemuProcess) -> VmUnit:
+async def read_vm_unit(process: QemuProcess, known: t.Mapping[str, systemd.Unit] | None = None) -> VmUnit:
     """The unit of a QEMU.
 
+    :param known: units that were read already, by name.
     :raises UnitError: systemd cannot be asked.
     """
     name = systemd.unit_of_process(process.pid) if systemd.is_running() else ""
     if not name:
         return VmUnit("", "it runs in no systemd unit")
-    unit = await systemd.read_unit(name)
+    unit = (known or {}).get(name) or await systemd.read_unit(name)
     if not name.endswith(".service"):
         return VmUnit(name, f"{name} is no service")
     if unit.transient or not unit.fragment:
         return VmUnit(name, f"{name} is a transient unit, which is gone after its end")
     if unit.main_pid != process.pid:
-        return VmUnit(name, f"it is not the main process of {name}")
+        return VmUnit(name, f"it is not the main process of {name}", may_start_vm=True)
     program = (await systemd.read_start_command(name)).program
     is_qemu = os.path.realpath(program) == os.path.realpath(process.executable)
     return VmUnit(name, "", "" if is_qemu else program)
@@ -144,15 +150,18 @@ def guard_text(images: t.Sequence[str]) -> str:
     paths = [_real_path(image) for image in images]
     directory = os.path.dirname(paths[0])
     lines = [
-        "# Made by vmops.qemu.qemu_save. The memory of this VM is in the save image below, beside which the VM must not",
-        "# start from its disks. vmops.qemu.qemu_restore removes this file; without the image it has no effect.",
+        "# Made by vmops.qemu.qemu_save. The memory of this VM is in the save image below, beside which the VM must",
+        "# not start from its disks. vmops.qemu.qemu_restore removes this file; without the image it has no effect.",
         "[Unit]",
     ]
     mount_point = _mount_point(directory)
-    if _fits_in_line(directory) and mount_point != "/":
-        lines += [f"RequiresMountsFor={_quote_path(mount_point)}"]
-        # Its mount may be done by hand, without a unit to wait for.
-        lines += [f"ConditionPathIsMountPoint={systemd.escape_specifiers(mount_point)}"]
+    if mount_point != "/":
+        # Not RequiresMountsFor=, with which the VM would be stopped when its image's file system is unmounted. The
+        # mount may be done by hand, too, without a unit to wait for.
+        mount_unit = f"{systemd.escape_unit_name(mount_point.strip('/'))}.mount"
+        lines += [f"Wants={mount_unit}", f"After={mount_unit}"]
+        if _fits_in_line(mount_point):
+            lines += [f"ConditionPathIsMountPoint={systemd.escape_specifiers(mount_point)}"]
     lines += [f"ConditionPathExists=!{systemd.escape_specifiers(path)}" for path in paths if _fits_in_line(path)]
     # By root, since the directory may be closed to the VM's user.
     command = ["/bin/sh", "-c", 'for image; do test ! -e "$image" || exit 1; done', "sh", *paths]
@@ -169,20 +178,21 @@ def _fits_in_line(path: str) -> bool:
     return path.isprintable() and path == path.strip() and not path.endswith("\\")
 
 
-def _quote_path(path: str) -> str:
-    """A path in a list of them, where systemd knows quotes, but no C escapes."""
-    escaped = systemd.escape_specifiers(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
 def _command(words: t.Sequence[str]) -> str:
     return " ".join(systemd.quote_word(word) for word in words)
 
 
 def _mount_point(directory: str) -> str:
-    while not os.path.ismount(directory):
-        directory = os.path.dirname(directory)
-    return directory
+    """Where the file system of a directory is mounted (proc_pid_mountinfo(5)); the root where that cannot be told."""
+    found = "/"
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as mounts:
+        for line in mounts:
+            # Blanks and backslashes in it are written as three octal digits.
+            place = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code.group(1), 8)]), line.split(b" ")[4])
+            path = os.fsdecode(place)
+            if len(path) > len(found) and f"{directory}/".startswith(f"{path}/"):
+                found = path
+    return found
 
 
 async def free_unit(name: str, image: str | None = None, check_mode: bool = False) -> bool:
@@ -229,9 +239,23 @@ def choose_launch(how: Launch, log_path: str, vm_name: str) -> LaunchedQemu:
     """
     if how.unit:
         return LaunchedService(how)
-    if systemd.is_running() and os.geteuid() == 0:
+    if systemd.is_running() and os.geteuid() == 0 and _fits_in_transient_unit(how, log_path):
         return LaunchedTransientUnit(how, log_path, vm_name)
     return LaunchedProcess(how, log_path)
+
+
+def _fits_in_transient_unit(how: Launch, log_path: str) -> bool:
+    """Whether systemd takes it: over D-Bus only UTF-8, and only users and groups that have a name."""
+    try:
+        for word in (*how.argv, how.cwd, log_path):
+            word.encode()
+        if how.uid > 0:
+            pwd.getpwuid(how.uid)
+            if how.gid >= 0:
+                grp.getgrgid(how.gid)
+    except (UnicodeEncodeError, KeyError):
+        return False
+    return True
 
 
 class _LaunchedUnit:
