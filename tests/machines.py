@@ -282,7 +282,8 @@ def boot_image() -> Path:
     """The counter guest's boot image, assembled here: a machine has no assembler."""
     # Only here: what ssh and the supervisor run needs none of it
     sys.path.insert(0, str(TESTS))
-    from support.counter import GuestError, build_counter
+    from support import GuestError
+    from support.counter import build_counter
 
     try:
         return build_counter()

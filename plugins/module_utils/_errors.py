@@ -155,6 +155,10 @@ class MismatchError(VmopsError):
     """The image does not fit the QEMU that shall load it (machine type, memory, name, uuid)."""
 
 
+class UnitError(VmopsError):
+    """systemd could not be asked about a unit, or the unit could not be changed."""
+
+
 class LaunchError(VmopsError):
     """A QEMU for the restore could not be started, or ended before it answered."""
 

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import re
 import sys
 import time
 import typing as t
@@ -63,7 +62,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     read_image_head,
     remove_image,
     require_removable,
-    require_safe_image,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_stream
@@ -73,6 +71,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore im
     RestoreRecord,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave
+from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units, recorded_launch
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     Locks,
     check_parallel_channels,
@@ -95,15 +94,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, event_seconds
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
-    DEFAULT_UMASK,
     Launch,
-    LaunchedProcess,
+    LaunchedQemu,
     ProcessWatch,
     bytes_read,
-    launch,
-    read_process,
-    startable_program,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import unit_of_process
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import choose_launch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     RunningVm,
     read_ram_blocks,
@@ -115,6 +112,10 @@ LAUNCH_TIMEOUT = 60.0
 
 #: Seconds between two looks for the QMP socket of a QEMU that is just starting; nothing announces it.
 _LAUNCH_INTERVAL = 0.02
+
+
+#: Seconds between two looks for a QEMU that someone else starts.
+_ATTACH_INTERVAL = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +130,7 @@ class RestoreRequest:
     parallel_channels: int | None = None
     bypass_cache: bool | None = None
     launch: str = "recorded"
+    attach_timeout: float = 0.0
     command: list[str] | None = None
     verify: str = "structure"
     remove_image: bool = True
@@ -145,6 +147,8 @@ class RestoreOperation:
         self.guest_state = "The guest was not touched"
         self.reasons: dict[str, str] = {}
         self.locks = Locks()
+        #: What is to be known of how QEMU is started, or the empty string.
+        self.launch_warning = ""
         #: How image and VM were found, for diff mode.
         self.before = {"image": image_state(self.path), "vm": "ended"}
 
@@ -207,7 +211,7 @@ class RestoreOperation:
                 self.guest_state = f"{self.subject} is not running, and its image is untouched"
             stream = await self._check_image(head)
             machine = stream.machine if stream and stream.machine else domain.machine
-            qemu = monitor or self._how_to_launch(domain, machine)
+            qemu = monitor or await self._how_to_launch(domain, machine)
             if self.request.check_mode:
                 if monitor and vm:
                     await _require_fit(monitor, vm, head, domain, stream)
@@ -236,17 +240,30 @@ class RestoreOperation:
         return head
 
     async def _find(self, name: str | None) -> Monitor | None:
-        """A session with the VM's QEMU, if one runs already."""
-        monitor = await connect_to_vm(name, self.request.qmp_socket, self.locks)
-        if monitor is None:
+        """A session with the VM's QEMU, if one runs already, or is started by someone else in time (C(attach))."""
+        waits = self.request.launch == "attach" and not self.request.check_mode
+        deadline = time.monotonic() + (self.request.attach_timeout if waits else 0.0)
+        while True:
+            try:
+                monitor = await connect_to_vm(name, self.request.qmp_socket, self.locks)
+            except (MonitorMissingError, MonitorProtocolError):
+                # One that is just starting has no socket yet, or has closed it again.
+                monitor = None
+                if time.monotonic() >= deadline:
+                    raise
+            if monitor or self.request.launch != "attach" or time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(_ATTACH_INTERVAL)
+        if monitor is None and (waits or self.request.attach_timeout <= 0):
             self._require_launch()
         return monitor
 
     def _require_launch(self) -> None:
         """:raises VmNotFoundError: no QEMU runs, and none may be started."""
         if self.request.launch == "attach":
+            waited = f" within {self.request.attach_timeout:g} seconds" if self.request.attach_timeout > 0 else ""
             raise VmNotFoundError(
-                f"There is no QEMU of {self.subject} to attach to",
+                f"There is no QEMU of {self.subject} to attach to{waited}",
                 cure="Start it with -incoming defer, or use launch: recorded",
                 guest_state=f"{self.subject} is not running, and its image is untouched",
             )
@@ -323,9 +340,15 @@ class RestoreOperation:
                 cure="Find out where the guest's truth is now: in this QEMU (QMP cont), in the image, or elsewhere",
             )
         there = f"{vm.label} runs already" if vm.run_state == "running" else f"{vm.label} is there, {vm.run_state}"
-        if head is None:
-            return self._result(f"{there}, and there is no image at {self.path}", vm)
-        return self._result(f"{there}; the image {self.path} was not used", vm)
+        msg = (
+            f"{there}, and there is no image at {self.path}"
+            if head is None
+            else (f"{there}; the image {self.path} was not used")
+        )
+        left, _problem = await free_units(None, vm.process, self.path, self.request.check_mode)
+        if left:
+            return self._result(f"{msg}; what an interrupted run left in its systemd unit is removed", vm, self.before)
+        return self._result(msg, vm)
 
     async def _undo_save(self, vm: RunningVm, interrupted: InterruptedSave) -> dict[str, t.Any]:
         """A save that was cut off before its end: its guest still stands in QEMU.
@@ -346,6 +369,7 @@ class RestoreOperation:
                 partial.release()
             return self._result(f"{vm.label} was being saved by a run that was cut off: would put it back", vm, after)
         await despite_cancellation(interrupted.undo(partial))
+        await despite_cancellation(free_units(None, vm.process, self.path))
         return self._result(
             f"{vm.label} was being saved by a run that was cut off: it was put back and is {run_state}", vm, after
         )
@@ -359,16 +383,17 @@ class RestoreOperation:
         reason = f"{vm.label} was saved, but its QEMU had not ended"
         if self.request.check_mode:
             return self._result(f"{reason}: would go on with it", vm, after)
-        await despite_cancellation(self._go_on(monitor, running, interrupted))
+        await despite_cancellation(self._go_on(monitor, vm, running, interrupted))
         self.guest_state = f"{vm.label} {'runs' if running else 'is paused'}"
         return self._result(f"{reason}: it {'goes on' if running else 'stands'} there", vm, after)
 
-    async def _go_on(self, monitor: Monitor, running: bool, interrupted: InterruptedSave | None) -> None:
+    async def _go_on(self, monitor: Monitor, vm: RunningVm, running: bool, interrupted: InterruptedSave | None) -> None:
         if interrupted:
             await interrupted.clean_qemu()
         await put_guest_back(monitor, "running" if running else "paused")
         if self.request.remove_image:
             await in_thread(remove_image, self.path)
+        await free_units(None, vm.process, self.path)
 
     def _wants_running(self, head: ImageHead) -> bool:
         return head.header.was_running if self.request.state == "as_saved" else self.request.state == "running"
@@ -415,32 +440,14 @@ class RestoreOperation:
             )
         return facts.digest
 
-    def _how_to_launch(self, domain: domain_xml.ParsedDomain, machine: str) -> Launch:
+    async def _how_to_launch(self, domain: domain_xml.ParsedDomain, machine: str) -> Launch:
         """How to start the QEMU that shall load the image."""
+        if self.request.launch == "attach":
+            return Launch(argv=())  # in check mode only: someone else will start it
         if self.request.launch == "command":
             return Launch(argv=tuple(command_line.restore_command(self.request.command or [], machine)), cwd="/")
-        record = domain.launch
-        if record is None or not record.argv:
-            raise LaunchError(
-                f"{self.path} does not record how {domain.name} was started",
-                cure="Start it with -incoming defer and use launch: attach, or give its command",
-            )
-        require_safe_image(self.path)
-        # What was read before this may have come from another file, to which someone had turned a link on the way.
-        if read_image_head(self.path).domain() != domain:
-            raise ConflictError(f"{self.path} was replaced by another image just now", cure="Run the task again")
-        reason = command_line.why_not_replayable(record.argv) if record.replayable else record.reason
-        program = ""
-        if not reason:
-            program, reason = startable_program(record.argv, record.executable, record.uid)
-        if reason:
-            raise LaunchError(
-                f"The recorded command of {domain.name} cannot be used again: {reason}",
-                cure="Start it with -incoming defer and use launch: attach, or give its command",
-            )
-        command = (program, *command_line.restore_command(record.argv, machine)[1:])
-        umask = int(record.umask, 8) if re.fullmatch("0?[0-7]{3}", record.umask) else DEFAULT_UMASK
-        return Launch(argv=command, cwd=record.cwd, uid=record.uid, gid=record.gid, umask=umask)
+        how, self.launch_warning = await recorded_launch(self.path, domain, machine)
+        return how
 
     def _outcome(self, running: bool) -> dict[str, str]:
         """How image and VM are after a restore, for diff mode."""
@@ -553,7 +560,7 @@ class _Transaction:
         self.head = head
         self.domain = domain
         self.stream = stream
-        self.launched: LaunchedProcess | None = None
+        self.launched: LaunchedQemu | None = None
         self.monitor: Monitor
         self.vm: RunningVm
         self.settings: MigrationSettings | None = None
@@ -615,18 +622,16 @@ class _Transaction:
             raise LaunchError(
                 f"The command of {label} opens no QMP server", cure="Add -qmp unix:PATH,server=on,wait=off to it"
             )
-        self.launched = launch(how, f"{self.head.path}.log")
-        process = read_process(self.launched.pid)
-        if process:
-            self.operation.locks.take_vm(process)
+        self.launched = choose_launch(how, f"{self.head.path}.log", label)
         self.operation.guest_state = f"The QEMU that was started for {label} is being ended"
+        await self.launched.start()
         deadline = time.monotonic() + LAUNCH_TIMEOUT
         while True:
-            if self.launched.watch.ended:
-                said = self._said(self.launched) or "it said nothing"
+            if await self.launched.ended():
+                said = await self._said(self.launched) or "it said nothing"
                 raise LaunchError(
                     f"The QEMU that was started for {label} ended at once: {said}",
-                    cure=f"Correct what it says and restore again; its log is {self.launched.log_path}",
+                    cure=f"Correct what it says and restore again; its log is {self.launched.log}",
                 )
             try:
                 self.monitor = await Monitor.connect(addresses[0])
@@ -641,7 +646,7 @@ class _Transaction:
                     raise LaunchError(
                         f"The QEMU that was started for {label} opened no QMP server at {addresses[0]} within"
                         f" {LAUNCH_TIMEOUT:g} seconds ({exc.what})",
-                        cure=f"See its log {self.launched.log_path}",
+                        cure=f"See its log {self.launched.log}",
                     ) from exc
             await asyncio.sleep(_LAUNCH_INTERVAL)
 
@@ -792,7 +797,7 @@ class _Transaction:
                 cure="Look at the guest; let it go on with QMP cont",
             )
         self.operation.guest_state = f"{label} {'runs' if running else 'is paused'}"
-        kept, warnings = "kept", []
+        kept, warnings = "kept", [self.operation.launch_warning] if self.operation.launch_warning else []
         if self.request.remove_image:
             try:
                 await in_thread(remove_image, self.head.path)
@@ -800,6 +805,9 @@ class _Transaction:
             except ImageError as exc:
                 # The guest is where it should be: that is no failure of the restore, but a trap for the next one.
                 warnings.append(f"Remove the image by hand, it must not be restored again: {exc.what}")
+        _changed, problem = await free_units(self.domain.launch, self.vm.process, self.head.path)
+        if problem:
+            warnings.append(f"Its unit may still be kept from starting {label} from its disks: {problem}")
         if self.descriptors:
             # Last, as the note in it tells a later run that the image is used up.
             await self.descriptors.remove()
@@ -813,6 +821,7 @@ class _Transaction:
             "vm": self.vm.as_result(run_state),
             "launched": self.launched is not None,
             "running_at": round(event_seconds(resume), 3) if resume else None,
+            "unit": (unit_of_process(self.vm.process.pid) if self.vm.process else "") or None,
             "duration": round(duration, 3),
             "parallel_channels": self.parallel_channels,
             "bypass_cache": self.bypass_cache,
@@ -853,21 +862,20 @@ class _Transaction:
         if isinstance(cause, VmopsError):
             cause.guest_state = self.operation.guest_state
 
-    async def _explain(self, cause: BaseException, launched: LaunchedProcess) -> None:
+    async def _explain(self, cause: BaseException, launched: LaunchedQemu) -> None:
         """Why a load failed is often only on QEMU's stderr."""
         if isinstance(cause, MonitorLostError):
             # A dying QEMU closes its socket a moment before it is gone.
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(launched.watch.wait(), 2.0)
+            await launched.wait_end(2.0)
         if isinstance(cause, (MigrationError, MonitorLostError)):
-            text = self._said(launched)
+            text = await self._said(launched)
             if text and text not in cause.what:
                 cause.what += f" (QEMU said: {text})"
-            cause.cure = cause.cure or f"Correct what it says and restore again; QEMU's log is {launched.log_path}"
+            cause.cure = cause.cure or f"Correct what it says and restore again; QEMU's log is {launched.log}"
 
-    def _said(self, launched: LaunchedProcess) -> str:
+    async def _said(self, launched: LaunchedQemu) -> str:
         """What the QEMU that was started wrote to stderr, where it repeats its words, but not the secrets in them."""
-        text = launched.stderr()
-        for word in launched.argv:
+        text = await launched.stderr()
+        for word in launched.how.argv:
             text = text.replace(word, domain_xml.redact_argument(word))
         return text

@@ -42,6 +42,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmopsError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import all_forms
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import (
     COMPRESSORS,
     Filter,
@@ -66,6 +67,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import Im
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import domain_problems, structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import InterruptedRestore
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave, SaveRecord
+from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
+    find_launch,
+    free_units,
+    launch_result,
+    starter_reason,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     Locks,
     check_parallel_channels,
@@ -90,17 +97,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
     read_support,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, event_seconds
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
-    ProcessWatch,
-    resident_bytes,
-    startable_program,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import ProcessWatch, resident_bytes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_unit, read_vm_unit, require_guardable
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     RunningVm,
     query_run_state,
     read_ram_blocks,
     read_vm,
-    runtime_changes,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._version import COLLECTION_VERSION
 
@@ -132,6 +135,7 @@ class SaveRequest:
     vm_state: str = "as_is"
     domain_xml: str | None = None
     after_save: str = "quit"
+    cold_boot_guard: bool = True
     force: bool = False
     bandwidth: int | None = None
     checksum: bool = False
@@ -377,12 +381,26 @@ class SaveOperation:
             return self.result(f"{reason}: would {after_save}", vm, self.outcome())
         # That run may have been cut short before its last flush.
         await in_thread(flush_image, self.path)
+        await self.guard(read_image_head(self.path).domain().launch)
         if interrupted and after_save != "quit":
             await despite_cancellation(interrupted.clean_qemu())
         await despite_cancellation(self.after_save(monitor, vm))
         done = "now QEMU has quit" if after_save == "quit" else "now the guest runs again"
         result = self.result(f"{reason}; {done}", vm, self.outcome())
         return {**result, "vm": vm.as_result(self.outcome()["vm"])}
+
+    @property
+    def guards(self) -> bool:
+        """Whether a unit of the VM's must not start it beside the image."""
+        return self.request.cold_boot_guard and self.request.after_save != "resume"
+
+    async def guard(self, record: domain_xml.LaunchRecord | None) -> None:
+        """Keep the VM's unit, where it has one, from starting the VM from its disks while the image is there.
+
+        :raises UnitError: it could not be done.
+        """
+        if self.guards and record and record.unit:
+            await guard_unit(record.unit, all_forms(self.path))
 
     async def after_save(self, monitor: Monitor, vm: RunningVm) -> None:
         """Do with the stopped VM what was asked for; the image is complete and on disk."""
@@ -413,6 +431,10 @@ class SaveOperation:
                 if watch:
                     watch.close()
             self.guest_state = f"{vm.label} has ended and {image_is_safe}"
+        if self.request.after_save == "resume":
+            # The image is not the guest's truth any more, but an earlier save may have guarded it. What cannot be
+            # removed now is removed by the VM's next save or restore.
+            await free_units(None, vm.process, self.path)
 
     def outcome(self) -> dict[str, str]:
         """How image and VM are after a save, for diff mode."""
@@ -485,6 +507,10 @@ class _Transaction:
         self.since = monitor.mark()
         self.qemu_version = ""
         self.launch_record: domain_xml.LaunchRecord | None = None
+        #: The C(launch) return value.
+        self.launch: dict[str, t.Any] = {}
+        #: Whether the VM's unit may have been kept from starting the VM beside the image.
+        self.guarded = False
         #: QEMU's name for a descriptor that C(getfd) took, where there are no fdsets.
         self.named_descriptor = ""
         #: The tool that QEMU writes to, for a compressed format.
@@ -524,6 +550,7 @@ class _Transaction:
             )
             return {
                 **result,
+                "launch": self.launch,
                 "space_needed": needed,
                 "space_free": free,
                 "file_system": file_system(existing),
@@ -553,6 +580,7 @@ class _Transaction:
         try:
             self.qemu_version = (await read_support(self.monitor)).version
             self.launch_record = read_image_head(partial.path).domain().launch
+            self.launch = launch_result(self.launch_record)
             self.operation.guest_state = f"{self.vm.label} is being saved"
             return await self._finish(read_image_head(partial.path).xml, choice, started, started)
         except BaseException as exc:
@@ -574,6 +602,9 @@ class _Transaction:
             progress.phase("checksum")
             digest = await self._digest(choice) if self.request.checksum else ""
             xml = self._final_xml(xml, choice, state, digest)
+            # Before there is an image for it to look at, so that there never is one without it.
+            self.guarded = self.launch_record is not None and self.operation.guards
+            await self.operation.guard(self.launch_record)
             return await despite_cancellation(self._complete(xml, choice, state, started, write_seconds))
 
     # --- before the guest is touched ---
@@ -688,33 +719,23 @@ class _Transaction:
         process = self.vm.process
         if process is None:
             warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: its process is not known here")
+            self.launch = launch_result(None)
             return None
-        reason = command_line.why_not_replayable(process.argv)
-        uid, gid = process.uid, process.gid
-        if command_line.changes_user(process.argv):
-            # It is started again as who started it, and its own words are no proof of who that was.
-            if (self.monitor.peer_pid, self.monitor.peer_uid) == (process.pid, 0):
-                uid = gid = 0
-            elif uid != 0:
-                reason = reason or "it changes its user, and its QMP server does not show that root started it"
-        if not reason and not process.visible:
-            reason = "it is another user's process, of which only root may know all"
-        if not reason:
-            _program, reason = startable_program(process.argv, process.executable, uid)
-        if not reason:
-            reason = await runtime_changes(self.monitor, process)
-        if reason:
-            warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: {reason}")
-        return domain_xml.LaunchRecord(
-            argv=list(process.argv),
-            cwd=process.cwd,
-            executable=process.executable,
-            uid=uid,
-            gid=gid,
-            umask=f"{process.umask:04o}",
-            replayable=not reason,
-            reason=reason,
-        )
+        unit = await read_vm_unit(process)
+        record = await find_launch(process, unit, self.monitor)
+        self.launch = launch_result(record, unit)
+        if not record.replayable:
+            warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: {record.reason}")
+        elif unit.starter:
+            warnings.append(starter_reason(unit))
+        if record.unit and self.operation.guards:
+            require_guardable(record.unit)
+        if unit.may_start_vm and self.operation.guards:
+            warnings.append(
+                f"{self.vm.label} runs in {unit.name}, but not as its main process: if that unit starts it, nothing"
+                " keeps it from doing so beside the image"
+            )
+        return record
 
     def _check_space(self, directory: str) -> tuple[int, int]:
         """Refuse a save that cannot fit; the bytes that it may need, and those that are free.
@@ -885,6 +906,7 @@ class _Transaction:
             "throughput": int(bytes_written / write_seconds) if write_seconds > 0 else None,
             "parallel_channels": choice.parallel_channels,
             "bypass_cache": choice.bypass_cache,
+            "launch": self.launch,
             "reasons": choice.reasons,
             "warnings": choice.warnings,
         }
@@ -939,6 +961,9 @@ class _Transaction:
             # What cannot be removed now is a leftover that the next save removes.
             with contextlib.suppress(ImageError):
                 self.partial.discard()
+            if self.guarded:
+                # What is left of it looks for an image, and the VM's next save or restore removes it.
+                await free_units(self.launch_record, self.vm.process, self.path)
         if isinstance(cause, VmopsError):
             cause.guest_state = self.operation.guest_state
 

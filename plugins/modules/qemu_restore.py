@@ -253,6 +253,7 @@ def main() -> None:
             "qmp_socket": {"type": "str"},
             "state": {"type": "str", "choices": ["as_saved", "running", "paused"], "default": "as_saved"},
             "launch": {"type": "str", "choices": ["recorded", "command", "attach"], "default": "recorded"},
+            "attach_timeout": {"type": "float", "default": 0},
             "command": {"type": "list", "elements": "str", "no_log": True},
             "verify": {"type": "str", "choices": ["full", "structure", "none"], "default": "structure"},
             "remove_image": {"type": "bool", "default": True},

@@ -337,6 +337,7 @@ def main() -> None:
             "vm_state": {"type": "str", "choices": ["as_is", "running", "paused"], "default": "as_is"},
             "domain_xml": {"type": "str", "no_log": True},
             "after_save": {"type": "str", "choices": ["quit", "pause", "resume"], "default": "quit"},
+            "cold_boot_guard": {"type": "bool", "default": True},
             "force": {"type": "bool", "default": False},
             "bandwidth": {"type": "str"},
             "checksum": {"type": "bool", "default": False},

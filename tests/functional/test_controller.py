@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,8 @@ class PlayRun:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
-        self.process.stdout.close()
+        if self.process.stdout:
+            self.process.stdout.close()
 
     def result(self, timeout=240):
         """What the task returned."""
@@ -145,7 +147,7 @@ class Play:
 
         tolerated: parts of messages that may come, too, because of how the play is made. Gives all results.
         """
-        results = []
+        results: list[dict[str, Any]] = []
         deadline = time.monotonic() + 240
         while not results or results[-1]["failed"]:
             assert time.monotonic() < deadline, results

@@ -10,6 +10,7 @@ refuse, there is no canary, no process and no log, and the image is as it was.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -25,6 +26,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError
@@ -106,7 +108,7 @@ def forge(saved, tmp_path):
             place.mkdir(mode=0o700, exist_ok=True)
         image = place / "web1.save"
         head = read_image_head(str(saved))
-        domain = head.domain()
+        domain: Any = head.domain()
         record = dataclasses.replace(domain.launch, **changes)
         xml = domain_xml.embed(head.xml, domain.save_facts, record)
         header = dataclasses.replace(head.header, data_length=len(xml.encode()) + 1)
@@ -320,10 +322,10 @@ def test_image_that_was_exchanged_between_two_looks(forged, forge, canary, tmp_p
     """The command is that of the file which was found safe, not of one that was there before."""
     operation = RestoreOperation(RestoreRequest(name=VM, qmp_socket=None, path=str(forged), save_dir="/"))
     before = read_image_head(str(forged)).domain()
-    assert operation._how_to_launch(before, "pc").argv[0] == str(canary.program)
+    assert asyncio.run(operation._how_to_launch(before, "pc")).argv[0] == str(canary.program)
     forge(argv=[QEMU, "-name", VM], executable=QEMU)
     with pytest.raises(ConflictError, match="replaced"):
-        operation._how_to_launch(before, "pc")
+        asyncio.run(operation._how_to_launch(before, "pc"))
 
 
 @contextlib.contextmanager
@@ -472,8 +474,12 @@ def end_restored():
         wait_gone(pid)
 
 
+def launch_of(image) -> Any:
+    return read_image_head(str(image)).domain().launch
+
+
 def recorded(image):
-    return read_image_head(str(image)).domain().launch.argv
+    return launch_of(image).argv
 
 
 @pytest.mark.usefixtures("end_restored")
@@ -681,7 +687,7 @@ def test_user_of_the_host_does_not_become_root_by_a_save(tmp_path, pretender, im
         finally:
             server.kill()
             server.wait()
-    assert read_image_head(str(image)).domain().launch.argv == argv, "the trick has worked so far"
+    assert recorded(image) == argv, "the trick has worked so far"
     assert "cannot start" in str(result["warnings"]), "said while the VM could still be looked at"
     result = run_module("qemu_restore", name=VM, path=str(image))
     check_refused(result, "LaunchError", "cannot be used again", image=image)
@@ -699,7 +705,9 @@ def test_process_cannot_hide_its_user(pretender):
     """What /proc shows in its files is root's where a process may not be looked into; its directory tells the truth."""
     pid = pretender([QEMU, "-name", VM], 0o711, "qemu-system-x86_64")  # a program that may not be read
     assert os.stat(f"/proc/{pid}/fd").st_uid == 0
-    assert process_module.read_process(pid).uid == NOBODY
+    process = process_module.read_process(pid)
+    assert process is not None
+    assert process.uid == NOBODY
 
 
 # --- what it is given ---
@@ -719,7 +727,7 @@ def test_caller_passes_nothing_on(image, saved, forge, start_module, monkeypatch
     variables = [entry.partition("=")[0] for entry in base.joinpath("environ").read_text().split("\0") if entry]
     assert sorted(variables) == ["LANG", "PATH"]
     assert str(secret) not in [os.readlink(entry) for entry in base.joinpath("fd").iterdir()]
-    assert os.readlink(base / "cwd") == read_image_head(str(saved)).domain().launch.cwd
+    assert os.readlink(base / "cwd") == launch_of(saved).cwd
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o007])
@@ -934,7 +942,7 @@ def test_secrets_of_a_command_are_in_no_result_and_no_log(make_guest, image, sta
     guest = make_guest(extra_args=WITH_SECRET)
     continuity = Continuity(guest)
     xml = f"<domain type='qemu'><name>{VM}</name><devices><graphics passwd='{SECRET}'/></devices></domain>"
-    runs = [
+    runs: list[tuple[str, dict[str, Any]]] = [
         ("qemu_save", {"name": VM, "path": str(image), "domain_xml": xml}),
         ("qemu_save_image_info", {"path": str(image), "stream": True, "verify": True}),
         ("qemu_save_image", {"path": str(image), "domain_xml": xml.replace("><devices", ">\n<devices")}),

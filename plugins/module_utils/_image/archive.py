@@ -99,6 +99,11 @@ def archive_path(path: str, image_format: ImageFormat) -> str:
     return path + SUFFIXES[image_format]
 
 
+def all_forms(path: str) -> list[str]:
+    """Where an image's memory may be: at its own path, and in each archive of it."""
+    return [path, *(archive_path(path, image_format) for image_format in SUFFIXES)]
+
+
 def find_archives(path: str) -> list[ImageFormat]:
     """The formats in which there are archives of this image (beside it, by name)."""
     return [image_format for image_format in SUFFIXES if os.path.isfile(archive_path(path, image_format))]

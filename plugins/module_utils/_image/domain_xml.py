@@ -62,7 +62,8 @@ class DomainFacts:
 class LaunchRecord:
     """How the saved QEMU had been started; strings are bytes decoded as UTF-8 with C(surrogateescape).
 
-    C(umask) is octal; empty where it is not known. C(replayable) is false where running C(argv) again cannot work, and C(reason) says why.
+    C(umask) is octal; empty where it is not known. C(replayable) is false where running C(argv) again cannot work, and
+    C(reason) says why.
     """
 
     argv: list[str]

@@ -11,6 +11,7 @@ which may itself begin with a dash; option strings are C(key=value) lists in whi
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import typing as t
@@ -178,17 +179,20 @@ def _socket_address(keys: t.Mapping[str, str], cwd: str) -> str | None:
     return None
 
 
-def why_not_replayable(argv: t.Sequence[str]) -> str:
+def why_not_replayable(argv: t.Sequence[str], starter_gives_descriptors: bool = False) -> str:
     """Why a command line cannot start the VM again, or the empty string.
 
     Descriptors that QEMU inherited from whoever started it (C(fd=3), C(-add-fd)) are gone with that process, and what
     was written to a C(snapshot) disk goes with QEMU.
+
+    :param starter_gives_descriptors: whether QEMU is started by what gave it its descriptors, and gives them again.
     """
     for option in options(argv):
         if option.name in _OPTIONS_WITH_ANY_ARGUMENT:
             continue
         argument = option.argument or ""
-        if option.name == "add-fd" or _INHERITED_DESCRIPTOR.search(argument):
+        inherits = option.name == "add-fd" or _INHERITED_DESCRIPTOR.search(argument)
+        if inherits and not starter_gives_descriptors:
             return f"-{option.name} uses a descriptor inherited from the process that started the VM"
         if _is_snapshot(option):
             return f"-{option.name} keeps what the guest wrote to its disks in a temporary file, which goes with QEMU"
@@ -218,6 +222,35 @@ def machine_type(argv: t.Sequence[str]) -> str:
     return machine
 
 
+def vm_uuid(argv: t.Sequence[str]) -> str:
+    """The VM's UUID (C(-uuid)) in small letters, or the empty string."""
+    given = [option.argument or "" for option in options(argv) if option.name == "uuid"]
+    return given[-1].lower() if given else ""
+
+
+def memory_size(argv: t.Sequence[str]) -> int | None:
+    """The VM's memory in bytes (C(-m), MiB without a unit), or None where the command line does not say."""
+    size = None
+    for option in options(argv):
+        if option.name == "m":
+            text = parse_option_string(option.argument or "", "size").get("size", "")
+            match = re.fullmatch(r"([0-9]+)([bkmgtpe]?)", text, re.IGNORECASE)
+            size = int(match.group(1)) << 10 * "bkmgtpe".index(match.group(2).lower() or "m") if match else size
+    return size
+
+
+def vcpu_count(argv: t.Sequence[str]) -> int:
+    """The VM's CPUs at its start (C(-smp)); one where the command line does not say."""
+    count = 1
+    for option in options(argv):
+        if option.name == "smp":
+            keys = parse_option_string(option.argument or "", "cpus")
+            levels = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
+            numbers = [keys["cpus"]] if "cpus" in keys else [keys.get(level, "1") for level in levels]
+            count = math.prod(int(number) if number.isdecimal() else 1 for number in numbers)
+    return count
+
+
 def changes_user(argv: t.Sequence[str]) -> bool:
     """Whether QEMU, started as root, becomes another user by itself (C(-runas), C(-run-with user=))."""
     return any(
@@ -226,13 +259,19 @@ def changes_user(argv: t.Sequence[str]) -> bool:
     )
 
 
-def restore_command(argv: t.Sequence[str], machine: str = "") -> list[str]:
+def daemonizes(argv: t.Sequence[str]) -> bool:
+    """Whether QEMU goes into the background when it is up (C(-daemonize))."""
+    return any(option.name == "daemonize" for option in options(argv))
+
+
+def restore_command(argv: t.Sequence[str], machine: str = "", daemonize: bool = False) -> list[str]:
     """The command line that starts the same VM stopped and waiting for its saved state.
 
     C(-incoming), C(-S), C(-loadvm) and C(-daemonize) are taken out, C(-S -incoming defer) is appended.
 
     :param machine: the saved machine type, which is appended where the command line asks for another one: C(pc) is
         a newer machine in a newer QEMU.
+    :param daemonize: leave C(-daemonize) where it is.
     :raises LaunchError: that is not the name of a machine type.
     """
     if machine and not _MACHINE_TYPE.fullmatch(machine):
@@ -240,10 +279,11 @@ def restore_command(argv: t.Sequence[str], machine: str = "") -> list[str]:
             f"The saved machine type {machine!r} is not the name of one, so no QEMU is started with it",
             cure="The image is damaged or forged: restore an intact copy, or start the VM from its disks",
         )
+    start_options = _START_OPTIONS - {"daemonize"} if daemonize else _START_OPTIONS
     dropped = {
         position
         for option in options(argv)
-        if option.name in _START_OPTIONS
+        if option.name in start_options
         for position in range(option.start, option.end)
     }
     kept = [word for position, word in enumerate(argv) if position not in dropped]

@@ -26,7 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmNotFoundError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import GREETING_TIMEOUT, Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
 
 #: Seconds that a killed process may take to end.
@@ -47,7 +47,7 @@ _NO_CHANGE = 2**32 - 1
 
 #: All that a launched QEMU inherits: what it was started with by its first owner is not known, and what the
 #: controller's session happens to hold (tokens, SSH agents) is none of its business.
-_LAUNCH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+LAUNCH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,11 +153,12 @@ def find_process(name: str) -> QemuProcess | None:
     return found[0] if found else None
 
 
-async def connect_by_process(process: QemuProcess) -> Monitor:
+async def connect_by_process(process: QemuProcess, timeout: float = GREETING_TIMEOUT) -> Monitor:
     """A session on the first of the VM's QMP servers that is free.
 
     One that was started just now, perhaps by a restore that was killed at once, may not have opened them yet.
 
+    :param timeout: seconds until a server must have greeted.
     :raises VmNotFoundError: its command line opens none.
     :raises MonitorError: none of them could be used; the first one's error.
     """
@@ -165,7 +166,7 @@ async def connect_by_process(process: QemuProcess) -> Monitor:
         problems: list[MonitorError] = []
         for address in process.qmp_addresses:
             try:
-                return await Monitor.connect(address)
+                return await Monitor.connect(address, timeout)
             except MonitorError as exc:
                 problems.append(exc)
         starting = all(isinstance(problem, MonitorMissingError) for problem in problems)
@@ -247,6 +248,11 @@ class ProcessWatch:
         finally:
             loop.remove_reader(self._descriptor)
 
+    async def wait_at_most(self, timeout: float) -> None:
+        """Wait for the process's end, for so many seconds at most."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.wait(), timeout)
+
     def kill(self) -> None:
         """End the process at once, where it still runs."""
         if self._descriptor is not None:
@@ -300,90 +306,156 @@ class Launch:
     uid: int = -1
     gid: int = -1
     umask: int = DEFAULT_UMASK
+    #: The systemd service that shall start it, with that service's own user; empty for none.
+    unit: str = ""
 
 
-class LaunchedProcess:
-    """A QEMU that this process started and that outlives it: its own session, no terminal, stderr in a log file."""
+class LaunchedQemu(t.Protocol):
+    """A QEMU that is started and then outlives this process, whoever starts it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], argv: t.Sequence[str], log_path: str, log_start: int) -> None:
-        self._process = process
-        self.argv = argv
-        self.watch = ProcessWatch(process.pid)
-        self.log_path = log_path
-        self._log_start = log_start
+    how: Launch
+    #: Where to look for what it says.
+    log: str
 
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
-
-    def stderr(self) -> str:
-        """What QEMU wrote since its start, its end at most (4 KiB), its lines in one."""
-        with contextlib.suppress(OSError), open(self.log_path, "rb") as handle:
-            size = handle.seek(0, os.SEEK_END)
-            handle.seek(max(self._log_start, size - 4096))
-            lines = handle.read().decode(errors="replace").splitlines()
-            return "; ".join(line.strip() for line in lines if line.strip())
-        return ""
+    async def start(self) -> None:
+        """Start it; raises LaunchError, or UnitError where systemd cannot be told."""
 
     def is_or_started(self, pid: int) -> bool:
         """Whether a process is this one, or was started by it (a wrapper that waits for its QEMU)."""
-        while pid > 1 and pid != self.pid:
+
+    async def ended(self) -> bool:
+        """Whether it has ended, or will not be started."""
+
+    async def wait_end(self, timeout: float) -> None:
+        """Wait for its end, for so many seconds at most."""
+
+    async def stderr(self) -> str:
+        """What it wrote since its start, the end at most (4 KiB), its lines in one."""
+
+    async def end(self) -> None:
+        """Kill it where it runs, and leave nothing of its start; may be called whatever became of C(start)."""
+
+    def release(self) -> None:
+        """Let it go its own way."""
+
+
+class LaunchLog:
+    """The file for what a launched QEMU writes to stdout and stderr."""
+
+    def __init__(self, path: str) -> None:
+        """:param path: a file beside which only its owner can write; created with mode 0600, appended to."""
+        self.path = path
+        self._start = 0
+
+    def open(self) -> int:
+        """A descriptor to write to, which the caller closes; what was written before does not count.
+
+        :raises LaunchError: it cannot be written.
+        """
+        descriptor, self._start = _open_log(self.path)
+        return descriptor
+
+    def tail(self) -> str:
+        """What was written since C(open), the end at most (4 KiB), its lines in one."""
+        with contextlib.suppress(OSError), open(self.path, "rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(max(self._start, size - 4096))
+            return in_one_line(handle.read().decode(errors="replace"))
+        return ""
+
+
+class LaunchedProcess:
+    """A QEMU that this process starts: in a session of its own, without a terminal."""
+
+    def __init__(self, how: Launch, log_path: str) -> None:
+        self.how = how
+        self.log = log_path
+        self._log = LaunchLog(log_path)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watch: ProcessWatch | None = None
+
+    async def start(self) -> None:
+        """Start it.
+
+        :raises LaunchError: it cannot be executed, or the log cannot be written.
+        """
+        self._process = self._spawn()
+        self._watch = ProcessWatch(self._process.pid)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        how = self.how
+        log = self._log.open()
+        try:
+            identity: dict[str, t.Any] = {}
+            if os.geteuid() == 0 and how.uid > 0:
+                if max(how.uid, how.gid) >= _NO_CHANGE:
+                    raise OverflowError(f"{max(how.uid, how.gid)} is no user or group")
+                group = how.gid if how.gid >= 0 else None
+                identity = {"user": how.uid, "group": group, "extra_groups": _groups(how.uid)}
+            return subprocess.Popen(
+                how.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=how.cwd,
+                env=LAUNCH_ENVIRONMENT,
+                close_fds=True,
+                start_new_session=True,
+                umask=how.umask,
+                **identity,
+            )
+        # ValueError: a NUL in a word; OverflowError: a user id that is none.
+        except (OSError, subprocess.SubprocessError, ValueError, OverflowError) as exc:
+            raise LaunchError(
+                f"{how.argv[0]} could not be started in {how.cwd}: {exc}",
+                cure="Check that the emulator is installed where the command says, and that its directory is there",
+            ) from exc
+        finally:
+            os.close(log)
+
+    def is_or_started(self, pid: int) -> bool:
+        """Whether a process is this one, or was started by it (a wrapper that waits for its QEMU)."""
+        if self._process is None:
+            return False
+        while pid > 1 and pid != self._process.pid:
             try:
                 with open(f"/proc/{pid}/stat", "rb") as handle:
                     pid = int(handle.read().rpartition(b") ")[2].split()[1])
             except OSError:
                 return False
-        return pid == self.pid
+        return pid == self._process.pid
+
+    async def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._watch is not None and self._watch.ended
+
+    async def wait_end(self, timeout: float) -> None:
+        """Wait for its end, for so many seconds at most."""
+        if self._watch is not None:
+            await self._watch.wait_at_most(timeout)
+
+    async def stderr(self) -> str:
+        """What it wrote since its start, the end at most (4 KiB), its lines in one."""
+        return self._log.tail()
 
     async def end(self) -> None:
         """Kill it, wait for its end (a process that hangs in the kernel takes longer than this waits), and reap it."""
-        self.watch.kill()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.watch.wait(), _KILL_TIMEOUT)
-        self._process.poll()
+        if self._process is not None and self._watch is not None:
+            self._watch.kill()
+            await self._watch.wait_at_most(_KILL_TIMEOUT)
+            self._process.poll()
 
     def release(self) -> None:
         """Let it go its own way: it now outlives this process."""
-        self.watch.close()
-        # It is meant to live on: keep subprocess from warning that it was not waited for.
-        self._process.returncode = 0
+        if self._process is not None and self._watch is not None:
+            self._watch.close()
+            # It is meant to live on: keep subprocess from warning that it was not waited for.
+            self._process.returncode = 0
 
 
-def launch(how: Launch, log_path: str) -> LaunchedProcess:
-    """Start a QEMU.
-
-    :param log_path: created with mode 0600, appended to.
-    :raises LaunchError: it cannot be executed, or the log cannot be written.
-    """
-    log, log_start = _open_log(log_path)
-    try:
-        identity: dict[str, t.Any] = {}
-        if os.geteuid() == 0 and how.uid > 0:
-            if max(how.uid, how.gid) >= _NO_CHANGE:
-                raise OverflowError(f"{max(how.uid, how.gid)} is no user or group")
-            identity = {"user": how.uid, "group": how.gid if how.gid >= 0 else None, "extra_groups": _groups(how.uid)}
-        process = subprocess.Popen(
-            how.argv,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=how.cwd,
-            env=_LAUNCH_ENVIRONMENT,
-            close_fds=True,
-            start_new_session=True,
-            umask=how.umask,
-            **identity,
-        )
-    # ValueError: a NUL in a word; OverflowError: a user id that is none.
-    except (OSError, subprocess.SubprocessError, ValueError, OverflowError) as exc:
-        raise LaunchError(
-            f"{how.argv[0]} could not be started in {how.cwd}: {exc}",
-            cure="Check that the emulator is installed where the command says, and that its directory is there",
-        ) from exc
-    finally:
-        os.close(log)
-    return LaunchedProcess(process, how.argv, log_path, log_start)
+def in_one_line(text: str) -> str:
+    """What a program said, for a message: lines of others' words could pass for lines of our own."""
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _open_log(path: str) -> tuple[int, int]:

@@ -1,0 +1,402 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""systemd: what it says of its units, the files in which they are changed, and the way in which those quote.
+
+Sources: systemd.unit(5), systemd.service(5), systemd.syntax(7), systemctl(1); systemd's src/shared/cgroup-util
+(cg_path_get_unit), src/basic/unit-name.c (unit_name_escape), src/core/load-fragment.c (config_parse_exec).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import re
+import subprocess
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
+
+#: Changes that last. What stands here is in force after the host's reboot, too.
+PERSISTENT = "/etc/systemd/system"
+
+#: Changes until the host's reboot, which take precedence over those in C(PERSISTENT): a file here hides one of the same
+#: name there (systemd.unit(5), "Unit File Load Path"). C(/run/systemd/system) would come after it.
+RUNTIME = "/run/systemd/system.control"
+
+#: All that the tools get of this process's environment: nothing that changes what they print.
+_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+
+#: Seconds until systemctl and its kin must have answered. A reload of a thousand units takes one.
+_TOOL_TIMEOUT = 60.0
+
+_UNIT_NAME = re.compile(r"[A-Za-z0-9:_@\\][A-Za-z0-9:_.\\@-]*\.[a-z]+")
+_MAX_UNIT_NAME = 255
+
+#: What is asked of a unit; no value of these has a newline.
+_PROPERTIES = (
+    *("Id", "LoadState", "ActiveState", "SubState", "Result", "Job", "MainPID", "ExecMainStatus", "Type"),
+    *("FragmentPath", "DropInPaths", "Transient", "ConditionResult", "InvocationID"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A unit, as systemd has it now. Names and words are systemd's own; a text that does not apply is empty."""
+
+    name: str
+    #: C(loaded), C(not-found), C(masked), C(bad-setting), C(error).
+    load_state: str
+    #: C(active), C(inactive), C(failed), C(activating), C(deactivating), C(reloading).
+    active_state: str
+    sub_state: str
+    #: How a service ended: C(success), C(exit-code), C(signal), C(exec-condition) …
+    result: str
+    #: Whether it waits to be started or stopped.
+    has_job: bool
+    #: The service's main process, 0 where it has none.
+    main_pid: int
+    #: The exit status, or the signal, of the last main process.
+    exit_status: int
+    #: C(Type=) of a service.
+    service_type: str
+    #: The file that configures it.
+    fragment: str
+    drop_ins: tuple[str, ...]
+    #: Whether it was made at run time (C(systemd-run), sessions, machines), so that it is gone after its end.
+    transient: bool
+    #: Whether its conditions were met when it was started last.
+    conditions_met: bool
+    #: Which of its runs this is.
+    invocation: str
+
+
+def is_running() -> bool:
+    """Whether systemd runs this host (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def is_unit_name(name: str) -> bool:
+    """Whether this can be a unit's name, so that it can stand in a path and on a command line."""
+    return len(name) <= _MAX_UNIT_NAME and _UNIT_NAME.fullmatch(name) is not None
+
+
+def escape_unit_name(text: str) -> str:
+    """Any text as part of a unit's name (systemd-escape(1)): the same text always gives the same part."""
+    escaped = ""
+    for position, byte in enumerate(os.fsencode(text)):
+        char = chr(byte)
+        if char == "/":
+            escaped += "-"
+        elif char.isascii() and (char.isalnum() or char in ":_" or (char == "." and position)):
+            escaped += char
+        else:
+            escaped += f"\\x{byte:02x}"
+    return escaped
+
+
+# --- which unit a process is in ---------------------------------------------------------------------------------
+
+
+def unit_of_process(pid: int) -> str:
+    """The unit in whose control group a process is, or "" where there is none or it cannot be told."""
+    return unit_of_cgroup(_read_cgroups(pid), _read_cgroups(1))
+
+
+def _read_cgroups(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as handle:
+            return handle.read()
+    except OSError:
+        return ""
+
+
+def unit_of_cgroup(text: str, root_text: str = "") -> str:
+    """The unit that a process's C(/proc/PID/cgroup) names.
+
+    systemd's own hierarchy is the one named C(systemd) of version 1, or the one of version 2. The unit is what comes
+    first below the slices; a control group in it is its own business.
+
+    :param root_text: the same file of process 1, which is systemd: its control group is the root, or, in a container,
+        what stands for it.
+    """
+    paths, roots = _cgroup_paths(text), _cgroup_paths(root_text)
+    for hierarchy in ("name=systemd", ""):
+        path = paths.get(hierarchy, "")
+        root = re.sub(r"/(init\.scope|system)$", "", roots.get(hierarchy, "")).rstrip("/")
+        if root and (path == root or path.startswith(root + "/")):
+            path = path[len(root) :]
+        for part in path.split("/"):
+            # An underscore stands before a name that the kernel would take for its own.
+            name = part[1:] if part.startswith("_") else part
+            if name and not name.endswith(".slice"):
+                if is_unit_name(name):
+                    return name
+                break
+    return ""
+
+
+def _cgroup_paths(text: str) -> dict[str, str]:
+    """The path in each hierarchy, by the names of its controllers; the empty name is version 2."""
+    rows = (line.split(":", 2) for line in text.splitlines())
+    return {row[1]: row[2] for row in rows if len(row) == 3}
+
+
+# --- asking -----------------------------------------------------------------------------------------------------
+
+
+async def run_tool(*command: str, timeout: float = _TOOL_TIMEOUT) -> str:
+    """Run one of systemd's tools and return what it printed.
+
+    :param timeout: seconds that it may take.
+    :raises UnitError: it is missing, failed, or took longer.
+    """
+    program = os.path.basename(command[0])
+    try:
+        # A session of its own: a signal for the module's group must not end it halfway.
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_ENVIRONMENT,
+            start_new_session=True,
+        )
+    except OSError as exc:
+        raise UnitError(f"{program} cannot be run: {exc.strerror}", cure="Install systemd's tools") from exc
+    answer = asyncio.ensure_future(process.communicate())
+    try:
+        done, _pending = await asyncio.wait({answer}, timeout=timeout)
+        if not done:
+            raise UnitError(
+                f"{' '.join(command[:5])} was not done within {timeout:g} seconds",
+                cure="See what systemd waits for (systemctl list-jobs)",
+            )
+        output, errors = answer.result()
+    finally:
+        if not answer.done():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await asyncio.gather(answer, return_exceptions=True)
+    if process.returncode != 0:
+        said = errors.decode(errors="replace").strip() or f"exit code {process.returncode}"
+        raise UnitError(f"{program} failed: {said}")
+    return output.decode(errors="surrogateescape")
+
+
+async def systemctl(*arguments: str, timeout: float = _TOOL_TIMEOUT) -> str:
+    """Run C(systemctl); raises as :func:`run_tool`."""
+    return await run_tool("systemctl", "--no-pager", "--no-ask-password", *arguments, timeout=timeout)
+
+
+async def read_units(*names: str) -> dict[str, Unit]:
+    """What systemd says of these units, by the names that were asked for.
+
+    :raises UnitError: it cannot be asked.
+    """
+    if not names:
+        return {}
+    text = await systemctl("show", f"--property={','.join(_PROPERTIES)}", "--", *names)
+    return dict(zip(names, parse_units(text)))
+
+
+async def read_unit(name: str) -> Unit:
+    """What systemd says of a unit; raises as :func:`read_units`."""
+    return (await read_units(name))[name]
+
+
+def parse_units(text: str) -> list[Unit]:
+    """The units in what C(systemctl show) prints: C(KEY=VALUE) lines, and an empty line between two units.
+
+    :raises UnitError: that is not what it has printed.
+    """
+    units = []
+    for block in text.strip().split("\n\n"):
+        keys = {key: value for key, equals, value in (line.partition("=") for line in block.splitlines()) if equals}
+        if not keys.get("Id"):
+            raise UnitError(f"systemctl show has printed what is not understood: {block[:80]!r}")
+        units.append(
+            Unit(
+                name=keys["Id"],
+                load_state=keys.get("LoadState", ""),
+                active_state=keys.get("ActiveState", ""),
+                sub_state=keys.get("SubState", ""),
+                result=keys.get("Result", ""),
+                has_job=keys.get("Job", "") not in ("", "0"),
+                main_pid=_number(keys.get("MainPID", "")),
+                exit_status=_number(keys.get("ExecMainStatus", "")),
+                service_type=keys.get("Type", ""),
+                fragment=keys.get("FragmentPath", ""),
+                drop_ins=tuple(keys.get("DropInPaths", "").split()),
+                transient=keys.get("Transient") == "yes",
+                conditions_met=keys.get("ConditionResult") != "no",
+                invocation=keys.get("InvocationID", ""),
+            )
+        )
+    return units
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class StartCommand:
+    """What a service executes as its main process."""
+
+    program: str
+    #: The characters before it in C(ExecStart=) that say as whom it runs.
+    prefix: str
+
+
+_USER_FLAGS = {"privileged": "+", "no-setuid": "!", "ambient": "!!"}
+
+
+async def read_start_command(name: str) -> StartCommand:
+    """The first command of a service's C(ExecStart=); raises as :func:`read_units`."""
+    # Asked for alone, since the arguments may have newlines.
+    for key in ("ExecStartEx", "ExecStart"):  # the former since systemd 243
+        text = await systemctl("show", f"--property={key}", "--", name)
+        if text.strip():
+            break
+    return parse_start_command(text)
+
+
+def parse_start_command(text: str) -> StartCommand:
+    """The first command in what C(systemctl show) prints of C(ExecStartEx) or C(ExecStart)."""
+    program = re.match(r"\s*\w+=\{ path=(.*?) ; argv\[\]=", text, re.DOTALL)
+    # What follows the flags is systemd's own, so the last place is the right one, whatever the arguments say.
+    flags = re.search(r".* ; flags=([a-z- ]*) ; start_time=", text, re.DOTALL)
+    names = flags.group(1).split() if flags else []
+    return StartCommand(
+        program.group(1) if program else "", "".join(sign for flag, sign in _USER_FLAGS.items() if flag in names)
+    )
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
+
+
+def escape_specifiers(text: str) -> str:
+    """A text in which systemd shall see no specifier (C(%i))."""
+    return text.replace("%", "%%")
+
+
+def quote_word(word: str) -> str:
+    """One word of a command in a unit file, so that it arrives as it is: any bytes but NUL.
+
+    In double quotes with C escapes; a doubled percent sign and dollar sign stand for one.
+    """
+    quoted = ""
+    for byte in word.encode("utf-8", "surrogateescape"):
+        char = chr(byte)
+        if char in "%$":
+            quoted += char * 2
+        elif char in '"\\' or not 0x20 <= byte < 0x7F:
+            quoted += f"\\x{byte:02x}"
+        else:
+            quoted += char
+    return f'"{quoted}"'
+
+
+def escape_environment(word: str) -> str:
+    """A word of a command that is given to systemd over D-Bus, so that no variable in it is expanded."""
+    return word.replace("$", "$$")
+
+
+def drop_in_path(root: str, unit: str, name: str) -> str:
+    """The file C(name) with changes of a unit, below C(PERSISTENT) or C(RUNTIME).
+
+    :raises UnitError: that is no unit's name.
+    """
+    if not is_unit_name(unit):
+        raise UnitError(f"{unit!r} is not the name of a systemd unit")
+    return os.path.join(root, f"{unit}.d", name)
+
+
+def write_drop_in(path: str, text: str, mode: int = 0o644) -> None:
+    """Write a file with changes of a unit, whole or not at all, and onto the storage; systemd sees it after a reload.
+
+    :raises UnitError: it cannot be written.
+    """
+    directory = os.path.dirname(path)
+    scratch = os.path.join(directory, f".{os.path.basename(path)}.new")
+    try:
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
+        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        with open(descriptor, "wb") as handle:
+            os.fchmod(descriptor, mode)
+            handle.write(text.encode("utf-8", "surrogateescape"))
+            handle.flush()
+            os.fsync(descriptor)
+        os.rename(scratch, path)
+        # The file's name in its directory, and the directory's in the one above.
+        for place in (directory, os.path.dirname(directory)):
+            _flush_directory(place)
+    except OSError as exc:
+        raise UnitError(
+            f"{path} cannot be written: {exc.strerror}", cure="Run the task as root; see whether /etc can be written to"
+        ) from exc
+
+
+def hide_drop_in(path: str) -> None:
+    """Put an empty file in the place of one of the same name that comes after it; systemd sees it after a reload.
+
+    :raises UnitError: it cannot be made.
+    """
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.symlink("/dev/null", path)
+    except OSError as exc:
+        raise UnitError(f"{path} cannot be made: {exc.strerror}", cure="Run the task as root") from exc
+
+
+def remove_drop_in(path: str) -> bool:
+    """Remove a file with changes of a unit, and its directory where that is empty then; whether it was there.
+
+    :raises UnitError: it cannot be removed.
+    """
+    try:
+        os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as exc:
+        raise UnitError(f"{path} cannot be removed: {exc.strerror}", cure="Remove it by hand") from exc
+    directory = os.path.dirname(path)
+    with contextlib.suppress(OSError):  # it is not empty
+        os.rmdir(directory)
+    with contextlib.suppress(OSError):  # where a crash brings it back, the next run removes it
+        _flush_directory(directory if os.path.isdir(directory) else os.path.dirname(directory))
+    return True
+
+
+def read_drop_in(path: str) -> str | None:
+    """What is in a file with changes of a unit; None where there is no such file, or it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as handle:
+            return handle.read()
+    except OSError:
+        return None
+
+
+def _flush_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def reload() -> None:
+    """Have systemd read its files anew; raises as :func:`run_tool`."""
+    await systemctl("daemon-reload")
+
+
+def require_root(purpose: str) -> None:
+    """:raises UnitError: this process may not change units."""
+    if os.geteuid() != 0:
+        raise UnitError(f"Only root may {purpose}", cure="Run the task as root (become)")

@@ -1,0 +1,248 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The VMs that run on this host, as far as each can be asked: all at the same time, and never longer than is allowed.
+
+What a command line says is told of every one. A VM that cannot be asked is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import pwd
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    CommandError,
+    ImageError,
+    ImageNotFoundError,
+    MonitorBusyError,
+    MonitorError,
+    MonitorLostError,
+    MonitorMissingError,
+    MonitorProtocolError,
+    RequestError,
+    UnitError,
+    VmNotFoundError,
+    VmopsError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, require_tool
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
+from ansible_collections.vmops.qemu.plugins.module_utils._launch import find_launch, launch_result
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import query_state, read_support
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+    QemuProcess,
+    connect_by_process,
+    list_processes,
+    resident_bytes,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import read_vm
+
+#: Seconds until a monitor must have greeted. A free one does at once; the others are busy for longer than this, too.
+_GREETING_TIMEOUT = 3.0
+
+#: How each error of a monitor is told. The more special ones come first.
+_MONITOR_STATES = (
+    (VmNotFoundError, "none"),
+    (MonitorBusyError, "busy"),
+    (MonitorMissingError, "missing"),
+    (MonitorProtocolError, "invalid"),
+    (MonitorLostError, "lost"),
+    (CommandError, "answers"),
+    (MonitorError, "denied"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class VmInfoRequest:
+    """The options of C(qemu_vm_info), as its documentation describes them."""
+
+    name: list[str] | None
+    save_dir: str
+    timeout: float = 10.0
+
+
+class VmInfoOperation:
+    """One look at the host; C(guest_state) is what an error says of the guests."""
+
+    def __init__(self, request: VmInfoRequest) -> None:
+        self.request = request
+        self.guest_state = "No guest was touched"
+        self.subject = "the VMs of this host"
+        self.warnings: list[str] = []
+
+    async def run(self) -> dict[str, t.Any]:
+        """Look.
+
+        :returns: the module's return values.
+        """
+        wanted = self.request.name
+        processes = [process for process in list_processes() if wanted is None or process.name in wanted]
+        images = await in_thread(self._read_images)
+        units = await self._read_units(processes)
+        vms = [_Vm(process, unit, images) for process, unit in zip(processes, units)]
+        tasks = [asyncio.ensure_future(vm.ask()) for vm in vms]
+        if tasks:
+            _done, pending = await asyncio.wait(tasks, timeout=self.request.timeout)
+            for task in pending:
+                task.cancel()
+            for vm, task, outcome in zip(vms, tasks, await asyncio.gather(*tasks, return_exceptions=True)):
+                if task in pending and isinstance(outcome, asyncio.CancelledError):
+                    vm.give_up(f"it did not answer within {self.request.timeout:g} seconds")
+                elif isinstance(outcome, BaseException):
+                    raise outcome
+        results = sorted((vm.result for vm in vms), key=lambda result: (result["name"], result["pid"]))
+        return {"changed": False, "vms": results, "msg": _describe(results), "warnings": self.warnings}
+
+    def _read_images(self) -> list[dict[str, t.Any]]:
+        """What is in the directory for save images; one that cannot be read is no reason not to list the VMs."""
+        try:
+            return directory_info(os.path.abspath(self.request.save_dir))
+        except ImageNotFoundError:
+            return []
+        except ImageError as exc:
+            self.warnings.append(f"The save images are not known: {exc.what}")
+            return []
+
+    async def _read_units(self, processes: list[QemuProcess]) -> list[VmUnit]:
+        """The unit of each QEMU."""
+        try:
+            names = {systemd.unit_of_process(process.pid) for process in processes} if systemd.is_running() else set()
+            known = await systemd.read_units(*sorted(names - {""}))
+            return [await read_vm_unit(process, known) for process in processes]
+        except UnitError as exc:
+            self.warnings.append(f"The systemd units of the VMs are not known: {exc.what}")
+            return [VmUnit("", "systemd could not be asked")] * len(processes)
+
+
+class _Vm:
+    """One VM, and what is known of it so far."""
+
+    def __init__(self, process: QemuProcess, unit: VmUnit, images: list[dict[str, t.Any]]) -> None:
+        self.process = process
+        self.unit = unit
+        self.images = images
+        argv = process.argv
+        #: The element of C(vms); at first what the command line and /proc say.
+        self.result: dict[str, t.Any] = {
+            "name": process.name,
+            "uuid": command_line.vm_uuid(argv),
+            "pid": process.pid,
+            "user": _user(process.uid),
+            "run_state": None,
+            "memory": command_line.memory_size(argv),
+            "resident": resident_bytes(process.pid),
+            "vcpus": command_line.vcpu_count(argv),
+            "machine": command_line.machine_type(argv) or None,
+            "qemu_version": None,
+            "qmp_socket": _shown(next(iter(process.qmp_addresses), None)),
+            "monitor": "busy",
+            "reason": "",
+            "unit": unit.name or None,
+            "launch": {},
+            "save_support": None,
+            "blockers": None,
+            "image": None,
+        }
+
+    async def ask(self) -> None:
+        """Ask QEMU for the rest."""
+        self.result["launch"] = launch_result(await find_launch(self.process, self.unit, None), self.unit)
+        self.result["image"] = self._find_image()
+        try:
+            monitor = await connect_by_process(self.process, _GREETING_TIMEOUT)
+            async with monitor:
+                self.result.update(await self._answers(monitor))
+        except VmopsError as exc:
+            states = (state for error, state in _MONITOR_STATES if isinstance(exc, error))
+            self.result["monitor"] = next(states, "invalid")
+            self.result["reason"] = exc.what
+        self.result["image"] = self._find_image()
+
+    def give_up(self, reason: str) -> None:
+        """It took too long."""
+        self.result["monitor"], self.result["reason"] = "busy", reason
+
+    async def _answers(self, monitor: Monitor) -> dict[str, t.Any]:
+        """What QEMU says of its VM."""
+        vm = await read_vm(monitor)
+        support = await read_support(monitor)
+        state = await query_state(monitor)
+        blockers = list(state.get("blocked-reasons", []))
+        if command_line.has_temporary_disks(self.process.argv):
+            blockers.append("it writes to temporary disks (-snapshot), which end with its QEMU")
+        launch = await find_launch(self.process, self.unit, monitor)
+        return {
+            "name": vm.name,
+            "uuid": vm.uuid,
+            "run_state": vm.run_state,
+            "memory": vm.memory,
+            "vcpus": vm.vcpus,
+            "machine": vm.machine,
+            "qemu_version": support.version,
+            "qmp_socket": _shown(monitor.address),
+            "monitor": "answers",
+            "launch": launch_result(launch, self.unit),
+            "save_support": {
+                "mapped_ram": support.mapped_ram,
+                "direct_io": support.direct_io,
+                "formats": _formats(support.mapped_ram) if monitor.passes_descriptors else [],
+            },
+            "blockers": blockers,
+        }
+
+    def _find_image(self) -> dict[str, t.Any] | None:
+        """The VM's image: by uuid where both have one, else by name; of several the one that a save would make."""
+        name, uuid = self.result["name"], self.result["uuid"]
+        found = [
+            image
+            for image in self.images
+            if (image["uuid"] == uuid if uuid and image["uuid"] else bool(name) and image["name"] == name)
+        ]
+        if not found:
+            return None
+        usual = ""
+        with contextlib.suppress(RequestError):  # a name that cannot stand in a path
+            usual = image_path(None, os.path.dirname(found[0]["path"]), name)
+        image = max(found, key=lambda image: (image["path"].startswith(usual) and bool(usual), image["mtime"] or 0))
+        return {key: image[key] for key in ("path", "state", "saved_at")}
+
+
+def _formats(mapped_ram: bool) -> list[str]:
+    """The formats in which it can be saved on this host."""
+    formats = ["sparse", "raw"] if mapped_ram else ["raw"]
+    for image_format in COMPRESSORS:
+        with contextlib.suppress(RequestError):
+            require_tool(image_format)
+            formats.append(image_format.label)
+    return formats
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _shown(address: str | None) -> str | None:
+    """An address in a form that can be read: one of the abstract namespace begins with "@"."""
+    return address.replace("\0", "@") if address else None
+
+
+def _describe(results: list[dict[str, t.Any]]) -> str:
+    """All of them in a line for people."""
+    told = [
+        f"{vm['name'] or 'pid ' + str(vm['pid'])} {vm['run_state'] or 'cannot be asked (' + vm['monitor'] + ')'}"
+        for vm in results
+    ]
+    return f"{len(results)} VM{'' if len(results) == 1 else 's'}" + (f": {', '.join(told)}" if told else "")

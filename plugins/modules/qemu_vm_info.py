@@ -1,0 +1,208 @@
+#!/usr/bin/python
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: qemu_vm_info
+short_description: List the QEMU VMs that run on a host
+version_added: 0.1.0
+description:
+  - Lists every running QEMU of the host with its VM, whether it can be saved, how M(vmops.qemu.qemu_restore) would
+    start it again, and its save image.
+  - The VMs are found through the running processes and asked over QMP, all at the same time. One that cannot be asked,
+    as its monitor is busy or missing, is listed with the reason and with what its command line says; that is no
+    failure.
+options:
+  name:
+    description:
+      - List only the VMs of these names (QEMU's C(-name)). One that does not run is left out.
+    type: list
+    elements: str
+  save_dir:
+    description:
+      - The directory in which the VMs' save images are looked for.
+    type: path
+    default: /var/lib/vmops/save
+  timeout:
+    description:
+      - Seconds after which VMs that have not answered are listed without an answer.
+      - A monitor that another client holds is waited for 3 seconds.
+    type: float
+    default: 10
+attributes:
+  platform:
+    platforms: posix
+extends_documentation_fragment:
+  - vmops.qemu.attributes
+  - vmops.qemu.attributes.info_module
+  - vmops.qemu.attributes.actiongroup_qemu
+requirements:
+  - qemu.qmp >= 0.0.3 (Python library on the host with the VMs)
+notes:
+  - A QEMU monitor serves one client at a time, so that another one has to wait while this module asks (less than a
+    second).
+  - As another user than root, only that user's own VMs can be asked.
+seealso:
+  - module: vmops.qemu.qemu_save
+  - module: vmops.qemu.qemu_restore
+  - module: vmops.qemu.qemu_save_image_info
+author:
+  - vmops.qemu contributors (@vmops)
+"""
+
+EXAMPLES = r"""
+- name: Look at the VMs of the host
+  vmops.qemu.qemu_vm_info:
+  register: found
+
+- name: Save all of them
+  vmops.qemu.qemu_save:
+    name: "{{ item.name }}"
+  loop: "{{ found.vms }}"
+  loop_control:
+    label: "{{ item.name }}"
+
+- name: See that all of them can be saved and started again
+  vmops.qemu.qemu_vm_info:
+  register: found
+  failed_when: >-
+    found.vms | rejectattr('monitor', 'equalto', 'answers') | length > 0
+    or found.vms | map(attribute='blockers') | flatten | length > 0
+    or found.vms | selectattr('launch.how', 'equalto', 'none') | length > 0
+"""
+
+RETURN = r"""
+msg:
+  description: The VMs in a line for people.
+  type: str
+  returned: always
+  sample: "3 VMs: db1 cannot be asked (busy), web1 running, web2 paused"
+vms:
+  description: The VMs, by name. What is not known of one is V(null).
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    name:
+      description: Its name, empty where QEMU was started without one.
+      type: str
+    uuid:
+      description: Its UUID, empty where QEMU was started without one.
+      type: str
+    pid:
+      description: The process id of its QEMU.
+      type: int
+    user:
+      description: The user that its QEMU runs as.
+      type: str
+    run_state:
+      description: QEMU's run state.
+      type: str
+      sample: running
+    memory:
+      description: Its memory in bytes, with what was hot-plugged.
+      type: int
+    resident:
+      description: Bytes of memory that its QEMU holds. The image of a save needs no more space than this, or C(memory).
+      type: int
+    vcpus:
+      description: Its CPUs.
+      type: int
+    machine:
+      description: The machine type; where C(monitor) is not V(answers), as the command line has it.
+      type: str
+      sample: pc-q35-10.0
+    qemu_version:
+      description: The version of its QEMU.
+      type: str
+      sample: 10.0.2
+    qmp_socket:
+      description: The QMP server that answered, or the first one on its command line.
+      type: str
+    monitor:
+      description:
+        - V(answers), V(busy) (another client holds it, or QEMU hangs), V(missing) (nothing listens at its path),
+          V(none) (its command line opens none that can be reached), V(denied) (this user may not use it), V(invalid)
+          (it does not speak QMP) or V(lost) (QEMU ended meanwhile).
+      type: str
+    reason:
+      description: Why it cannot be asked, empty where it can.
+      type: str
+    unit:
+      description: The systemd unit in whose control group its QEMU runs, which may be a session or a container.
+      type: str
+      sample: qemu@web1.service
+    launch:
+      description: How M(vmops.qemu.qemu_restore) starts it again, after a save, by what the image records.
+      type: dict
+      contains:
+        how:
+          description:
+            - V(unit), by its systemd unit; V(command), with its command line; V(none), not at all, as it cannot be
+              done.
+          type: str
+        unit:
+          description: That unit.
+          type: str
+        reason:
+          description: Why it is not V(unit), or what to be aware of.
+          type: str
+    save_support:
+      description: What its QEMU can do.
+      type: dict
+      contains:
+        mapped_ram:
+          description: Whether it can write the V(ignore:sparse) format.
+          type: bool
+        direct_io:
+          description: Whether it can write past the page cache.
+          type: bool
+        formats:
+          description:
+            - The formats in which M(vmops.qemu.qemu_save) can save it on this host. Empty for a VM whose monitor is not
+              a UNIX socket.
+          type: list
+          elements: str
+          sample: [sparse, raw, gzip, zstd]
+    blockers:
+      description: Why it cannot be saved, in QEMU's own words; empty where nothing forbids it.
+      type: list
+      elements: str
+    image:
+      description: Its save image in O(save_dir), V(null) where there is none.
+      type: dict
+      contains:
+        path:
+          description: The file.
+          type: str
+        state:
+          description: V(complete), V(partial), V(archived) or V(invalid), as in M(vmops.qemu.qemu_save_image_info).
+          type: str
+        saved_at:
+          description: When it was saved, ISO 8601 in UTC; only of images of this collection.
+          type: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmops.qemu.plugins.module_utils._module import run_operation
+from ansible_collections.vmops.qemu.plugins.module_utils._vm_info import VmInfoOperation, VmInfoRequest
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "list", "elements": "str"},
+            "save_dir": {"type": "path", "default": "/var/lib/vmops/save"},
+            "timeout": {"type": "float", "default": 10},
+        },
+        supports_check_mode=True,
+    )
+    # The time is the operation's own, which lists what it has when it is over.
+    run_operation(module, lambda: VmInfoOperation(VmInfoRequest(**module.params)), 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Guests as services of the host's systemd, for tests that run on such a host as root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+from .guest import Guest, GuestError
+
+#: Why these tests cannot run here, or the empty string.
+UNAVAILABLE = (
+    "systemd does not run this host"
+    if not os.path.isdir("/run/systemd/system")
+    else "only root may make units"
+    if os.geteuid() != 0
+    else ""
+)
+
+_UNITS = Path("/run/systemd/system")
+
+
+def systemctl(*arguments: str, check: bool = True) -> str:
+    """Run systemctl; what it printed."""
+    done = subprocess.run(["systemctl", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert not check or done.returncode == 0, done.stdout
+    return done.stdout.strip()
+
+
+def quoted(argv: Sequence[str]) -> str:
+    """A command of plain words for a unit file."""
+    for word in argv:
+        assert not set(word) & set("\"\\%$'"), word
+    return " ".join(f'"{word}"' for word in argv)
+
+
+class Service:
+    """A guest's own unit: an instance of a template, so that the names are those of the common case."""
+
+    def __init__(
+        self,
+        guest: Guest,
+        service: str = "",
+        unit: str = "",
+        command: Optional[str] = None,
+        instance: str = "web1",
+    ) -> None:
+        """Make it, and start nothing.
+
+        service and unit: more lines for these sections; command: what to execute in place of the guest's QEMU.
+        """
+        self.guest = guest
+        stem = f"vmops-test-{os.getpid()}-{os.urandom(4).hex()}"
+        self.name = f"{stem}@{instance}.service"
+        self.fragment = _UNITS / f"{stem}@.service"
+        self.directories = [
+            Path(root, f"{self.name}.d") for root in ("/etc/systemd/system", "/run/systemd/system.control")
+        ]
+        guest.prepare()
+        self.fragment.write_text(
+            f"[Unit]\nDescription=A guest of the tests\n{unit}\n[Service]\nWorkingDirectory={guest.workdir}\n"
+            f"ExecStart={command or quoted(guest.argv())}\n{service}\n"
+        )
+        systemctl("daemon-reload")
+
+    def start(self) -> None:
+        """Start it, and wait for the guest's boot."""
+        boots = self.guest.boots()
+        systemctl("start", self.name)
+        self.guest.wait_restarted()
+        deadline = time.monotonic() + self.guest.boot_timeout
+        while self.guest.boots() == boots:
+            if time.monotonic() > deadline:
+                raise GuestError(f"no boot of {self.name}: {self.journal()}")
+            time.sleep(0.05)
+
+    def get(self, key: str) -> str:
+        """A property, as systemctl show prints it."""
+        return systemctl("show", f"--property={key}", "--value", self.name)
+
+    def wait_state(self, *states: str, timeout: float = 20.0) -> str:
+        """Wait until it is in one of these states, and has nothing to do; the state."""
+        deadline = time.monotonic() + timeout
+        while self.get("ActiveState") not in states or self.get("Job") not in ("", "0"):
+            assert time.monotonic() < deadline, systemctl("status", self.name, check=False)
+            time.sleep(0.05)
+        return self.get("ActiveState")
+
+    def changes(self) -> list[str]:
+        """The files with changes of this unit that are there."""
+        return sorted(str(path) for directory in self.directories if directory.is_dir() for path in directory.iterdir())
+
+    def journal(self) -> str:
+        """What it, and systemd about it, have said."""
+        done = subprocess.run(
+            ["journalctl", "-q", "--no-pager", "-o", "cat", "-u", self.name], stdout=subprocess.PIPE, text=True
+        )
+        return done.stdout
+
+    def close(self) -> None:
+        """Stop and remove it."""
+        systemctl("kill", "--signal=KILL", self.name, check=False)
+        systemctl("stop", self.name, check=False)
+        for directory in [*self.directories, Path(_UNITS, f"{self.name}.d")]:
+            shutil.rmtree(directory, ignore_errors=True)
+        self.fragment.unlink(missing_ok=True)
+        systemctl("daemon-reload")
+        systemctl("reset-failed", self.name, check=False)
