@@ -151,6 +151,11 @@ class StreamFacts:
         """Whether the stream was written with mapped-ram."""
         return _CAPABILITY_MAPPED_RAM in self.capabilities
 
+    @property
+    def memory(self) -> int:
+        """All RAM blocks together, in bytes: the guest's memory, and some of devices and firmware."""
+        return sum(block.used_length for block in self.ram_blocks)
+
     def as_result(self) -> dict[str, t.Any]:
         """For a module's result."""
         blocks = []
