@@ -400,6 +400,12 @@ class RestoreOperation:
 
     async def _check_image(self, head: ImageHead) -> StreamFacts | None:
         """Everything that the file alone can tell, before QEMU reads a byte."""
+        if head.header.mapped_ram and head.header.byte_order != sys.byteorder:
+            raise ImageUnsupportedError(
+                self.path,
+                f"the image was saved on a {head.header.byte_order}-endian host: QEMU would misread its bitmaps here",
+                cure=f"Restore it on a {head.header.byte_order}-endian host",
+            )
         check_parallel_channels(self.request.parallel_channels)
         if self.request.remove_image:
             require_removable(self.path)
@@ -407,12 +413,6 @@ class RestoreOperation:
             raise RequestError(
                 f"parallel_channels needs a sparse image; {self.path} is {head.header.format.label}",
                 cure="Leave parallel_channels out",
-            )
-        if head.header.mapped_ram and head.header.byte_order != sys.byteorder:
-            raise ImageUnsupportedError(
-                self.path,
-                f"the image was saved on a {head.header.byte_order}-endian host: QEMU would misread its bitmaps here",
-                cure=f"Restore it on a {head.header.byte_order}-endian host",
             )
         recorded = self._recorded_digest(head) if self.request.verify == "full" else ""
         if self.request.verify != "none":
@@ -425,6 +425,7 @@ class RestoreOperation:
                 raise ImageFormatError(
                     self.path,
                     f"the image is damaged: {'; '.join(problems[:3])}",
+                    cure="Restore an intact copy, or start the VM from its disks",
                 )
         if head.header.format in COMPRESSORS:
             return await in_thread(read_compressed_head, self.path, head.header)

@@ -26,7 +26,7 @@ COMPARED = frozenset(("domain.name", "domain.uuid", "stream.machine", "stream.ra
 
 #: The outcomes that are right, as the summary names them.
 REFUSED, AT_LOADING, EXPANDING, HARMLESS = "refused", "refused at loading", "refused by the tool", "harmless"
-DIGEST, SILENT = "found by the digest", "needs a digest"
+DIGEST, SILENT = "found by the digest", "has no digest"
 OUTCOMES = (REFUSED, AT_LOADING, EXPANDING, HARMLESS, DIGEST, SILENT)
 
 Found = dict[str, Any]

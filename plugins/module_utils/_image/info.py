@@ -43,7 +43,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import read_stream
-from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import head_problems, stream_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import (
+    domain_problems,
+    head_problems,
+    stream_problems,
+)
 
 _PARTIAL_PROBLEM = "the image is partial: its save never finished, or is still being written"
 _EDIT_PROBLEM = (
@@ -124,6 +128,8 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
             problems.append(error.problem)
         if stream or verify:
             facts = read_stream(path, head.header, descriptor)
+            if facts and verify and info["name"]:
+                problems += domain_problems(head.domain(), facts.machine, facts.memory)
             if stream:
                 shown = facts
                 # Without its tool, nothing of a compressed stream is known.
@@ -131,7 +137,7 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
                     shown = facts or read_compressed_head(path, head.header)
                 info["stream"] = shown.as_result() if shown else None
             if facts and verify:
-                problems += stream_problems(path, descriptor, facts, head.domain() if info["name"] else None)
+                problems += stream_problems(path, descriptor, facts)
         if verify and info["checksum"] and head.header.complete and not problems:
             problems += digest_problems(path, info["checksum"], descriptor=descriptor)
     except ImageError as error:

@@ -32,6 +32,7 @@ _CONFIGURATION = ("configuration/capabilities", "configuration/target-page-bits"
 _SECTION_STARTS = (0x01, 0x02, 0x03, 0x04)
 _SECTION_FOOTER = 0x7E
 _RAM_SECTION = re.compile(rb"\x01(.{4})\x03ram\x00{4}\x00\x00\x00\x04", re.DOTALL)  # id, name, instance, version 4
+_RAM_SIZE = 0x04  # RAM_SAVE_FLAG_MEM_SIZE
 _RAM_END = 0x10  # RAM_SAVE_FLAG_EOS
 _MAPPED_RAM_HEADER = ">IQQQ"
 _CAPABILITY_MAPPED_RAM = "mapped-ram"
@@ -150,6 +151,11 @@ class StreamFacts:
     def mapped_ram(self) -> bool:
         """Whether the stream was written with mapped-ram."""
         return _CAPABILITY_MAPPED_RAM in self.capabilities
+
+    @property
+    def memory(self) -> int:
+        """All RAM blocks together, in bytes: the guest's memory, and some of devices and firmware."""
+        return sum(block.used_length for block in self.ram_blocks)
 
     def as_result(self) -> dict[str, t.Any]:
         """For a module's result."""
@@ -302,7 +308,10 @@ def _read_ram_blocks(reader: _Reader, capabilities: list[str], byte_order: str, 
 
     :param page_size: that of the machine type; 0 where it is not known: then all blocks must have the same.
     """
-    remaining = reader.number(8) & ~_LOW_BITS
+    word = reader.number(8)
+    remaining = word & ~_LOW_BITS
+    if word & _LOW_BITS != _RAM_SIZE:
+        raise ImageFormatError(reader.path, "the RAM section does not begin with the size of the guest's memory")
     if not 0 < remaining <= _MAX_RAM:
         raise ImageFormatError(reader.path, f"the stream says that the guest has {remaining} bytes of RAM")
     blocks: dict[str, RamBlock] = {}

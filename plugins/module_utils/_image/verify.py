@@ -58,7 +58,9 @@ def structure_problems(path: str, descriptor: int | None = None) -> list[str]:
         stream = read_stream(path, head.header, descriptor)
     except ImageFormatError as error:
         return [*problems, error.problem]
-    return problems + (stream_problems(path, descriptor, stream, domain) if stream else [])
+    if stream and domain:
+        problems += domain_problems(domain, stream.machine, stream.memory)
+    return problems + (stream_problems(path, descriptor, stream) if stream else [])
 
 
 def head_problems(descriptor: int, head: ImageHead) -> list[str]:
@@ -96,17 +98,12 @@ def domain_problems(domain: domain_xml.ParsedDomain, machine: str, memory: int) 
     return problems
 
 
-def stream_problems(
-    path: str, descriptor: int, stream: StreamFacts, domain: domain_xml.ParsedDomain | None
-) -> list[str]:
+def stream_problems(path: str, descriptor: int, stream: StreamFacts) -> list[str]:
     """What the file lacks of a stream whose facts were read from it, as sentences.
 
-    :param domain: the domain XML, where it could be read, to see that it is of the same VM.
     :raises ImageAccessError: the file cannot be read.
     """
     problems = []
-    if domain:
-        problems += domain_problems(domain, stream.machine, sum(block.used_length for block in stream.ram_blocks))
     for block in stream.ram_blocks:
         lost = _lost_pages(path, descriptor, block) if isinstance(block, MappedRamBlock) else 0
         if lost:
