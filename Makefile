@@ -149,6 +149,7 @@ SCENARIOS ?=
 .PHONY: molecule
 molecule: ## The fleet, on machines of its own, as root: make molecule SCENARIOS=hosts
 	@scripts/setup hosts
+	@python -m pytest -q tests/hosts
 	@scripts/molecule test $(or $(SCENARIOS:%=--scenario-name=%),--all) $(ARGS)
 
 # --- the artefact -------------------------------------------------------------------------------------------------

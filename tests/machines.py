@@ -40,6 +40,8 @@ BOOT_TIMEOUT = 180.0  # seconds; a machine boots in two on an idle host
 END_TIMEOUT = 30.0  # seconds
 REBOOT = 133  # systemd-nspawn's exit status when the machine wants to be started again
 
+NSPAWN_STATE = Path("/run/systemd/nspawn")
+
 #: Where the guests' sources and boot image are in a machine.
 GUESTS = "opt/vmops"
 
@@ -127,7 +129,6 @@ class Machine:
             for group in left:
                 remove_cgroup(group)
             time.sleep(0.05)
-        shutil.rmtree(f"/run/systemd/nspawn/propagate/{self.unit}", ignore_errors=True)
 
     # Inside: what the supervisor does
 
@@ -138,6 +139,9 @@ class Machine:
         # Held as long as this process lives: scripts/base-tree removes no tree that a machine runs on.
         with open(f"{base}.lock", "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
+            # What systemd-nspawn keeps of its machines, and leaves there when it is killed
+            NSPAWN_STATE.mkdir(parents=True, exist_ok=True)
+            run("mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", str(NSPAWN_STATE))
             root = self._mount(base)
             self._furnish(root)
             command = ["systemd-nspawn", "--quiet", "--boot", "--directory", str(root), "--machine", self.unit]
@@ -282,8 +286,8 @@ def boot_image() -> Path:
     """The counter guest's boot image, assembled here: a machine has no assembler."""
     # Only here: what ssh and the supervisor run needs none of it
     sys.path.insert(0, str(TESTS))
-    from support import GuestError
     from support.counter import build_counter
+    from support.guest import GuestError
 
     try:
         return build_counter()

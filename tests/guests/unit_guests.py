@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -28,10 +29,14 @@ TIMEOUT = 120.0  # seconds, for machines that share two cores
 
 
 def define(vms: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Make the files of each VM, and the environment file of its unit; a VM: name and CounterGuest's own arguments."""
+    """Make the files of each VM, and the environment file of its unit; a VM: name and CounterGuest's own arguments.
+
+    Without uuid it gets one made of its name.
+    """
     answer = {}
     for vm in vms:
-        guest = CounterGuest(GUESTS / vm["name"], **vm)
+        own = str(uuid.uuid5(uuid.NAMESPACE_DNS, vm["name"]))
+        guest = CounterGuest(GUESTS / vm["name"], **{"uuid": own, **vm})
         guest.define()
         program, *arguments = guest.argv()
         if arguments[:2] != ["-name", guest.name] or any(set(word) & set(" \t\"'\\$") for word in arguments):
@@ -121,7 +126,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         ("went-on", "check that they went on where they were remembered"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("names", nargs="+", metavar="NAME")
+        command.add_argument("names", nargs="*", metavar="NAME")
         if name == "went-on":
             command.add_argument("--boots", type=int, default=0, help="how often they should have booted since")
     options = parser.parse_args(argv)
