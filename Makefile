@@ -120,6 +120,10 @@ functional: ## pytest tests/functional: saves and restores of a real QEMU
 pytest: ## Both in one run
 	@python -m pytest $(ARGS)
 
+.PHONY: test-controller
+test-controller: setup-test ## Kill controllers and connections: make test-controller N=20
+	@CONTROLLER_KILLS=$(or $(N),20) python -m pytest tests/functional/test_controller.py $(ARGS)
+
 .PHONY: test-versions
 test-versions: ## The tests of several QEMU versions: 7.2, this host's, 11.1
 	@scripts/setup versions
