@@ -129,6 +129,10 @@ test-corpus: ## 10 000 mutated images, 400 of them restored: make test-corpus N=
 	@CORPUS_IMAGES=$(or $(N),10000) CORPUS_RESTORES=$(or $(RESTORES),400) \
 		python -m pytest $(or $(TESTS),tests/corpus) $(ARGS)
 
+.PHONY: test-controller
+test-controller: setup-test ## Kill controllers and connections: make test-controller N=20
+	@CONTROLLER_KILLS=$(or $(N),20) python -m pytest tests/functional/test_controller.py $(ARGS)
+
 .PHONY: test-versions
 test-versions: ## The tests of several QEMU versions: 7.2, this host's, 11.1
 	@scripts/setup versions

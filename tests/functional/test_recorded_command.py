@@ -643,6 +643,7 @@ def pretender(tmp_path):
         started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
         pid = started[-1].pid
         wait_until(lambda: os.readlink(f"/proc/{pid}/exe") == str(target))
+        wait_until(lambda: pid in [process.pid for process in process_module.list_processes()])
         return pid
 
     with reachable_by_nobody(place):
