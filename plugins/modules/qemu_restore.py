@@ -14,8 +14,8 @@ description:
     it starts with the command line that the image records. The VM goes on exactly where it was saved.
   - The image's structure is checked, and its machine type and memory are compared with those of the QEMU, before QEMU
     reads a byte, since QEMU loads some images that do not fit and reports success.
-  - A QEMU that was started outlives the module and the connection. It has no terminal; what it writes goes into a log
-    beside the image, with C(.log) appended to its name.
+  - A QEMU that was started outlives the module and the connection. It has no terminal. What it writes goes into a log
+    beside the image, with C(.log) appended to its name, or where its systemd service has it go.
   - The image is removed only when the VM is where it should be. On any failure it is kept, and a QEMU that failed to
     load is ended.
 options:
@@ -46,15 +46,25 @@ options:
     default: as_saved
   launch:
     description:
-      - V(recorded) starts QEMU with the command line that the image records. The image, its directory and those above
-        must belong to root or to the user of the task, and nobody else may be able to write to them.
-      - V(command) starts QEMU with O(command).
-      - V(attach) expects a QEMU that waits already (C(-incoming defer)). A QEMU of this name that waits is taken by
-        the other values, too.
+      - V(recorded) starts QEMU as the image records it. A VM that was the main process of a systemd service is started
+        by that service again, with the service's own user, limits and helpers. Any other VM is started with its command
+        line, in a transient unit of its own; where systemd does not run the host, or the task is not root's, as a
+        daemon.
+      - The image, its directory and those above must belong to root or to the user of the task, and nobody else may be
+        able to write to them.
+      - V(command) starts QEMU with O(command), in a transient unit or as a daemon, too.
+      - V(attach) expects a QEMU that waits already (C(-incoming defer)), or that someone else starts within
+        O(attach_timeout). A QEMU of this name that waits is taken by the other values, too.
       - C(-incoming), C(-S), C(-loadvm) and C(-daemonize) of a command line are replaced by what a restore needs.
     type: str
     choices: [recorded, command, attach]
     default: recorded
+  attach_timeout:
+    description:
+      - Seconds to wait, with O(launch=attach), for a QEMU that someone else starts; V(0) expects it to be there.
+      - A unit that O(vmops.qemu.qemu_save#module:cold_boot_guard) keeps from starting does not start then, either.
+    type: float
+    default: 0
   command:
     description:
       - The command line that starts QEMU, as a list. It needs a QMP server on a UNIX socket.
@@ -112,6 +122,8 @@ extends_documentation_fragment:
 requirements:
   - qemu.qmp >= 0.0.3 (Python library on the host with the VM)
 notes:
+  - When the VM runs, its systemd service may start it from its disks again
+    (O(vmops.qemu.qemu_save#module:cold_boot_guard)).
   - A VM that runs already is left alone (RV(ignore:changed=false)), whether there is an image or not.
   - A VM whose save was interrupted before its QEMU had ended goes on in that QEMU, whether the image was complete by
     then or not.
@@ -138,6 +150,12 @@ EXAMPLES = r"""
   vmops.qemu.qemu_restore:
     name: web2
     verify: full
+
+- name: Restore into a QEMU that another tool starts meanwhile
+  vmops.qemu.qemu_restore:
+    name: db1
+    launch: attach
+    attach_timeout: 120
 
 - name: Restore an image of libvirt's into a QEMU with the same devices
   vmops.qemu.qemu_restore:
@@ -207,6 +225,11 @@ running_at:
     - When the guest ran again, in seconds since the epoch, by the host's clock; V(null) where it was left paused.
   type: float
   returned: when the VM was restored
+unit:
+  description: The systemd unit in whose control group the VM runs, V(null) where there is none.
+  type: str
+  returned: when the VM was restored
+  sample: qemu@web1.service
 duration:
   description: Seconds that the whole operation took.
   type: float

@@ -102,6 +102,17 @@ options:
     type: str
     choices: [quit, pause, resume]
     default: quit
+  cold_boot_guard:
+    description:
+      - Keep the VM's systemd service from starting it from its disks while its image is there, after the host's reboot
+        too, and also where the service restarts by itself (C(Restart=always)). The memory in the image would not fit
+        to the disks any more.
+      - This is a file in C(/etc/systemd/system) with a condition on the image. M(vmops.qemu.qemu_restore) removes it;
+        without the image it has no effect.
+      - Only the service whose main process QEMU is can be kept from it. After O(after_save=resume) nothing is.
+      - It takes root. With V(false) see yourself that nothing starts the VM.
+    type: bool
+    default: true
   force:
     description:
       - Replace a complete image although the VM runs, or an image of another VM.
@@ -286,6 +297,22 @@ bypass_cache:
   description: Whether the memory went past the page cache.
   type: bool
   returned: when the VM was saved
+launch:
+  description: How M(vmops.qemu.qemu_restore) will start it again, by what the image records.
+  type: dict
+  returned: when the VM was saved, or would be
+  contains:
+    how:
+      description:
+        - V(unit), by its systemd unit; V(command), with its command line; V(none), not at all, as it cannot be done.
+      type: str
+    unit:
+      description: That unit.
+      type: str
+      sample: qemu@web1.service
+    reason:
+      description: Why it is not V(unit), or what to be aware of.
+      type: str
 reasons:
   description: Why the options that were not given got their values.
   type: dict

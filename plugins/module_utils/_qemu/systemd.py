@@ -229,13 +229,19 @@ def parse_units(text: str) -> list[Unit]:
                 exit_status=_number(keys.get("ExecMainStatus", "")),
                 service_type=keys.get("Type", ""),
                 fragment=keys.get("FragmentPath", ""),
-                drop_ins=tuple(keys.get("DropInPaths", "").split()),
+                drop_ins=_paths(keys.get("DropInPaths", "")),
                 transient=keys.get("Transient") == "yes",
                 conditions_met=keys.get("ConditionResult") != "no",
                 invocation=keys.get("InvocationID", ""),
             )
         )
     return units
+
+
+def _paths(text: str) -> tuple[str, ...]:
+    """A list as systemctl prints it: what has a backslash, as an escaped name has, is quoted by newer versions."""
+    words = re.findall(r'"((?:[^"\\]|\\.)*)"|(\S+)', text)
+    return tuple(re.sub(r"\\(.)", r"\1", quoted) if quoted else plain for quoted, plain in words)
 
 
 def _number(text: str) -> int:

@@ -7,12 +7,16 @@ from __future__ import annotations
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import (
     CommandOption,
+    daemonizes,
     guest_name,
     machine_type,
+    memory_size,
     options,
     parse_option_string,
     qmp_addresses,
     restore_command,
+    vcpu_count,
+    vm_uuid,
     why_not_replayable,
 )
 from hypothesis import given
@@ -390,3 +394,61 @@ def test_what_can_be_started_again(words):
 def test_a_restored_vm_is_as_replayable_as_before(groups):
     argv = [QEMU, *(word for _kept, words in groups for word in words)]
     assert why_not_replayable(restore_command(argv)) == why_not_replayable(argv)
+
+
+# --- what is told of a VM that cannot be asked ---
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        ([], None),
+        (["-m", "64"], 64 * 2**20),
+        (["-m", "2G"], 2 * 2**30),
+        (["-m", "size=1024k,slots=3,maxmem=8g"], 2**20),
+        (["-m", "512M", "-m", "1g"], 2**30),
+        (["-m", "slots=3"], None),
+        (["-m", "much"], None),
+        (["-name", "-m"], None),
+    ],
+)
+def test_memory_size(words, size):
+    assert memory_size([QEMU, *words]) == size
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        ([], 1),
+        (["-smp", "4"], 4),
+        (["-smp", "cpus=2,sockets=4,maxcpus=8"], 2),
+        (["-smp", "sockets=2,cores=3,threads=2"], 12),
+        (["-smp", "sockets=x"], 1),
+        (["-smp", "maxcpus=8"], 1),
+    ],
+)
+def test_vcpu_count(words, count):
+    assert vcpu_count([QEMU, *words]) == count
+
+
+def test_vm_uuid():
+    assert vm_uuid([QEMU]) == ""
+    assert vm_uuid([QEMU, "-uuid", "0E1C5F0A-7A3C-4F0E-9B4D-2F6D8A1B2C3D"]) == "0e1c5f0a-7a3c-4f0e-9b4d-2f6d8a1b2c3d"
+
+
+# --- a starter that gives its descriptors again ---
+
+
+def test_descriptors_of_a_starter_that_gives_them_again():
+    argv = [QEMU, "-add-fd", "fd=3,set=5", "-netdev", "tap,fd=4,id=n0"]
+    assert why_not_replayable(argv)
+    assert why_not_replayable(argv, starter_gives_descriptors=True) == ""
+    assert "-snapshot" in why_not_replayable([*argv, "-snapshot"], starter_gives_descriptors=True)
+
+
+def test_daemonize_is_left_where_it_counts():
+    argv = [QEMU, "-daemonize", "-S", "-name", "-daemonize"]
+    assert daemonizes(argv)
+    assert not daemonizes(argv[2:])
+    assert restore_command(argv) == [QEMU, "-name", "-daemonize", "-S", "-incoming", "defer"]
+    assert restore_command(argv, daemonize=True) == [QEMU, "-daemonize", *restore_command(argv)[1:]]
