@@ -138,7 +138,9 @@ def _table(heads: tuple[str, ...], rows: list[str]) -> str:
     return f"<div class='scroll'><table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
-_LEFT, _RIGHT, _ROW = 220, 80, 22
+_LEFT = 220
+_RIGHT = 80
+_ROW = 22
 
 
 def _timeline(vms: list[tuple[Data, Data]]) -> str:

@@ -419,13 +419,15 @@ def test_connection_dropped(make_guest, image, make_play, server, module, drop, 
     save = make_play("qemu_save", name=VM, path=str(image), **(slowly if module == "qemu_save" else {}), **how)
     restore = make_play("qemu_restore", name=VM, path=str(image), **how)
     if module == "qemu_save":
-        play, reached = save, lambda: os.listdir(image.parent) != []
+        play = save
     else:
         assert not save.run()["failed"]
         guest.wait_exit()
-        play, reached = restore, lambda: find_qemu_pids(VM) != []
+        play = restore
     run = play.start()
-    wait_until(lambda: reached() or run.process.poll() is not None)
+    wait_until(
+        lambda: (os.listdir(image.parent) if play is save else find_qemu_pids(VM)) or run.process.poll() is not None
+    )
     drop(server, run)
     check_one_of_both(image)
     run.process.communicate(timeout=120)
