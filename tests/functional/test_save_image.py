@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from support import Monitor
+from support import Monitor, Process
 from support.observe import VM, Continuity, run_state
 
 
@@ -141,13 +141,14 @@ def test_interrupted_by_a_signal(guest, image, save, start_module, tmp_path, mon
     while not (tools / "pid").exists() or not (tools / "pid").read_text().strip():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    started = Process(int((tools / "pid").read_text()))
     run.process.send_signal(number)
     result = run.result(20)
     assert result["error"] == "InterruptedOperationError"
     assert number.name in result["msg"]
     assert os.listdir(image.parent) == [image.name]
     assert image.read_bytes() == before
-    assert not os.path.exists(f"/proc/{(tools / 'pid').read_text().strip()}")
+    assert started.wait(5)
 
 
 def test_an_image_that_is_being_restored_is_not_touched(guest, image, save, change, run_module):
