@@ -16,10 +16,14 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
-from channels import drop_caches, run_module  # its path is added to sys.path in there
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.channels import drop_caches, run_module
 
 from support import CounterGuest
 
