@@ -28,7 +28,7 @@ TARGETS ?=
 
 .PHONY: help
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- set-up -------------------------------------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ unit: ## pytest tests/unit: make unit TESTS=tests/unit/... ARGS=-x
 functional: ## pytest tests/functional: saves and restores of a real QEMU
 	@python -m pytest $(or $(TESTS),tests/functional) $(ARGS)
 
-pytest: ## Both, and a short torture, in one run
+pytest: ## Unit and functional tests, a short torture, a small corpus, in one run
 	@python -m pytest $(ARGS)
 
 .PHONY: test-torture
@@ -153,8 +153,13 @@ SCENARIOS ?=
 .PHONY: molecule
 molecule: ## The fleet, on machines of its own, as root: make molecule SCENARIOS=hosts
 	@scripts/setup hosts
-	@python -m pytest -q tests/hosts
+	@python -m pytest -q tests/hosts/test_machines.py
 	@scripts/molecule test $(or $(SCENARIOS:%=--scenario-name=%),--all) $(ARGS)
+
+.PHONY: test-units
+test-units: ## The tests of systemd units, on a machine of their own, as root
+	@scripts/setup hosts
+	@python -m pytest tests/hosts/test_units_on_a_machine.py $(ARGS)
 
 # --- the artefact -------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from .guest import Guest, GuestError
 
 #: Why these tests cannot run here, or the empty string.
 UNAVAILABLE = (
-    "systemd does not run this host"
+    "systemd does not run this host: make test-units has a machine for them"
     if not os.path.isdir("/run/systemd/system")
     else "only root may make units"
     if os.geteuid() != 0
