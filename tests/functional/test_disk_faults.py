@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -99,7 +100,8 @@ class Before:
 
     def check_all_is_as_before(self) -> None:
         assert time.monotonic() - self.started < BOUND
-        assert settings(self.guest) == self.settings
+        # A descriptor that QEMU's threads still use is gone a moment later.
+        wait_until(lambda: settings(self.guest) == self.settings, 5)
         assert contents(self.place) == self.contents
         assert run_state(self.guest) == "running"
         self.continuity.check()
@@ -330,22 +332,31 @@ def test_save_into_a_read_only_file_system(mount, guest, run_module):
 
 
 @pytest.fixture
-def zram(undo: contextlib.ExitStack) -> Callable[[int], tuple[str, Callable[[], object]]]:
-    """Make a disk of so many MiB: its device, and a function that breaks it. It then answers writes with errors."""
+def breakable_disk(undo: contextlib.ExitStack, mount: Callable[..., Path]) -> Callable[[], tuple[Path, int]]:
+    """Mount a disk that C(break_disk) breaks: a loop device on a file in memory, which can be sealed against writes."""
 
-    def make(size_mib: int) -> tuple[str, Callable[[], object]]:
-        control = Path("/sys/class/zram-control")
-        if shutil.which("modprobe"):
-            subprocess.run(["modprobe", "--quiet", "zram"], stderr=subprocess.DEVNULL)
-        if not control.is_dir():
-            pytest.skip("this kernel has no zram")
-        number = (control / "hot_add").read_text().strip()
-        undo.callback((control / "hot_remove").write_text, number)
-        disk = Path(f"/sys/block/zram{number}")
-        (disk / "disksize").write_text(f"{size_mib}M")
-        return f"/dev/zram{number}", lambda: (disk / "mem_limit").write_text("1M")
+    def make() -> tuple[Path, int]:
+        disk = os.memfd_create("disk", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+        undo.callback(os.close, disk)
+        os.ftruncate(disk, 500 * 2**20)
+        path = f"/proc/{os.getpid()}/fd/{disk}"
+        subprocess.run(["mkfs.ext4", "-q", "-F", path], check=True)
+        done = subprocess.run(["losetup", "--find", "--show", path], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"this host makes no loop device: {done.stderr.strip()}")
+        device = done.stdout.strip()
+        try:
+            return mount("disk", "ext4", "defaults", device), disk
+        finally:
+            # From the moment on in which nobody has it mounted any more.
+            subprocess.run(["losetup", "--detach", device], check=True)
 
     return make
+
+
+def break_disk(disk: int) -> None:
+    """All writes to it are answered with Input/output error from now on."""
+    fcntl.fcntl(disk, 1033, 0x10)  # F_ADD_SEALS, F_SEAL_FUTURE_WRITE
 
 
 @only_root
@@ -360,15 +371,14 @@ def zram(undo: contextlib.ExitStack) -> Callable[[int], tuple[str, Callable[[], 
     ],
     ids=named,
 )
-def test_disk_that_dies_in_the_middle(zram, mount, big_guest, start_module, options, errors):
-    device, break_it = zram(500)
-    subprocess.run(["mkfs.ext4", "-q", device], check=True)
-    image = make_image(mount("disk", "ext4", "defaults", device) / "images" / "web1.save")
+def test_disk_that_dies_in_the_middle(breakable_disk, big_guest, start_module, options, errors):
+    place, disk = breakable_disk()
+    image = make_image(place / "images" / "web1.save")
     subprocess.run(["sync", "-f", image], check=True)
     before = Before(big_guest, image.parent)
     run = start_module("qemu_save", name=VM, path=str(image), force=True, bandwidth="64M", **options)
     wait_until(lambda: migration_is_active(big_guest))
-    break_it()
+    break_disk(disk)
     result = run.result()
     assert result["error"] in errors, result["msg"]
     # A file system that cannot write its journal any more becomes read-only.
