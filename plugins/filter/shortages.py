@@ -46,7 +46,7 @@ def shortages(runs: t.Iterable[t.Mapping[str, t.Any]]) -> list[str]:
     count: collections.Counter[str] = collections.Counter()
     for run in runs:
         place = run.get("file_system")
-        if place:
+        if place and run.get("space_free") is not None:
             needed[place] += int(run["space_needed"])
             count[place] += 1
             free[place] = int(run["space_free"])

@@ -64,6 +64,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     require_removable,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_stream
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import (
@@ -113,6 +114,9 @@ LAUNCH_TIMEOUT = 60.0
 #: Seconds between two looks for the QMP socket of a QEMU that is just starting; nothing announces it.
 _LAUNCH_INTERVAL = 0.02
 
+
+#: Seconds that QEMU may take to see that the tool that expands its image has failed.
+_EXPANDER_GRACE = 2.0
 
 #: Seconds between two looks for a QEMU that someone else starts.
 _ATTACH_INTERVAL = 0.25
@@ -682,15 +686,46 @@ class _Transaction:
             with Publisher(self.vm.label, "restore") as progress:
                 async with progress.following(self._bytes_read(reader)):
                     await self.migration.start_incoming(uri, keep_alive=support.exit_on_error)
-                    state = await self.migration.wait()
+                    state = await self._wait_for_load(self.migration)
         except MigrationError as exc:
             failure = await self.expander.failure() if self.expander else ""
             if failure:
                 exc.what += f" ({failure})"
+            exc.what = f"{self.domain.name} could not be loaded from {self.head.path}: {exc.what}"
+            exc.cure = exc.cure or cure_for(exc.what)
+            if not self.launched:
+                exc.cure = exc.cure or "See what QEMU says (its stderr, or the log of its unit), then restore again"
+            raise
+        except MonitorLostError as exc:
+            # QEMU (10.0) dies without a word of a page that it cannot read.
+            exc.what = f"{self.domain.name} could not be loaded from {self.head.path}: {exc.what}"
+            exc.cure = "See why QEMU ended (the kernel's log tells of a crash, and of a disk that fails), restore again"
             raise
         await self._see_expander_off()
         await self.settings.restore()
         return state
+
+    async def _wait_for_load(self, migration: Migration) -> dict[str, t.Any]:
+        """Wait until QEMU has loaded the guest; returns its last C(query-migrate).
+
+        :raises ImageError: the tool that expands the image failed, and QEMU does not tell.
+        """
+        if self.expander is None:
+            return await migration.wait()
+        loading = asyncio.ensure_future(migration.wait())
+        expanding = asyncio.ensure_future(self.expander.wait(self.head.path))
+        try:
+            await asyncio.wait({loading, expanding}, return_when=asyncio.FIRST_COMPLETED)
+            if not loading.done() and expanding.exception():
+                # Of a stream that ends before its first byte QEMU (10.0) takes no notice, and waits for ever.
+                await asyncio.wait({loading}, timeout=_EXPANDER_GRACE)
+                if not loading.done():
+                    expanding.result()
+            return await loading
+        finally:
+            for task in (loading, expanding):
+                task.cancel()
+            await asyncio.gather(loading, expanding, return_exceptions=True)
 
     def _bytes_read(self, pid: int) -> Measure:
         """Measures how much of the image a process has read; QEMU itself says nothing of a load."""
@@ -872,7 +907,8 @@ class _Transaction:
             text = await self._said(launched)
             if text and text not in cause.what:
                 cause.what += f" (QEMU said: {text})"
-            cause.cure = cause.cure or f"Correct what it says and restore again; QEMU's log is {launched.log}"
+            cause.cure = cause.cure or "Correct what it says and restore again"
+            cause.cure += f"; QEMU's log is {launched.log}"
 
     async def _said(self, launched: LaunchedQemu) -> str:
         """What the QEMU that was started wrote to stderr, where it repeats its words, but not the secrets in them."""

@@ -61,9 +61,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     make_save_directory,
     read_image_head,
     remove_leftovers,
+    require_replaceable,
     require_writable_directory,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import domain_problems, structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import InterruptedRestore
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave, SaveRecord
@@ -259,7 +261,12 @@ class SaveOperation:
             )
 
     def _require_replaceable(self, vm: RunningVm) -> None:
-        """:raises ConflictError: what is at the path must not be replaced."""
+        """Refuse to replace what is at the path, unless it may be.
+
+        :raises ConflictError: it is an image, or something else, that only C(force) replaces.
+        :raises RequestError: it is no file at all.
+        """
+        require_replaceable(self.path)
         if self.request.force or (self._used_image and self._used_image == image_identity(self.path)):
             return
         try:
@@ -737,19 +744,20 @@ class _Transaction:
             )
         return record
 
-    def _check_space(self, directory: str) -> tuple[int, int]:
-        """Refuse a save that cannot fit; the bytes that it may need, and those that are free.
+    def _check_space(self, directory: str) -> tuple[int, int | None]:
+        """Refuse a save that cannot fit; the bytes that it may need, and those that are free, where that is known.
 
         What the save writes is bounded by the guest's memory and by what its process holds of it.
         """
         held = resident_bytes(self.vm.process.pid) if self.vm.process else None
         needed = min(self.vm.memory, held or self.vm.memory) + _SPACE_MARGIN
         free = free_bytes(directory)
-        if free < needed:
+        if free is not None and free < needed:
             raise ImageSpaceError(
                 directory,
-                f"{needed // 2**20} MiB may be needed to save {self.vm.label}, but its file system has only"
-                f" {free // 2**20} MiB free ({(needed - free + 2**20 - 1) // 2**20} MiB are missing)",
+                f"{needed // 2**20} MiB may be needed to save {self.vm.label}, but the file system"
+                f" {file_system(directory)} has only {free // 2**20} MiB free"
+                f" ({(needed - free + 2**20 - 1) // 2**20} MiB are missing)",
                 cure="Free space there, or save into another directory",
             )
         return needed, free
@@ -842,6 +850,8 @@ class _Transaction:
             failure = await self.compressor.failure() if self.compressor else ""
             if failure:
                 exc.what += f" ({failure})"
+            exc.what = f"{self.vm.label} could not be saved in {self.path}: {exc.what}"
+            exc.cure = exc.cure or cure_for(exc.what) or "See what QEMU says, then save again"
             raise
         finally:
             waiting.cancel()

@@ -270,7 +270,9 @@ space_needed:
   type: int
   returned: in check mode, when the VM would be saved
 space_free:
-  description: Bytes that are free in O(save_dir)'s, or O(path)'s, file system.
+  description:
+    - Bytes that are free in O(save_dir)'s, or O(path)'s, file system.
+    - V(null) where it does not say so.
   type: int
   returned: in check mode, when the VM would be saved
 file_system:

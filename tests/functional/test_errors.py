@@ -334,39 +334,6 @@ def test_directory_that_is_none(guest, tmp_path, run_module, place):
     assert run_state(guest) == "running"
 
 
-def test_read_only_file_system(guest, tmp_path, run_module):
-    place = tmp_path / "read-only"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", place], check=True)
-    try:
-        result = run_module("qemu_save", name=VM, path=str(place / "web1.save"))
-    finally:
-        subprocess.run(["umount", place], check=True)
-    assert result["failed"]
-    assert str(place) in result["msg"]
-    assert run_state(guest) == "running"
-
-
-def test_link_in_place_of_the_image_is_not_followed(guest, image, run_module, tmp_path):
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
-    image.symlink_to(victim)
-    result = run_module("qemu_save", name=VM, path=str(image), force=True)
-    assert result["failed"]
-    assert victim.read_text() == "precious"
-    assert run_state(guest) == "running"
-
-
-def test_fifo_and_directory_in_place_of_the_image(guest, image, run_module):
-    os.mkfifo(image)
-    assert run_module("qemu_save", name=VM, path=str(image), force=True)["failed"]
-    assert run_module("qemu_restore", name=VM, path=str(image))["failed"]
-    image.unlink()
-    image.mkdir()
-    assert run_module("qemu_save", name=VM, path=str(image), force=True)["failed"]
-    assert run_state(guest) == "running"
-
-
 # --- options ---
 
 

@@ -805,7 +805,7 @@ def _copy_access(facts: os.stat_result, descriptor: int) -> None:
 def _require_space(path: str, needed: int) -> None:
     directory = os.path.dirname(path)
     free = free_bytes(directory)
-    if free < needed:
+    if free is not None and free < needed:
         raise ImageSpaceError(
             path,
             f"the image needs {needed} bytes beside its archive, but {directory} has only {free}",

@@ -25,6 +25,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_plain_head
 
 #: Where tools are looked for beside PATH: what a shell without a login has there is often less.
@@ -128,7 +129,7 @@ class Filter:
             raise ImageError(
                 path,
                 f"{self.program} {_how_it_ended(code)}" + (f": {said}" if said else ""),
-                cure="Free space if it lacks some; else see what it says",
+                cure=cure_for(said) or "See what it says, then save or restore again",
             )
 
     async def failure(self, timeout: float = 2.0) -> str:
@@ -149,10 +150,13 @@ class Filter:
 
     async def _read_stderr(self) -> str:
         stream = self._process.stderr
-        text = await stream.read(4096) if stream else b""
-        # The rest is of no use, but it must not fill the pipe.
-        while stream and await stream.read(65536):
-            pass
+        text = b""
+        while stream:
+            piece = await stream.read(4096)
+            if not piece:
+                break
+            # More than that is of no use, but it must not fill the pipe.
+            text = (text + piece)[:4096]
         return text.decode(errors="replace").strip()
 
 

@@ -24,7 +24,6 @@ import errno
 import fcntl
 import os
 import signal
-import stat
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
@@ -41,6 +40,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     pack_head,
     read_at,
     remove_image,
+    require_regular,
     write_at,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
@@ -67,10 +67,10 @@ def open_for_edit(path: str) -> t.Iterator[int]:
     :raises ImageAccessError: it cannot be opened or locked; a symbolic link is not followed.
     """
     with image_errors(path, "open the image"):
-        _require_regular(os.lstat(path), path)
+        require_regular(os.lstat(path), path)
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _require_regular(os.fstat(descriptor), path)
+        require_regular(os.fstat(descriptor), path)
         with image_errors(path, "lock the image"):
             if not (lock(descriptor) and _is_alone(descriptor)):
                 raise ConflictError(
@@ -278,10 +278,3 @@ def _is_alone(descriptor: int) -> bool:
         return error.errno != errno.EAGAIN
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return True
-
-
-def _require_regular(facts: os.stat_result, path: str) -> None:
-    if stat.S_ISLNK(facts.st_mode):
-        raise ImageFormatError(path, "a symbolic link", cure="Give the path of the file itself")
-    if not stat.S_ISREG(facts.st_mode):
-        raise ImageFormatError(path, "not a regular file")

@@ -105,10 +105,10 @@ def open_image(path: str, direct: bool = False) -> int:
     :raises ImageFormatError: it is a directory, FIFO, socket or device.
     """
     with image_errors(path, "open the image"):
-        _require_regular(os.stat(path), path)  # a device may act on being opened, so look before
+        require_regular(os.stat(path), path)  # a device may act on being opened, so look before
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_DIRECT if direct else 0))
         try:
-            _require_regular(os.fstat(descriptor), path)
+            require_regular(os.fstat(descriptor), path)
             os.set_blocking(descriptor, True)
         except BaseException:
             os.close(descriptor)
@@ -248,9 +248,43 @@ def image_lock(path: str) -> t.Iterator[None]:
         os.close(descriptor)
 
 
-def _require_regular(facts: os.stat_result, path: str) -> None:
+def require_regular(facts: os.stat_result, path: str) -> None:
+    """:raises ImageFormatError: what is at the path is not a regular file, and cannot be an image."""
     if not stat.S_ISREG(facts.st_mode):
-        raise ImageFormatError(path, "not a regular file")
+        raise ImageFormatError(
+            path, f"it is {_kind(facts)}, not a regular file", cure="Give the path of the image itself"
+        )
+
+
+def _kind(facts: os.stat_result) -> str:
+    """What a file is that is not a regular one."""
+    kinds = {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a character device",
+        stat.S_IFBLK: "a block device",
+    }
+    return kinds.get(stat.S_IFMT(facts.st_mode), "something unknown")
+
+
+def require_replaceable(path: str) -> None:
+    """Check, without a change, that an image may be put in the place of what is at a path, if there is anything.
+
+    :raises RequestError: it is not a regular file.
+    :raises ImageAccessError: it cannot be looked at.
+    """
+    with image_errors(path, "look at the target"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        _require_replaceable(os.lstat(path), path)
+
+
+def _require_replaceable(facts: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(facts.st_mode):
+        raise RequestError(
+            f"{path} is {_kind(facts)}, not a regular file, so it cannot be replaced by an image",
+            cure="Give the path of a file, not of a symbolic link, directory or device",
+        )
 
 
 # --- making -----------------------------------------------------------------------------------------------------
@@ -504,11 +538,7 @@ class PartialImage:
                 facts = os.stat(os.path.basename(self.target), dir_fd=self._directory, follow_symlinks=False)
             except FileNotFoundError:
                 return ""
-        if not stat.S_ISREG(facts.st_mode):
-            raise RequestError(
-                f"{self.target} is not a regular file, so it cannot be replaced by an image",
-                cure="Give the path of a file, not of a symbolic link, directory or device",
-            )
+        _require_replaceable(facts, self.target)
         return _identity(facts)
 
     def _close(self) -> None:
@@ -599,7 +629,7 @@ def remove_image(path: str) -> None:
     directory, name = _open_directory(path), os.path.basename(path)
     try:
         with image_errors(path, "remove the image"):
-            _require_regular(os.stat(name, dir_fd=directory, follow_symlinks=False), path)
+            require_regular(os.stat(name, dir_fd=directory, follow_symlinks=False), path)
             os.unlink(name, dir_fd=directory)
         _flush_directory(directory, path)
     finally:
@@ -637,6 +667,8 @@ def require_writable_directory(directory: str, may_be_made: bool = False) -> str
     with image_errors(existing, "look into the directory"):
         if not stat.S_ISDIR(os.stat(existing).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if os.statvfs(existing).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if not os.access(existing, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return existing
@@ -663,15 +695,17 @@ def flush_image(path: str) -> None:
         os.close(directory)
 
 
-def free_bytes(directory: str) -> int:
+def free_bytes(directory: str) -> int | None:
     """Bytes that the caller may still write in the file system of this directory (quotas not counted).
+
+    None where that cannot be told: a file system without a size of its own (ramfs, some of FUSE's) has no blocks.
 
     :raises ImageNotFoundError: there is no such directory.
     :raises ImageAccessError: the file system cannot be asked.
     """
     with image_errors(directory, "ask for free space"):
         facts = os.statvfs(directory)
-    return facts.f_bavail * facts.f_frsize
+    return facts.f_bavail * facts.f_frsize if facts.f_blocks else None
 
 
 def file_system(directory: str) -> str:

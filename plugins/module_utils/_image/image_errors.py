@@ -20,13 +20,20 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 _CURES = {
     errno.EACCES: "Run as root or as the owner of the file and its directory (become), or correct their permissions",
     errno.EPERM: "Run as root or as the owner of the file and its directory (become), or correct their permissions",
-    errno.EROFS: "The file system is mounted read-only: remount it or choose another directory",
+    errno.EROFS: "The file system is mounted read-only, perhaps since an error of its disk (see the kernel's log):"
+    " remount it or choose another directory",
     errno.ELOOP: "Give the path of the file itself, not of a symbolic link",
     errno.ENAMETOOLONG: "Choose a shorter file name",
     errno.EFBIG: "Raise the file size limit of the process (ulimit -f), or choose another file system",
     errno.EIO: "The storage failed: look into the kernel's log before the image is trusted",
 }
 _CURE_SPACE = "Free space (or quota) there, or choose another directory"
+
+
+def cure_for(said: str) -> str:
+    """What to do about a failed system call that a text names, as QEMU and other tools do; empty where it is none."""
+    cures = {errno.ENOSPC: _CURE_SPACE, errno.EDQUOT: _CURE_SPACE, **_CURES}
+    return next((cure for number, cure in cures.items() if os.strerror(number) in said), "")
 
 
 @contextlib.contextmanager

@@ -101,7 +101,7 @@ def test_images_that_are_none(builder, tmp_path):
     assert (info["state"], info["complete"], info["name"], info["domain_xml"]) == ("invalid", True, None, None)
     assert info["size"] == builder.path.stat().st_size
     assert "geheim" not in str(info)
-    assert image_info(str(tmp_path))["problems"] == ["not a regular file"]
+    assert image_info(str(tmp_path))["problems"] == ["it is a directory, not a regular file"]
 
 
 def test_verify_and_stream_find_different_things(builder):

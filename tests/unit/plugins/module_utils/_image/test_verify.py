@@ -219,6 +219,6 @@ def test_heads_that_are_none(builder, tmp_path):
     builder.path.write_bytes(b"something else")
     (problem,) = structure_problems(str(builder.path))
     assert "magic is incorrect" in problem
-    assert structure_problems(str(tmp_path)) == ["not a regular file"]
+    assert structure_problems(str(tmp_path)) == ["it is a directory, not a regular file"]
     with pytest.raises(ImageNotFoundError):
         structure_problems(str(tmp_path / "none"))
