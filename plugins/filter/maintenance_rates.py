@@ -62,9 +62,7 @@ def _earlier(report: str) -> dict[str, dict[str, int]]:
     try:
         rates = json.loads(report)["rates"]
         return {
-            str(host): {
-                kind: int(rate[kind]) for kind in ("save", "restore") if kind in rate and int(rate[kind]) > 0
-            }
+            str(host): {kind: int(rate[kind]) for kind in ("save", "restore") if kind in rate and int(rate[kind]) > 0}
             for host, rate in rates.items()
         }
     except (ValueError, TypeError, KeyError, AttributeError):

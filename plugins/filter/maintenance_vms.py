@@ -45,7 +45,8 @@ RETURN = r"""
 _value:
   description:
     - For each VM its C(name), C(state) (V(restored), V(saved), V(running), V(failed) or V(predicted)), C(msg),
-      C(bytes) of its image, C(written) (whether this run has saved it), C(throughput), C(save_seconds), C(restore_seconds), C(stopped_at) and C(running_at).
+      C(bytes) of its image, C(written) (whether this run has saved it), C(throughput), C(save_seconds),
+      C(restore_seconds), C(stopped_at) and C(running_at).
   type: list
   elements: dict
 """

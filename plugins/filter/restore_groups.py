@@ -16,8 +16,9 @@ short_description: Order saved VMs into groups that are restored one after the o
 version_added: 0.1.0
 description:
   - Takes the C(images) that M(vmops.qemu.qemu_save_image_info) returned, of which complete ones are restored.
-  - A partial image is what a save left that was cut off. Where its VM still stands in its QEMU, M(vmops.qemu.qemu_restore)
-    lets it go on there, so it is among the others; its C(path) is then the one that the save would have made.
+  - A partial image is what a save left that was cut off. Where its VM still stands in its QEMU,
+    M(vmops.qemu.qemu_restore) lets it go on there, so it is among the others; its C(path) is then the one that the save
+    would have made.
   - A VM belongs to the first group with a pattern that matches its name; those that match none come last, together.
 positional: order, include, exclude, common, by_vm
 options:

@@ -70,7 +70,7 @@ def make_program(main: Path, archive: t.IO[bytes]) -> None:
             files[f"{_PACKAGE}/{path.relative_to(_PLUGINS).as_posix()}"] = path
     library = library_files()
     if not library:
-        raise AnsibleLookupError("the controller's Python has no qemu.qmp, which the program needs: pip install qemu.qmp")
+        raise AnsibleLookupError("the controller's Python has no qemu.qmp, which the program needs")
     files.update(library)
     # By which Python before 3.13 knows a namespace package in an archive.
     directories = sorted({f"{parent.as_posix()}/" for name in files for parent in Path(name).parents if parent.name})
