@@ -44,7 +44,7 @@ author:
 EXAMPLES = r"""
 - name: Fail where a VM would be lost
   ansible.builtin.assert:
-    that: found.vms | vmops.qemu.unready(['*'], [{'name': 'db1'}]) | length == 0
+    that: found.vms | vmops.qemu.unready(['*'], requests) | length == 0
 """
 
 RETURN = r"""

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.vmops.qemu.plugins.filter.matching import matching
@@ -55,7 +57,7 @@ def test_saved_are_those_of_this_run():
 
 
 def test_images_that_fit_alone_but_not_together():
-    runs = [
+    runs: list[dict[str, Any]] = [
         {"file_system": "/", "space_needed": 60 * MIB, "space_free": 100 * MIB},
         {"file_system": "/", "space_needed": 60 * MIB, "space_free": 100 * MIB},
         {"file_system": "/srv", "space_needed": 90 * MIB, "space_free": 100 * MIB},

@@ -20,7 +20,10 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.seen, self.attributes, self.words = [], [], [], ""
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.attributes: list[str] = []
+        self.words = ""
         self.feed(text)
         self.close()
         assert self.open == []
