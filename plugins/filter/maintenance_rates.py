@@ -16,8 +16,8 @@ version_added: 0.1.0
 description:
   - Takes the JSON report of the playbook C(vmops.qemu.host_maintenance), and returns the rates in it. What cannot be
     read counts as no report.
-  - A rate is the bytes of all images of a host divided by the seconds that all their saves or restores took together,
-    several at a time, as they did.
+  - A rate is the bytes that were predicted for a host, divided by the seconds that all its saves or restores then took
+    together, several at a time, as they did. So a prediction for the same VMs is what the last run took.
 positional: hosts
 options:
   _input:
@@ -72,12 +72,15 @@ def _earlier(report: str) -> dict[str, dict[str, int]]:
 def _measured(host: Host) -> dict[str, int]:
     """What one host has measured; nothing where not all that it counts is known."""
     rates = {}
+    size = int((host.get("predicted") or {}).get("bytes") or 0)
     vms = host.get("vms") or ()
-    saved = sum(int(vm.get("bytes") or 0) for vm in vms if vm.get("written"))
-    restored = sum(int(vm.get("bytes") or 0) for vm in vms if vm.get("restore_seconds"))
-    for kind, size, took in (("save", saved, host.get("saves_took")), ("restore", restored, host.get("restores_took"))):
-        if host.get("state") == "done" and size and took and float(took) > 0:
-            rates[kind] = int(size / float(took))
+    # What an earlier run had saved was not in the prediction.
+    if host.get("state") != "done" or not size or not all(vm.get("written") for vm in vms):
+        return {}
+    for kind, done in (("save", True), ("restore", all(vm.get("restore_seconds") for vm in vms))):
+        took = float(host.get(f"{kind}s_took") or 0)
+        if done and took > 0:
+            rates[kind] = int(size / took)
     return rates
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import time
 import types
 
 import pytest
@@ -61,8 +62,8 @@ def run(host, check=False, **options):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    waited = []
-    monkeypatch.setattr(qemu_parallel.time, "sleep", waited.append)
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
     return waited
 
 
@@ -104,7 +105,7 @@ def test_vm_that_another_run_works_on_is_waited_for(check):
 
 def test_it_is_not_waited_for_for_ever(monkeypatch):
     now = iter(range(0, 100000, 10))
-    monkeypatch.setattr(qemu_parallel.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
     host = Host({"a": [BUSY] * 1000})
     assert run(host)["a"] == BUSY
 

@@ -65,9 +65,12 @@ def test_vm_that_the_host_restored_by_itself_is_not_told_to_be_saved():
     assert states({"vms": [SAVED]}, {"vms": []}, [{"name": "a"}, {"name": "b"}]) == {"a": "restored"}
 
 
+PREDICTED = {"predicted": {"bytes": 100}}
+
+
 def done(**more):
     vms = maintenance_vms({"vms": [SAVED]}, {"vms": [RESTORED]})
-    return {"host": "hv1", "state": "done", "vms": vms, "saves_took": 4.0, "restores_took": 5.0, **more}
+    return {"host": "hv1", "state": "done", "vms": vms, "saves_took": 4.0, "restores_took": 5.0, **PREDICTED, **more}
 
 
 def test_rates_are_measured_and_kept():
@@ -82,7 +85,11 @@ def test_rates_are_measured_and_kept():
 def test_rates_are_not_measured_where_not_all_was_done():
     assert maintenance_rates("", [done(state="failed")]) == {}
     assert maintenance_rates("", [done(saves_took=0, restores_took="")]) == {}
-    assert maintenance_rates("", [done(vms=[])]) == {}
+    assert maintenance_rates("", [done(predicted={})]) == {}
+    # What was saved before, or restored by the host itself, was not measured.
+    (vm,) = done()["vms"]
+    assert maintenance_rates("", [done(vms=[vm, {**vm, "written": False}])]) == {}
+    assert maintenance_rates("", [done(vms=[vm, {**vm, "restore_seconds": None}])]) == {"hv1": {"save": 25}}
 
 
 @pytest.mark.parametrize(
