@@ -6,17 +6,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-import typing as t
-import zipfile
-from pathlib import Path
-
-from ansible import constants as C
-from ansible.errors import AnsibleLookupError
-from ansible.plugins.lookup import LookupBase
-from ansible_collections.vmops.qemu.plugins.plugin_utils.library import library_files
-
 DOCUMENTATION = r"""
 name: restore_program
 short_description: Make the program that restores the saved VMs of a host when it boots
@@ -50,6 +39,17 @@ _raw:
   type: list
   elements: path
 """
+
+import os
+import tempfile
+import typing as t
+import zipfile
+from pathlib import Path
+
+from ansible import constants as C
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+from ansible_collections.vmops.qemu.plugins.plugin_utils.library import library_files
 
 _PLUGINS = Path(__file__).resolve().parents[1]
 _PACKAGE = "ansible_collections/vmops/qemu/plugins"
