@@ -357,9 +357,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         elif options.command == "run":
             return Machine(options.directory.absolute(), options.names[0]).supervise()
         else:
-            # What is begun is ended: a termination goes the way of Ctrl-C.
-            signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-            signal.signal(signal.SIGHUP, lambda number, _frame: sys.exit(128 + number))
+            # What is begun is ended, also where the caller's own shell has these signals ignored (in the background).
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, lambda number, _frame: sys.exit(128 + number))
             if options.command == "create":
                 create(options.directory.absolute(), options.names)
             else:

@@ -83,6 +83,9 @@ class _Run:
         self.name = str(options.get("name") or "")
         self.job = ""
         self.deadline = 0.0
+        #: When it may begin, at the earliest, and until when it is begun again; both on the monotonic clock.
+        self.not_before = 0.0
+        self.begun_until = 0.0
         self.result: dict[str, t.Any] = {}
         #: When a line was shown last.
         self.shown = time.monotonic()
@@ -105,8 +108,13 @@ class _Follower:
 
     def predict(self) -> None:
         """Check mode: each VM's module says what it would do, one after the other."""
+        self._wait_for_others()
         for run in self._runs:
-            run.result = self._execute(run, in_background=False)
+            while True:
+                run.result = self._execute(run, in_background=False)
+                if not self._may_begin_again(run):
+                    break
+                time.sleep(self._pause)
 
     def follow(self) -> None:
         """Run all to their end."""
@@ -115,14 +123,20 @@ class _Follower:
         working: list[_Run] = []
         forget: list[str] = []
         while waiting or working:
-            while waiting and len(working) < self._options["parallel"]:
-                run = waiting.pop(0)
+            while len(working) < self._options["parallel"]:
+                ready = [run for run in waiting if run.not_before <= time.monotonic()]
+                if not ready:
+                    break
+                run = ready[0]
+                waiting.remove(run)
                 self._start(run)
                 if run.job:
                     working.append(run)
                 else:  # it did not even start
                     waiting = self._after_end(run, waiting)
             if not working:
+                if waiting:  # for another run's end
+                    time.sleep(1)
                 continue
             look = self._look(working, forget)
             forget = []
@@ -140,8 +154,27 @@ class _Follower:
         if forget:
             self._look([], forget)
 
+    @property
+    def _pause(self) -> float:
+        """Seconds between two looks at a host where nothing else is to be done."""
+        return float(min(_WAIT, self._options["interval"]))
+
+    def _may_begin_again(self, run: _Run) -> bool:
+        """Whether a run that has ended met another one at work (a service, another controller), and may try again.
+
+        What is at work publishes itself only from some moment on, so the look before the start may have missed it.
+        """
+        result = run.result
+        met = result.get("error") == "ConflictError" and "another run" in str(result.get("msg"))
+        if not met:
+            return False
+        now = time.monotonic()
+        run.begun_until = run.begun_until or now + self._options["timeout"]
+        run.not_before = now + self._pause
+        return now < run.begun_until
+
     def _wait_for_others(self) -> None:
-        """Wait for the runs that an earlier controller started, as long as any may take."""
+        """Wait for the runs that an earlier controller started, as long as any may take; see what the host has."""
         names = {run.name for run in self._runs}
         deadline = time.monotonic() + self._options["timeout"]
         while True:
@@ -152,7 +185,7 @@ class _Follower:
                 return
             for operation in others:
                 self._say(f"{operation['vm']}: an earlier run is at work: {_line(operation)}")
-            time.sleep(min(_WAIT, self._options["interval"]))
+            time.sleep(self._pause)
 
     def _start(self, run: _Run) -> None:
         run.deadline = time.monotonic() + run.options["timeout"] + 2 * _GRACE
@@ -185,7 +218,7 @@ class _Follower:
         arguments = {
             "jobs": [run.job for run in working],
             "async_dir": self._action.get_shell_option("async_dir", default="~/.ansible_async"),
-            "wait": min(_WAIT, self._options["interval"]) if working else 0,
+            "wait": self._pause if working else 0,
             "forget": forget,
         }
         answer = self._action._execute_module(
@@ -197,6 +230,10 @@ class _Follower:
 
     def _after_end(self, run: _Run, waiting: list[_Run]) -> list[_Run]:
         """Say how a run ended; the runs that may still begin."""
+        if self._may_begin_again(run):
+            self._say(f"{run.name}: waiting for another run: {run.result['msg']}")
+            run.job = ""
+            return [*waiting, run]
         self._say(f"{run.name}: {'FAILED: ' if run.result.get('failed') else ''}{run.result.get('msg', 'ended')}")
         if run.result.get("failed") and self._options["on_error"] == "stop":
             for skipped in waiting:

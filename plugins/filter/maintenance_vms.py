@@ -14,7 +14,7 @@ short_description: Put what a host's saves and restores returned together, by VM
 version_added: 0.1.0
 description:
   - Makes of C(managed_save_result) and C(managed_restore_result) the C(vms) of a host in the report.
-positional: restored
+positional: restored, running
 options:
   _input:
     description: C(managed_save_result), or nothing.
@@ -24,6 +24,13 @@ options:
     description: C(managed_restore_result), or nothing.
     type: dict
     default: {}
+  running:
+    description:
+      - The C(vms) that M(vmops.qemu.qemu_vm_info) returned at the end. One that runs without a restore by the
+        controller was restored by the host itself, when it booted.
+    type: list
+    elements: dict
+    default: []
 author:
   - vmops.qemu contributors (@vmops)
 """
@@ -38,7 +45,8 @@ RETURN = r"""
 _value:
   description:
     - For each VM its C(name), C(state) (V(restored), V(saved), V(running), V(failed) or V(predicted)), C(msg),
-      C(bytes) of its image, C(throughput), C(save_seconds), C(restore_seconds), C(stopped_at) and C(running_at).
+      C(bytes) of its image, C(written) (whether this run has saved it), C(throughput), C(save_seconds),
+      C(restore_seconds), C(stopped_at) and C(running_at).
   type: list
   elements: dict
 """
@@ -46,13 +54,16 @@ _value:
 Run = t.Mapping[str, t.Any]
 
 
-def maintenance_vms(saved: Run | None, restored: Run | None = None) -> list[dict[str, t.Any]]:
+def maintenance_vms(
+    saved: Run | None, restored: Run | None = None, running: t.Iterable[Run] = ()
+) -> list[dict[str, t.Any]]:
     """One entry for each VM, in the order in which they were saved."""
     saves = {run["name"]: run for run in (saved or {}).get("vms", ())}
     back = {run["name"]: run for run in (saved or {}).get("rolled_back", ())}
     restores = {run["name"]: run for run in (restored or {}).get("vms", ())}
+    by_host = {vm["name"]: {"msg": "the host restored it when it booted"} for vm in running}
     return [
-        _entry(name, saves.get(name, {}), restores.get(name) or back.get(name) or {})
+        _entry(name, saves.get(name, {}), restores.get(name) or back.get(name) or by_host.get(name) or {})
         for name in [*saves, *(name for name in restores if name not in saves)]
     ]
 
@@ -64,6 +75,7 @@ def _entry(name: str, save: Run, restore: Run) -> dict[str, t.Any]:
         "state": _state(save, restore),
         "msg": (restore or save).get("msg", ""),
         "bytes": save.get("space_needed") or image.get("allocated"),
+        "written": bool(save.get("changed")) and "space_needed" not in save,
         "throughput": save.get("throughput"),
         "save_seconds": save.get("duration"),
         "restore_seconds": restore.get("duration"),

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import typing as t
 
 DOCUMENTATION = r"""
@@ -15,6 +16,9 @@ short_description: Order saved VMs into groups that are restored one after the o
 version_added: 0.1.0
 description:
   - Takes the C(images) that M(vmops.qemu.qemu_save_image_info) returned, of which complete ones are restored.
+  - A partial image is what a save left that was cut off. Where its VM still stands in its QEMU,
+    M(vmops.qemu.qemu_restore) lets it go on there, so it is among the others; its C(path) is then the one that the save
+    would have made.
   - A VM belongs to the first group with a pattern that matches its name; those that match none come last, together.
 positional: order, include, exclude, common, by_vm
 options:
@@ -58,7 +62,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The groups, without empty ones; each a list of options, C(name) and C(path) among them.
+  description:
+    - The groups, without empty ones; each a list of options, C(name) and C(path) among them. No VM is there twice.
   type: list
   elements: list
 """
@@ -78,12 +83,21 @@ def restore_groups(
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
     groups: list[list[dict[str, t.Any]]] = [[] for _group in range(len(order) + 1)]
-    for image in images:
+    known: set[str] = set()
+    # Where there is a complete image, a partial one beside it is an older leftover.
+    for image in sorted(images, key=lambda image: image.get("state") != "complete"):
         name = image.get("name") or ""
-        if image.get("state") == "complete" and any_of(include, name) and not any_of(exclude, name):
-            place = next((place for place, patterns in enumerate(order) if any_of(patterns, name)), len(order))
-            options = {**(common or {}), **(by_vm or {}).get(name, {})}
-            groups[place].append({**options, "name": name, "path": image["path"]})
+        wanted = any_of(include, name) and not any_of(exclude, name)
+        if image.get("state") == "complete" and wanted:
+            path = image["path"]
+        elif image.get("state") == "partial" and wanted and name and name not in known:
+            path = os.path.join(os.path.dirname(image["path"]), f"{name}.save")
+        else:
+            continue
+        known.add(name)
+        place = next((place for place, patterns in enumerate(order) if any_of(patterns, name)), len(order))
+        options = {**(common or {}), **(by_vm or {}).get(name, {})}
+        groups[place].append({**options, "name": name, "path": path})
     return [group for group in groups if group]
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import collections
+import sys
 import typing as t
 
 DOCUMENTATION = r"""
@@ -49,7 +50,7 @@ def shortages(runs: t.Iterable[t.Mapping[str, t.Any]]) -> list[str]:
         if place and run.get("space_free") is not None:
             needed[place] += int(run["space_needed"])
             count[place] += 1
-            free[place] = int(run["space_free"])
+            free[place] = min(free.get(place, sys.maxsize), int(run["space_free"]))
     return [
         f"{place} has {free[place] // 2**20} MiB free, but the images of {count[place]} VMs may take"
         f" {needed[place] // 2**20} MiB ({-(-(needed[place] - free[place]) // 2**20)} MiB are missing)"

@@ -46,6 +46,8 @@ class Progress:
     bytes_done: int = 0
     bytes_total: int = 0
     rate: int = 0
+    #: When the process C(pid) began, in the kernel's ticks, which tells it from a later one of the same number.
+    birth: int = 0
 
     @property
     def percent(self) -> int | None:
@@ -61,7 +63,8 @@ class Progress:
 
     def as_result(self) -> dict[str, t.Any]:
         """The return value."""
-        return {**dataclasses.asdict(self), "percent": self.percent, "seconds_left": self.seconds_left}
+        told = {key: value for key, value in dataclasses.asdict(self).items() if key != "birth"}
+        return {**told, "percent": self.percent, "seconds_left": self.seconds_left}
 
 
 class Publisher:
@@ -70,7 +73,7 @@ class Publisher:
     def __init__(self, vm: str, operation: str) -> None:
         """:param operation: C(save) or C(restore)."""
         now = time.time()
-        self._now = Progress(vm, operation, "start", os.getpid(), now, now)
+        self._now = Progress(vm, operation, "start", os.getpid(), now, now, birth=_birth(os.getpid()))
         self._path = ""
 
     def __enter__(self) -> Publisher:
@@ -136,7 +139,7 @@ class Publisher:
 
 
 def read_progress() -> list[Progress]:
-    """What the operations of this user publish just now, by VM."""
+    """What the operations of this user publish just now, by VM; what a killed one left is removed."""
     found = []
     directory = _directory()
     with contextlib.suppress(FileNotFoundError):
@@ -144,11 +147,24 @@ def read_progress() -> list[Progress]:
             if name.endswith(_SUFFIX):
                 # A file may go, or be another version's, at any moment.
                 with contextlib.suppress(OSError, TypeError, ValueError):
-                    with open(os.path.join(directory, name), encoding="utf-8") as handle:
+                    path = os.path.join(directory, name)
+                    with open(path, encoding="utf-8") as handle:
                         progress = Progress(**json.load(handle))
-                    if os.path.exists(f"/proc/{int(progress.pid)}"):
+                    if progress.birth == _birth(int(progress.pid)) != 0:
                         found.append(progress)
+                    else:
+                        os.unlink(path)  # were it another run's by now, that would write it again in a second
     return found
+
+
+def _birth(pid: int) -> int:
+    """When a process began, in the kernel's ticks; 0 where it does not run."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as handle:
+            # What follows the program's name, which may hold anything: state, and 18 fields before the start (proc(5)).
+            return int(handle.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def _directory() -> str:

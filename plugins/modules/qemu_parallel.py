@@ -14,7 +14,8 @@ version_added: 0.1.0
 description:
   - Runs M(vmops.qemu.qemu_save) or M(vmops.qemu.qemu_restore) for a list of VMs, in the background of the host, some at
     a time, and shows a line for each VM every few seconds - percent, bytes, rate, and time left.
-  - A VM that another run works on is waited for first.
+  - A VM that another run works on (of another controller, or of a service of the host) is waited for, for the time of
+    O(timeout).
   - When the connection is lost the runs go on; the same task then finds what they have reached.
 options:
   operation:

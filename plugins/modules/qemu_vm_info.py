@@ -39,6 +39,7 @@ extends_documentation_fragment:
   - vmops.qemu.attributes
   - vmops.qemu.attributes.info_module
   - vmops.qemu.attributes.actiongroup_qemu
+  - vmops.qemu.library
 requirements:
   - qemu.qmp >= 0.0.3 (Python library on the host with the VMs)
 notes:
@@ -197,11 +198,13 @@ def main() -> None:
             "name": {"type": "list", "elements": "str"},
             "save_dir": {"type": "path", "default": "/var/lib/vmops/save"},
             "timeout": {"type": "float", "default": 10},
+            "bundle_library": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )
+    options = {key: value for key, value in module.params.items() if key != "bundle_library"}
     # The time is the operation's own, which lists what it has when it is over.
-    run_operation(module, lambda: VmInfoOperation(VmInfoRequest(**module.params)), 0)
+    run_operation(module, lambda: VmInfoOperation(VmInfoRequest(**options)), 0)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
 import typing as t
 import zipfile
+from pathlib import Path
 
 from ansible.plugins.action import ActionBase
 
@@ -21,23 +21,32 @@ _VARIABLE = "VMOPS_QEMU_QMP"
 _LEFT_OUT = frozenset(("legacy.py", "qmp_shell.py", "qmp_tui.py"))
 
 
-def controllers_copy() -> bytes | None:
-    """A zip archive from which Python imports C(qemu.qmp); None where the controller has no such library."""
+def library_files() -> dict[str, Path]:
+    """The files of the controller's qemu.qmp by their names in an archive; empty where it has no such library."""
     try:
         found = importlib.util.find_spec("qemu.qmp")
     except ImportError:
-        return None
+        return {}
     if found is None or not found.submodule_search_locations:
+        return {}
+    root = Path(next(iter(found.submodule_search_locations)))
+    return {
+        f"qemu/qmp/{path.relative_to(root).as_posix()}": path
+        for path in sorted(root.rglob("*.py"))
+        if path.name not in _LEFT_OUT
+    }
+
+
+def controllers_copy() -> bytes | None:
+    """A zip archive from which Python imports C(qemu.qmp); None where the controller has no such library."""
+    files = library_files()
+    if not files:
         return None
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("qemu/", "")  # by which Python before 3.13 knows a namespace package in an archive
-        root = next(iter(found.submodule_search_locations))
-        for directory, _below, names in os.walk(root):
-            for name in sorted(names):
-                if name.endswith(".py") and name not in _LEFT_OUT:
-                    path = os.path.join(directory, name)
-                    archive.write(path, os.path.join("qemu", "qmp", os.path.relpath(path, root)))
+        for name, path in files.items():
+            archive.write(path, name)
     return buffer.getvalue()
 
 

@@ -1,0 +1,13 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""qemu_vm_info, with the library that it needs."""
+
+from __future__ import annotations
+
+from ansible_collections.vmops.qemu.plugins.plugin_utils.action import LibraryAction
+
+
+class ActionModule(LibraryAction):
+    """Runs the module of this name."""

@@ -1,0 +1,92 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How fast hosts saved and restored, from one report to the next."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+DOCUMENTATION = r"""
+name: maintenance_rates
+short_description: Know how fast the hosts saved and restored in a maintenance
+version_added: 0.1.0
+description:
+  - Takes the JSON report of the playbook C(vmops.qemu.host_maintenance), and returns the rates in it. What cannot be
+    read counts as no report.
+  - A rate is the bytes that were predicted for a host, divided by the seconds that all its saves or restores then took
+    together, several at a time, as they did. So a prediction for the same VMs is what the last run took.
+positional: hosts
+options:
+  _input:
+    description: The report's text, or an empty one.
+    type: str
+    required: true
+  hosts:
+    description: The C(hosts) of a report that is being made. What they have measured replaces what was known of them.
+    type: list
+    elements: dict
+    default: []
+author:
+  - vmops.qemu contributors (@vmops)
+"""
+
+EXAMPLES = r"""
+- name: Show what a host has reached
+  ansible.builtin.debug:
+    msg: "{{ (lookup('ansible.builtin.file', 'host-maintenance.json') | vmops.qemu.maintenance_rates).hv1.save }}"
+"""
+
+RETURN = r"""
+_value:
+  description: By host, C(save) and C(restore) in bytes a second, as far as they are known.
+  type: dict
+"""
+
+Host = t.Mapping[str, t.Any]
+
+
+def maintenance_rates(report: str, hosts: t.Iterable[Host] = ()) -> dict[str, dict[str, int]]:
+    """By host, what is known."""
+    known = _earlier(report)
+    for host in hosts:
+        fresh = _measured(host)
+        if fresh:
+            known[str(host["host"])] = {**known.get(str(host["host"]), {}), **fresh}
+    return known
+
+
+def _earlier(report: str) -> dict[str, dict[str, int]]:
+    try:
+        rates = json.loads(report)["rates"]
+        return {
+            str(host): {kind: int(rate[kind]) for kind in ("save", "restore") if kind in rate and int(rate[kind]) > 0}
+            for host, rate in rates.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _measured(host: Host) -> dict[str, int]:
+    """What one host has measured; nothing where not all that it counts is known."""
+    rates = {}
+    size = int((host.get("predicted") or {}).get("bytes") or 0)
+    vms = host.get("vms") or ()
+    # What an earlier run had saved was not in the prediction.
+    if host.get("state") != "done" or not size or not all(vm.get("written") for vm in vms):
+        return {}
+    for kind, done in (("save", True), ("restore", all(vm.get("restore_seconds") for vm in vms))):
+        took = float(host.get(f"{kind}s_took") or 0)
+        if done and took > 0:
+            rates[kind] = int(size / took)
+    return rates
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """The filters by name."""
+        return {"maintenance_rates": maintenance_rates}

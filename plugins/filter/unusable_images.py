@@ -1,0 +1,79 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The save images of a host from which nothing can be restored."""
+
+from __future__ import annotations
+
+import fnmatch
+import typing as t
+
+DOCUMENTATION = r"""
+name: unusable_images
+short_description: Find the save images from which nothing can be restored
+version_added: 0.1.0
+description:
+  - Takes the C(images) that M(vmops.qemu.qemu_save_image_info) returned. Found are those that are damaged, and partial
+    ones that do not tell their VM's name. Archives are left out, as whoever made them knows of them.
+positional: include, exclude
+options:
+  _input:
+    description: The images.
+    type: list
+    elements: dict
+    required: true
+  include:
+    description: Shell patterns of the names of the VMs. An image that does not tell a name is always among them.
+    type: list
+    elements: str
+    default: ["*"]
+  exclude:
+    description: Shell patterns of the names of VMs that are left alone.
+    type: list
+    elements: str
+    default: []
+author:
+  - vmops.qemu contributors (@vmops)
+"""
+
+EXAMPLES = r"""
+- name: Show what is damaged
+  ansible.builtin.debug:
+    msg: "{{ found.images | vmops.qemu.unusable_images }}"
+"""
+
+RETURN = r"""
+_value:
+  description: Of each its C(path), C(name), C(state) and C(problems).
+  type: list
+  elements: dict
+"""
+
+
+def unusable_images(
+    images: t.Iterable[t.Mapping[str, t.Any]], include: t.Sequence[str] = ("*",), exclude: t.Sequence[str] = ()
+) -> list[dict[str, t.Any]]:
+    """What is to be known of each."""
+
+    def wanted(name: str) -> bool:
+        if not name:
+            return True
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in include) and not any(
+            fnmatch.fnmatchcase(name, pattern) for pattern in exclude
+        )
+
+    return [
+        {key: image.get(key) for key in ("path", "name", "state", "problems")}
+        for image in images
+        if wanted(image.get("name") or "")
+        and (image.get("state") == "invalid" or (image.get("state") == "partial" and not image.get("name")))
+    ]
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """The filters by name."""
+        return {"unusable_images": unusable_images}

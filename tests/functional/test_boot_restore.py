@@ -1,0 +1,175 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The program of host_setup that restores a host's saved VMs at boot, run as its service runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.lookup.restore_program import make_program
+
+from support import find_qemu_pids
+from support.guest import REPOSITORY
+from support.observe import VM, Continuity, run_state
+
+MAIN = REPOSITORY / "roles" / "host_setup" / "files" / "restore_saved_vms.py"
+
+
+@pytest.fixture
+def program(tmp_path):
+    """The archive, in a directory that nobody else may write to."""
+    path = tmp_path / "program" / "restore_saved_vms.pyz"
+    path.parent.mkdir(mode=0o755)
+    with path.open("wb") as archive:
+        make_program(MAIN, archive)
+    return path
+
+
+@pytest.fixture
+def run_program(program, image):
+    """Start it, with the directory of the image; what still runs at the end of the test is killed."""
+    started = []
+
+    def start(**settings):
+        path = program.parent / "settings.json"
+        known = {"save_dir": str(image.parent), "order": [], "parallel": 2, "timeout": 60}
+        path.write_text(json.dumps({**known, **settings}))
+        path.chmod(0o644)
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-I", str(program), str(path)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+                cwd="/",
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def said(process, status, timeout=120):
+    """What it said, when it has ended as it should."""
+    output, _nothing = process.communicate(timeout=timeout)
+    assert process.returncode == status, output
+    assert "Traceback" not in output, output
+    return output
+
+
+def wait_for_qemu():
+    """The pid of the QEMU that it starts."""
+    deadline = time.monotonic() + 60
+    while not find_qemu_pids(VM):
+        assert time.monotonic() < deadline, "it starts none"
+        time.sleep(0.002)
+    return find_qemu_pids(VM)[0]
+
+
+def test_archive_is_the_same_each_time_and_needs_no_ansible(program, tmp_path):
+    again = tmp_path / "again.pyz"
+    with again.open("wb") as archive:
+        make_program(MAIN, archive)
+    assert again.read_bytes() == program.read_bytes()
+    names = zipfile.ZipFile(program).namelist()
+    assert "__main__.py" in names
+    assert "qemu/qmp/__init__.py" in names
+    assert [name for name in names if name.endswith(("legacy.py", "_module.py"))] == []
+
+
+def test_restores_what_is_saved(guest, image, save, run_program):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    assert f"{VM} was restored from {image}" in said(run_program(), 0)
+    guest.adopt_restarted()
+    continuity.check()
+    assert not image.exists()
+
+
+def test_nothing_to_restore(image, run_program):
+    assert said(run_program(), 0) == ""
+    assert "nothing to restore" in said(run_program(save_dir=str(image.parent / "missing")), 0)
+
+
+def test_damaged_and_partial_images_are_named_and_the_others_go_on(guest, image, save, run_program):
+    save(name=VM, path=str(image))
+    damaged, partial, garbage = (image.parent / f"{name}.save" for name in ("aaa", "partial", "zzz"))
+    shutil.copyfile(image, damaged)
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    partial.write_bytes(b"LibvirtQemudPart" + image.read_bytes()[16:])
+    garbage.write_bytes(b"no image")
+    for path in (damaged, partial, garbage):
+        path.chmod(0o600)
+    # One VM is in all of them: only one image can be restored, and it is not the one that comes first.
+    output = said(run_program(parallel=1), 1)
+    assert f"{VM} was restored from {image}" in output
+    for path in (damaged, partial, garbage):
+        assert f"<3>{path}: " in output, output
+        assert path.exists()
+    guest.adopt_restarted()
+    assert run_state(guest) == "running"
+
+
+def test_image_that_others_could_have_written_is_not_restored(guest, image, save, run_program):
+    save(name=VM, path=str(image))
+    image.parent.chmod(0o777)
+    assert "<3>" in said(run_program(), 1)
+    assert image.exists()
+    assert find_qemu_pids(VM) == []
+    image.parent.chmod(0o700)
+
+
+def test_settings_that_others_could_have_written_are_not_followed(image, run_program, program):
+    process = run_program()
+    said(process, 0)
+    program.parent.chmod(0o777)
+    assert "is not safe" in said(run_program(), 1)
+
+
+def test_restore_that_hangs_is_given_up(guest, image, save, run_program):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    process = run_program(timeout=4)
+    os.kill(wait_for_qemu(), signal.SIGSTOP)
+    output = said(process, 1)
+    assert "not done within 4 seconds" in output
+    assert image.exists()
+    assert find_qemu_pids(VM) == []
+    # Nothing of it is in the way of the next try.
+    said(run_program(), 0)
+    guest.adopt_restarted()
+    continuity.check()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_leaves_no_half_a_guest(make_guest, image, save, run_program, number):
+    guest = make_guest(memory_mib=256, block_mib=150, observer=True)
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    process = run_program()
+    qemu = wait_for_qemu()
+    os.kill(qemu, signal.SIGSTOP)  # so that it is in the middle
+    process.send_signal(number)
+    output = said(process, 1)
+    assert f"interrupted by {signal.Signals(number).name}" in output
+    assert "its image is untouched" in output
+    assert image.exists()
+    assert find_qemu_pids(VM) == []
+    said(run_program(), 0)
+    guest.adopt_restarted()
+    continuity.check()

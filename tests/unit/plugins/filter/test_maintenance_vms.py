@@ -1,0 +1,99 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the report tells of each VM, and the rates that it keeps."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.filter.maintenance_rates import maintenance_rates
+from ansible_collections.vmops.qemu.plugins.filter.maintenance_vms import maintenance_vms
+
+SAVED = {
+    "name": "a",
+    "changed": True,
+    "image": {"allocated": 100},
+    "duration": 2.0,
+    "throughput": 50,
+    "stopped_at": 10.0,
+    "msg": "saved",
+}
+RESTORED = {"name": "a", "duration": 3.0, "running_at": 20.0, "msg": "restored", "image": {"allocated": 100}}
+
+
+def states(*arguments):
+    return {vm["name"]: vm["state"] for vm in maintenance_vms(*arguments)}
+
+
+def test_vm_that_was_saved_and_restored():
+    (vm,) = maintenance_vms({"vms": [SAVED]}, {"vms": [RESTORED]})
+    assert vm == {
+        "name": "a",
+        "state": "restored",
+        "msg": "restored",
+        "bytes": 100,
+        "written": True,
+        "throughput": 50,
+        "save_seconds": 2.0,
+        "restore_seconds": 3.0,
+        "stopped_at": 10.0,
+        "running_at": 20.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("saves", "restores", "state"),
+    [
+        ({"vms": [SAVED]}, None, "saved"),
+        ({"vms": [SAVED]}, {"vms": [{**RESTORED, "failed": True}]}, "saved"),
+        ({"vms": [SAVED], "rolled_back": [RESTORED]}, None, "restored"),
+        ({"vms": [{"name": "a", "failed": True}]}, None, "failed"),
+        ({"vms": [{"name": "a", "skipped": True}]}, None, "running"),
+        ({"vms": [{"name": "a", "changed": True, "space_needed": 5}]}, None, "predicted"),
+        ({}, {"vms": [RESTORED]}, "restored"),
+        (None, None, None),
+    ],
+)
+def test_states(saves, restores, state):
+    assert states(saves, restores) == ({"a": state} if state else {})
+
+
+def test_vm_that_the_host_restored_by_itself_is_not_told_to_be_saved():
+    assert states({"vms": [SAVED]}, {"vms": []}, [{"name": "a"}, {"name": "b"}]) == {"a": "restored"}
+
+
+PREDICTED = {"predicted": {"bytes": 100}}
+
+
+def done(**more):
+    vms = maintenance_vms({"vms": [SAVED]}, {"vms": [RESTORED]})
+    return {"host": "hv1", "state": "done", "vms": vms, "saves_took": 4.0, "restores_took": 5.0, **PREDICTED, **more}
+
+
+def test_rates_are_measured_and_kept():
+    first = maintenance_rates("", [done()])
+    assert first == {"hv1": {"save": 25, "restore": 20}}
+    kept = maintenance_rates(json.dumps({"rates": first}), [{"host": "hv2", "state": "not reached", "vms": []}])
+    assert kept == first
+    fresh = maintenance_rates(json.dumps({"rates": first}), [done(saves_took=2.0, restores_took=None)])
+    assert fresh == {"hv1": {"save": 50, "restore": 20}}
+
+
+def test_rates_are_not_measured_where_not_all_was_done():
+    assert maintenance_rates("", [done(state="failed")]) == {}
+    assert maintenance_rates("", [done(saves_took=0, restores_took="")]) == {}
+    assert maintenance_rates("", [done(predicted={})]) == {}
+    # What was saved before, or restored by the host itself, was not measured.
+    (vm,) = done()["vms"]
+    assert maintenance_rates("", [done(vms=[vm, {**vm, "written": False}])]) == {}
+    assert maintenance_rates("", [done(vms=[vm, {**vm, "restore_seconds": None}])]) == {"hv1": {"save": 25}}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", "null", '{"rates": 3}', '{"rates": {"hv1": 3}}', '{"rates": {"hv1": {"save": "x"}}}']
+)
+def test_report_that_cannot_be_read_counts_as_none(text):
+    assert maintenance_rates(text) == {}
