@@ -204,7 +204,7 @@ _LEFT = 300
 _RIGHT = 120
 _ROW = 20
 #: Characters of a name that find room on the left.
-_NAME_ROOM = 44
+_NAME_ROOM = 38
 #: Seconds between two ticks of the axis, of which the first is taken that gives few enough.
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800)
 _MOST_TICKS = 8
