@@ -111,9 +111,18 @@ async def connect_to_vm(name: str | None, qmp_socket: str | None, locks: Locks) 
         return None  # it ended just now, as after a save of another run
 
 
-def qemu_has_ended(process: QemuProcess | None) -> bool:
-    """Whether the VM's QEMU, where it is known, is gone."""
-    return process is not None and read_process(process.pid) != process
+async def qemu_has_ended(process: QemuProcess | None, lost: bool) -> bool:
+    """Whether the VM's QEMU, where it is known, is gone.
+
+    :param lost: whether its connection is: a dying QEMU closes it a moment before it is gone.
+    """
+    if process is None:
+        return False
+    if lost:
+        watch = ProcessWatch(process.pid)
+        await watch.wait_at_most(1.0)
+        watch.close()
+    return read_process(process.pid) != process
 
 
 async def twice(monitor: Monitor, process: QemuProcess | None, work: t.Callable[[], t.Awaitable[_Result]]) -> _Result:
@@ -125,13 +134,8 @@ async def twice(monitor: Monitor, process: QemuProcess | None, work: t.Callable[
     try:
         return await work()
     except MonitorError:
-        if process:
-            # A dying QEMU closes its socket a moment before it is gone.
-            watch = ProcessWatch(process.pid)
-            await watch.wait_at_most(1.0)
-            watch.close()
-            if qemu_has_ended(process):
-                raise
+        if await qemu_has_ended(process, monitor.lost):
+            raise
         await monitor.connect_again()
         return await work()
 

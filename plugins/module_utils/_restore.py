@@ -171,7 +171,8 @@ class RestoreOperation:
             with self.locks:
                 return await self._run()
         except VmopsError as exc:
-            if not exc.guest_state and isinstance(exc, MonitorError) and qemu_has_ended(self.process):
+            lost = isinstance(exc, MonitorLostError)
+            if not exc.guest_state and lost and await qemu_has_ended(self.process, lost):
                 image = "kept" if os.path.lexists(self.path) else "removed already"
                 exc.guest_state = f"{self.subject} is not running, as its QEMU has ended; its image was {image}"
             exc.guest_state = exc.guest_state or self.guest_state
@@ -880,7 +881,7 @@ class _Transaction:
                 await twice(self.monitor, self.operation.process, self.descriptors_and_settings_back)
                 self.operation.guest_state = (
                     f"{label} is not running, as its QEMU has ended, and its image is untouched"
-                    if qemu_has_ended(self.operation.process)
+                    if await qemu_has_ended(self.operation.process, self.monitor.lost)
                     else f"{label}'s QEMU still waits for its state, and the image is untouched"
                 )
         except MonitorError as exc:

@@ -34,6 +34,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MigrationError,
     MismatchError,
     MonitorError,
+    MonitorLostError,
     MonitorMissingError,
     RequestError,
     UnsupportedByQemuError,
@@ -178,7 +179,8 @@ class SaveOperation:
             with self.locks:
                 return await self._run()
         except VmopsError as exc:
-            if not exc.guest_state and isinstance(exc, MonitorError) and qemu_has_ended(self.process):
+            lost = isinstance(exc, MonitorLostError)
+            if not exc.guest_state and lost and await qemu_has_ended(self.process, lost):
                 image = f" and the image {self.path} is complete" if self.written else ""
                 exc.guest_state = f"{self.subject} has ended{image}"
             exc.guest_state = exc.guest_state or self.guest_state
@@ -975,7 +977,7 @@ class _Transaction:
             if self.guarded:
                 # What is left of it looks for an image, and the VM's next save or restore removes it.
                 await free_units(self.launch_record, self.vm.process, self.path)
-        if self.vm.process and qemu_has_ended(self.vm.process):
+        if self.vm.process and await qemu_has_ended(self.vm.process, self.monitor.lost):
             ended = f"QEMU (pid {self.vm.process.pid}) has ended"
             self.operation.guest_state = f"{ended}, so {self.vm.label} does not run any more"
         if isinstance(cause, VmopsError):

@@ -20,6 +20,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -30,10 +31,10 @@ from typing import Any, Optional
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils import _errors
 
-from support import CounterGuest, Monitor, gaps
+from support import CounterGuest, GuestError, MonitorError, find_qemu_pids, gaps, listening_wrapper
 from support.guest import REPOSITORY
 from support.monitor_proxy import BEFORE, FAULTS, Fault, MonitorProxy, Step
-from support.observe import VM, settings
+from support.observe import VM, run_state, settings
 from support.preloaded import PreloadedModules
 
 ALL = os.environ.get("MONITOR_FAULTS") == "all"
@@ -47,6 +48,7 @@ SHORT = {
     "_qemu.monitor": {"COMMAND_TIMEOUT": 1.0, "GREETING_TIMEOUT": 1.0},
     "_qemu.migration": {"LOOK_INTERVAL": 0.5},
     "_save": {"QUIT_TIMEOUT": 2.0},
+    "_restore": {"LAUNCH_TIMEOUT": 3.0},
 }
 
 #: Seconds within which such a run ends: some of these times one after the other, on a busy machine.
@@ -78,6 +80,8 @@ class Operation:
     again: Optional[dict[str, Any]] = None
     #: A fault that it always meets; the others follow it, as it is rolled back.
     first_fault: Optional[Fault] = None
+    #: Whether the module starts the QEMU, in a wrapper that stays beside it.
+    launches: bool = False
     #: Whether each step meets every kind of fault, also in a short run of the tests.
     thorough: bool = False
 
@@ -97,6 +101,7 @@ OPERATIONS = (
     Operation("save and go on", "qemu_save", {"after_save": "resume"}),
     Operation("save that QEMU refuses", "qemu_save", {}, first_fault=refused("migrate")),
     Operation("save past its time", "qemu_save", {"bandwidth": "1M", "parallel_channels": 1, "timeout": 0.5}, again={}),
+    Operation("restore with a QEMU of its own", "qemu_restore", {"launch": "command"}, launches=True),
     Operation("restore that QEMU refuses", "qemu_restore", ATTACH, first_fault=refused("migrate-incoming")),
     Operation("restore that is not prepared", "qemu_restore", ATTACH, first_fault=refused("stop")),
 )
@@ -149,6 +154,7 @@ SENTENCES: dict[str, Callable[[Found], bool]] = {
         found.complete and found.run_state in ("", "inmigrate")
     ),
     r"VM is loaded and its image IMAGE was kept; whether it runs is not known": lambda found: found.complete,
+    r"VM is not running, and its image is untouched": lambda found: not found.alive and found.complete,
     r"VM runs": lambda found: found.runs,
 }
 
@@ -165,7 +171,8 @@ class Stand:
         self.socket = self.guest.observer_socket.with_name("proxy.sock")
         self.boot()
         self.settings = settings(self.guest)
-        self.checksum = self.guest.checksum()
+        #: Where the counter was set back: QEMU was killed when the guest had gone on, and its image was still there.
+        self.set_back: list[tuple[int, int]] = []
 
     def close(self) -> None:
         self.guest.adopt_restarted()
@@ -176,6 +183,7 @@ class Stand:
 
     def boot(self) -> None:
         self.guest.serial_log.unlink(missing_ok=True)
+        self.set_back = []
         self.guest.start()
         self.guest.wait_for_counter()
 
@@ -186,8 +194,9 @@ class Stand:
         self.image.parent.mkdir(mode=0o700)
         self.boot()
 
-    def ready(self, module: str) -> None:
+    def ready(self, operation: Operation) -> None:
         """The guest runs, before a save; or it is in its image and a QEMU waits, before a restore."""
+        module = operation.module
         runs = self.guest.adopt_restarted()
         if module == "qemu_save" and not runs:
             if self.image.exists():
@@ -201,7 +210,8 @@ class Stand:
             if runs:
                 self.succeed("qemu_save")
                 self.guest.wait_exit()
-            self.guest.start(incoming=True)
+            if not operation.launches:
+                self.guest.start(incoming=True)
 
     # --- runs ---
 
@@ -225,12 +235,20 @@ class Stand:
 
     def run_through_proxy(self, operation: Operation, faults: Sequence[Fault]) -> tuple[dict[str, Any], MonitorProxy]:
         self.modules.constants = SHORT
-        with MonitorProxy(self.socket, self.guest.qmp_socket, lambda: self.guest.pid or 0, faults) as proxy:
-            return self.run(operation.module, qmp_socket=str(self.socket), **operation.options), proxy
+        options, handover = operation.options, None
+        if operation.launches:
+            handover = self.socket.with_name("handover.sock")
+            wrapper = [sys.executable, listening_wrapper.__file__, str(self.socket), str(handover)]
+            options = {**options, "command": [*wrapper, *self.guest.argv()]}
+        with MonitorProxy(self.socket, self.guest.qmp_socket, self.qemu_pid, faults, handover) as proxy:
+            return self.run(operation.module, qmp_socket=str(self.socket), **options), proxy
+
+    def qemu_pid(self) -> int:
+        return find_qemu_pids(self.name)[0]
 
     def record(self, operation: Operation) -> list[Step]:
         """The steps of an undisturbed run, from the first fault on that it always meets."""
-        self.ready(operation.module)
+        self.ready(operation)
         first = operation.first_fault
         result, proxy = self.run_through_proxy(operation, [first] if first else [])
         assert bool(result.get("failed")) == bool(first or operation.again is not None), result["msg"]
@@ -241,7 +259,7 @@ class Stand:
 
     def case(self, operation: Operation, fault: Fault) -> str:
         """One fault, and the run after it; the outcome in a word."""
-        self.ready(operation.module)
+        self.ready(operation)
         first = operation.first_fault
         result, proxy = self.run_through_proxy(operation, [*([first] if first else []), fault])
         reached = fault in proxy.done
@@ -265,7 +283,7 @@ class Stand:
         return outcome
 
     def check_error(self, result: dict[str, Any]) -> None:
-        assert result["error"] in ERRORS, result
+        assert result.get("error") in ERRORS, result["msg"]
         assert result["guest_state"], f"no guest_state: {result['msg']}"
         assert result["cure"], f"no cure: {result['msg']}"
         assert "\n" not in result["msg"]
@@ -281,13 +299,14 @@ class Stand:
 
     def look(self) -> Found:
         complete = self.image.exists() and self.image.read_bytes()[:16] == b"LibvirtQemudSave"
-        # One that is dying has closed its monitor already.
-        with contextlib.suppress(Exception):
-            with Monitor(self.guest.observer_socket) as monitor:
-                state = str(monitor.execute("query-status")["status"])
-            return Found(True, state, complete, settings(self.guest) == self.settings)
-        self.guest.wait_exit()
-        return Found(self.guest.adopt_restarted(), "", complete, False)
+        try:
+            return Found(True, run_state(self.guest), complete, settings(self.guest) == self.settings)
+        except MonitorError as error:
+            # One that is dying has closed its monitor already.
+            with contextlib.suppress(GuestError):
+                self.guest.wait_exit()
+            assert not self.guest.adopt_restarted(), f"it cannot be looked at: {error}"
+            return Found(False, "", complete, False)
 
     def leftovers(self) -> set[str]:
         return set(os.listdir(self.image.parent)) - {self.image.name, f"{self.image.name}.log"}
@@ -295,9 +314,10 @@ class Stand:
     def converge(self, operation: Operation, proxy: MonitorProxy) -> None:
         """The same task again, without proxy and fault."""
         options = operation.options if operation.again is None else operation.again
+        killed = any(fault.kind == "QEMU killed" for fault in proxy.done)
         lost = not self.guest.adopt_restarted() and not self.image.exists()
         if operation.module == "qemu_save" and lost:
-            assert any(fault.kind == "QEMU killed" for fault in proxy.done), "the guest is lost"
+            assert killed, "the guest is lost"
             result = self.run("qemu_save", **options)
             assert result["error"] == "VmNotFoundError", result["msg"]
         elif operation.module == "qemu_save":
@@ -314,20 +334,25 @@ class Stand:
                 self.guest.wait_exit()
                 assert not self.guest.adopt_restarted(), "a QEMU runs beside the image"
         elif lost:
-            assert any(fault.kind == "QEMU killed" for fault in proxy.done), "the guest is lost"
+            assert killed, "the guest is lost"
         else:
-            if self.image.exists() and not self.guest.alive():
+            if operation.launches:
+                options = {**options, "command": self.guest.argv()}
+            elif self.image.exists() and not self.guest.alive():
                 self.guest.start(incoming=True)
             self.succeed("qemu_restore", **options)
             assert not self.image.exists(), "the image is still there beside the guest"
-            self.check_running()
+            self.check_running(killed)
         assert self.leftovers() == set()
 
-    def check_running(self) -> None:
+    def check_running(self, killed: bool = False) -> None:
         assert self.guest.adopt_restarted(), "no QEMU"
         assert settings(self.guest) == self.settings
         self.guest.wait_for_counter(self.guest.counters()[-1])
-        assert gaps(self.guest.counters()) == []
+        found = gaps(self.guest.counters())
+        if killed:
+            self.set_back = found
+        assert found == self.set_back
         assert self.guest.boots() == 1
 
 

@@ -75,8 +75,18 @@ class Fault:
 class MonitorProxy:
     """The proxy, in threads of this process; QEMU must listen at C(upstream) when the first client comes."""
 
-    def __init__(self, path: Path, upstream: Path, pid: Callable[[], int], faults: Sequence[Fault] = ()) -> None:
-        """pid: gives QEMU's process id when it is to be killed or frozen."""
+    def __init__(
+        self,
+        path: Path,
+        upstream: Path,
+        pid: Callable[[], int],
+        faults: Sequence[Fault] = (),
+        handover: Optional[Path] = None,
+    ) -> None:
+        """pid: gives QEMU's process id when it is to be killed or frozen.
+
+        handover: where someone else hands the socket over that listens at path (support.listening_wrapper).
+        """
         self._upstream = upstream
         self._pid = pid
         self._faults = list(faults)
@@ -84,7 +94,6 @@ class MonitorProxy:
         self._counts: collections.Counter[str] = collections.Counter()
         self._frozen = 0
         self._silent = False
-        self._closing = False
         self._clients: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         #: The steps so far, oldest first.
@@ -92,7 +101,8 @@ class MonitorProxy:
         #: The faults that were done.
         self.done: list[Fault] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(os.fspath(path))
+        self._handover = handover
+        self._listener.bind(os.fspath(handover or path))
         self._listener.listen()
 
     def __enter__(self) -> MonitorProxy:
@@ -102,7 +112,6 @@ class MonitorProxy:
     def __exit__(
         self, _kind: Optional[type[BaseException]], _error: Optional[BaseException], _trace: Optional[TracebackType]
     ) -> None:
-        self._closing = True
         if self._frozen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._frozen, signal.SIGCONT)
@@ -121,14 +130,26 @@ class MonitorProxy:
         thread.start()
 
     def _stop_listening(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
+        for path in filter(None, (self._path, self._handover)):
+            path.unlink(missing_ok=True)
         # Closing alone does not wake the thread that accepts.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
+    def _take_over(self, handover: Path) -> None:
+        with self._listener.accept()[0] as wrapper:
+            descriptor = socket.recv_fds(wrapper, 64, 1)[1][0]
+        self._listener.close()
+        handover.unlink()
+        self._listener = socket.socket(fileno=descriptor)
+
     def _accept(self) -> None:
+        if self._handover:
+            try:
+                self._take_over(self._handover)
+            except OSError:
+                return
         while True:
             try:
                 client = self._listener.accept()[0]

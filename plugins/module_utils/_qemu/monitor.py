@@ -303,6 +303,12 @@ async def _open_session(address: str, timeout: float) -> _Session:
             cure="Name the VM's QMP socket (-qmp unix:PATH,server=on,wait=off), not its human monitor, serial"
             " console or guest agent",
         ) from exc
+    except AssertionError:
+        # What qemu.qmp (0.0.6) says where the connection ends at the very moment at which it is complete.
+        await asyncio.gather(client.disconnect(), return_exceptions=True)
+        raise MonitorProtocolError(
+            f"{shown} greeted, but closed the connection at once", cure="Run the task again; see what closes it"
+        ) from None
     finally:
         if client.runstate is not Runstate.RUNNING:
             connection.close()
