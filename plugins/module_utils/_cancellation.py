@@ -50,3 +50,28 @@ async def in_stoppable_thread(function: t.Callable[..., _Result], *arguments: t.
         return await in_thread(function, *arguments, stop)
     finally:
         stop.set()
+
+
+async def within(
+    timeout: float, work: t.Awaitable[_Result], activity: t.Callable[[], object] = lambda: None
+) -> _Result:
+    """The result of C(work), which may take so many seconds; else asyncio.TimeoutError.
+
+    Not asyncio.wait_for: before Python 3.12 it drops a cancellation that arrives when the work is just done, and with
+    it the signal that should have put the guest back.
+
+    :param activity: gives a figure; the time begins anew as long as it is another one at its end.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        figure = activity()
+        while not (await asyncio.wait({task}, timeout=timeout))[0]:
+            before, figure = figure, activity()
+            if figure == before:
+                raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            # It may have something to close.
+            await asyncio.gather(task, return_exceptions=True)

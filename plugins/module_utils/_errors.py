@@ -137,7 +137,9 @@ class CommandError(MonitorError):
     """QEMU answered a command with an error."""
 
     def __init__(self, command: str, error_class: str, description: str) -> None:
-        super().__init__(f"QEMU refused {command}: {description}")
+        super().__init__(
+            f"QEMU refused {command}: {description}", cure="Correct what QEMU says, then run the task again"
+        )
         self.command = command
         self.error_class = error_class
         self.description = description

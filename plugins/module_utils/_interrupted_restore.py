@@ -84,7 +84,7 @@ class InterruptedRestore:
                 return "waiting"
             if self.record.expanded:
                 return "useless"
-            migration = Migration(self._monitor)
+            migration = Migration(self._monitor, vm.process.pid if vm.process else None)
             migration.started = True
             if state["status"] in IDLE_STATES and state["status"] != "completed":
                 return "useless"
@@ -96,6 +96,6 @@ class InterruptedRestore:
         return "useless" if self.record.expanded and vm.run_state == "paused" else "loaded"
 
     async def clean_qemu(self) -> None:
-        """Capabilities, parameters and descriptors as they were before it."""
+        """Capabilities, parameters and descriptors as they were before it; the note, which names them, goes last."""
         await self._settings.restore()
         await self._descriptors.remove()

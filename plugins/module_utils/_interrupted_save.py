@@ -123,6 +123,6 @@ class InterruptedSave:
         return None
 
     async def clean_qemu(self) -> None:
-        """Capabilities, parameters and descriptors as they were before it."""
-        await self.descriptors.remove()
+        """Capabilities, parameters and descriptors as they were before it; the note, which names them, goes last."""
         await self.settings.restore()
+        await self.descriptors.remove()

@@ -26,6 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.lock import vm_lo
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import query_state
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+    ProcessWatch,
     QemuProcess,
     connect_by_process,
     find_process,
@@ -33,6 +34,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     read_process,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import query_run_state
+
+_Result = t.TypeVar("_Result")
 
 #: Seconds for which QEMU may refuse to let a guest go on because it is finishing a migration.
 _FINALIZE_TIMEOUT = 30.0
@@ -106,6 +109,35 @@ async def connect_to_vm(name: str | None, qmp_socket: str | None, locks: Locks) 
         if read_process(process.pid) == process:
             raise
         return None  # it ended just now, as after a save of another run
+
+
+async def qemu_has_ended(process: QemuProcess | None, lost: bool) -> bool:
+    """Whether the VM's QEMU, where it is known, is gone.
+
+    :param lost: whether its connection is: a dying QEMU closes it a moment before it is gone.
+    """
+    if process is None:
+        return False
+    if lost:
+        watch = ProcessWatch(process.pid)
+        await watch.wait_at_most(1.0)
+        watch.close()
+    return read_process(process.pid) != process
+
+
+async def twice(monitor: Monitor, process: QemuProcess | None, work: t.Callable[[], t.Awaitable[_Result]]) -> _Result:
+    """Do it and, where it failed, do it once more over a new connection: that one was lost need not cost the guest.
+
+    :param work: what may be done twice, as its first outcome is not known.
+    :raises MonitorError: it failed again, or there is no QEMU any more.
+    """
+    try:
+        return await work()
+    except MonitorError:
+        if await qemu_has_ended(process, monitor.lost):
+            raise
+        await monitor.connect_again()
+        return await work()
 
 
 async def put_guest_back(monitor: Monitor, run_state: str) -> str:

@@ -23,9 +23,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import (
     despite_cancellation,
     in_stoppable_thread,
     in_thread,
+    within,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
-    CommandError,
     ConflictError,
     ImageError,
     ImageFormatError,
@@ -83,6 +83,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     image_state,
     is_last_migration,
     put_guest_back,
+    qemu_has_ended,
+    twice,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Measure, Publisher
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
@@ -91,6 +93,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
     Migration,
     MigrationSettings,
     MigrationSupport,
+    query_state,
     read_support,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, event_seconds
@@ -98,6 +101,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     Launch,
     LaunchedQemu,
     ProcessWatch,
+    QemuProcess,
     bytes_read,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import unit_of_process
@@ -114,9 +118,11 @@ LAUNCH_TIMEOUT = 60.0
 #: Seconds between two looks for the QMP socket of a QEMU that is just starting; nothing announces it.
 _LAUNCH_INTERVAL = 0.02
 
-
 #: Seconds that QEMU may take to see that the tool that expands its image has failed.
 _EXPANDER_GRACE = 2.0
+
+#: Seconds that a QEMU of no use may take to quit before it is killed.
+_END_TIMEOUT = 5.0
 
 #: Seconds between two looks for a QEMU that someone else starts.
 _ATTACH_INTERVAL = 0.25
@@ -151,6 +157,8 @@ class RestoreOperation:
         self.guest_state = "The guest was not touched"
         self.reasons: dict[str, str] = {}
         self.locks = Locks()
+        #: The VM's QEMU, where one was found, as soon as it is known.
+        self.process: QemuProcess | None = None
         #: What is to be known of how QEMU is started, or the empty string.
         self.launch_warning = ""
         #: How image and VM were found, for diff mode.
@@ -166,6 +174,10 @@ class RestoreOperation:
             with self.locks:
                 return await self._run()
         except VmopsError as exc:
+            lost = isinstance(exc, MonitorLostError)
+            if not exc.guest_state and lost and await qemu_has_ended(self.process, lost):
+                image = "kept" if os.path.lexists(self.path) else "removed already"
+                exc.guest_state = f"{self.subject} is not running, as its QEMU has ended; its image was {image}"
             exc.guest_state = exc.guest_state or self.guest_state
             if isinstance(exc, ImageFormatError):
                 exc.cure = exc.cure or "Restore an intact copy, or start the VM from its disks"
@@ -186,6 +198,7 @@ class RestoreOperation:
         try:
             vm = await read_vm(monitor) if monitor else None
             if vm is not None:
+                self.process = vm.process
                 self.before["vm"] = vm.run_state
                 self.guest_state = f"{vm.label} was not touched (QEMU's run state is {vm.run_state})"
                 self._require_same_vm(vm, domain)
@@ -522,21 +535,24 @@ async def _require_fit(
 
 
 async def _end_qemu(monitor: Monitor, vm: RunningVm) -> None:
-    """End a QEMU that holds half a guest, whoever started it."""
-    watch = ProcessWatch(vm.process.pid) if vm.process else None
+    """End a QEMU that holds half a guest, whoever started it.
+
+    :raises MonitorError: it is not known which process it is, and it cannot be told to quit.
+    """
+    if vm.process is None:
+        with contextlib.suppress(MonitorMissingError):
+            await twice(monitor, None, lambda: monitor.execute("quit"))
+        return
+    watch = ProcessWatch(vm.process.pid)
     try:
-        # It may end before it answers, or be gone already.
-        with contextlib.suppress(MonitorLostError, CommandError):
-            await asyncio.wait_for(monitor.execute("quit"), 5)
-    except asyncio.TimeoutError:
-        if watch:
-            watch.kill()
-    if watch:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(watch.wait(), 5)
+        if not monitor.lost:
+            # It may end before it answers, or be gone already.
+            with contextlib.suppress(MonitorError, asyncio.TimeoutError):
+                await within(_END_TIMEOUT, monitor.execute("quit"))
+                await watch.wait_at_most(_END_TIMEOUT)
         watch.kill()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(watch.wait(), 30)
+        await watch.wait_at_most(30)
+    finally:
         watch.close()
 
 
@@ -585,6 +601,7 @@ class _Transaction:
             else:
                 self.monitor = qemu
             self.vm = await read_vm(self.monitor)
+            self.operation.process = self.vm.process
             if self.vm.process:
                 self.operation.locks.take_vm(self.vm.process)
             if self.vm.run_state != "inmigrate":
@@ -676,7 +693,7 @@ class _Transaction:
         )
         uri = await self._pass_descriptors(support, self.settings)
         await self.settings.apply()
-        self.migration = Migration(self.monitor)
+        self.migration = Migration(self.monitor, self.vm.process.pid if self.vm.process else None)
         # Before a load, stop means "do not start the guest when it is loaded": whether and when it runs is decided
         # here, however QEMU was started.
         await self.monitor.execute("stop")
@@ -702,7 +719,6 @@ class _Transaction:
             exc.cure = "See why QEMU ended (the kernel's log tells of a crash, and of a disk that fails), restore again"
             raise
         await self._see_expander_off()
-        await self.settings.restore()
         return state
 
     async def _wait_for_load(self, migration: Migration) -> dict[str, t.Any]:
@@ -814,18 +830,21 @@ class _Transaction:
         await self.expander.wait(self.head.path)
 
     async def descriptors_and_settings_back(self) -> None:
-        """Capabilities, parameters and descriptors of QEMU as they were found."""
-        if self.descriptors:
-            await self.descriptors.remove()
+        """Capabilities, parameters and descriptors of QEMU as they were found; the note of all this goes last."""
         if self.settings:
             await self.settings.restore()
+        if self.descriptors:
+            await self.descriptors.remove()
 
     async def _complete(self, state: dict[str, t.Any], started: float) -> dict[str, t.Any]:
         """Everything from the loaded guest on; runs to its end whatever happens."""
         label = self.domain.name
         running = self.operation._wants_running(self.head)
         image = image_result(self.head.path)
-        run_state = await put_guest_back(self.monitor, "running" if running else "paused")
+        self.operation.guest_state = (
+            f"{label} is loaded and its image {self.head.path} was kept; whether it runs is not known"
+        )
+        run_state = await twice(self.monitor, self.vm.process, lambda: self._let_go_on(running))
         if (run_state == "running") != running:
             raise MigrationError(
                 f"{label} was loaded, but is in QEMU's run state {run_state}",
@@ -846,7 +865,7 @@ class _Transaction:
             warnings.append(f"Its unit may still be kept from starting {label} from its disks: {problem}")
         if self.descriptors:
             # Last, as the note in it tells a later run that the image is used up.
-            await self.descriptors.remove()
+            await twice(self.monitor, self.vm.process, self.descriptors.remove)
         duration = time.monotonic() - started
         resume = self.monitor.find_event("RESUME")
         return {
@@ -866,6 +885,12 @@ class _Transaction:
             "diff": {"before": self.operation.before, "after": self.operation._outcome(running)},
         }
 
+    async def _let_go_on(self, running: bool) -> str:
+        """QEMU's settings as they were found, and then the guest; its run state."""
+        if self.settings:
+            await self.settings.restore()
+        return await put_guest_back(self.monitor, "running" if running else "paused")
+
     # --- the way back ---
 
     async def _roll_back(self, cause: BaseException) -> None:
@@ -873,7 +898,6 @@ class _Transaction:
         label = self.domain.name
         if self.expander:
             await self.expander.end()
-        began = self.migration is not None and self.migration.started
         try:
             if self.launched:
                 await self._explain(cause, self.launched)
@@ -881,15 +905,19 @@ class _Transaction:
                 self.operation.guest_state = f"{label} is not running, and its image is untouched"
                 if hasattr(self, "monitor"):
                     await self.monitor.close()
-            elif began:
+            elif await self._has_begun():
                 await _end_qemu(self.monitor, self.vm)
                 self.operation.guest_state = (
                     f"{label} is not running (a QEMU that failed to load cannot be used again and was ended), and its"
                     " image is untouched"
                 )
             elif hasattr(self, "monitor"):  # else none was started
-                await self.descriptors_and_settings_back()
-                self.operation.guest_state = f"{label}'s QEMU still waits for its state, and the image is untouched"
+                await twice(self.monitor, self.operation.process, self.descriptors_and_settings_back)
+                self.operation.guest_state = (
+                    f"{label} is not running, as its QEMU has ended, and its image is untouched"
+                    if await qemu_has_ended(self.operation.process, self.monitor.lost)
+                    else f"{label}'s QEMU still waits for its state, and the image is untouched"
+                )
         except MonitorError as exc:
             self.operation.guest_state = (
                 f"{label} is not running, its image is untouched; the QEMU at {self.monitor.address} cannot be"
@@ -897,6 +925,17 @@ class _Transaction:
             )
         if isinstance(cause, VmopsError):
             cause.guest_state = self.operation.guest_state
+            cause.cure = cause.cure or "Correct what QEMU says, then run the task again"
+
+    async def _has_begun(self) -> bool:
+        """Whether QEMU has begun to load; one that refused to, or was not told to, is as good as before."""
+        if self.migration is None or not self.migration.started:
+            return False
+        try:
+            state = await query_state(self.monitor)
+        except MonitorError:
+            return True
+        return bool(state["status"] != "none")
 
     async def _explain(self, cause: BaseException, launched: LaunchedQemu) -> None:
         """Why a load failed is often only on QEMU's stderr."""

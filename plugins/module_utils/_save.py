@@ -86,6 +86,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     is_last_migration,
     migration_fingerprint,
     put_guest_back,
+    qemu_has_ended,
+    twice,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Publisher
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
@@ -99,7 +101,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
     read_support,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, event_seconds
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import ProcessWatch, resident_bytes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+    ProcessWatch,
+    QemuProcess,
+    resident_bytes,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_unit, read_vm_unit, require_guardable
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     RunningVm,
@@ -156,6 +162,10 @@ class SaveOperation:
         self.subject = request.name or request.qmp_socket or "the VM"
         self.path = image_path(request.path, request.save_dir, request.name) if request.path or request.name else ""
         self.locks = Locks()
+        #: The VM's QEMU, as soon as it is known.
+        self.process: QemuProcess | None = None
+        #: Whether the image is complete.
+        self.written = False
         #: C(image_identity) of an image from which the guest that runs was restored: worth nothing any more.
         self._used_image = ""
         #: How image and VM were found, for diff mode.
@@ -171,6 +181,10 @@ class SaveOperation:
             with self.locks:
                 return await self._run()
         except VmopsError as exc:
+            lost = isinstance(exc, MonitorLostError)
+            if not exc.guest_state and lost and await qemu_has_ended(self.process, lost):
+                image = f" and the image {self.path} is complete" if self.written else ""
+                exc.guest_state = f"{self.subject} has ended{image}"
             exc.guest_state = exc.guest_state or self.guest_state
             raise
 
@@ -292,6 +306,7 @@ class SaveOperation:
 
     async def _run_with_vm(self, monitor: Monitor) -> dict[str, t.Any]:
         vm = await read_vm(monitor)
+        self.process = vm.process
         self.subject = vm.label
         self.guest_state = f"{vm.label} was not touched (QEMU's run state is {vm.run_state})"
         if self.request.name and vm.name and vm.name != self.request.name:
@@ -417,14 +432,15 @@ class SaveOperation:
         elif self.request.after_save == "resume" and vm.run_state not in ("running", "postmigrate"):
             self.guest_state = f"{vm.label} is stopped as before the save"
         elif self.request.after_save == "resume":
-            await put_guest_back(monitor, "running")
-            self.guest_state = f"{vm.label} runs"
+            self.guest_state = f"The image {self.path} is complete; whether {vm.label} runs is not known"
+            await twice(monitor, vm.process, lambda: put_guest_back(monitor, "running"))
+            self.guest_state = f"{vm.label} runs, and {image_is_safe}"
         else:
             self.guest_state = f"{vm.label} is stopped and {image_is_safe}"
             watch = ProcessWatch(vm.process.pid) if vm.process else None
-            # The connection may end before the answer comes.
-            with contextlib.suppress(MonitorLostError):
-                await monitor.execute("quit")
+            # The connection may end before the answer comes; what it answers does not count, but that it ends.
+            with contextlib.suppress(MonitorError):
+                await twice(monitor, vm.process, lambda: monitor.execute("quit"))
             try:
                 await asyncio.wait_for(monitor.wait_for_end(), QUIT_TIMEOUT)
                 if watch:
@@ -509,7 +525,7 @@ class _Transaction:
         self.path = operation.path
         self.partial: PartialImage
         self.settings = MigrationSettings(monitor)
-        self.migration = Migration(monitor)
+        self.migration = Migration(monitor, vm.process.pid if vm.process else None)
         self.descriptors = DescriptorSet(monitor)
         self.since = monitor.mark()
         self.qemu_version = ""
@@ -524,6 +540,8 @@ class _Transaction:
         self.compressor: Filter | None = None
         #: Whether anything was done to the guest that has to be undone.
         self.touched = False
+        #: The sentence for the guest that was put back, as soon as it was.
+        self.put_back = ""
         #: Whether an earlier run began this save.
         self.adopted = False
         #: Whether the image is complete: from then on there is no way back.
@@ -888,16 +906,16 @@ class _Transaction:
     ) -> dict[str, t.Any]:
         """Everything from the complete magic on; runs to its end whatever happens."""
         await in_thread(self.partial.finish, xml)
-        self.completed = True
+        self.completed = self.operation.written = True
         self.operation.locks.callback(self.partial.release)
         self.operation.guest_state = f"{self.vm.label} is stopped and the image {self.path} is complete"
         if self.request.after_save != "quit":
-            await self._clean_qemu()
+            await twice(self.monitor, self.vm.process, self._clean_qemu)
         await self.operation.after_save(self.monitor, self.vm)
         bytes_written = int(state.get("ram", {}).get("transferred", 0))
         outcome = self.operation.outcome()
         if self.request.after_save != "quit":
-            outcome["vm"] = await query_run_state(self.monitor)
+            outcome["vm"] = await twice(self.monitor, self.vm.process, lambda: query_run_state(self.monitor))
         past = {"quit": "QEMU has quit", "pause": "the guest is paused", "resume": "the guest goes on"}
         image = image_result(self.path)
         return {
@@ -941,13 +959,13 @@ class _Transaction:
     # --- the way back ---
 
     async def _clean_qemu(self) -> None:
-        """Capabilities, parameters and descriptors as they were found."""
-        await self.descriptors.remove()
+        """Capabilities, parameters and descriptors as they were found; the note of all this goes last."""
+        await self.settings.restore()
         if self.named_descriptor:
             # The migration has taken it, unless it never came to that.
-            with contextlib.suppress(MonitorError):
+            with contextlib.suppress(CommandError):
                 await self.monitor.execute("closefd", {"fdname": self.named_descriptor})
-        await self.settings.restore()
+        await self.descriptors.remove()
 
     async def _roll_back(self, cause: BaseException) -> None:
         """The guest as it was, QEMU as it was, no file left; then C(guest_state) says what was reached."""
@@ -955,16 +973,11 @@ class _Transaction:
             # Too late: the image is complete, and the guest must not run beside it.
             return
         try:
-            if self.touched:
-                self.operation.guest_state = await self._put_guest_back(self.monitor)
+            await twice(self.monitor, self.vm.process, self._put_back)
         except MonitorError as exc:
-            self.operation.guest_state = f"{self.vm.label} could not be put back: {exc.what}"
-        try:
-            await self._clean_qemu()
-        except MonitorError:
-            # What cannot be set back now is noted in QEMU for the next run, unless QEMU is gone.
-            if self.monitor.lost:
-                self.operation.guest_state = await self._put_guest_back_anew()
+            # What cannot be put back now is noted in QEMU for the next run.
+            known = self.put_back or f"What {self.vm.label} does now is not known"
+            self.operation.guest_state = f"{known}, and QEMU may not be set as before ({exc.what})"
         finally:
             if self.compressor:
                 await self.compressor.end()
@@ -974,43 +987,30 @@ class _Transaction:
             if self.guarded:
                 # What is left of it looks for an image, and the VM's next save or restore removes it.
                 await free_units(self.launch_record, self.vm.process, self.path)
+        if self.vm.process and await qemu_has_ended(self.vm.process, self.monitor.lost):
+            ended = f"QEMU (pid {self.vm.process.pid}) has ended"
+            self.operation.guest_state = f"{ended}, so {self.vm.label} does not run any more"
         if isinstance(cause, VmopsError):
             cause.guest_state = self.operation.guest_state
+            cause.cure = cause.cure or "Correct what QEMU says, then run the task again"
 
-    async def _put_guest_back(self, monitor: Monitor) -> str:
-        label = self.vm.label
-        if self.vm.run_state == "running" and await self.migration.is_active():
-            # At once: it may run while the migration is being cancelled. At the migration's very end QEMU refuses.
-            with contextlib.suppress(CommandError):
-                await monitor.execute("cont")
-        await self.migration.cancel()
-        run_state = await put_guest_back(monitor, self.vm.run_state)
-        if run_state == "running":
-            return f"{label} runs again"
-        return f"{label} is stopped as before (QEMU's run state is {run_state})"
+    async def _put_back(self) -> None:
+        """Guest and QEMU as they were found, and the sentence that says so; may be done twice.
 
-    async def _put_guest_back_anew(self) -> str:
-        """The connection was lost: QEMU has died, or only the socket has, and a new one may reach the guest."""
+        :raises MonitorError: it could not be done.
+        """
         label = self.vm.label
-        watch = ProcessWatch(self.vm.process.pid) if self.vm.process else None
-        try:
-            # A dying QEMU closes its socket a moment before it is gone.
-            if watch:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(watch.wait(), 1.0)
-                if watch.ended:
-                    return f"QEMU (pid {watch.pid}) has ended, so {label} does not run any more"
-            await self.monitor.close()
-            async with await Monitor.connect(self.monitor.address) as monitor:
-                self.monitor = monitor
-                self.migration.move_to(monitor)
-                self.settings.move_to(monitor)
-                self.descriptors.move_to(monitor)
-                state = await self._put_guest_back(monitor)
-                await self._clean_qemu()
-                return state
-        except MonitorError as exc:
-            return f"What {label} does now is not known, QEMU's monitor cannot be reached any more ({exc.what})"
-        finally:
-            if watch:
-                watch.close()
+        if self.touched:
+            if self.vm.run_state == "running" and await self.migration.is_active():
+                # At once: it may run while the migration is being cancelled. At the migration's very end QEMU refuses.
+                with contextlib.suppress(CommandError):
+                    await self.monitor.execute("cont")
+            await self.migration.cancel()
+            run_state = await put_guest_back(self.monitor, self.vm.run_state)
+            self.put_back = (
+                f"{label} runs again"
+                if run_state == "running"
+                else f"{label} is stopped as before (QEMU's run state is {run_state})"
+            )
+            self.operation.guest_state = self.put_back
+        await self._clean_qemu()

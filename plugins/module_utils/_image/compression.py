@@ -16,6 +16,7 @@ import dataclasses
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
@@ -95,6 +96,11 @@ class Filter:
     def __init__(self, program: str, process: asyncio.subprocess.Process) -> None:
         self.program = program
         self._process = process
+        # Not asyncio's own way to kill it: that would look whether it has ended, and so reap it before asyncio does.
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            self._pidfd = -1
         self._said = asyncio.ensure_future(self._read_stderr())
 
     @classmethod
@@ -123,7 +129,7 @@ class Filter:
         :param path: the image, for the error.
         :raises ImageError: it failed.
         """
-        code = await self._process.wait()
+        code = await self._end()
         said = await asyncio.shield(self._said)
         if code != 0:
             raise ImageError(
@@ -143,10 +149,19 @@ class Filter:
 
     async def end(self) -> None:
         """Kill it, where it still runs, and reap it."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        await self._end()
         await self._said
+
+    async def _end(self) -> int:
+        """Its exit code, when it has ended."""
+        code = await self._process.wait()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        return code
 
     async def _read_stderr(self) -> str:
         stream = self._process.stderr

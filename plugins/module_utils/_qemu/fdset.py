@@ -11,8 +11,6 @@ two: a buffered one for the stream and one that was opened separately with O_DIR
 
 from __future__ import annotations
 
-import contextlib
-
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, MigrationError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 
@@ -46,10 +44,6 @@ class DescriptorSet:
         self._asked = False
         self.number = number
 
-    def move_to(self, monitor: Monitor) -> None:
-        """Go on over another session with the same QEMU."""
-        self._monitor = monitor
-
     async def add(self, *descriptors: int) -> None:
         """Pass descriptors, one after the other, and check that QEMU holds them all.
 
@@ -76,7 +70,7 @@ class DescriptorSet:
     async def remove(self) -> None:
         """Take the set out of QEMU again; a migration that runs has its own copies.
 
-        :raises MonitorLostError: the connection is lost, and the set may still be there.
+        :raises MonitorError: it may still be there.
         """
         if self.number is None and self._asked and self._opaque:
             # Cut off before the answer came: the number of the set is known to QEMU alone.
@@ -84,7 +78,10 @@ class DescriptorSet:
             self.number = next((number for number, rest in notes if not rest), None)
         if self.number is None:
             return
-        # It may be gone already: QEMU drops a set whose descriptors are used up.
-        with contextlib.suppress(CommandError):
+        try:
             await self._monitor.execute("remove-fd", {"fdset-id": self.number})
+        except CommandError:
+            # It may be gone already: QEMU drops a set whose descriptors are used up.
+            if any(fdset["fdset-id"] == self.number for fdset in await self._monitor.execute("query-fdsets")):
+                raise
         self.number, self._asked = None, False

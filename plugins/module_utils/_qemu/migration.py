@@ -15,8 +15,10 @@ import dataclasses
 import time
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import within
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, MigrationError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Event, Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import work_done
 
 #: A migration is over in these states. QEMU 11 has "failing" before "failed": not an end, since only after the last
 #: state may capabilities be changed.
@@ -34,6 +36,9 @@ _RESTING_BANDWIDTH = 4096
 #: Seconds for which a cancellation may wait for resting channels at most, and between two looks at them.
 _REST_TIMEOUT = 0.5
 _REST_INTERVAL = 0.005
+
+#: Seconds between two looks at a migration that says nothing of itself.
+LOOK_INTERVAL = 5.0
 
 #: Capabilities that may stay as they are during a save or restore; every other one that is on is switched off for
 #: the run, since it changes the stream (xbzrle, postcopy-ram, x-ignore-shared …) or waits for a controller
@@ -72,8 +77,8 @@ async def read_support(monitor: Monitor) -> MigrationSupport:
 
 async def _has_exit_on_error(monitor: Monitor) -> bool:
     schema = {entry["name"]: entry for entry in await monitor.execute("query-qmp-schema")}
-    arguments = schema[schema["migrate-incoming"]["arg-type"]]
-    return any(member["name"] == "exit-on-error" for member in arguments["members"])
+    arguments = schema.get(schema.get("migrate-incoming", {}).get("arg-type"), {})
+    return any(member.get("name") == "exit-on-error" for member in arguments.get("members", ()))
 
 
 class MigrationSettings:
@@ -96,10 +101,6 @@ class MigrationSettings:
         self.found_parameters = dict(parameters or {})
         self._wanted_capabilities: dict[str, bool] = {}
         self._wanted_parameters: dict[str, t.Any] = {}
-
-    def move_to(self, monitor: Monitor) -> None:
-        """Go on over another session with the same QEMU."""
-        self._monitor = monitor
 
     async def plan(
         self,
@@ -171,9 +172,12 @@ def _changes(wanted: dict[str, t.Any], found: dict[str, t.Any]) -> dict[str, t.A
     return {name: found[name] for name, value in wanted.items() if found.get(name) != value}
 
 
-async def query_state(monitor: Monitor) -> dict[str, t.Any]:
-    """QEMU's C(query-migrate), with C(status) always there ("none" before the first migration)."""
-    answer: dict[str, t.Any] = await monitor.execute("query-migrate")
+async def query_state(monitor: Monitor, activity: t.Callable[[], object] = lambda: None) -> dict[str, t.Any]:
+    """QEMU's C(query-migrate), with C(status) always there ("none" before the first migration).
+
+    :param activity: as for :meth:`Monitor.execute`.
+    """
+    answer: dict[str, t.Any] = await monitor.execute("query-migrate", activity=activity)
     answer.setdefault("status", "none")
     return answer
 
@@ -184,16 +188,13 @@ class Migration:
     For a run that an earlier process started, C(started) is set by hand.
     """
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: Monitor, pid: int | None = None) -> None:
+        """:param pid: QEMU's process id, where it is known."""
         self._monitor = monitor
+        self._pid = pid
         self._since = monitor.mark()
-        #: Whether QEMU has taken the command, so that there may be something to cancel.
+        #: Whether QEMU was given the command, so that there may be something to cancel.
         self.started = False
-
-    def move_to(self, monitor: Monitor) -> None:
-        """Go on over another session with the same QEMU."""
-        self._monitor = monitor
-        self._since = monitor.mark()
 
     async def start_outgoing(self, uri: str) -> None:
         """Let QEMU write its state to the URI.
@@ -219,28 +220,37 @@ class Migration:
         try:
             await self._monitor.execute(command, arguments)
         except CommandError as exc:
-            self.started = False
-            raise MigrationError(str(exc).rstrip(".")) from exc
+            raise MigrationError(exc.what) from exc
 
     async def wait(self) -> dict[str, t.Any]:
         """Wait for the run's end, by QEMU's MIGRATION events.
 
         :returns: the last C(query-migrate).
         :raises MigrationError: it failed or was cancelled, with QEMU's reason.
-        :raises MonitorLostError: QEMU ended meanwhile.
+        :raises MonitorError: QEMU ended meanwhile, or neither answers nor works any more.
         """
-        state = await query_state(self._monitor)
-        if state["status"] not in TERMINAL_STATES:
-            await self._monitor.wait_for_event(_is_terminal, self._since)
-            state = await query_state(self._monitor)
+        state = await self._state()
+        while state["status"] not in TERMINAL_STATES:
+            # A QEMU that hangs sends no event, and its connection does not end.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await within(LOOK_INTERVAL, self._monitor.wait_for_event(_is_terminal, self._since))
+            state = await self._state()
         if state["status"] != "completed":
             reason = state.get("error-desc") or "QEMU gave no reason"
             raise MigrationError(f"QEMU's migration {state['status']}: {reason}")
         return state
 
+    async def _state(self) -> dict[str, t.Any]:
+        """C(query-migrate), for whose answer a QEMU that works may take its time.
+
+        While it loads a state, QEMU (10.0.2) does nothing else: it answers only when all is loaded. While it saves
+        one, it may do so in the last step, for as long as the storage takes.
+        """
+        return await query_state(self._monitor, lambda: work_done(self._pid) if self._pid else None)
+
     async def memory_done(self) -> tuple[int, int]:
         """Bytes of the guest's memory that an outgoing run has dealt with, and all; raises as Monitor.execute."""
-        ram = (await query_state(self._monitor)).get("ram", {})
+        ram = (await self._state()).get("ram", {})
         total = int(ram.get("total", 0))
         return total - int(ram.get("remaining", total)), total
 
@@ -259,7 +269,7 @@ class Migration:
         await self._let_channels_rest()
         await self._monitor.execute("migrate_cancel")
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._monitor.wait_for_event(_is_terminal, self._since), timeout)
+            await within(timeout, self._monitor.wait_for_event(_is_terminal, self._since))
         await self._monitor.execute("migrate-set-parameters", {"max-bandwidth": bandwidth})
 
     async def _let_channels_rest(self) -> None:

@@ -22,7 +22,7 @@ import sys
 import traceback
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, within
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     CommandError,
     MonitorBusyError,
@@ -32,6 +32,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorProtocolError,
     RequestError,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.answers import answer_problem, event_problem
 
 if os.environ.get("VMOPS_QEMU_QMP"):
     # The controller's copy of the library, which the action plugin brought along for this run; the host's comes first.
@@ -66,66 +67,67 @@ COMMAND_TIMEOUT = 60.0
 Event = t.Dict[str, t.Any]
 
 
+class _Session(t.NamedTuple):
+    """A connection that has greeted."""
+
+    client: QMPClient
+    peer_pid: int | None
+    peer_uid: int | None
+    descriptors: bool
+
+
 class Monitor:
     """A QMP session; made by :meth:`connect`, ended by :meth:`close` (or as an asynchronous context manager)."""
 
-    def __init__(
-        self, address: str, client: QMPClient, peer_pid: int | None, peer_uid: int | None, descriptors: bool
-    ) -> None:
+    def __init__(self, address: str, session: _Session) -> None:
         self.address = address
-        #: The process that listens on the UNIX socket, from SO_PEERCRED; None for TCP or a foreign PID namespace.
-        self.peer_pid = peer_pid
-        #: The user that this process was when it began to listen; None where C(peer_pid) is.
-        self.peer_uid = peer_uid
-        #: Whether descriptors can be passed (UNIX sockets only).
-        self.passes_descriptors = descriptors
         #: All events since the connection, oldest first, as QEMU sent them.
         self.events: list[Event] = []
-        self._client = client
         self._changed = asyncio.Condition()
+        self._begin(session)
+
+    def _begin(self, session: _Session) -> None:
+        #: The process that listens on the UNIX socket, from SO_PEERCRED; None for TCP or a foreign PID namespace.
+        self.peer_pid = session.peer_pid
+        #: The user that this process was when it began to listen; None where C(peer_pid) is.
+        self.peer_uid = session.peer_uid
+        #: Whether descriptors can be passed (UNIX sockets only).
+        self.passes_descriptors = session.descriptors
+        self._client = session.client
         self._lost = False
+        #: What came that is not QMP, where that ended the session.
+        self._garbage = ""
         self._listener = EventListener()
-        client.register_listener(self._listener)
-        self._tasks = [asyncio.ensure_future(self._record_events()), asyncio.ensure_future(self._watch_end())]
+        session.client.register_listener(self._listener)
+        self._end_watch = asyncio.ensure_future(self._watch_end())
+        self._tasks = [asyncio.ensure_future(self._record_events()), self._end_watch]
 
     # --- the session ---
 
     @classmethod
-    async def connect(cls, address: str, timeout: float = GREETING_TIMEOUT) -> Monitor:
+    async def connect(cls, address: str, timeout: float | None = None) -> Monitor:
         """Connect to the QMP server at a UNIX socket's path, or at C(host:port).
 
-        :param timeout: seconds until the greeting must have come.
+        :param timeout: seconds until the greeting must have come; None for the usual.
         :raises MonitorMissingError: nothing listens there.
         :raises MonitorBusyError: it accepts, but does not greet: another client holds it, or QEMU hangs.
         :raises MonitorProtocolError: it does not speak QMP.
         """
-        logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
-        logging.getLogger("qemu.qmp").propagate = False
-        shown = _shown(address)
-        busy = MonitorBusyError(
-            f"The QMP socket {shown} did not greet within {timeout:g} seconds: another client holds it"
-            " (a QEMU monitor serves one at a time), or QEMU hangs",
-            cure="End the other client (libvirt, a monitoring agent, another save), or give the VM a second"
-            " monitor (-qmp unix:…) and name it in qmp_socket",
-        )
-        connection = await _open_socket(address, timeout, busy)
-        peer_pid, peer_uid = _peer(connection)
-        descriptors = connection.family == socket.AF_UNIX
-        client = QMPClient(f"vmops.qemu {shown}")
-        try:
-            await _within(timeout, client.connect(connection))
-        except asyncio.TimeoutError:
-            raise busy from None
-        except ConnectError as exc:
-            raise MonitorProtocolError(
-                f"{shown} is not a QMP server ({_reason(exc.exc)})",
-                cure="Name the VM's QMP socket (-qmp unix:PATH,server=on,wait=off), not its human monitor, serial"
-                " console or guest agent",
-            ) from exc
-        finally:
-            if client.runstate is not Runstate.RUNNING:
-                connection.close()
-        return cls(address, client, peer_pid, peer_uid, descriptors)
+        return cls(address, await _open_session(address, GREETING_TIMEOUT if timeout is None else timeout))
+
+    async def connect_again(self) -> None:
+        """Begin a new session with the same server in place of one that was lost; the events of both are kept.
+
+        :raises MonitorLostError: someone else listens there now.
+        :raises MonitorError: as :meth:`connect`.
+        """
+        await self.close()
+        session = await _open_session(self.address, GREETING_TIMEOUT)
+        changed = session.peer_pid != self.peer_pid
+        self._begin(session)
+        if changed:
+            await self._give_up()
+            raise self._lost_error("and another process listens there now")
 
     async def __aenter__(self) -> Monitor:
         return self
@@ -136,12 +138,21 @@ class Monitor:
 
     async def close(self) -> None:
         """End the session; never raises, since a QEMU that has quit ends it with an error of its own."""
+        self._lost = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        # A QEMU that has ended answers the disconnect with EOFError, ConnectionResetError or a QMPError.
-        with contextlib.suppress(QMPError, EOFError, OSError, asyncio.TimeoutError):
-            await asyncio.wait_for(self._client.disconnect(), 5)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await within(5, self._disconnect())
+
+    async def _disconnect(self) -> BaseException | None:
+        """Let go of the connection; what ended it, where that was not us.
+
+        EOFError, OSError and QMPError where QEMU has gone, but also whatever the library met in what it could not
+        read (ValueError, TypeError, RecursionError …): all of it is told of here, and nothing of it is of use later.
+        """
+        (cause,) = await asyncio.gather(self._client.disconnect(), return_exceptions=True)
+        return cause
 
     @property
     def lost(self) -> bool:
@@ -150,22 +161,41 @@ class Monitor:
 
     # --- commands ---
 
-    async def execute(self, command: str, arguments: dict[str, t.Any] | None = None) -> t.Any:
-        """Send one command and return its C(return) value.
+    async def execute(
+        self,
+        command: str,
+        arguments: dict[str, t.Any] | None = None,
+        activity: t.Callable[[], object] = lambda: None,
+    ) -> t.Any:
+        """Send one command and return its C(return) value, which is what QEMU's documentation says.
 
+        :param activity: gives a figure that changes as long as QEMU is at work: it then need not answer in time.
         :raises CommandError: QEMU answered with an error.
         :raises MonitorLostError: the connection ended before the answer, or none came; the outcome is unknown.
+        :raises MonitorProtocolError: what came is no answer; the outcome is unknown, and the session given up.
         """
+        if self._lost:
+            raise self._lost_error(f"before {command}")
         try:
-            return await _within(COMMAND_TIMEOUT, self._client.execute(command, arguments))
+            answer = await within(COMMAND_TIMEOUT, self._client.execute(command, arguments), activity)
         except asyncio.TimeoutError:
             # A QEMU that hangs (its main loop waits for a dead disk or server) must not hang us.
-            self._lost = True
+            await self._give_up()
             raise self._lost_error(f"as it did not answer {command} within {COMMAND_TIMEOUT:g} seconds") from None
         except ExecuteError as exc:
             raise CommandError(command, exc.error_class, str(exc)) from exc
-        except (ExecInterruptedError, StateError, QMPError, EOFError, OSError) as exc:
+        except (ExecInterruptedError, StateError, EOFError, OSError) as exc:
+            # The watch learns why it ended.
+            await asyncio.wait({self._end_watch}, timeout=1)
             raise self._lost_error(f"while {command} was under way") from exc
+        except QMPError as exc:
+            await self._give_up(f"its answer to {command} is neither a result nor an error")
+            raise self._lost_error("") from exc
+        problem = answer_problem(command, answer)
+        if problem:
+            await self._give_up(f"its answer to {command} is none: {problem}")
+            raise self._lost_error("")
+        return answer
 
     def send_descriptor(self, descriptor: int) -> None:
         """Pass a descriptor with the next command (C(add-fd), C(getfd)); the caller keeps its own copy.
@@ -216,6 +246,10 @@ class Monitor:
     async def _record_events(self) -> None:
         while True:
             event = dict(await self._listener.get())
+            problem = event_problem(event)
+            if problem:
+                await self._give_up(f"an event of it is none: {problem}")
+                return
             async with self._changed:
                 self.events.append(event)
                 self._changed.notify_all()
@@ -223,33 +257,62 @@ class Monitor:
     async def _watch_end(self) -> None:
         while self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()
+        # What QEMU said last (SHUTDOWN) may not have been recorded yet.
+        last = (dict(event) for event in self._listener.clear())
+        self.events.extend(event for event in last if not event_problem(event))
+        cause = await self._disconnect()
+        garbage = cause is not None and not isinstance(cause, (EOFError, OSError, asyncio.CancelledError))
+        await self._give_up(f"it sent what is no message ({_reason(cause)})" if cause and garbage else "")
+
+    async def _give_up(self, garbage: str = "") -> None:
+        """From now on the session is a lost one; whoever waits for its events learns of it."""
         async with self._changed:
-            # What QEMU said last (SHUTDOWN) may not have been recorded yet.
-            self.events.extend(dict(event) for event in self._listener.clear())
             self._lost = True
+            self._garbage = self._garbage or garbage
             self._changed.notify_all()
 
-    def _lost_error(self, when: str) -> MonitorLostError:
-        return MonitorLostError(f"QEMU's connection at {_shown(self.address)} ended {when}")
+    def _lost_error(self, when: str) -> MonitorError:
+        shown = _shown(self.address)
+        cure = "Run the task again: it goes on from what this run left, or undoes it"
+        if self._garbage:
+            return MonitorProtocolError(f"{shown} does not speak QMP as QEMU does: {self._garbage}", cure=cure)
+        return MonitorLostError(f"QEMU's connection at {shown} ended {when}", cure=cure)
 
 
-async def _within(timeout: float, work: t.Awaitable[t.Any]) -> t.Any:
-    """The result of C(work), which may take so many seconds; else asyncio.TimeoutError.
-
-    Not asyncio.wait_for: before Python 3.12 it drops a cancellation that arrives when the work is just done, and with
-    it the signal that should have put the guest back.
-    """
-    task = asyncio.ensure_future(work)
+async def _open_session(address: str, timeout: float) -> _Session:
+    """As :meth:`Monitor.connect`."""
+    logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+    logging.getLogger("qemu.qmp").propagate = False
+    shown = _shown(address)
+    busy = MonitorBusyError(
+        f"The QMP socket {shown} did not greet within {timeout:g} seconds: another client holds it"
+        " (a QEMU monitor serves one at a time), or QEMU hangs",
+        cure="End the other client (libvirt, a monitoring agent, another save), or give the VM a second"
+        " monitor (-qmp unix:…) and name it in qmp_socket",
+    )
+    connection = await _open_socket(address, timeout, busy)
+    peer_pid, peer_uid = _peer(connection)
+    client = QMPClient(f"vmops.qemu {shown}")
     try:
-        done, _pending = await asyncio.wait({task}, timeout=timeout)
-        if not done:
-            raise asyncio.TimeoutError
-        return task.result()
+        await within(timeout, client.connect(connection))
+    except asyncio.TimeoutError:
+        raise busy from None
+    except ConnectError as exc:
+        raise MonitorProtocolError(
+            f"{shown} is not a QMP server ({_reason(exc.exc)})",
+            cure="Name the VM's QMP socket (-qmp unix:PATH,server=on,wait=off), not its human monitor, serial"
+            " console or guest agent",
+        ) from exc
+    except AssertionError:
+        # What qemu.qmp (0.0.6) says where the connection ends at the very moment at which it is complete.
+        await asyncio.gather(client.disconnect(), return_exceptions=True)
+        raise MonitorProtocolError(
+            f"{shown} greeted, but closed the connection at once", cure="Run the task again; see what closes it"
+        ) from None
     finally:
-        if not task.done():
-            task.cancel()
-            # It may have something to close.
-            await asyncio.gather(task, return_exceptions=True)
+        if client.runstate is not Runstate.RUNNING:
+            connection.close()
+    return _Session(client, peer_pid, peer_uid, connection.family == socket.AF_UNIX)
 
 
 def event_seconds(event: Event) -> float:

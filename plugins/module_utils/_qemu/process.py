@@ -26,7 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmNotFoundError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import GREETING_TIMEOUT, Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
 
 #: Seconds that a killed process may take to end.
@@ -153,12 +153,12 @@ def find_process(name: str) -> QemuProcess | None:
     return found[0] if found else None
 
 
-async def connect_by_process(process: QemuProcess, timeout: float = GREETING_TIMEOUT) -> Monitor:
+async def connect_by_process(process: QemuProcess, timeout: float | None = None) -> Monitor:
     """A session on the first of the VM's QMP servers that is free.
 
     One that was started just now, perhaps by a restore that was killed at once, may not have opened them yet.
 
-    :param timeout: seconds until a server must have greeted.
+    :param timeout: seconds until a server must have greeted; None for the usual.
     :raises VmNotFoundError: its command line opens none.
     :raises MonitorError: none of them could be used; the first one's error.
     """
@@ -198,6 +198,21 @@ def bytes_read(pid: int) -> int:
     """
     with open(f"/proc/{pid}/io", encoding="ascii") as handle:
         return int(handle.readline().split()[1])  # rchar
+
+
+def work_done(pid: int) -> tuple[int, int] | None:
+    """MiB that a process has read and written, and seconds that its threads have had a CPU; None where unknown.
+
+    As coarse as that, since one that only waits does a little now and then, too.
+    """
+    try:
+        with open(f"/proc/{pid}/io", encoding="ascii") as handle:
+            read, written = (int(line.split()[1]) for line in handle.readlines()[:2])
+        with open(f"/proc/{pid}/stat", "rb") as handle:
+            user, system = handle.read().rpartition(b")")[2].split()[11:13]
+    except (OSError, ValueError):
+        return None
+    return (read + written) >> 20, (int(user) + int(system)) // os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -441,7 +456,9 @@ class LaunchedProcess:
     async def end(self) -> None:
         """Kill it, wait for its end (a process that hangs in the kernel takes longer than this waits), and reap it."""
         if self._process is not None and self._watch is not None:
-            self._watch.kill()
+            # With its group, as a wrapper's QEMU would outlive it; the number is its own until it is reaped.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             await self._watch.wait_at_most(_KILL_TIMEOUT)
             self._process.poll()
 

@@ -11,6 +11,7 @@ import os
 import socket
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import within
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorBusyError,
     MonitorMissingError,
@@ -20,7 +21,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import (
     Monitor,
     _open_socket,
     _peer,
-    _within,
 )
 
 BUSY = MonitorBusyError("busy")
@@ -114,7 +114,7 @@ def test_a_cancellation_is_never_dropped(steps):
         async def work():
             return await answer
 
-        task = asyncio.ensure_future(_within(5, work()))
+        task = asyncio.ensure_future(within(5, work()))
         for _step in range(3):
             await asyncio.sleep(0)
         answer.set_result("done")

@@ -1,0 +1,451 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A fault of QEMU's monitor at every step of a save and of a restore; then the same task runs again and must end right.
+
+A run without a fault, through a proxy, gives the steps. Then the run is done again for each step and fault, with a real
+QEMU and a real guest behind the proxy. C(MONITOR_FAULTS=all) does every fault at every moment of every step of every
+operation; without it each step of a sparse save and of a restore meets one fault of each kind, and each step of the
+other operations one fault, chosen by C(MONITOR_SEED).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils import _errors
+
+from support import CounterGuest, GuestError, MonitorError, find_qemu_pids, gaps, listening_wrapper
+from support.guest import REPOSITORY
+from support.monitor_proxy import BEFORE, FAULTS, Fault, MonitorProxy, Step
+from support.observe import VM, run_state, settings
+from support.preloaded import PreloadedModules
+
+ALL = os.environ.get("MONITOR_FAULTS") == "all"
+SEED = int(os.environ.get("MONITOR_SEED") or 1)
+
+#: Each has a guest of its own; they wait more than they work.
+WORKERS = 3
+
+#: The product's patience, in seconds, cut down for the runs that meet a fault.
+SHORT = {
+    "_qemu.monitor": {"COMMAND_TIMEOUT": 1.0, "GREETING_TIMEOUT": 1.0},
+    "_qemu.migration": {"LOOK_INTERVAL": 0.5},
+    "_save": {"QUIT_TIMEOUT": 2.0},
+    "_restore": {"LAUNCH_TIMEOUT": 3.0},
+}
+
+#: Seconds within which such a run ends: some of these times one after the other, on a busy machine.
+BOUND = 20.0
+
+#: The kinds of faults, of which each step meets one, by what they have in common.
+KINDS = (
+    ("cut", "cut for good"),
+    ("hang", "hang for good", "QEMU frozen"),
+    ("QEMU killed",),
+    ("error",),
+    ("no JSON", "no UTF-8", "wrong type", "hollow"),
+)
+
+#: Commands to which an answer without anything in it is a proper one: it may be false, but nobody can see that.
+EMPTY_IS_PROPER = ("query-migrate", "query-name")
+
+ERRORS = {name for name, kind in vars(_errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """A run that meets the faults."""
+
+    name: str
+    module: str
+    options: dict[str, Any]
+    #: The options of the run after it, where they are not the same.
+    again: Optional[dict[str, Any]] = None
+    #: A fault that it always meets; the others follow it, as it is rolled back.
+    first_fault: Optional[Fault] = None
+    #: Whether the module starts the QEMU, in a wrapper that stays beside it.
+    launches: bool = False
+    #: Whether each step meets every kind of fault, also in a short run of the tests.
+    thorough: bool = False
+
+
+def refused(command: str) -> Fault:
+    return Fault(Step(command, 1), BEFORE, "error")
+
+
+ATTACH = {"launch": "attach"}
+
+OPERATIONS = (
+    Operation("save sparse", "qemu_save", {"format": "sparse"}, thorough=True),
+    Operation("restore", "qemu_restore", ATTACH, thorough=True),
+    Operation("save raw", "qemu_save", {"format": "raw"}),
+    Operation("save zstd", "qemu_save", {"format": "zstd"}),
+    Operation("save live", "qemu_save", {"live": True}),
+    Operation("save and go on", "qemu_save", {"after_save": "resume"}),
+    Operation("save that QEMU refuses", "qemu_save", {}, first_fault=refused("migrate")),
+    Operation("save past its time", "qemu_save", {"bandwidth": "1M", "parallel_channels": 1, "timeout": 0.5}, again={}),
+    Operation("restore with a QEMU of its own", "qemu_restore", {"launch": "command"}, launches=True),
+    Operation("restore that QEMU refuses", "qemu_restore", ATTACH, first_fault=refused("migrate-incoming")),
+    Operation("restore that is not prepared", "qemu_restore", ATTACH, first_fault=refused("stop")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """How guest and image are after a run."""
+
+    alive: bool
+    #: QEMU's run state; empty where it has ended.
+    run_state: str
+    #: Whether the image is complete.
+    complete: bool
+    #: Whether QEMU's settings and fdsets are what they were.
+    as_before: bool
+
+    @property
+    def runs(self) -> bool:
+        return self.run_state == "running"
+
+
+#: What C(guest_state) may say, and when it is true.
+SENTENCES: dict[str, Callable[[Found], bool]] = {
+    # of a save
+    r"The guest was not touched": lambda found: not found.alive or found.as_before,
+    r"VM was not touched \(QEMU's run state is running\)": lambda found: found.runs and found.as_before,
+    r"VM runs again": lambda found: found.runs and found.as_before and not found.complete,
+    r"VM is stopped and the image IMAGE is complete": lambda found: found.complete and not found.runs,
+    r"VM has ended and the image IMAGE is complete": lambda found: found.complete and not found.alive,
+    r"The image IMAGE is complete; whether VM runs is not known": lambda found: found.complete,
+    r"VM runs, and the image IMAGE is complete": lambda found: found.complete and found.runs,
+    r"QEMU \(pid \d+\) has ended, so VM does not run any more": lambda found: not found.alive,
+    r"What VM does now is not known, and QEMU may not be set as before \(.*\)": lambda found: not found.complete,
+    r"VM runs again, and QEMU may not be set as before \(.*\)": lambda found: found.runs and not found.complete,
+    r"VM has ended": lambda found: not found.alive and not found.complete,
+    # of a restore
+    r"VM was not touched \(QEMU's run state is inmigrate\)": lambda found: found.run_state == "inmigrate",
+    r"VM's QEMU still waits for its state, and the image is untouched": lambda found: (
+        found.run_state == "inmigrate" and found.as_before and found.complete
+    ),
+    r"VM is not running \(a QEMU that failed to load .* was ended\), and its image is untouched": (
+        lambda found: not found.alive and found.complete
+    ),
+    r"VM is not running, as its QEMU has ended(, and its image is untouched|; its image was kept)": lambda found: (
+        not found.alive and found.complete
+    ),
+    r"VM is not running, as its QEMU has ended; its image was removed already": lambda found: not found.alive,
+    r"VM is not running, its image is untouched; the QEMU at .* cannot be reached any more \(.*\)": lambda found: (
+        found.complete and found.run_state in ("", "inmigrate")
+    ),
+    r"VM is loaded and its image IMAGE was kept; whether it runs is not known": lambda found: found.complete,
+    r"VM is not running, and its image is untouched": lambda found: not found.alive and found.complete,
+    r"VM runs": lambda found: found.runs,
+}
+
+
+class Stand:
+    """One guest, its image, and what is done to them."""
+
+    def __init__(self, scratch: Path, number: int) -> None:
+        self.name = f"{VM}-{number}"
+        self.image = scratch / "save" / "web1.save"
+        self.image.parent.mkdir(parents=True, mode=0o700)
+        self.guest = CounterGuest(scratch / "guest", self.name, memory_mib=16, block_mib=4, line_ms=20, observer=True)
+        self.modules = PreloadedModules(REPOSITORY / "build" / "collections", scratch)
+        self.socket = self.guest.observer_socket.with_name("proxy.sock")
+        self.boot()
+        self.settings = settings(self.guest)
+        #: Where the counter was set back: QEMU was killed when the guest had gone on, and its image was still there.
+        self.set_back: list[tuple[int, int]] = []
+
+    def close(self) -> None:
+        self.guest.adopt_restarted()
+        self.guest.close()
+        self.modules.__exit__(None, None, None)
+
+    # --- the ground of a case ---
+
+    def boot(self) -> None:
+        self.guest.serial_log.unlink(missing_ok=True)
+        self.set_back = []
+        self.guest.start()
+        self.guest.wait_for_counter()
+
+    def reset(self) -> None:
+        """After a case that failed: nothing of it may be left."""
+        self.guest.end()
+        shutil.rmtree(self.image.parent)
+        self.image.parent.mkdir(mode=0o700)
+        self.boot()
+
+    def ready(self, operation: Operation) -> None:
+        """The guest runs, before a save; or it is in its image and a QEMU waits, before a restore."""
+        module = operation.module
+        runs = self.guest.adopt_restarted()
+        if module == "qemu_save" and not runs:
+            if self.image.exists():
+                self.succeed("qemu_restore")
+            else:
+                self.boot()
+        elif module == "qemu_restore":
+            if not runs and not self.image.exists():
+                self.boot()
+                runs = True
+            if runs:
+                self.succeed("qemu_save")
+                self.guest.wait_exit()
+            if not operation.launches:
+                self.guest.start(incoming=True)
+
+    # --- runs ---
+
+    def run(self, module: str, **options: Any) -> dict[str, Any]:
+        """Run to the end, which must come by itself and in time."""
+        self.modules.start(module, name=self.name, path=str(self.image), **options)
+        watchdog = threading.Timer(BOUND, self.modules.send_signal, (signal.SIGKILL,))
+        watchdog.start()
+        try:
+            result = self.modules.wait()
+        finally:
+            watchdog.cancel()
+        assert result is not None, f"it had not ended after {BOUND:g} seconds"
+        return result
+
+    def succeed(self, module: str, **options: Any) -> dict[str, Any]:
+        self.modules.constants = {}
+        result = self.run(module, **options)
+        assert not result.get("failed"), f"{module} again: {result['msg']} [{result.get('error')}]"
+        return result
+
+    def run_through_proxy(self, operation: Operation, faults: Sequence[Fault]) -> tuple[dict[str, Any], MonitorProxy]:
+        self.modules.constants = SHORT
+        options, handover = operation.options, None
+        if operation.launches:
+            handover = self.socket.with_name("handover.sock")
+            wrapper = [sys.executable, listening_wrapper.__file__, str(self.socket), str(handover)]
+            options = {**options, "command": [*wrapper, *self.guest.argv()]}
+        with MonitorProxy(self.socket, self.guest.qmp_socket, self.qemu_pid, faults, handover) as proxy:
+            return self.run(operation.module, qmp_socket=str(self.socket), **options), proxy
+
+    def qemu_pid(self) -> int:
+        return find_qemu_pids(self.name)[0]
+
+    def record(self, operation: Operation) -> list[Step]:
+        """The steps of an undisturbed run, from the first fault on that it always meets."""
+        self.ready(operation)
+        first = operation.first_fault
+        result, proxy = self.run_through_proxy(operation, [first] if first else [])
+        assert bool(result.get("failed")) == bool(first or operation.again is not None), result["msg"]
+        self.converge(operation, proxy)
+        return proxy.steps[proxy.steps.index(first.step) + 1 if first else 0 :]
+
+    # --- a case ---
+
+    def case(self, operation: Operation, fault: Fault) -> str:
+        """One fault, and the run after it; the outcome in a word."""
+        self.ready(operation)
+        first = operation.first_fault
+        result, proxy = self.run_through_proxy(operation, [*([first] if first else []), fault])
+        reached = fault in proxy.done
+        if result.get("failed"):
+            self.check_error(result)
+        found = self.look()
+        assert found.alive or found.complete or fault.kind == "QEMU killed", f"the guest is lost: {result['msg']}"
+        if not result.get("failed"):
+            outcome = "success" if reached else "not reached"
+            if operation.module == "qemu_save" and "after_save" not in operation.options:
+                assert found.complete, f"success, but {found}"
+                self.guest.wait_exit()
+            elif fault.kind != "QEMU killed":
+                assert found.runs, f"success, but {found}"
+        else:
+            outcome = str(result["error"])
+            self.check_sentence(result, found)
+            if operation.module == "qemu_save" and "is not known" not in result["guest_state"]:
+                assert self.leftovers() == set(), f"{result['msg']}"
+        self.converge(operation, proxy)
+        return outcome
+
+    def check_error(self, result: dict[str, Any]) -> None:
+        assert result.get("error") in ERRORS, result["msg"]
+        assert result["guest_state"], f"no guest_state: {result['msg']}"
+        assert result["cure"], f"no cure: {result['msg']}"
+        assert "\n" not in result["msg"]
+
+    def check_sentence(self, result: dict[str, Any], found: Found) -> None:
+        """What C(guest_state) says is so."""
+        said = result["guest_state"].replace(self.name, "VM").replace(str(self.image), "IMAGE")
+        for pattern, is_true in SENTENCES.items():
+            if re.fullmatch(pattern, said):
+                assert is_true(found), f"it says {said!r}, but {found}: {result['msg']}"
+                return
+        raise AssertionError(f"not a final sentence: {said!r} ({found}): {result['msg']}")
+
+    def look(self) -> Found:
+        complete = self.image.exists() and self.image.read_bytes()[:16] == b"LibvirtQemudSave"
+        try:
+            return Found(True, run_state(self.guest), complete, settings(self.guest) == self.settings)
+        except MonitorError as error:
+            # One that is dying has closed its monitor already.
+            with contextlib.suppress(GuestError):
+                self.guest.wait_exit()
+            assert not self.guest.adopt_restarted(), f"it cannot be looked at: {error}"
+            return Found(False, "", complete, False)
+
+    def leftovers(self) -> set[str]:
+        return set(os.listdir(self.image.parent)) - {self.image.name, f"{self.image.name}.log"}
+
+    def converge(self, operation: Operation, proxy: MonitorProxy) -> None:
+        """The same task again, without proxy and fault."""
+        options = operation.options if operation.again is None else operation.again
+        killed = any(fault.kind == "QEMU killed" for fault in proxy.done)
+        lost = not self.guest.adopt_restarted() and not self.image.exists()
+        if operation.module == "qemu_save" and lost:
+            assert killed, "the guest is lost"
+            result = self.run("qemu_save", **options)
+            assert result["error"] == "VmNotFoundError", result["msg"]
+        elif operation.module == "qemu_save":
+            goes_on = options.get("after_save") == "resume"
+            if goes_on and self.guest.alive() and self.image.exists():
+                # Complete, and the guest may run: that it is to be replaced, only force may say.
+                options = {**options, "force": True}
+            self.succeed("qemu_save", **options)
+            assert self.image.exists()
+            if goes_on and self.guest.alive():
+                self.image.unlink()
+                self.check_running()
+            else:
+                self.guest.wait_exit()
+                assert not self.guest.adopt_restarted(), "a QEMU runs beside the image"
+        elif lost:
+            assert killed, "the guest is lost"
+        else:
+            if operation.launches:
+                options = {**options, "command": self.guest.argv()}
+            elif self.image.exists() and not self.guest.alive():
+                self.guest.start(incoming=True)
+            self.succeed("qemu_restore", **options)
+            assert not self.image.exists(), "the image is still there beside the guest"
+            self.check_running(killed)
+        assert self.leftovers() == set()
+
+    def check_running(self, killed: bool = False) -> None:
+        assert self.guest.adopt_restarted(), "no QEMU"
+        assert settings(self.guest) == self.settings
+        self.guest.wait_for_counter(self.guest.counters()[-1])
+        found = gaps(self.guest.counters())
+        if killed:
+            self.set_back = found
+        assert found == self.set_back
+        assert self.guest.boots() == 1
+
+
+Case = tuple[Operation, Fault]
+
+
+def choose(operation: Operation, steps: Sequence[Step], choices: random.Random) -> Iterator[Case]:
+    """The faults that an operation meets in this run of the tests."""
+    for step in steps:
+        faults = [
+            [
+                Fault(step, moment, kind)
+                for kind in kinds
+                for moment in FAULTS[kind]
+                if not (kind == "hollow" and step.command in EMPTY_IS_PROPER)
+            ]
+            for kinds in KINDS
+        ]
+        if ALL:
+            chosen = [fault for group in faults for fault in group]
+        elif operation.thorough:
+            chosen = [choices.choice(group) for group in faults]
+        else:
+            chosen = [choices.choice(choices.choice(faults))]
+        yield from ((operation, fault) for fault in chosen)
+
+
+class Workers:
+    """They take saves and restores in turn, as the one leads to the other."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self.lock = threading.Lock()
+        self.queues = {
+            module: collections.deque(case for case in cases if case[0].module == module)
+            for module in ("qemu_save", "qemu_restore")
+        }
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.problems: list[str] = []
+
+    def work(self, stand: Stand) -> None:
+        while any(self.queues.values()):
+            for queue in self.queues.values():
+                with self.lock:
+                    case = queue.popleft() if queue else None
+                if case:
+                    self.do(stand, *case)
+
+    def do(self, stand: Stand, operation: Operation, fault: Fault) -> None:
+        try:
+            outcome = stand.case(operation, fault)
+        except Exception as error:  # each case is told of, not the first one alone
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            self.problems.append(f"{operation.name}, {fault}: {error} [{place.name}, line {place.lineno}]")
+            outcome = "PROBLEM"
+            stand.reset()
+        with self.lock:
+            self.counts[f"{operation.name}: {outcome}"] += 1
+
+
+@pytest.fixture
+def stands(tmp_path: Path) -> Iterator[list[Stand]]:
+    made: list[Stand] = []
+    try:
+        for number in range(WORKERS):
+            made.append(Stand(tmp_path / str(number), number))
+        yield made
+    finally:
+        for stand in made:
+            stand.close()
+
+
+@pytest.mark.slow
+def test_faults_of_the_monitor(stands: list[Stand], capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.monotonic()
+    choices = random.Random(SEED)
+    steps = {operation.name: stands[0].record(operation) for operation in OPERATIONS}
+    wanted = os.environ.get("MONITOR_OPERATIONS")
+    cases = [
+        case
+        for operation in OPERATIONS
+        if not wanted or operation.name in wanted.split(",")
+        for case in choose(operation, steps[operation.name], choices)
+    ]
+    workers = Workers(cases)
+    threads = [threading.Thread(target=workers.work, args=(stand,)) for stand in stands]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with capsys.disabled():
+        seconds = time.monotonic() - started
+        number = sum(len(taken) for taken in steps.values())
+        print(f"\nmonitor, seed {SEED}: {len(cases)} faults at {number} steps in {seconds:.0f} s")
+        print("\n".join(f"  {count:5d}  {what}" for what, count in sorted(workers.counts.items())))
+    if workers.problems:
+        pytest.fail("\n".join(workers.problems), pytrace=False)
