@@ -94,6 +94,7 @@ class Monitor:
         #: Whether descriptors can be passed (UNIX sockets only).
         self.passes_descriptors = session.descriptors
         self._client = session.client
+        self._disconnecting: asyncio.Future[BaseException | None] | None = None
         self._lost = False
         #: What came that is not QMP, where that ended the session.
         self._garbage = ""
@@ -151,6 +152,12 @@ class Monitor:
         EOFError, OSError and QMPError where QEMU has gone, but also whatever the library met in what it could not
         read (ValueError, TypeError, RecursionError …): all of it is told of here, and nothing of it is of use later.
         """
+        self._disconnecting = self._disconnecting or asyncio.ensure_future(self._end_client())
+        # Whoever waits may be cancelled, but not the library in the middle of it: it would leave errors to nobody,
+        # which asyncio then prints.
+        return await asyncio.shield(self._disconnecting)
+
+    async def _end_client(self) -> BaseException | None:
         (cause,) = await asyncio.gather(self._client.disconnect(), return_exceptions=True)
         return cause
 
