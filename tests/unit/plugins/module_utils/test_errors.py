@@ -75,7 +75,8 @@ def test_an_image_error_names_the_file():
 
 def test_a_command_error_keeps_what_qemu_said():
     error = CommandError("migrate", "GenericError", "There's a migration process in progress")
-    assert str(error) == "QEMU refused migrate: There's a migration process in progress."
+    assert error.what == "QEMU refused migrate: There's a migration process in progress"
+    assert error.cure
     assert (error.command, error.error_class) == ("migrate", "GenericError")
     assert error.description == "There's a migration process in progress"
     assert isinstance(error, MonitorError)
