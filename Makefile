@@ -124,6 +124,10 @@ pytest: ## Unit and functional tests, a short torture, a small corpus, in one ru
 test-torture: setup-test ## Kill saves and restores at random moments: make test-torture N=1000
 	@TORTURE_KILLS=$(or $(N),1000) python -m pytest tests/torture $(ARGS)
 
+.PHONY: test-monitor
+test-monitor: setup-test ## Every fault of the monitor at every step of saves and restores: an hour
+	@MONITOR_FAULTS=all python -m pytest tests/functional/test_monitor_faults.py $(ARGS)
+
 .PHONY: test-corpus
 test-corpus: ## 10 000 mutated images, 400 of them restored: make test-corpus N=1000 RESTORES=40
 	@CORPUS_IMAGES=$(or $(N),10000) CORPUS_RESTORES=$(or $(RESTORES),400) \

@@ -244,7 +244,7 @@ def create_archive(path: str, descriptor: int, image_format: ImageFormat, tight:
             if tight:
                 _require_punching(partial, archive)
             _archive(path, descriptor, archive, state, _data_ranges(path, descriptor), tight)
-    except BaseException:
+    except BaseException:  # whatever it is, a signal, too: beside a whole image nothing of an archive stays
         if _magic(path, descriptor) == MAGIC_COMPLETE:
             remove_archive_leftovers(path)
         raise
@@ -342,7 +342,7 @@ def expand_archive(path: str, archive: int, image_format: ImageFormat) -> None:
                 os.utime(target, (reader.mtime, reader.mtime))
                 os.fsync(target)
             _rename_to_free_name(temporary, path)
-    except BaseException:
+    except BaseException:  # whatever it is, a signal, too: nobody else knows of the file
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise

@@ -135,7 +135,7 @@ def write_head(descriptor: int, old: ImageHead, new: ImageHead) -> None:
             os.fsync(descriptor)
             write_at(descriptor, MAGIC_COMPLETE, 0)
             os.fsync(descriptor)
-    except BaseException:
+    except BaseException:  # whatever it is, a signal, too: no half-changed head may stay
         with contextlib.suppress(OSError):  # the complete magic may be there already: then recovery would keep it
             write_at(descriptor, MAGIC_PARTIAL, 0)
         recover_head(path, descriptor)
@@ -234,7 +234,7 @@ def _write_journal(path: str, descriptor: int, old: ImageHead) -> str:
             finally:
                 os.close(target)
             os.rename(f"{journal}.new", journal)
-        except BaseException:
+        except BaseException:  # whatever it is, a signal, too: half a journal is none
             with contextlib.suppress(OSError):
                 os.unlink(f"{journal}.new")
             raise

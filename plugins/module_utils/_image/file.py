@@ -110,7 +110,7 @@ def open_image(path: str, direct: bool = False) -> int:
         try:
             require_regular(os.fstat(descriptor), path)
             os.set_blocking(descriptor, True)
-        except BaseException:
+        except BaseException:  # whatever it is, a signal, too: the descriptor is nobody's yet
             os.close(descriptor)
             raise
     return descriptor
@@ -355,7 +355,7 @@ class PartialImage:
             )
             image._write_head(xml)
             image._direct_io_reason = image._probe_direct_io()
-        except BaseException:
+        except BaseException:  # whatever it is, a signal, too: nobody else knows of the file yet
             image.discard()
             raise
         return image
@@ -382,7 +382,7 @@ class PartialImage:
             image._replaced = image._require_replaceable_target()
             head = read_image_head(path, image._descriptor)
             image._header, image._cookie = dataclasses.replace(head.header, complete=False), head.cookie
-        except BaseException:
+        except BaseException:  # whatever it is, a signal, too: its lock must not be kept
             image._close()
             raise
         return image

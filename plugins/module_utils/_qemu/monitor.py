@@ -353,7 +353,7 @@ async def _open_socket(address: str, timeout: float, busy: MonitorBusyError) -> 
         except (OSError, asyncio.TimeoutError) as exc:
             problem = exc
             connection.close()
-        except BaseException:
+        except BaseException:  # a cancellation, too: the connection is nobody's yet
             connection.close()
             raise
     raise missing from problem

@@ -499,7 +499,7 @@ def _open_log(path: str) -> tuple[int, int]:
             with contextlib.suppress(PermissionError):
                 os.fchmod(log, 0o600)
         return log, facts.st_size
-    except BaseException:
+    except BaseException:  # whatever it is: the descriptor is nobody's yet
         os.close(log)
         raise
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import within
@@ -129,3 +130,19 @@ def test_a_cancellation_is_never_dropped(steps):
 
     was_done, outcome = asyncio.run(main())
     assert outcome == ("done" if was_done else "cancelled")
+
+
+def test_within_goes_on_as_long_as_there_is_activity():
+    figures = iter([0, 1, 2, 2])
+
+    async def work():
+        await asyncio.sleep(60)
+
+    async def run():
+        started = time.monotonic()
+        with pytest.raises(asyncio.TimeoutError):
+            await within(0.05, work(), lambda: next(figures))
+        return time.monotonic() - started
+
+    assert 0.15 <= asyncio.run(run()) < 10
+    assert next(figures, None) is None

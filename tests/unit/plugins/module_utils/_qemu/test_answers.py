@@ -1,0 +1,70 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is taken for an answer or an event of QEMU's."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.answers import answer_problem, event_problem
+
+TIME = {"seconds": 1, "microseconds": 2}
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("query-status", {"status": "running", "running": True}),
+        ("query-name", {}),
+        ("query-migrate", {}),
+        ("query-migrate", {"status": "active", "ram": {"total": 1, "remaining": 0, "transferred": 1}}),
+        ("query-fdsets", []),
+        ("query-fdsets", [{"fdset-id": 0, "fds": [{"fd": 7}]}]),
+        ("query-cpus-fast", [{"cpu-index": 0}]),
+        ("query-block", [{"device": "", "inserted": {"image": {"filename": "a"}}}, {"device": "cd"}]),
+        ("qom-get", "pc-i440fx-10.0-machine"),
+        ("stop", {}),
+        ("a command that nobody has heard of", {"what": 1}),
+    ],
+)
+def test_answers(command, answer):
+    assert answer_problem(command, answer) == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "answer", "problem"),
+    [
+        ("query-status", {}, "it has no status"),
+        ("query-status", {"status": 7}, "status is of the type int, not str"),
+        ("query-status", [], "it is of the type list, not dict"),
+        ("query-migrate", {"status": None}, "status is of the type NoneType, not str"),
+        ("query-migrate", {"ram": {"total": "many"}}, "total is of the type str, not int"),
+        ("query-fdsets", [{"fdset-id": 0}], "an item of it has no fds"),
+        ("query-fdsets", [{"fdset-id": 0, "fds": [[]]}], "an item of fds is of the type list, not dict"),
+        ("query-cpus-fast", [7], "an item of it is of the type int, not dict"),
+        ("stop", [7], "it is of the type list, not dict"),
+        ("quit", None, "it is of the type NoneType, not dict"),
+    ],
+)
+def test_what_is_no_answer(command, answer, problem):
+    assert answer_problem(command, answer) == problem
+
+
+def test_events():
+    assert event_problem({"event": "STOP", "timestamp": TIME}) == ""
+    assert event_problem({"event": "MIGRATION", "timestamp": TIME, "data": {"status": "active"}}) == ""
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": 7, "timestamp": TIME},
+        {"event": "STOP"},
+        {"event": "STOP", "timestamp": {"seconds": 1}},
+        {"event": "MIGRATION", "timestamp": TIME},
+        {"event": "MIGRATION", "timestamp": TIME, "data": {"status": 7}},
+    ],
+)
+def test_what_is_no_event(event):
+    assert event_problem(event)
