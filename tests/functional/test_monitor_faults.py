@@ -45,10 +45,10 @@ ALL = os.environ.get("MONITOR_FAULTS") == "all"
 SEED = int(os.environ.get("MONITOR_SEED") or 1)
 
 #: How many faults the operations meet that are not done thoroughly.
-SAMPLE = 8
+SAMPLE = 6
 
 #: Each has a guest of its own; they wait more than they work.
-WORKERS = 3
+WORKERS = 4
 
 #: The product's patience, in seconds, cut down for the runs that meet a fault.
 SHORT = {
@@ -262,7 +262,9 @@ class Stand:
             return self.run(operation.module, qmp_socket=str(self.socket), **options), proxy
 
     def qemu_pid(self) -> int:
-        return find_qemu_pids(self.name)[0]
+        for pid in find_qemu_pids(self.name):
+            return pid
+        raise ProcessLookupError("it has ended already")
 
     def record(self, operation: Operation) -> list[Step]:
         """The steps of an undisturbed run, from the first fault on that it always meets."""

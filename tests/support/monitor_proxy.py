@@ -83,7 +83,7 @@ class MonitorProxy:
         faults: Sequence[Fault] = (),
         handover: Optional[Path] = None,
     ) -> None:
-        """pid: gives QEMU's process id when it is to be killed or frozen.
+        """pid: gives QEMU's process id when it is to be killed or frozen, or raises ProcessLookupError.
 
         handover: where someone else hands the socket over that listens at path (support.listening_wrapper).
         """
