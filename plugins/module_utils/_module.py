@@ -98,7 +98,10 @@ async def _bounded(operation: Operation, timeout: float) -> dict[str, t.Any]:
     if not done:
         task.cancel()
     try:
-        return await task
+        try:
+            return await task
+        finally:
+            _ignore_signals(loop)
     except asyncio.CancelledError:
         if received:
             raise InterruptedOperationError(
@@ -111,6 +114,20 @@ async def _bounded(operation: Operation, timeout: float) -> dict[str, t.Any]:
             guest_state=operation.guest_state,
             cure="Raise timeout, or find out what is slow (bandwidth, the disk under the image)",
         ) from None
+
+
+def _ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
+    """What comes now comes too late: the work is done or undone, and only the result is still to be told.
+
+    Left to the loop, a signal would be written about on stderr while the loop is closed, and end the module after it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def run_blocking(module: AnsibleModule, function: t.Callable[[], dict[str, t.Any]], subject: str) -> t.NoReturn:

@@ -23,7 +23,7 @@ def main(path: str, handover: str, *command: str) -> int:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as proxy:
             proxy.connect(handover)
             socket.send_fds(proxy, [b"listener"], [listener.fileno()])
-    return subprocess.run(command).returncode
+    return subprocess.run(command, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ class Monitor:
         try:
             self._socket.connect(os.fspath(path))
             greeting = self._message(time.monotonic() + timeout)
+            while "event" in greeting:  # what QEMU says to a client that has just come may be before the greeting
+                greeting = self._message(time.monotonic() + timeout)
             if "QMP" not in greeting:
                 raise MonitorError(f"no QMP greeting from {os.fspath(path)}: {greeting}")
             self.execute("qmp_capabilities")
