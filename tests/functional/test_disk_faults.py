@@ -131,7 +131,7 @@ def mount(undo: contextlib.ExitStack, tmp_path: Path) -> Callable[..., Path]:
     def mount_at(name: str, kind: str, options: str, source: str = "none") -> Path:
         place = tmp_path / name
         place.mkdir()
-        argv = ["mount", "-t", kind, "-o", options, source, place]
+        argv = ["mount", "-t", kind, "-o", options, source, str(place)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode:
             pytest.skip(f"this host cannot mount {kind} with {options}: {done.stderr.strip()}")
