@@ -124,5 +124,6 @@ class InterruptedSave:
 
     async def clean_qemu(self) -> None:
         """Capabilities, parameters and descriptors as they were before it; the note, which names them, goes last."""
+        await Migration(self._monitor).settle()
         await self.settings.restore()
         await self.descriptors.remove()

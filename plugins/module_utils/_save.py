@@ -960,6 +960,8 @@ class _Transaction:
 
     async def _clean_qemu(self) -> None:
         """Capabilities, parameters and descriptors as they were found; the note of all this goes last."""
+        if self.migration.started:
+            await self.migration.settle()
         await self.settings.restore()
         if self.named_descriptor:
             # The migration has taken it, unless it never came to that.

@@ -39,6 +39,7 @@ _ANSWERS: dict[str, Shape] = {
     "query-target": {"arch": str},
     "query-uuid": {"UUID": str},
     "query-version": {"qemu": {"major": int, "minor": int, "micro": int}},
+    "query-yank": [{"type": str}],
     "x-query-ramblock": {"human-readable-text": str},
 }
 

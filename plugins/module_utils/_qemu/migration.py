@@ -16,7 +16,7 @@ import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import within
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, MigrationError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, MigrationError, MonitorError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Event, Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import work_done
 
@@ -39,6 +39,9 @@ _REST_INTERVAL = 0.005
 
 #: Seconds between two looks at a migration that says nothing of itself.
 LOOK_INTERVAL = 5.0
+
+#: Seconds between two looks whether QEMU has cleaned up after a migration; nothing announces it.
+_SETTLE_INTERVAL = 0.01
 
 #: Capabilities that may stay as they are during a save or restore; every other one that is on is switched off for
 #: the run, since it changes the stream (xbzrle, postcopy-ram, x-ignore-shared …) or waits for a controller
@@ -271,6 +274,25 @@ class Migration:
         with contextlib.suppress(asyncio.TimeoutError):
             await within(timeout, self._monitor.wait_for_event(_is_terminal, self._since))
         await self._monitor.execute("migrate-set-parameters", {"max-bandwidth": bandwidth})
+
+    async def settle(self, timeout: float = 30.0) -> None:
+        """Wait until QEMU has cleaned up after a run that is over; only then may its settings be changed.
+
+        A channel that fails makes the run a failed one while its thread still works. What QEMU (10.0.2) has to clean up
+        then it sees by the capabilities: switched off too early, multifd leaves its channels and their descriptors
+        behind, and at the next migration QEMU dies of SIGSEGV (3 of 80 saves on a full disk, measured). That a
+        migration can still be yanked means that this is not done.
+
+        :param timeout: seconds to wait.
+        :raises MonitorError: it was not done in that time; as :meth:`Monitor.execute`.
+        """
+        deadline = time.monotonic() + timeout
+        # QEMU before 6.0 has no such command.
+        with contextlib.suppress(CommandError):
+            while any(instance["type"] == "migration" for instance in await self._monitor.execute("query-yank")):
+                if time.monotonic() > deadline:
+                    raise MonitorError(f"QEMU has not cleaned up after its migration within {timeout:g} seconds")
+                await asyncio.sleep(_SETTLE_INTERVAL)
 
     async def _let_channels_rest(self) -> None:
         """Wait for a moment in which no channel has a page to write.
