@@ -100,8 +100,7 @@ class Before:
 
     def check_all_is_as_before(self) -> None:
         assert time.monotonic() - self.started < BOUND
-        # A descriptor that QEMU's threads still use is gone later, on a busy host not only a moment.
-        wait_until(lambda: settings(self.guest) == self.settings, 60)
+        assert settings(self.guest) == self.settings
         assert contents(self.place) == self.contents
         assert run_state(self.guest) == "running"
         self.continuity.check()
@@ -423,9 +422,10 @@ def test_disk_that_is_smaller_than_it_says(mount, big_guest, start_module, optio
 
 
 @contextlib.contextmanager
-def failing(pid: int, calls: str, fault: str, path: Path | None = None) -> Iterator[None]:
+def failing(pid: int, calls: str, fault: str, path: Path | None = None, *, one_thread: bool = False) -> Iterator[None]:
     """Let system calls of a process fail, all or those on one file, as they do where the disk fails."""
-    command = ["strace", "-f", "-o", "/dev/null", "-p", str(pid), *injected(calls, fault, path)]
+    which = ["-p", str(pid)] if one_thread else ["-f", "-p", str(pid)]
+    command = ["strace", *which, "-o", "/dev/null", *injected(calls, fault, path)]
     strace = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert strace.stderr
     try:
@@ -462,6 +462,33 @@ def test_qemu_meets_an_io_error(guest, image, run_module, options, calls):
         result = run_module("qemu_save", name=VM, path=str(image), force=True, **options)
     before.check(result, "MigrationError", f"{VM} could not be saved in {image}", "Input/output error")
     assert "kernel's log" in result["cure"]
+
+
+@only_root
+@pytest.mark.parametrize("options", [SPARSE, {**SPARSE, "live": True}], ids=named)
+def test_qemu_that_cleans_up_late(mount, make_guest, start_module, save, restore, options):
+    """It says that its migration has failed before the migration's own thread knows.
+
+    Settings that are put back before it does make QEMU (10.0) keep all descriptors, and die at the next migration.
+    """
+    guest = make_guest(memory_mib=160, block_mib=128, observer=True, extra_args=["-name", "debug-threads=on"])
+    place = mount("full", "tmpfs", "size=240m")
+    image = make_image(place / "images" / "web1.save")
+    before = Before(guest, image.parent)
+    run = start_module("qemu_save", name=VM, path=str(image), force=True, bandwidth="16M", **options)
+    wait_until(lambda: migration_is_active(guest))
+    threads = Path(f"/proc/{guest.pid}/task").iterdir()
+    names = {(thread / "comm").read_text().strip(): int(thread.name) for thread in threads}
+    thread = next((names[name] for name in names if name.startswith("mig/src/main")), None)
+    if thread is None:
+        pytest.skip(f"this QEMU names its threads otherwise: {sorted(names)}")
+    with failing(thread, "futex", "delay_exit=1000000", one_thread=True):
+        fill(place / "filler")
+        before.check(run.result(), "MigrationError", "No space left on device")
+    (place / "filler").unlink()
+    save(name=VM, path=str(image), force=True)
+    restore(name=VM, path=str(image))
+    before.continuity.check()
 
 
 #: Run with the name of a function of os, which call of it is the first one that fails, with which error, and a regular
