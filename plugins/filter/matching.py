@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 import typing as t
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.vmops.qemu.plugins.plugin_utils.names import is_selected
 
 DOCUMENTATION = r"""
 name: matching
@@ -59,10 +59,7 @@ def matching(names: t.Sequence[str], include: t.Sequence[str] = ("*",), exclude:
         if isinstance(patterns, str) or not isinstance(patterns, t.Sequence):
             raise AnsibleFilterError(f"vmops.qemu.matching wants a list of patterns, not {patterns!r}")
 
-    def any_of(patterns: t.Sequence[str], name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-    return [name for name in names if any_of(include, name) and not any_of(exclude, name)]
+    return [name for name in names if is_selected(name, include, exclude)]
 
 
 class FilterModule:

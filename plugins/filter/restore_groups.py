@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import typing as t
+
+from ansible_collections.vmops.qemu.plugins.plugin_utils.names import is_selected, matches
 
 DOCUMENTATION = r"""
 name: restore_groups
@@ -78,16 +79,12 @@ def restore_groups(
     by_vm: t.Mapping[str, t.Mapping[str, t.Any]] | None = None,
 ) -> list[list[dict[str, t.Any]]]:
     """The options for the restore of each complete image, in groups."""
-
-    def any_of(patterns: t.Iterable[str], name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
     groups: list[list[dict[str, t.Any]]] = [[] for _group in range(len(order) + 1)]
     known: set[str] = set()
     # Where there is a complete image, a partial one beside it is an older leftover.
     for image in sorted(images, key=lambda image: image.get("state") != "complete"):
         name = image.get("name") or ""
-        wanted = any_of(include, name) and not any_of(exclude, name)
+        wanted = is_selected(name, include, exclude)
         if image.get("state") == "complete" and wanted:
             path = image["path"]
         elif image.get("state") == "partial" and wanted and name and name not in known:
@@ -95,7 +92,7 @@ def restore_groups(
         else:
             continue
         known.add(name)
-        place = next((place for place, patterns in enumerate(order) if any_of(patterns, name)), len(order))
+        place = next((place for place, patterns in enumerate(order) if matches(name, patterns)), len(order))
         options = {**(common or {}), **(by_vm or {}).get(name, {})}
         groups[place].append({**options, "name": name, "path": path})
     return [group for group in groups if group]

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 import typing as t
+
+from ansible_collections.vmops.qemu.plugins.plugin_utils.names import is_selected
 
 DOCUMENTATION = r"""
 name: unusable_images
@@ -55,18 +56,10 @@ def unusable_images(
     images: t.Iterable[t.Mapping[str, t.Any]], include: t.Sequence[str] = ("*",), exclude: t.Sequence[str] = ()
 ) -> list[dict[str, t.Any]]:
     """What is to be known of each."""
-
-    def wanted(name: str) -> bool:
-        if not name:
-            return True
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in include) and not any(
-            fnmatch.fnmatchcase(name, pattern) for pattern in exclude
-        )
-
     return [
         {key: image.get(key) for key in ("path", "name", "state", "problems")}
         for image in images
-        if wanted(image.get("name") or "")
+        if (not image.get("name") or is_selected(image["name"], include, exclude))
         and (image.get("state") == "invalid" or (image.get("state") == "partial" and not image.get("name")))
     ]
 

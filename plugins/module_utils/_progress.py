@@ -21,6 +21,7 @@ import typing as t
 import urllib.parse
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import MonitorError
+from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
 
 #: Seconds between two looks at how far it has come.
 INTERVAL = 1.0
@@ -160,9 +161,7 @@ def read_progress() -> list[Progress]:
 def _birth(pid: int) -> int:
     """When a process began, in the kernel's ticks; 0 where it does not run."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as handle:
-            # What follows the program's name, which may hold anything: state, and 18 fields before the start (proc(5)).
-            return int(handle.read().rpartition(b")")[2].split()[19])
+        return int(read_process_stat(pid)[START_TICKS])
     except (OSError, IndexError, ValueError):
         return 0
 

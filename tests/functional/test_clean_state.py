@@ -17,7 +17,7 @@ import time
 import pytest
 
 from support import Monitor, MonitorError
-from support.observe import VM, Continuity, run_state, settings
+from support.observe import VM, Continuity, run_state, settings, wait_until
 
 SLOW = {"bandwidth": "16M"}
 
@@ -32,13 +32,6 @@ def guest(make_guest, tmp_path):
     return make_guest(memory_mib=128, block_mib=64, observer=True, extra_args=devices)
 
 
-def wait_until(reached, timeout=30.0):
-    deadline = time.monotonic() + timeout
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.02)
-
-
 def status(guest):
     with Monitor(guest.observer_socket) as monitor:
         return monitor.execute("query-migrate").get("status", "none")
@@ -47,7 +40,7 @@ def status(guest):
 def begin(guest, start_module, image, **options):
     """A save that takes its time, and is under way."""
     run = start_module("qemu_save", name=VM, path=str(image), **SLOW, **options)
-    wait_until(lambda: status(guest) == "active")
+    wait_until(lambda: status(guest) == "active", 30)
     return run
 
 
@@ -158,7 +151,7 @@ def killed_restore_ended_by_the_next(guest, image, start_module):
     assert start_module("qemu_save", name=VM, path=str(image)).result()["changed"]
     run = start_module("qemu_restore", name=VM, path=str(image))
     # Its QEMU is there from some moment on, and the run is killed in the midst of it.
-    wait_until(lambda: guest.adopt_restarted() or run.process.poll() is not None)
+    wait_until(lambda: guest.adopt_restarted() or run.process.poll() is not None, 30)
     run.process.kill()
     run.process.communicate()
     assert not start_module("qemu_restore", name=VM, path=str(image)).result().get("failed")

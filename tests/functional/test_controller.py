@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import random
@@ -25,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from support import Monitor, find_qemu_pids, ssh
+from support import Monitor, find_qemu_pids, observe, ssh
 from support.observe import VM, Continuity, run_state
 
 #: How often the controller is killed; each time once in a save and once in a restore.
@@ -190,11 +191,8 @@ def big_guest(make_guest):
     return make_guest(memory_mib=512, block_mib=300, observer=True)
 
 
-def wait_until(reached, timeout=60):
-    deadline = time.monotonic() + timeout
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.002)
+#: With short intervals, so that what is to be disturbed is met at its beginning.
+wait_until = functools.partial(observe.wait_until, timeout=60, interval=0.002)
 
 
 # --- how it must end ---

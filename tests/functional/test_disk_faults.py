@@ -32,7 +32,7 @@ import pytest
 
 from support import CounterGuest, Monitor, find_qemu_pids
 from support.guest import REPOSITORY
-from support.observe import VM, Continuity, run_state, settings
+from support.observe import VM, Continuity, run_state, settings, wait_until
 from support.versions import find_qemus
 
 #: Seconds within which a run that fails has said so.
@@ -151,13 +151,6 @@ def unmount(place: Path) -> None:
 def big_guest(make_guest: Callable[..., CounterGuest]) -> CounterGuest:
     """A guest whose save takes some seconds when it is told to (bandwidth), so that its disk can be disturbed."""
     return make_guest(memory_mib=160, block_mib=128, observer=True)
-
-
-def wait_until(reached: Callable[[], bool], timeout: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.01)
 
 
 def migration_is_active(guest: CounterGuest) -> bool:

@@ -38,7 +38,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import Im
 from support import CounterGuest, GuestError, MonitorError, find_qemu_pids, gaps, listening_wrapper
 from support.guest import REPOSITORY
 from support.monitor_proxy import AFTER, BEFORE, FAULTS, Fault, MonitorProxy, Step
-from support.observe import VM, Continuity, run_state, settings
+from support.observe import VM, Continuity, run_state, settings, wait_until
 from support.preloaded import PreloadedModules
 
 ALL = os.environ.get("MONITOR_FAULTS") == "all"
@@ -505,10 +505,3 @@ def test_load_that_takes_longer_than_one_answer_may(
         assert not restored.get("failed"), restored["msg"]
         assert seconds > 4, "it was not slow"
         continuity.check()
-
-
-def wait_until(reached: Callable[[], bool], timeout: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.01)

@@ -36,7 +36,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu import process as
 from ansible_collections.vmops.qemu.plugins.module_utils._restore import RestoreOperation, RestoreRequest
 
 from support import CounterGuest, find_qemu_pids
-from support.observe import VM, Continuity
+from support.observe import VM, Continuity, wait_until
 
 QEMU = shutil.which("qemu-system-x86_64") or ""
 NOBODY = pwd.getpwnam("nobody").pw_uid
@@ -693,13 +693,6 @@ def test_user_of_the_host_does_not_become_root_by_a_save(tmp_path, pretender, im
     result = run_module("qemu_restore", name=VM, path=str(image))
     check_refused(result, "LaunchError", "cannot be used again", image=image)
     assert not victim.exists()
-
-
-def wait_until(reached, timeout=20.0):
-    deadline = time.monotonic() + timeout
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.01)
 
 
 def test_process_cannot_hide_its_user(pretender):

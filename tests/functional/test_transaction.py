@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu import monitor as
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
 
 from support import Monitor
-from support.observe import VM, Continuity, run_state, settings
-
-
-def wait_until(reached, timeout=20.0):
-    deadline = time.monotonic() + timeout
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.01)
+from support.observe import VM, Continuity, run_state, settings, wait_until
 
 
 @pytest.fixture

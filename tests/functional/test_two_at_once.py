@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from support.observe import OTHER_VM, VM, Continuity, run_state
+from support.observe import OTHER_VM, VM, Continuity, run_state, wait_until
 
 AT_ONCE = 5  # seconds, of which the start of a module takes most on a busy machine
 
@@ -23,13 +23,6 @@ SLOW = {"bandwidth": "2M", "parallel_channels": 1}
 def big_guest(make_guest):
     """A guest whose save takes some seconds when it is told to (bandwidth)."""
     return make_guest(memory_mib=512, block_mib=256, observer=True)
-
-
-def wait_until(reached, timeout=20.0):
-    deadline = time.monotonic() + timeout
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.01)
 
 
 def is_partial(image):

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from typing import Any
 
 from .counter import CounterGuest
@@ -16,6 +18,14 @@ from .monitor import Monitor
 #: The tests' VM: a name that neither another run of the tests nor an operator's VM on this host has.
 VM = f"web1-{os.getpid()}"
 OTHER_VM = f"db1-{os.getpid()}"
+
+
+def wait_until(reached: Callable[[], object], timeout: float = 20.0, interval: float = 0.01) -> None:
+    """Wait up to timeout seconds until it is so, with interval seconds between two looks."""
+    deadline = time.monotonic() + timeout
+    while not reached():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(interval)
 
 
 class Continuity:

@@ -25,6 +25,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmAmbiguousError,
     VmNotFoundError,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import (
+    PARENT,
+    START_TICKS,
+    SYSTEM_TICKS,
+    USER_TICKS,
+    read_process_stat,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
@@ -184,8 +191,7 @@ async def connect_by_process(process: QemuProcess, timeout: float | None = None)
 def _age(pid: int) -> float:
     """Seconds since a process was started; infinite for one that has ended."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as handle:
-            started = int(handle.read().rpartition(b")")[2].split()[19])
+        started = int(read_process_stat(pid)[START_TICKS])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return float("inf")
@@ -208,11 +214,11 @@ def work_done(pid: int) -> tuple[int, int] | None:
     try:
         with open(f"/proc/{pid}/io", encoding="ascii") as handle:
             read, written = (int(line.split()[1]) for line in handle.readlines()[:2])
-        with open(f"/proc/{pid}/stat", "rb") as handle:
-            user, system = handle.read().rpartition(b")")[2].split()[11:13]
-    except (OSError, ValueError):
+        stat_fields = read_process_stat(pid)
+        ticks = int(stat_fields[USER_TICKS]) + int(stat_fields[SYSTEM_TICKS])
+    except (OSError, ValueError, IndexError):
         return None
-    return (read + written) >> 20, (int(user) + int(system)) // os.sysconf("SC_CLK_TCK")
+    return (read + written) >> 20, ticks // os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -434,8 +440,7 @@ class LaunchedProcess:
             return False
         while pid > 1 and pid != self._process.pid:
             try:
-                with open(f"/proc/{pid}/stat", "rb") as handle:
-                    pid = int(handle.read().rpartition(b") ")[2].split()[1])
+                pid = int(read_process_stat(pid)[PARENT])
             except OSError:
                 return False
         return pid == self._process.pid
