@@ -1,0 +1,52 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The media of a VM: what its disks, CDs, floppies and flash chips are made of, as QEMU has it open."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+
+@dataclasses.dataclass(frozen=True)
+class MediumFile:
+    """One file, device or network resource that a medium is made of: a layer of its backing chain, or a data file.
+
+    Where C(uncheckable) is empty, C(size) (bytes), C(mtime_ns), C(inode) and C(device_number) are those of the very
+    file that QEMU has open; else they are 0, and C(uncheckable) says why, as a clause.
+    """
+
+    #: The absolute path by which this host reaches it, or QEMU's own name for what is no file (C(nbd://…)).
+    path: str
+    #: The driver that reads it: C(qcow2), C(raw), C(luks) …
+    format: str
+    size: int = 0
+    mtime_ns: int = 0
+    inode: int = 0
+    device_number: int = 0
+    uncheckable: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Medium:
+    """What is in one drive of the guest: its files from the active one down to the end of its backing chain."""
+
+    #: QEMU's name for the block backend (C(-drive id=)), or the empty string.
+    backend: str
+    #: The device's QOM path or id (C(qdev) in C(query-block)), or the empty string.
+    qdev: str
+    #: The name of the active node.
+    node: str
+    read_only: bool
+    files: tuple[MediumFile, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The drive as messages name it."""
+        return self.backend or self.qdev or self.node or "a disk"
+
+    def as_result(self) -> dict[str, t.Any]:
+        """An element of the C(disks) return value, and of the image's record."""
+        return dataclasses.asdict(self)
