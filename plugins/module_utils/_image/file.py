@@ -419,12 +419,13 @@ class PartialImage:
         with image_errors(self.path, "flush the image"):
             os.fsync(self._descriptor)
 
-    def finish(self, xml: str | None = None) -> None:
+    def finish(self, xml: str | None = None, checkpoint: bool = False) -> None:
         """Make it the image: flush, complete magic, flush, rename over the target, flush the directory.
 
         The lock stays until C(release).
 
         :param xml: a new domain XML that replaces the one given to C(create).
+        :param checkpoint: whether the guest will go on: then there is never an image that does not say so.
         :raises RequestError: that XML does not fit into its room, or the target is no longer a regular file.
         :raises ConflictError: another image was put at the target since C(create).
         :raises ImageSpaceError: the storage is full.
@@ -434,7 +435,7 @@ class PartialImage:
         if xml is not None:
             self._write_head(xml)
         self.flush()
-        complete = dataclasses.replace(self._header, complete=True)
+        complete = dataclasses.replace(self._header, complete=True, checkpoint=checkpoint)
         with image_errors(self.path, "write the complete magic"):
             write_at(self._descriptor, complete.pack(), 0)
         self.flush()
