@@ -15,7 +15,8 @@ class MediumFile:
     """One file, device or network resource that a medium is made of: a layer of its backing chain, or a data file.
 
     Where ``uncheckable`` is empty, ``size`` (bytes), ``mtime_ns``, ``inode`` and ``device_number`` are those of the
-    very file that QEMU has open; else they are 0, and ``uncheckable`` says why, as a clause.
+    very file that QEMU has open; else ``uncheckable`` says why not, as a clause, and they are 0. Of a block device all
+    but ``mtime_ns`` are known nevertheless, the size where the kernel says it.
     """
 
     #: The absolute path by which this host reaches it, or QEMU's own name for what is no file (``nbd://…``).
