@@ -93,6 +93,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Publisher
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, pass_named_descriptor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     IDLE_STATES,
@@ -269,9 +270,10 @@ class SaveOperation:
         if name:
             return name == domain.name
         launch = domain.launch
-        return bool(
-            qmp_socket and launch and os.path.abspath(qmp_socket) in command_line.qmp_addresses(launch.argv, launch.cwd)
-        )
+        if not qmp_socket or not launch:
+            return False
+        words = read_configuration(launch.argv, launch.cwd).words
+        return os.path.abspath(qmp_socket) in command_line.qmp_addresses(words, launch.cwd)
 
     async def _is_finished_save(self, monitor: Monitor, vm: RunningVm) -> bool:
         """Whether the VM stands still since a save that is complete at the path."""

@@ -134,18 +134,18 @@ class _Vm:
         self.process = process
         self.unit = unit
         self.images = images
-        argv = process.argv
-        #: The element of C(vms); at first what the command line and /proc say.
+        words = process.configuration.words
+        #: The element of C(vms); at first what the configuration and /proc say.
         self.result: dict[str, t.Any] = {
             "name": process.name,
-            "uuid": command_line.vm_uuid(argv),
+            "uuid": command_line.vm_uuid(words),
             "pid": process.pid,
             "user": _user(process.uid),
             "run_state": None,
-            "memory": command_line.memory_size(argv),
+            "memory": command_line.memory_size(words),
             "resident": resident_bytes(process.pid),
-            "vcpus": command_line.vcpu_count(argv),
-            "machine": command_line.machine_type(argv) or None,
+            "vcpus": command_line.vcpu_count(words),
+            "machine": command_line.machine_type(words) or None,
             "qemu_version": None,
             "qmp_socket": _shown(next(iter(process.qmp_addresses), None)),
             "monitor": "busy",

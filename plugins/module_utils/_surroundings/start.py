@@ -35,7 +35,7 @@ def start_identity(process: QemuProcess, unit: VmUnit, monitor: Monitor | None) 
     :param monitor: a session with it, where there is one.
     """
     uid, gid = process.uid, process.gid
-    if not command_line.changes_user(process.argv) or unit.starts_vm or uid == 0:
+    if not command_line.changes_user(process.configuration.words) or unit.starts_vm or uid == 0:
         return uid, gid, []
     if monitor is None or (monitor.peer_pid, monitor.peer_uid) == (process.pid, 0):
         return 0, 0, []
@@ -51,7 +51,7 @@ def start_problems(process: QemuProcess, unit: VmUnit, uid: int) -> list[Problem
     by_unit = started_by_unit(unit)
     problems = [
         Problem(kind, what, _CURES[kind], can_be_overridden=kind != "temporary_disks")
-        for kind, what in command_line.replay_obstacles(process.argv, starter_gives_descriptors=by_unit)
+        for kind, what in command_line.replay_obstacles(process.configuration.words, starter_gives_descriptors=by_unit)
     ]
     if not process.visible:
         if not by_unit:
