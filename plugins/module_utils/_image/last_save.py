@@ -19,11 +19,13 @@ import dataclasses
 import os
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError, RequestError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, ImageError, RequestError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import read_archive_head, split_archive_path
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import ParsedDomain
+from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
+    image_lock,
     open_image,
     read_at,
     read_image_head,
@@ -152,37 +154,77 @@ def newer_save(save: Save) -> str | None:
 
     :raises ImageAccessError: the directory cannot be read.
     """
-    directory = os.path.dirname(os.path.abspath(save.path))
-    candidates = []
-    with image_errors(directory, "list the directory"), os.scandir(directory) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):  # it is gone by now
-                if (
-                    entry.is_file(follow_symlinks=False)
-                    and entry.stat(follow_symlinks=False).st_mtime > save.saved - _CLOCK_DIFFERENCE
-                ):
-                    candidates.append(entry.path)
     later = []
-    for candidate in candidates:
-        other = _read_save_of(candidate, save)
-        if other and other.is_later_than(save) and not _is_same_file(candidate, save.path):
+    for candidate in _files_beside(save.path, save.saved - _CLOCK_DIFFERENCE):
+        head = _read_head_of(candidate, save)
+        other = Save.of(head, head.domain()) if head else None
+        if other and other.is_later_than(save):
             later.append(other)
     last = last_of(later)
     return copies(later).get(last.path, last.path) if last else None
 
 
-def _read_save_of(path: str, wanted: Save) -> Save | None:
-    """The save that came to its end in this file; None where there is none, or it is of another VM for sure."""
+def mark_superseded(path: str, head: ImageHead) -> list[str]:
+    """Mark the older saves of a VM, and the copies of this one, as checkpoints, before its guest goes on from this one.
+
+    Else they would be the VM's last save as soon as this image is removed. Blocks as ``newer_image`` does, but looks
+    into each image, however old.
+
+    :param path: the image from which the guest goes on, which is left as it is.
+    :param head: its head.
+    :returns: a sentence for each that could not be marked.
+    :raises ImageAccessError: the directory cannot be read.
+    :raises ImageFormatError: the image's domain XML makes no sense.
+    """
+    save = dataclasses.replace(Save.of(head, head.domain()), path=path)
+    problems = []
+    for candidate in _files_beside(path):
+        other = None if split_archive_path(candidate)[1] else _read_head_of(candidate, save)
+        if other is None or other.header.checkpoint:
+            continue
+        found = Save.of(other, other.domain())
+        if found.is_of_same_vm(save) and not found.is_later_than(save):
+            try:
+                with image_lock(candidate):
+                    mark_checkpoint(candidate, other)
+            except (ConflictError, ImageError) as error:
+                problems.append(f"{candidate} is an outdated save of {save.name}, and could not be marked so: {error}")
+    return problems
+
+
+def _files_beside(path: str, changed_after: float | None = None) -> list[str]:
+    """The other files in a file's directory, links left out.
+
+    :raises ImageAccessError: it cannot be read.
+    """
+    directory = os.path.dirname(os.path.abspath(path))
+    found = []
+    with image_errors(directory, "list the directory"), os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):  # it is gone by now
+                if (
+                    entry.is_file(follow_symlinks=False)
+                    and (changed_after is None or entry.stat(follow_symlinks=False).st_mtime > changed_after)
+                    and not (os.path.exists(path) and os.path.samefile(entry.path, path))
+                ):
+                    found.append(entry.path)
+    return sorted(found)
+
+
+def _read_head_of(path: str, wanted: Save) -> ImageHead | None:
+    """The head of the image in this file; None where none came to its end there, or it is of another VM for sure."""
     # What cannot be read, or has no tool to look into it, is not known to be a save of this VM.
     with contextlib.suppress(ImageError, RequestError):
         if split_archive_path(path)[1]:
             head = read_archive_head(path)
-            return Save.of(head, head.domain())
+            head.domain()
+            return head
         descriptor = open_image(path)
         try:
             if _may_be_of(read_at(descriptor, HEADER_SIZE + _FIRST_READ, 0, path), wanted):
                 head = read_image_head(path, descriptor)
-                return Save.of(head, head.domain())
+                head.domain()
+                return head
         finally:
             os.close(descriptor)
     return None
@@ -201,10 +243,3 @@ def _may_be_of(data: bytes, wanted: Save) -> bool:
         or wanted.name.encode("utf-8", "surrogateescape") in text
         or (wanted.uuid != "" and wanted.uuid.replace("-", "").encode() in text.lower().replace(b"-", b""))
     )
-
-
-def _is_same_file(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False

@@ -14,10 +14,19 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image import last_save
 from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import create_archive
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import SaveFacts, embed, now
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import open_for_edit
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image, pack_head, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
+    image_lock,
+    open_image,
+    pack_head,
+    read_image_head,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
-from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import newer_image, why_left_alone
+from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import (
+    mark_superseded,
+    newer_image,
+    why_left_alone,
+)
 
 UUID = "11111111-2222-3333-4444-555555555555"
 OTHER_UUID = "21111111-2222-3333-4444-555555555555"
@@ -226,7 +235,7 @@ def test_images_that_were_written_long_before_are_not_opened(save, tmp_path, mon
 
     monkeypatch.setattr(last_save_module, "open_image", note)
     assert newer_image(path, read_image_head(path)) is None
-    assert sorted(opened) == ["a.save", "c.save"]
+    assert opened == ["c.save"]
 
 
 def test_directory_that_cannot_be_listed(save, tmp_path):
@@ -267,3 +276,30 @@ def test_why_it_is_left_alone(save, tmp_path):
         "c.save": "",
         "d.save": f"it is a copy of {tmp_path}/c.save",
     }
+
+
+def checkpoints(tmp_path):
+    return [os.path.basename(image["path"]) for image in directory_info(str(tmp_path)) if image["checkpoint"]]
+
+
+def test_guest_that_goes_on_leaves_its_older_saves_as_checkpoints(save, tmp_path):
+    """When the last save is used up, none of them must take its place."""
+    older, path = save("a.save", at="09:30:00.001", mtime=1), save("b.save", at="09:30:00.002")
+    shutil.copy(path, tmp_path / "c.save")
+    save("d.save", at="09:30:00.003")
+    save("e.save", at="09:30:00.001", vm="web2", uuid=OTHER_UUID)
+    save(".f.save.0123456789abcdef.partial", at="09:30:00.001", complete=False)
+    before = os.stat(older).st_mtime_ns
+    with image_lock(path):
+        assert mark_superseded(path, read_image_head(path)) == []
+    assert checkpoints(tmp_path) == ["a.save", "c.save"]
+    assert os.stat(older).st_mtime_ns == before
+    assert mark_superseded(path, read_image_head(path)) == []
+
+
+def test_image_that_cannot_be_marked_is_told(save, tmp_path):
+    older, path = save("a.save", at="09:30:00.001"), save("b.save", at="09:30:00.002")
+    with image_lock(older):
+        (told,) = mark_superseded(path, read_image_head(path))
+    assert told.startswith(f"{older} is an outdated save of web1, and could not be marked so: ")
+    assert checkpoints(tmp_path) == []
