@@ -210,7 +210,10 @@ class _Vm:
         return launch_result(launch_record(self.process, self.unit, problems, monitor), self.unit)
 
     def _find_image(self) -> dict[str, t.Any] | None:
-        """The VM's image: by uuid where both have one, else by name; of several the one that a save would make."""
+        """The VM's image: by uuid where both have one, else by name; of several its last save.
+
+        Of copies of that, and beside partial images, it is the one that a save would make.
+        """
         name, uuid = self.result["name"], self.result["uuid"]
         found = [
             image
@@ -222,8 +225,16 @@ class _Vm:
         usual = ""
         with contextlib.suppress(RequestError):  # a name that cannot stand in a path
             usual = image_path(None, os.path.dirname(found[0]["path"]), name)
-        image = max(found, key=lambda image: (image["path"].startswith(usual) and bool(usual), image["mtime"] or 0))
-        return {key: image[key] for key in ("path", "state", "saved_at")}
+        image = max(
+            found,
+            key=lambda image: (
+                image["superseded_by"] is None,
+                image["path"].startswith(usual) and bool(usual),
+                bool(image["complete"]),
+                image["mtime"] or 0,
+            ),
+        )
+        return {key: image[key] for key in ("path", "state", "saved_at", "checkpoint")}
 
 
 def _formats(mapped_ram: bool) -> list[str]:

@@ -122,6 +122,25 @@ images:
     complete:
       description: Whether the header's magic says that the save came to its end.
       type: bool
+    checkpoint:
+      description:
+        - Whether the guest went on after the image was complete, so that its disks may have moved on. The roles and the
+          restore at boot leave such an image alone.
+      type: bool
+    superseded_by:
+      description:
+        - The path of the VM's last save, where this one is an older one. Of the same VM are images with the same UUID
+          or, where one has none, the same name; the last one has the latest C(saved_at) or, where that is V(null), the
+          latest C(mtime).
+        - Only images in the same directory are looked at. Those that are checkpoints, damaged or archived count, too,
+          partial ones do not. Copies of one save do not supersede each other.
+        - V(null) where there is no later one, and in what other modules return of an image.
+      type: str
+      sample: /var/lib/vmops/save/web1.save
+    copy_of:
+      description:
+        - In a directory, the path of another image of the same save, the one that the roles restore.
+      type: str
     version:
       description: The header's version, V(2) or V(3).
       type: int
@@ -174,7 +193,7 @@ images:
     saved_at:
       description: When it was saved, ISO 8601 in UTC; only in images of this collection.
       type: str
-      sample: "2026-03-01T09:30:00Z"
+      sample: "2026-03-01T09:30:00.250Z"
     qemu_version:
       description: The QEMU that saved; only in images of this collection.
       type: str
@@ -270,7 +289,7 @@ def main() -> None:
             images = directory_info(path, **wanted) if os.path.exists(path) else []
             lines = [f"{len(images)} save images in {path}", *map(describe, images)]
             module.exit_json(changed=False, images=images, msg=one_line("; ".join(lines)))
-        image = image_info(os.path.abspath(path), **wanted)
+        image = image_info(os.path.abspath(path), others=True, **wanted)
     except VmopsError as exc:
         module.fail_json(**exc.as_result())
     module.exit_json(changed=False, images=[image], image=image, msg=one_line(describe(image)))

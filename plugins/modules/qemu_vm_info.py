@@ -173,7 +173,7 @@ vms:
       type: list
       elements: str
     image:
-      description: Its save image in O(save_dir), V(null) where there is none.
+      description: Its save image in O(save_dir), of several that of its last save; V(null) where there is none.
       type: dict
       contains:
         path:
@@ -185,6 +185,9 @@ vms:
         saved_at:
           description: When it was saved, ISO 8601 in UTC; only of images of this collection.
           type: str
+        checkpoint:
+          description: Whether the VM went on after that save, as in M(vmops.qemu.qemu_save_image_info).
+          type: bool
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -285,7 +285,12 @@ def test_images(make_guest, save, one, image):
     save(name=VM, path=str(other), after_save="resume")
     assert one()["image"]["path"] == str(other)
     saved = save(name=VM, save_dir=str(image.parent), after_save="resume")["image"]
-    assert one()["image"] == {"path": saved["path"], "state": "complete", "saved_at": saved["saved_at"]}
+    assert one()["image"] == {
+        "path": saved["path"],
+        "state": "complete",
+        "saved_at": saved["saved_at"],
+        "checkpoint": saved["checkpoint"],
+    }
     os.utime(other)
     assert one()["image"]["path"] == f"{image.parent}/{VM}.save", "the one that a restore by name would use"
     # Known by its UUID, where it has one: not by a name that another VM has had.

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
+import datetime
 import re
 import typing as t
 import xml.parsers.expat
@@ -79,7 +81,7 @@ class LaunchRecord:
 
 @dataclasses.dataclass(frozen=True)
 class SaveFacts:
-    """How the image was made. C(saved_at) is ISO 8601 in UTC; C(digest) is C(algorithm:hex) or empty.
+    """How the image was made. C(saved_at) is ISO 8601 in UTC (:func:`now`); C(digest) is C(algorithm:hex) or empty.
 
     C(parallel_channels) is 0 where it is not known. C(migration) holds QEMU's own figures of the migration that wrote
     the stream, by which a QEMU that still stands there is recognised as the one that wrote it. C(surroundings) is the
@@ -93,6 +95,19 @@ class SaveFacts:
     parallel_channels: int = 0
     migration: str = ""
     surroundings: str = ""
+
+    @property
+    def saved_seconds(self) -> float | None:
+        """``saved_at`` in seconds since the epoch; None where it is no time."""
+        for pattern in ("%Y-%m-%dT%H:%M:%S.%f%z", "%Y-%m-%dT%H:%M:%S%z"):
+            with contextlib.suppress(ValueError, OverflowError):
+                return datetime.datetime.strptime(self.saved_at, pattern).timestamp()
+        return None
+
+
+def now() -> str:
+    """The time as ``saved_at`` has it: in milliseconds, so that two saves of a VM can be told apart."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 @dataclasses.dataclass(frozen=True)
