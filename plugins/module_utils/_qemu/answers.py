@@ -24,6 +24,10 @@ _ANSWERS: dict[str, Shape] = {
     "query-cpus-fast": [dict],
     "query-fdsets": [{"fdset-id": int, "fds": [{"opaque?": str}]}],
     "query-kvm": {"enabled": bool},
+    "query-memdev": [{"id?": str, "prealloc?": bool}],
+    "query-memory-devices": [
+        {"type": str, "data": {"id?": str, "memdev?": str, "size?": int}},
+    ],
     "query-memory-size-summary": {"base-memory": int, "plugged-memory?": int},
     "query-migrate": {
         "status?": str,
