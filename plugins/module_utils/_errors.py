@@ -62,6 +62,21 @@ class ConflictError(RequestError):
     """What is there already (an image, a VM) forbids the operation without C(force) or an operator's decision."""
 
 
+class NotRestorableError(RequestError):
+    """What surrounds the VM would keep its image from being restored, or make another machine of it.
+
+    :param problems: C(problems), as modules return it: all that was found, what does not block, too.
+    """
+
+    def __init__(self, what: str, problems: list[dict[str, t.Any]], *, cure: str = "", guest_state: str = "") -> None:
+        super().__init__(what, cure=cure, guest_state=guest_state)
+        self.problems = problems
+
+    def as_result(self) -> dict[str, t.Any]:
+        """The keys that a failed module returns for this error."""
+        return {**super().as_result(), "problems": self.problems}
+
+
 # --- the file ---------------------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorError,
     MonitorLostError,
     MonitorMissingError,
+    NotRestorableError,
     RequestError,
     UnsupportedByQemuError,
     VmNotFoundError,
@@ -63,6 +64,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     remove_leftovers,
     require_replaceable,
     require_writable_directory,
+    why_unsafe_place,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
@@ -70,8 +72,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import do
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import InterruptedRestore
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave, SaveRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
-    find_launch,
     free_units,
+    launch_record,
     launch_result,
     starter_reason,
 )
@@ -106,12 +108,24 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
     resident_bytes,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_unit, read_vm_unit, require_guardable
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
+    VmUnit,
+    guard_unit,
+    read_vm_unit,
+    require_guardable,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     RunningVm,
     query_run_state,
     read_ram_blocks,
     read_vm,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import survey
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import (
+    Problem,
+    blocking,
+    warnings_of,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._version import COLLECTION_VERSION
 
@@ -144,6 +158,7 @@ class SaveRequest:
     domain_xml: str | None = None
     after_save: str = "quit"
     cold_boot_guard: bool = True
+    require_restorable: bool = True
     force: bool = False
     bandwidth: int | None = None
     checksum: bool = False
@@ -529,6 +544,8 @@ class _Transaction:
         self.descriptors = DescriptorSet(monitor)
         self.since = monitor.mark()
         self.qemu_version = ""
+        #: What surrounds the VM: its media, and what stands between it and its return.
+        self.surroundings = Surroundings((), ())
         self.launch_record: domain_xml.LaunchRecord | None = None
         #: The C(launch) return value.
         self.launch: dict[str, t.Any] = {}
@@ -555,7 +572,10 @@ class _Transaction:
         self.qemu_version = support.version
         await self._check_migration()
         image_format, reasons, warnings = self._choose_format(support)
-        self.launch_record = await self._record_launch(warnings)
+        unit = await read_vm_unit(self.vm.process) if self.vm.process else None
+        self.surroundings = await survey(self.monitor, self.vm.process, unit)
+        self._require_restorable(warnings)
+        self.launch_record = self._record_launch(unit, warnings)
         header, xml = self._compose(image_format)
         await self._require_own_xml()
         directory = os.path.dirname(self.path)
@@ -576,6 +596,7 @@ class _Transaction:
             return {
                 **result,
                 "launch": self.launch,
+                "problems": [problem.as_result() for problem in self.surroundings.problems],
                 "space_needed": needed,
                 "space_free": free,
                 "file_system": file_system(existing),
@@ -635,13 +656,6 @@ class _Transaction:
     # --- before the guest is touched ---
 
     async def _check_migration(self) -> None:
-        process = self.vm.process
-        if self.request.after_save == "quit" and process and command_line.has_temporary_disks(process.argv):
-            raise RequestError(
-                f"{self.vm.label} writes to temporary disks (-snapshot), which end with its QEMU: after a restore its"
-                " memory would not fit to its disks",
-                cure="Commit the changes and start it without -snapshot, or use after_save: pause or resume",
-            )
         state = await query_state(self.monitor)
         if state["status"] not in IDLE_STATES:
             raise ConflictError(
@@ -737,21 +751,48 @@ class _Transaction:
             collection_version=COLLECTION_VERSION,
             qemu_version=self.qemu_version,
             saved_at=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            surroundings=self.surroundings.dump(),
         )
 
-    async def _record_launch(self, warnings: list[str]) -> domain_xml.LaunchRecord | None:
+    def _require_restorable(self, warnings: list[str]) -> None:
+        """Refuse, in the words of the restore, what the restore would refuse.
+
+        :raises NotRestorableError: there is something, and C(require_restorable) does not say that it is known, or the
+            save itself would fail, or lose what the guest has written.
+        """
+        label = self.vm.label
+        reason = why_unsafe_place(self.path, self.request.uid, self.request.mode)
+        if reason:
+            problem = Problem("image_unsafe", reason, "Save into a directory of root's, for root")
+            self.surroundings = dataclasses.replace(self.surroundings, problems=(*self.surroundings.problems, problem))
+        problems = self.surroundings.problems
+        obstacles = blocking(problems)
+        if self.request.after_save != "quit":
+            final: list[Problem] = []
+        else:
+            final = [problem for problem in obstacles if not problem.can_be_overridden]
+        refused = obstacles if self.request.require_restorable else final
+        if refused:
+            cures = list(dict.fromkeys(problem.cure for problem in refused))
+            if not final:
+                cures.append("Or save it with require_restorable: false, if you know how it comes back")
+            raise NotRestorableError(
+                f"{label} was not saved, as it could not be restored: {'; '.join(each.what for each in refused)}",
+                [problem.as_result() for problem in problems],
+                cure=". ".join(cures),
+            )
+        warnings += [f"qemu_restore cannot start {label} from its image: {problem.what}" for problem in obstacles]
+        warnings += warnings_of(problems, label)
+
+    def _record_launch(self, unit: VmUnit | None, warnings: list[str]) -> domain_xml.LaunchRecord | None:
         """How to start this QEMU again; that it cannot be done is said now, while there still is one."""
         process = self.vm.process
-        if process is None:
-            warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: its process is not known here")
+        if process is None or unit is None:
             self.launch = launch_result(None)
             return None
-        unit = await read_vm_unit(process)
-        record = await find_launch(process, unit, self.monitor)
+        record = launch_record(process, unit, self.surroundings.problems, self.monitor)
         self.launch = launch_result(record, unit)
-        if not record.replayable:
-            warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: {record.reason}")
-        elif unit.starter:
+        if record.replayable and unit.starter:
             warnings.append(starter_reason(unit))
         if record.unit and self.operation.guards:
             require_guardable(record.unit)
@@ -935,6 +976,7 @@ class _Transaction:
             "parallel_channels": choice.parallel_channels,
             "bypass_cache": choice.bypass_cache,
             "launch": self.launch,
+            "problems": [problem.as_result() for problem in self.surroundings.problems],
             "reasons": choice.reasons,
             "warnings": choice.warnings,
         }

@@ -34,7 +34,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, require_tool
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
-from ansible_collections.vmops.qemu.plugins.module_utils._launch import find_launch, launch_result
+from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_record, launch_result
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import query_state, read_support
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
@@ -46,6 +46,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import read_vm
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import start_identity, start_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import survey
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 #: Seconds until a monitor must have greeted. A free one does at once; the others are busy for longer than this, too.
 _GREETING_TIMEOUT = 3.0
@@ -149,6 +152,7 @@ class _Vm:
             "reason": "",
             "unit": unit.name or None,
             "launch": {},
+            "problems": None,
             "save_support": None,
             "blockers": None,
             "image": None,
@@ -156,7 +160,9 @@ class _Vm:
 
     async def ask(self) -> None:
         """Ask QEMU for the rest."""
-        self.result["launch"] = launch_result(await find_launch(self.process, self.unit, None), self.unit)
+        uid, _gid, problems = start_identity(self.process, self.unit, None)
+        problems += start_problems(self.process, self.unit, uid)
+        self.result["launch"] = self._launch(problems, None)
         self.result["image"] = self._find_image()
         try:
             monitor = await connect_by_process(self.process, _GREETING_TIMEOUT)
@@ -178,9 +184,7 @@ class _Vm:
         support = await read_support(monitor)
         state = await query_state(monitor)
         blockers = list(state.get("blocked-reasons", []))
-        if command_line.has_temporary_disks(self.process.argv):
-            blockers.append("it writes to temporary disks (-snapshot), which end with its QEMU")
-        launch = await find_launch(self.process, self.unit, monitor)
+        surroundings = await survey(monitor, vm.process, self.unit)
         return {
             "name": vm.name,
             "uuid": vm.uuid,
@@ -191,7 +195,8 @@ class _Vm:
             "qemu_version": support.version,
             "qmp_socket": _shown(monitor.address),
             "monitor": "answers",
-            "launch": launch_result(launch, self.unit),
+            "launch": self._launch(surroundings.problems, monitor),
+            "problems": [problem.as_result() for problem in surroundings.problems],
             "save_support": {
                 "mapped_ram": support.mapped_ram,
                 "direct_io": support.direct_io,
@@ -199,6 +204,10 @@ class _Vm:
             },
             "blockers": blockers,
         }
+
+    def _launch(self, problems: t.Sequence[Problem], monitor: Monitor | None) -> dict[str, t.Any]:
+        """The C(launch) of the result."""
+        return launch_result(launch_record(self.process, self.unit, problems, monitor), self.unit)
 
     def _find_image(self) -> dict[str, t.Any] | None:
         """The VM's image: by uuid where both have one, else by name; of several the one that a save would make."""

@@ -26,7 +26,7 @@ AS_NOBODY = [
 
 KEYS = {
     *("name", "uuid", "pid", "user", "run_state", "memory", "resident", "vcpus", "machine", "qemu_version"),
-    *("qmp_socket", "monitor", "reason", "unit", "launch", "save_support", "blockers", "image"),
+    *("qmp_socket", "monitor", "reason", "unit", "launch", "save_support", "blockers", "problems", "image"),
 }
 
 
@@ -81,6 +81,7 @@ def test_vm_that_answers(make_guest, one):
         "monitor": "answers",
         "reason": "",
         "blockers": [],
+        "problems": [],
         "image": None,
     }
     assert {key: vm[key] for key in expected} == expected
@@ -257,7 +258,7 @@ def test_vm_that_cannot_be_started_again(make_guest, one):
     vm = one()
     assert vm["launch"]["how"] == "none"
     assert "snapshot" in vm["launch"]["reason"]
-    assert "temporary disks" in vm["blockers"][0]
+    assert [(problem["kind"], problem["blocks"]) for problem in vm["problems"]] == [("temporary_disks", True)]
 
 
 def test_what_was_plugged_in_later(guest, one):

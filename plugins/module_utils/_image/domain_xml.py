@@ -82,7 +82,8 @@ class SaveFacts:
     """How the image was made. C(saved_at) is ISO 8601 in UTC; C(digest) is C(algorithm:hex) or empty.
 
     C(parallel_channels) is 0 where it is not known. C(migration) holds QEMU's own figures of the migration that wrote
-    the stream, by which a QEMU that still stands there is recognised as the one that wrote it.
+    the stream, by which a QEMU that still stands there is recognised as the one that wrote it. C(surroundings) is the
+    JSON text of what surrounded the VM, its disks above all, which only C(_surroundings) can read.
     """
 
     collection_version: str
@@ -91,6 +92,7 @@ class SaveFacts:
     digest: str = ""
     parallel_channels: int = 0
     migration: str = ""
+    surroundings: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,10 +216,11 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
         element = waiting.pop()
         if element.tag == _our("save-image") and element.attributes.get("checksum"):
             records.append(element)
-        if element.tag == _our("argument"):
+        if element.tag in (_our("argument"), _our("surroundings")):
             shown = redact_argument(_decode_text(element, path))
             if shown != _decode_text(element, path):
-                edits.append((element.start, element.end(data), _element("argument", shown).encode()))
+                name = element.tag[len(_our("")) :]
+                edits.append((element.start, element.end(data), _element(name, shown).encode()))
             continue
         waiting.extend(element.children)
         for name, value in element.attributes.items():

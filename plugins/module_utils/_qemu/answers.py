@@ -20,9 +20,14 @@ _ANSWERS: dict[str, Shape] = {
     "add-fd": {"fdset-id": int},
     "qom-get": str,  # of the one property that is asked for, a type
     "qom-list": [{"name": str, "type": str}],
-    "query-block": [{"device?": str, "qdev?": str, "inserted?": {"image?": {"filename?": str}}}],
+    "query-block": [
+        {"device?": str, "qdev?": str, "inserted?": {"node-name?": str, "ro?": bool, "image?": {"filename?": str}}}
+    ],
+    "query-block-exports": [{"id": str, "type": str, "node-name": str}],
+    "query-block-jobs": [{"device": str, "type": str}],
     "query-cpus-fast": [dict],
-    "query-fdsets": [{"fdset-id": int, "fds": [{"opaque?": str}]}],
+    "query-fdsets": [{"fdset-id": int, "fds": [{"fd?": int, "opaque?": str}]}],
+    "query-jobs": [{"id": str, "type": str, "status": str}],
     "query-kvm": {"enabled": bool},
     "query-memdev": [{"id?": str, "prealloc?": bool}],
     "query-memory-devices": [
@@ -38,12 +43,25 @@ _ANSWERS: dict[str, Shape] = {
     "query-migrate-capabilities": [{"capability": str, "state": bool}],
     "query-migrate-parameters": {"max-bandwidth": int, "multifd-channels": int},
     "query-name": {"name?": str},
+    "query-named-block-nodes": [
+        {
+            "node-name?": str,
+            "drv": str,
+            "file": str,
+            "dirty-bitmaps?": [{"name?": str, "persistent": bool}],
+            "children?": [{"child": str, "node-name": str}],
+        }
+    ],
     "query-qmp-schema": [{"name": str, "arg-type?": str, "members?": [{"name?": str}]}],
     "query-status": {"status": str},
     "query-target": {"arch": str},
     "query-uuid": {"UUID": str},
     "query-version": {"qemu": {"major": int, "minor": int, "micro": int}},
     "query-yank": [{"type": str}],
+    "x-debug-query-block-graph": {
+        "nodes": [{"id": int, "type": str, "name": str}],
+        "edges": [{"parent": int, "child": int, "name": str}],
+    },
     "x-query-ramblock": {"human-readable-text": str},
 }
 

@@ -179,8 +179,8 @@ def _socket_address(keys: t.Mapping[str, str], cwd: str) -> str | None:
     return None
 
 
-def why_not_replayable(argv: t.Sequence[str], starter_gives_descriptors: bool = False) -> str:
-    """Why a command line cannot start the VM again, or the empty string.
+def replay_obstacles(argv: t.Sequence[str], starter_gives_descriptors: bool = False) -> t.Iterator[tuple[str, str]]:
+    """Why a command line cannot start the VM again: a word for each reason, and the reason as a clause.
 
     Descriptors that QEMU inherited from whoever started it (C(fd=3), C(-add-fd)) are gone with that process, and what
     was written to a C(snapshot) disk goes with QEMU.
@@ -190,15 +190,27 @@ def why_not_replayable(argv: t.Sequence[str], starter_gives_descriptors: bool = 
     for option in options(argv):
         if option.name in _OPTIONS_WITH_ANY_ARGUMENT:
             continue
-        argument = option.argument or ""
-        inherits = option.name == "add-fd" or _INHERITED_DESCRIPTOR.search(argument)
+        inherits = option.name == "add-fd" or _INHERITED_DESCRIPTOR.search(option.argument or "")
         if inherits and not starter_gives_descriptors:
-            return f"-{option.name} uses a descriptor inherited from the process that started the VM"
+            yield (
+                "inherited_descriptor",
+                f"-{option.name} uses a descriptor inherited from the process that started the VM",
+            )
         if _is_snapshot(option):
-            return f"-{option.name} keeps what the guest wrote to its disks in a temporary file, which goes with QEMU"
+            yield (
+                "temporary_disks",
+                f"-{option.name} keeps what the guest wrote to its disks in a temporary file, which goes with QEMU",
+            )
         if option.name == "preconfig":
-            return "-preconfig leaves a part of the VM's configuration to QMP commands, which are not known any more"
-    return ""
+            yield (
+                "preconfig",
+                "-preconfig leaves a part of the VM's configuration to QMP commands, which are not known any more",
+            )
+
+
+def why_not_replayable(argv: t.Sequence[str], starter_gives_descriptors: bool = False) -> str:
+    """The first of :func:`replay_obstacles`, or the empty string."""
+    return next((reason for _kind, reason in replay_obstacles(argv, starter_gives_descriptors)), "")
 
 
 def has_temporary_disks(argv: t.Sequence[str]) -> bool:
