@@ -29,6 +29,10 @@ _ANSWERS: dict[str, Shape] = {
     "query-fdsets": [{"fdset-id": int, "fds": [{"fd?": int, "opaque?": str}]}],
     "query-jobs": [{"id": str, "type": str, "status": str}],
     "query-kvm": {"enabled": bool},
+    "query-memdev": [{"id?": str, "prealloc?": bool}],
+    "query-memory-devices": [
+        {"type": str, "data": {"id?": str, "memdev?": str, "size?": int}},
+    ],
     "query-memory-size-summary": {"base-memory": int, "plugged-memory?": int},
     "query-migrate": {
         "status?": str,
