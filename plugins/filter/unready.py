@@ -49,8 +49,8 @@ _value:
 def unready(vms: t.Iterable[t.Mapping[str, t.Any]], include: t.Sequence[str] = ("*",)) -> list[str]:
     """A sentence for each VM that would be lost."""
     return [
-        f"A QEMU without a name (pid {vm['pid']}) runs here and would not be saved: start it with -name, end it, or list"
-        " the names of the VMs to save."
+        f"A QEMU without a name (pid {vm['pid']}) runs here and would not be saved: start it with -name, end it, or"
+        " list the names of the VMs to save."
         for vm in vms
         if not vm["name"] and "*" in include
     ]
