@@ -13,6 +13,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import Conflict
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import LaunchRecord, ParsedDomain
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head, require_safe_image
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     DEFAULT_UMASK,
@@ -35,9 +36,9 @@ async def find_launch(process: QemuProcess, unit: VmUnit, monitor: Monitor | Non
     """
     # The unit starts QEMU itself, and gives it again what it had inherited.
     by_unit = unit.starts_vm and not unit.starter
-    reason = command_line.why_not_replayable(process.argv, starter_gives_descriptors=by_unit)
+    reason = command_line.why_not_replayable(process.configuration.words, starter_gives_descriptors=by_unit)
     uid, gid = process.uid, process.gid
-    if command_line.changes_user(process.argv) and not unit.starts_vm:
+    if command_line.changes_user(process.configuration.words) and not unit.starts_vm:
         # It is started again as who started it, and its own words are no proof of who that was.
         if monitor is None or (monitor.peer_pid, monitor.peer_uid) == (process.pid, 0):
             uid = gid = 0
@@ -113,7 +114,7 @@ async def recorded_launch(path: str, domain: ParsedDomain, machine: str) -> tupl
             daemonize = unit.service_type == "forking" and command_line.daemonizes(argv)
             command = command_line.restore_command(argv, machine, daemonize)
             return Launch(argv=tuple(command), cwd=record.cwd, unit=unit.name), ""
-        reason = command_line.why_not_replayable(argv)
+        reason = command_line.why_not_replayable(read_configuration(argv, record.cwd).words)
         if reason:
             raise LaunchError(
                 f"{record.unit}, which started {domain.name}, is not on this host, and without it the recorded command"
@@ -125,7 +126,7 @@ async def recorded_launch(path: str, domain: ParsedDomain, machine: str) -> tupl
             " be there after the host's next reboot"
         )
     # Whatever it says of itself: a record may be older than this check, or forged.
-    reason = command_line.why_not_replayable(argv)
+    reason = command_line.why_not_replayable(read_configuration(argv, record.cwd).words)
     if reason:
         raise LaunchError(f"The recorded command of {domain.name} cannot be used again: {reason}", cure=_CURE)
     command = command_line.restore_command(argv, machine)

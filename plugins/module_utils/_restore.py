@@ -88,6 +88,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Measure, Publisher
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, pass_named_descriptor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     Migration,
@@ -637,7 +638,7 @@ class _Transaction:
         :raises LaunchError: it has none, or ended before it greeted.
         """
         label = self.domain.name
-        addresses = command_line.qmp_addresses(how.argv, how.cwd)
+        addresses = command_line.qmp_addresses(read_configuration(how.argv, how.cwd).words, how.cwd)
         if self.request.qmp_socket:
             addresses.insert(0, self.request.qmp_socket)
         if not addresses:

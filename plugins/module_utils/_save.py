@@ -91,6 +91,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Publisher
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, pass_named_descriptor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     IDLE_STATES,
@@ -254,9 +255,10 @@ class SaveOperation:
         if name:
             return name == domain.name
         launch = domain.launch
-        return bool(
-            qmp_socket and launch and os.path.abspath(qmp_socket) in command_line.qmp_addresses(launch.argv, launch.cwd)
-        )
+        if not qmp_socket or not launch:
+            return False
+        words = read_configuration(launch.argv, launch.cwd).words
+        return os.path.abspath(qmp_socket) in command_line.qmp_addresses(words, launch.cwd)
 
     async def _is_finished_save(self, monitor: Monitor, vm: RunningVm) -> bool:
         """Whether the VM stands still since a save that is complete at the path."""
@@ -636,7 +638,8 @@ class _Transaction:
 
     async def _check_migration(self) -> None:
         process = self.vm.process
-        if self.request.after_save == "quit" and process and command_line.has_temporary_disks(process.argv):
+        temporary = process and command_line.has_temporary_disks(process.configuration.words)
+        if self.request.after_save == "quit" and temporary:
             raise RequestError(
                 f"{self.vm.label} writes to temporary disks (-snapshot), which end with its QEMU: after a restore its"
                 " memory would not fit to its disks",

@@ -131,18 +131,18 @@ class _Vm:
         self.process = process
         self.unit = unit
         self.images = images
-        argv = process.argv
-        #: The element of C(vms); at first what the command line and /proc say.
+        words = process.configuration.words
+        #: The element of C(vms); at first what the configuration and /proc say.
         self.result: dict[str, t.Any] = {
             "name": process.name,
-            "uuid": command_line.vm_uuid(argv),
+            "uuid": command_line.vm_uuid(words),
             "pid": process.pid,
             "user": _user(process.uid),
             "run_state": None,
-            "memory": command_line.memory_size(argv),
+            "memory": command_line.memory_size(words),
             "resident": resident_bytes(process.pid),
-            "vcpus": command_line.vcpu_count(argv),
-            "machine": command_line.machine_type(argv) or None,
+            "vcpus": command_line.vcpu_count(words),
+            "machine": command_line.machine_type(words) or None,
             "qemu_version": None,
             "qmp_socket": _shown(next(iter(process.qmp_addresses), None)),
             "monitor": "busy",
@@ -178,7 +178,7 @@ class _Vm:
         support = await read_support(monitor)
         state = await query_state(monitor)
         blockers = list(state.get("blocked-reasons", []))
-        if command_line.has_temporary_disks(self.process.argv):
+        if command_line.has_temporary_disks(self.process.configuration.words):
             blockers.append("it writes to temporary disks (-snapshot), which end with its QEMU")
         launch = await find_launch(self.process, self.unit, monitor)
         return {

@@ -111,7 +111,8 @@ def _process_behind(monitor: Monitor, name: str) -> QemuProcess | None:
     """
     if monitor.peer_pid is not None:
         process = read_process(monitor.peer_pid)
-        if process is not None and process.name == name:
+        unnamed = process is not None and not process.name and process.configuration.unknown
+        if process is not None and (process.name == name or unnamed):
             return process
     found = [
         process

@@ -1,0 +1,153 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""VMs whose name, monitor and machine are in a file that -readconfig names, and that file as QEMU itself reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Union
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import parse_configuration_file
+
+from support import CounterGuest
+from support.observe import VM, Continuity
+from support.process import read_argv
+
+QEMU = "qemu-system-x86_64"
+
+
+class FileGuest(CounterGuest):
+    """A counter guest of which all but its disk and serial port is in a file."""
+
+    def argv(self, incoming: Union[bool, str] = False) -> list[str]:
+        argv = super().argv(incoming)
+        for option in ("-name", "-qmp", "-machine", "-m"):
+            place = argv.index(option)
+            del argv[place : place + 2]
+        return [*argv, "-readconfig", "vm.cfg"]
+
+    def prepare(self) -> None:
+        super().prepare()
+        (self.workdir / "vm.cfg").write_text(
+            f"""# what this VM is
+[name]
+  guest = "{self.name}"
+[machine]
+  type = "{self.machine}"
+[memory]
+  size = "{self.memory_mib}M"
+[chardev "monitor"]
+  backend = "socket"
+  path = "{self.qmp_socket}"
+  server = "on"
+  wait = "off"
+[mon "control"]
+  chardev = "monitor"
+  mode = "control"
+[device "rng"]
+  driver = "virtio-rng-pci"
+"""
+        )
+
+    def adopt_restarted(self) -> bool:
+        for entry in os.listdir("/proc"):
+            if not self.alive() and entry.isdigit() and self._is_ours(int(entry)):
+                self.adopt(int(entry))
+        return self.alive()
+
+    def _is_ours(self, pid: int) -> bool:
+        argv = read_argv(pid)
+        return "vm.cfg" in argv and any(str(self.boot_image) in word for word in argv)
+
+
+@pytest.fixture
+def file_guest(tmp_path: Path) -> Any:
+    guest = FileGuest(tmp_path / "guest", VM, block_mib=8, machine="q35")
+    guest.start()
+    yield guest
+    guest.adopt_restarted()
+    guest.close()
+
+
+def test_vm_whose_name_and_monitor_are_in_a_file(
+    file_guest: FileGuest,
+    save: Callable[..., Any],
+    restore: Callable[..., Any],
+    run_module: Callable[..., Any],
+    image: Path,
+) -> None:
+    (found,) = [vm for vm in run_module("qemu_vm_info")["vms"] if vm["name"] == VM]
+    assert (found["monitor"], found["launch"]["how"], found["reason"]) == ("answers", "command", "")
+    assert (found["memory"], found["qmp_socket"]) == (file_guest.memory_mib << 20, str(file_guest.qmp_socket))
+    continuity = Continuity(file_guest)
+    saved = save(name=VM, path=str(image))
+    assert saved["launch"]["how"] == "command"
+    assert not save(name=VM, path=str(image))["changed"]
+    file_guest.wait_exit()
+    restored = restore(path=str(image))
+    assert restored["changed"]
+    continuity.check()
+    assert save(name=VM, path=str(image))["changed"]
+
+
+# --- the file as QEMU reads it ---
+
+
+def qemu_reads(path: Path) -> Union[list[str], None]:
+    """The names of the devices with an id that QEMU makes of the file, or None where it refuses the file."""
+    commands = ("qmp_capabilities", "qom-list", "quit")
+    lines = [
+        {"execute": name, **({"arguments": {"path": "/machine/peripheral"}} if name == "qom-list" else {})}
+        for name in commands
+    ]
+    options = ["-machine", "pc", "-accel", "tcg", "-S", "-display", "none", "-nodefaults", "-qmp", "stdio"]
+    run = subprocess.run(
+        [QEMU, *options, "-readconfig", str(path)],
+        check=False,
+        input="".join(json.dumps(line) for line in lines),
+        capture_output=True,
+        text=True,
+    )
+    if run.returncode:
+        return None
+    answer = json.loads(run.stdout.splitlines()[2])
+    return sorted(item["name"] for item in answer["return"] if item["name"] != "type")
+
+
+GOOD = '[device "d"]\n driver = "virtio-rng-pci"\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        f"# comment\n\n{GOOD}",
+        '[device]\ndriver = "virtio-rng-pci"\nid = "inside"\n',
+        '[device "first"]\ndriver = "virtio-rng-pci"\nid = "inside"\n',
+        '[device "a" ] # x\ndriver   =\t"virtio-rng-pci" # x\n[device   "b"\ndriver ="virtio-rng-pci"',
+        f'[device "{"d" * 70}"]\ndriver = "virtio-rng-pci"\n',
+        '[device "d"]\r\n driver = "virtio-rng-pci"\r\n',
+        f" # no comment\n{GOOD}",
+        f"{GOOD} \n",
+        f"{GOOD}\r\n",
+        f" {GOOD}",
+        f"\0\n{GOOD}",
+    ],
+)
+def test_qemu_reads_it_the_same_way(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "vm.cfg"
+    path.write_bytes(text.encode())
+    try:
+        settings = parse_configuration_file(text.encode(), "vm.cfg")
+    except ValueError:
+        ids = None
+    else:
+        ids = sorted(setting.keys["id"] for setting in settings)
+    assert ids == qemu_reads(path)
