@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import stat
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread, within
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_device import block_device_size
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import (
     PROTOCOLS,
     BlockGraph,
@@ -101,20 +101,11 @@ def _host_file(layer: Layer, files: OpenFiles | None, reason: str) -> MediumFile
     return MediumFile(
         found.path,
         layer.format,
-        size=_device_size(facts.st_rdev),
+        size=block_device_size(facts.st_rdev),
         inode=facts.st_ino,
         device_number=facts.st_dev,
         uncheckable="it is a device, which keeps no time of its last change",
     )
-
-
-def _device_size(number: int) -> int:
-    """Bytes of a block device, 0 where unknown: not opened for that, as opening may do something to some devices."""
-    try:
-        with open(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/size", encoding="ascii") as handle:
-            return int(handle.read()) * 512
-    except (OSError, ValueError):
-        return 0
 
 
 def _shown(name: str) -> str:
