@@ -51,6 +51,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.compression impo
     require_tool,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import stream_digest
+from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     PartialImage,
@@ -121,6 +122,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     read_ram_blocks,
     read_vm,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import settling_time
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import survey
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import (
@@ -420,6 +423,9 @@ class SaveOperation:
             return self.result(f"{reason}: would {after_save}", vm, self.outcome())
         # That run may have been cut short before its last flush.
         await in_thread(flush_image, self.path)
+        if after_save == "resume":
+            await asyncio.sleep(settling_time(_recorded_surroundings(read_image_head(self.path).domain()).media))
+            await in_thread(mark_checkpoint, self.path, read_image_head(self.path))
         await self.guard(read_image_head(self.path).domain().launch)
         if interrupted and after_save != "quit":
             await despite_cancellation(interrupted.clean_qemu())
@@ -495,6 +501,14 @@ class SaveOperation:
             "diff": {"before": self.before, "after": after or self.before},
             "warnings": warnings,
         }
+
+
+def _recorded_surroundings(domain: domain_xml.ParsedDomain) -> Surroundings:
+    """What an earlier run of this save had found."""
+    with contextlib.suppress(ValueError):
+        if domain.save_facts:
+            return Surroundings.parse(domain.save_facts.surroundings)
+    return Surroundings((), ())
 
 
 _RUN_STATE_CURES = {
@@ -627,7 +641,9 @@ class _Transaction:
         choice = _Choice(partial.header.format, record.parallel_channels, record.bypass_cache, {}, [])
         try:
             self.qemu_version = (await read_support(self.monitor)).version
-            self.launch_record = read_image_head(partial.path).domain().launch
+            domain = read_image_head(partial.path).domain()
+            self.launch_record = domain.launch
+            self.surroundings = _recorded_surroundings(domain)
             self.launch = launch_result(self.launch_record)
             self.operation.guest_state = f"{self.vm.label} is being saved"
             return await self._finish(read_image_head(partial.path).xml, choice, started, started)
@@ -649,6 +665,7 @@ class _Transaction:
             await self._check_file()
             progress.phase("checksum")
             digest = await self._digest(choice) if self.request.checksum else ""
+            await self._record_media()
             xml = self._final_xml(xml, choice, state, digest)
             # Before there is an image for it to look at, so that there never is one without it.
             self.guarded = self.launch_record is not None and self.operation.guards
@@ -752,7 +769,7 @@ class _Transaction:
         return domain_xml.SaveFacts(
             collection_version=COLLECTION_VERSION,
             qemu_version=self.qemu_version,
-            saved_at=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            saved_at=domain_xml.now(),
             surroundings=self.surroundings.dump(),
         )
 
@@ -780,8 +797,8 @@ class _Transaction:
                 cures.append("Or save it with require_restorable: false, if you know how it comes back")
             raise NotRestorableError(
                 f"{label} was not saved, as it could not be restored: {'; '.join(each.what for each in refused)}",
-                [problem.as_result() for problem in problems],
                 cure=". ".join(cures),
+                problems=[problem.as_result() for problem in problems],
             )
         warnings += [f"qemu_restore cannot start {label} from its image: {problem.what}" for problem in obstacles]
         warnings += warnings_of(problems, label)
@@ -934,6 +951,14 @@ class _Transaction:
         self.checksum_ms = round((time.monotonic() - started) * 1000)
         return digest
 
+    async def _record_media(self) -> None:
+        """The guest's media as they are now: QEMU has made them inactive, and nothing writes to them any more."""
+        media = tuple(await read_media(self.monitor, self.vm.process))
+        self.surroundings = dataclasses.replace(self.surroundings, media=media)
+        if self.request.after_save == "resume":
+            # A write of the guest that goes on must show in the time of its file's last change.
+            await asyncio.sleep(settling_time(media))
+
     def _final_xml(self, xml: str, choice: _Choice, state: dict[str, t.Any], digest: str) -> str:
         """The XML with what is known only after QEMU has written."""
         facts = dataclasses.replace(
@@ -941,6 +966,7 @@ class _Transaction:
             parallel_channels=choice.parallel_channels or 0,
             migration=migration_fingerprint(state),
             digest=digest,
+            surroundings=self.surroundings.dump(),
         )
         return domain_xml.embed(xml, facts, self.launch_record)
 
@@ -948,7 +974,7 @@ class _Transaction:
         self, xml: str, choice: _Choice, state: dict[str, t.Any], started: float, write_seconds: float
     ) -> dict[str, t.Any]:
         """Everything from the complete magic on; runs to its end whatever happens."""
-        await in_thread(self.partial.finish, xml)
+        await in_thread(self.partial.finish, xml, self.request.after_save == "resume")
         self.completed = self.operation.written = True
         self.operation.locks.callback(self.partial.release)
         self.operation.guest_state = f"{self.vm.label} is stopped and the image {self.path} is complete"

@@ -326,7 +326,7 @@ launch:
 problems:
   description:
     - What stands between the VM and its return, as in M(vmops.qemu.qemu_vm_info), whose documentation lists all kinds.
-    - The image keeps them, see RV(vmops.qemu.qemu_save_image_info#module:images[].restore_problems).
+    - The image keeps them, see C(restore_problems) in RV(vmops.qemu.qemu_save_image_info#module:images).
   type: list
   elements: dict
   returned: when the VM was saved, or would be, or was refused for one of them

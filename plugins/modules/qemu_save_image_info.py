@@ -205,6 +205,64 @@ images:
     launch_recorded:
       description: Whether the image records how its QEMU was started.
       type: bool
+    restorable:
+      description:
+        - Whether M(vmops.qemu.qemu_restore) can start the VM again as the image records it
+          (O(vmops.qemu.qemu_restore#module:launch=recorded)), by what was known at the save.
+        - V(null) where the image does not record it.
+      type: bool
+    restore_problems:
+      description:
+        - What was found at the save to stand between the VM and its return, as RV(vmops.qemu.qemu_vm_info#module:vms)
+          has it in C(problems); V(null) where the image does not record it.
+      type: list
+      elements: dict
+    disks:
+      description:
+        - The media of the guest's drives at the save, from its record; V(null) where the image has none.
+        - Before a restore they are compared with what is there then.
+      type: list
+      elements: dict
+      contains:
+        backend:
+          description: QEMU's name for the block backend.
+          type: str
+        qdev:
+          description: The guest's device.
+          type: str
+        node:
+          description: The name of the active block node.
+          type: str
+        read_only:
+          description: Whether the guest can only read it.
+          type: bool
+        files:
+          description: What it is made of, from the active layer down to the end of its backing chain.
+          type: list
+          elements: dict
+          contains:
+            path:
+              description: The file, or QEMU's own name for what is no file.
+              type: str
+            format:
+              description: The driver that reads it.
+              type: str
+              sample: qcow2
+            size:
+              description: Its size in bytes.
+              type: int
+            mtime_ns:
+              description: When it was last changed, in nanoseconds since the epoch.
+              type: int
+            inode:
+              description: Its inode.
+              type: int
+            device_number:
+              description: The device number of its file system.
+              type: int
+            uncheckable:
+              description: Why it cannot be seen whether it was changed, empty where it can.
+              type: str
     readable_by:
       description:
         - The software that reads an image with this header, empty for one that is not complete.

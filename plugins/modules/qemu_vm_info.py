@@ -172,6 +172,27 @@ vms:
       description: Why it cannot be saved, in QEMU's own words; empty where nothing forbids it.
       type: list
       elements: str
+    problems:
+      description:
+        - What stands between the VM and its return after a save; V(null) where it cannot be asked.
+        - M(vmops.qemu.qemu_save) refuses a VM for those that block, unless told otherwise.
+      type: list
+      elements: dict
+      contains:
+        kind:
+          description:
+            - A word that a program can read. KINDS
+          type: str
+          sample: disk_replaced
+        what:
+          description: What was found.
+          type: str
+        cure:
+          description: What to do about it.
+          type: str
+        blocks:
+          description: Whether a restore would be refused, would fail, or would bring back another machine.
+          type: bool
     image:
       description: Its save image in O(save_dir), of several that of its last save; V(null) where there is none.
       type: dict

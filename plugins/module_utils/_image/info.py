@@ -54,6 +54,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import (
     head_problems,
     stream_problems,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 _PARTIAL_PROBLEM = "the image is partial: its save never finished, or is still being written"
 _EDIT_PROBLEM = (
@@ -120,6 +121,9 @@ def _look_at(path: str, stream: bool, verify: bool) -> tuple[dict[str, t.Any], S
         "archive": None,
         "features": [],
         "launch_recorded": False,
+        "restorable": None,
+        "restore_problems": None,
+        "disks": None,
         "readable_by": [],
         "problems": [],
     }
@@ -286,9 +290,25 @@ def _domain_info(head: ImageHead, domain: domain_xml.ParsedDomain) -> dict[str, 
         "vcpus": domain.vcpus,
         "machine": domain.machine,
         "launch_recorded": domain.launch is not None,
+        "restorable": domain.launch.replayable if domain.launch else None,
+        **_surroundings_info(domain.save_facts),
         "saved_at": domain.save_facts.saved_at if domain.save_facts else None,
         "qemu_version": domain.save_facts.qemu_version if domain.save_facts else None,
         "checksum": (domain.save_facts.digest or None) if domain.save_facts else None,
+    }
+
+
+def _surroundings_info(facts: domain_xml.SaveFacts | None) -> dict[str, t.Any]:
+    """What the image records of what surrounded its VM, with secrets hidden; nothing where it cannot be read."""
+    try:
+        if facts is None or not facts.surroundings:
+            return {}
+        surroundings = Surroundings.parse(domain_xml.redact_argument(facts.surroundings))
+    except ValueError:
+        return {}
+    return {
+        "restore_problems": [problem.as_result() for problem in surroundings.problems],
+        "disks": [medium.as_result() for medium in surroundings.media],
     }
 
 

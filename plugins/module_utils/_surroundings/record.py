@@ -16,6 +16,7 @@ import json
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_record import parse_media, record_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 _VERSION = 1
@@ -37,7 +38,7 @@ class Surroundings:
         return json.dumps(
             {
                 "version": _VERSION,
-                "media": [medium.as_result() for medium in self.media],
+                "media": record_media(self.media),
                 "problems": [problem.as_result() for problem in self.problems],
             },
             separators=(",", ":"),
@@ -55,7 +56,7 @@ class Surroundings:
             raise ValueError("it has too many levels") from exc
         if not isinstance(value, dict) or value.get("version") != _VERSION:
             raise ValueError("its version is not known here")
-        return cls(parse_media(value.get("media")), _parse_problems(value.get("problems")))
+        return cls(tuple(parse_media(value.get("media"))), _parse_problems(value.get("problems")))
 
 
 def _parse_problems(value: object) -> tuple[Problem, ...]:
@@ -72,8 +73,3 @@ def _parse_problem(value: object) -> Problem:
         raise ValueError("a problem's text is none, or too long")
     kind, what, cure = t.cast("list[str]", texts)
     return Problem(kind, what, cure, value["blocks"])
-
-
-def parse_media(value: object) -> tuple[Medium, ...]:
-    """The media in a record."""
-    return ()

@@ -10,6 +10,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Mo
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import runtime_changes
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import start_identity, start_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -32,7 +33,8 @@ async def survey(monitor: Monitor, process: QemuProcess | None, unit: VmUnit | N
         return Surroundings((), (_NO_PROCESS,))
     uid, _gid, problems = start_identity(process, unit, monitor)
     problems += start_problems(process, unit, uid)
+    media = await read_media(monitor, process)
     changed = await runtime_changes(monitor, process)
     if changed:
         problems.append(Problem("device_plugged", changed, "Restart it so that its command line says what it has"))
-    return Surroundings((), tuple(problems))
+    return Surroundings(tuple(media), tuple(problems))
