@@ -23,6 +23,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, free_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import runtime_changes
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.machine import machine_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import blocking
 
 _CURE = "Start it with -incoming defer and use launch: attach, or give its command"
 
@@ -49,7 +51,12 @@ async def find_launch(process: QemuProcess, unit: VmUnit, monitor: Monitor | Non
     if not reason and process.visible:
         _program, reason = startable_program(process.argv, process.executable, uid)
     if not reason and monitor:
-        reason = await runtime_changes(monitor, process)
+        changes = blocking(await machine_problems(monitor, process.configuration))
+        if changes:
+            more = f", and {len(changes) - 1} more changes" if len(changes) > 1 else ""
+            reason = f"{changes[0].what}{more}"
+        else:
+            reason = await runtime_changes(monitor, process)
     return LaunchRecord(
         argv=list(process.argv),
         cwd=process.cwd,
