@@ -115,9 +115,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     read_ram_blocks,
     read_vm,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import changed_media, other_media
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory import empty_memory, memory_files
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import read_all_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem, blocking
 
 #: Seconds that a QEMU may take from its start to its QMP greeting.
@@ -553,7 +554,7 @@ class RestoreOperation:
         :raises DiskMismatchError: it is something else.
         """
         if self.surroundings is not None:
-            opened = await read_media(monitor, process)
+            opened = await read_all_media(monitor, process)
             self._refuse_disks(other_media(self.surroundings.media, opened, self.subject), head.header.checkpoint)
 
     async def _check_image(self, head: ImageHead) -> StreamFacts | None:
@@ -835,6 +836,8 @@ class _Transaction:
             bandwidth=None,
         )
         uri = await self._pass_descriptors(support, self.settings)
+        if sparse:
+            await self._empty_memory()
         await self.settings.apply()
         self.migration = Migration(self.monitor, self.vm.process.pid if self.vm.process else None)
         # Before a load, stop means "do not start the guest when it is loaded": whether and when it runs is decided
@@ -863,6 +866,20 @@ class _Transaction:
             raise
         await self._see_expander_off()
         return state
+
+    async def _empty_memory(self) -> None:
+        """A sparse image leaves zero pages alone: memory in a file that has outlived a QEMU must be empty.
+
+        :raises MismatchError: it is not, and cannot be emptied.
+        """
+        files = await memory_files(self.monitor, self.vm.process)
+        problems = await despite_cancellation(in_thread(empty_memory, files))
+        if problems:
+            raise MismatchError(
+                f"{self.head.path} cannot be loaded into the memory of {self.vm.label}: {problems[0].what}",
+                cure=problems[0].cure,
+                problems=[problem.as_result() for problem in problems],
+            )
 
     async def _wait_for_load(self, migration: Migration) -> dict[str, t.Any]:
         """Wait until QEMU has loaded the guest; returns its last C(query-migrate).

@@ -122,10 +122,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     read_ram_blocks,
     read_vm,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import settling_time
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import survey
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import read_all_media, survey
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import (
     Problem,
     blocking,
@@ -589,7 +588,7 @@ class _Transaction:
         await self._check_migration()
         image_format, reasons, warnings = self._choose_format(support)
         unit = await read_vm_unit(self.vm.process) if self.vm.process else None
-        self.surroundings = await survey(self.monitor, self.vm.process, unit)
+        self.surroundings = await survey(self.monitor, self.vm.process, unit, image_format is ImageFormat.SPARSE)
         self._require_restorable(warnings)
         self.launch_record = self._record_launch(unit, warnings)
         header, xml = self._compose(image_format)
@@ -953,7 +952,7 @@ class _Transaction:
 
     async def _record_media(self) -> None:
         """The guest's media as they are now: QEMU has made them inactive, and nothing writes to them any more."""
-        media = tuple(await read_media(self.monitor, self.vm.process))
+        media = tuple(await read_all_media(self.monitor, self.vm.process))
         self.surroundings = dataclasses.replace(self.surroundings, media=media)
         if self.request.after_save == "resume":
             # A write of the guest that goes on must show in the time of its file's last change.

@@ -184,7 +184,7 @@ class _Vm:
         support = await read_support(monitor)
         state = await query_state(monitor)
         blockers = list(state.get("blocked-reasons", []))
-        surroundings = await survey(monitor, vm.process, self.unit)
+        surroundings = await survey(monitor, vm.process, self.unit, support.mapped_ram)
         return {
             "name": vm.name,
             "uuid": vm.uuid,

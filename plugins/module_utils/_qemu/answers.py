@@ -18,10 +18,21 @@ Shape = t.Union[type, t.List["Shape"], t.Dict[str, "Shape"]]
 #: By command, the parts of the answer that are used. All other commands answer with an object in which nothing is.
 _ANSWERS: dict[str, Shape] = {
     "add-fd": {"fdset-id": int},
+    "human-monitor-command": str,
     "qom-get": str,  # of the one property that is asked for, a type
     "qom-list": [{"name": str, "type": str}],
     "query-block": [
-        {"device?": str, "qdev?": str, "inserted?": {"node-name?": str, "ro?": bool, "image?": {"filename?": str}}}
+        {
+            "device?": str,
+            "qdev?": str,
+            "inserted?": {
+                "node-name?": str,
+                "ro?": bool,
+                "image?": {"filename?": str},
+                **dict.fromkeys(("bps?", "bps_rd?", "bps_wr?", "iops?", "iops_rd?", "iops_wr?"), int),
+                "write_threshold?": int,
+            },
+        }
     ],
     "query-block-exports": [{"id": str, "type": str, "node-name": str}],
     "query-block-jobs": [{"device": str, "type": str}],

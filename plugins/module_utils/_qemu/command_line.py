@@ -101,28 +101,34 @@ def options(argv: t.Sequence[str]) -> list[CommandOption]:
 
 
 def parse_option_string(text: str, implied: str = "") -> dict[str, str]:
-    """A C(key=value,…) string as a dict, as QEMU reads it.
-
-    A later value replaces an earlier one; C(flag) means C(flag=on), and C(noflag) means C(flag=off).
+    """A C(key=value,…) string as a dict, as QEMU reads it: a later value replaces an earlier one.
 
     :param implied: the key of the first part where that part is only a value.
     """
-    parsed: dict[str, str] = {}
+    return dict(option_pairs(text, implied))
+
+
+def option_pairs(text: str, implied: str = "") -> list[tuple[str, str]]:
+    """The keys and values of a C(key=value,…) string; C(flag) means C(flag=on), and C(noflag) means C(flag=off).
+
+    :param implied: the key of the first part where that part is only a value.
+    """
+    pairs: list[tuple[str, str]] = []
     position = 0
     while position < len(text):
         key, end = _match(_KEY, text, position)
         if text[end : end + 1] == "=":
             value, end = _match(_VALUE, text, end + 1)
-            parsed[key] = value.replace(",,", ",")
+            pairs.append((key, value.replace(",,", ",")))
         elif position == 0 and implied:
             value, end = _match(_VALUE, text, 0)
-            parsed[implied] = value.replace(",,", ",")
+            pairs.append((implied, value.replace(",,", ",")))
         elif key.startswith("no"):
-            parsed[key[2:]] = "off"
+            pairs.append((key[2:], "off"))
         elif key:
-            parsed[key] = "on"
+            pairs.append((key, "on"))
         position = end + 1  # past the comma
-    return parsed
+    return pairs
 
 
 def _match(pattern: re.Pattern[str], text: str, position: int) -> tuple[str, int]:

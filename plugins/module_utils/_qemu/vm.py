@@ -131,29 +131,18 @@ def _process_behind(monitor: Monitor, name: str) -> QemuProcess | None:
 
 
 async def runtime_changes(monitor: Monitor, process: QemuProcess) -> str:
-    """What was changed in the VM since its start, so that its command line does not describe it any more; or "".
+    """What was changed in the VM's disks since its start, so that its configuration does not describe them; or "".
 
-    Looked at are the disks' files (snapshots, mirrors and changed media put others in their place) and devices that
-    were plugged in; one that was unplugged makes the load of the state fail by itself.
+    Looked at are the disks' files: snapshots, mirrors and changed media put others in their place.
     """
-    words = list(process.argv)
-    if any(word.lstrip("-") == "readconfig" for word in words):
-        return ""
+    words = process.configuration.words
     for disk in await monitor.execute("query-block"):
         path = disk.get("inserted", {}).get("image", {}).get("filename", "")
         names = [path, os.path.relpath(path, process.cwd)] if path.startswith("/") else []
         escaped = [name.replace(",", ",,") for name in names]
         if names and not any(name in word for name in names + escaped for word in words):
             where = disk.get("device") or disk.get("qdev") or "a disk"
-            return (
-                f"{where} is {path} now, which its command line does not name (a snapshot, a mirror, or another medium)"
-            )
-    for device in await monitor.execute("qom-list", {"path": "/machine/peripheral"}):
-        name = device["name"]
-        if device["type"].startswith("child<") and not any(
-            re.search(rf'(?:^|[,"\s])(?:id=|"?id"\s*:\s*"){re.escape(name)}(?:$|[,"])', word) for word in words
-        ):
-            return f"the device {name} was plugged in after its start"
+            return f"{where} is {path} now, which is not in its configuration (a snapshot, a mirror, or another medium)"
     return ""
 
 

@@ -6,13 +6,27 @@
 
 from __future__ import annotations
 
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_stoppable_thread, in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import runtime_changes
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.losses import runtime_losses
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.machine import machine_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory import (
+    memory_files,
+    memory_media,
+    memory_problems,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.process import process_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import start_identity, start_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import (
+    start_identity,
+    start_problems,
+    started_by_unit,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 _NO_PROCESS = Problem(
@@ -22,19 +36,36 @@ _NO_PROCESS = Problem(
 )
 
 
-async def survey(monitor: Monitor, process: QemuProcess | None, unit: VmUnit | None) -> Surroundings:
+async def survey(monitor: Monitor, process: QemuProcess | None, unit: VmUnit | None, sparse: bool) -> Surroundings:
     """Look at everything, and touch nothing.
 
     :param process: the VM's QEMU, where it is known.
     :param unit: its unit, where the process is known.
+    :param sparse: whether the image is, or would be, a sparse one.
     :raises MonitorError: QEMU cannot be asked.
     """
+    problems: list[Problem] = []
+    media = await read_all_media(monitor, process)
+    files = await memory_files(monitor, process)
+    problems += await in_stoppable_thread(memory_problems, files, sparse)
     if process is None or unit is None:
-        return Surroundings((), (_NO_PROCESS,))
-    uid, _gid, problems = start_identity(process, unit, monitor)
+        return Surroundings(tuple(media), (*problems, _NO_PROCESS))
+    uid, _gid, unknown = start_identity(process, unit, monitor)
+    problems += unknown
     problems += start_problems(process, unit, uid)
-    media = await read_media(monitor, process)
+    problems += await in_thread(process_problems, process, started_by_unit(unit))
+    problems += await machine_problems(monitor, process.configuration)
+    problems += await runtime_losses(monitor, process.configuration)
     changed = await runtime_changes(monitor, process)
     if changed:
-        problems.append(Problem("device_plugged", changed, "Restart it so that its command line says what it has"))
+        problems.append(Problem("disk_replaced", changed, "Restart it so that its command line says what it has"))
     return Surroundings(tuple(media), tuple(problems))
+
+
+async def read_all_media(monitor: Monitor, process: QemuProcess | None) -> list[Medium]:
+    """What QEMU has open for each drive now, and the files that are the guest's disks as much as its memory.
+
+    :raises MonitorError: QEMU cannot be asked.
+    """
+    media = await read_media(monitor, process)
+    return media + await in_thread(memory_media, await memory_files(monitor, process))
