@@ -110,6 +110,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
     resident_bytes,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.revival import boot_time, look_for_revival, was_reaped
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
     VmUnit,
     guard_unit,
@@ -124,6 +125,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import settling_time
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import waits_for
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import read_all_media, survey
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import (
     Problem,
@@ -134,6 +136,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._version import COLLECT
 
 #: Seconds that a QEMU that was told to quit may take to end.
 QUIT_TIMEOUT = 60.0
+
+#: Seconds for which a QEMU is looked for that somebody starts again who has seen the end of ours.
+_REVIVAL_TIME = 1.5
 
 #: Bytes that a save needs beside the guest's memory: header area, bitmaps, device state, alignment of each block.
 _SPACE_MARGIN = 16 * 1024 * 1024
@@ -460,6 +465,7 @@ class SaveOperation:
         else:
             self.guest_state = f"{vm.label} is stopped and {image_is_safe}"
             watch = ProcessWatch(vm.process.pid) if vm.process else None
+            quit_at, waited_for = boot_time(), vm.process is not None and waits_for(vm.process.pid)
             # The connection may end before the answer comes; what it answers does not count, but that it ends.
             with contextlib.suppress(MonitorError):
                 await twice(monitor, vm.process, lambda: monitor.execute("quit"))
@@ -476,10 +482,30 @@ class SaveOperation:
                 if watch:
                     watch.close()
             self.guest_state = f"{vm.label} has ended and {image_is_safe}"
+            if vm.process:
+                await self._require_no_revival(vm, vm.process, quit_at, waited_for)
         if self.request.after_save == "resume":
             # The image is not the guest's truth any more, but an earlier save may have guarded it. What cannot be
             # removed now is removed by the VM's next save or restore.
             await free_units(None, vm.process, self.path)
+
+    async def _require_no_revival(self, vm: RunningVm, process: QemuProcess, quit_at: float, waited_for: bool) -> None:
+        """See that nobody has started the VM again, from its disks, as soon as its QEMU had ended.
+
+        :param quit_at: when that was told to quit, in seconds since the host's boot.
+        :param waited_for: whether somebody may wait for its end.
+        :raises ConflictError: somebody has: the VM runs beside its image.
+        """
+        attentive = waited_for and await was_reaped(process.pid)
+        revived = await look_for_revival(vm.name, vm.uuid, process, _REVIVAL_TIME if attentive else 0.0, since=quit_at)
+        if revived is None:
+            return
+        self.guest_state = f"{vm.label} was saved, {self.path} is complete, and it was started again from its disks (pid {revived.pid})"
+        raise ConflictError(
+            f"{vm.label} was started again, from its disks, as soon as its QEMU had ended: it runs beside its image",
+            cure=f"End it (pid {revived.pid}) before it writes more, keep what started it from doing so, and restore the"
+            " image, which says whether it still fits to the disks. If what runs shall go on, remove the image",
+        )
 
     def outcome(self) -> dict[str, str]:
         """How image and VM are after a save, for diff mode."""

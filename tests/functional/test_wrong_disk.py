@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from support import Monitor, find_qemu_pids
-from support.observe import VM, Continuity, run_state
+from support.observe import VM, Continuity, run_state, wait_until
 from support.paused import make_disk
 
 
@@ -55,7 +56,8 @@ def test_disks_are_recorded(guest, image, save, run_module, disk, tmp_path):
     info = run_module("qemu_save_image_info", path=str(image))["image"]
     assert info["restorable"] is True
     assert info["checkpoint"] is False
-    assert info["restore_problems"] == []
+    # The tests themselves have started it, and wait for it.
+    assert [problem["kind"] for problem in info["restore_problems"]] == ["supervisor_unknown"]
     boot, writable = sorted(info["disks"], key=lambda medium: medium["backend"])
     assert boot["read_only"] is True
     assert [file["path"] for file in writable["files"]] == [str(disk), str(tmp_path / "base.img")]
@@ -249,3 +251,29 @@ def test_record_that_makes_no_sense(guest, image, save, run_module, restore):
     check_refused(run_module("qemu_restore", name=VM, path=str(image)), "record", image=image, kind="ImageFormatError")
     restore(name=VM, path=str(image), disks="ignore")
     continuity.check()
+
+
+def test_vm_that_is_started_again_at_once(make_guest, image, run_module, tmp_path):
+    """A shell's loop, as a stand-in for any supervisor: refused; and where the operator insists, loud."""
+    guest = make_guest(start=False)
+    guest.prepare()
+    words = " ".join(f"'{word}'" for word in guest.argv())
+    loop = subprocess.Popen(["/bin/sh", "-c", f"while :; do {words}; done"], cwd=guest.workdir, start_new_session=True)
+    try:
+        wait_until(lambda: find_qemu_pids(VM) and guest.qmp_socket.exists())
+        result = run_module("qemu_save", name=VM, path=str(image))
+        assert result["error"] == "NotRestorableError", result["msg"]
+        assert f"pid {loop.pid}" in result["msg"]
+        first = find_qemu_pids(VM)
+        result = run_module("qemu_save", name=VM, path=str(image), require_restorable=False)
+        assert result["error"] == "ConflictError", result["msg"]
+        assert "started again" in result["msg"]
+        assert image.exists()
+        assert find_qemu_pids(VM) != first
+        result = run_module("qemu_restore", name=VM, path=str(image))
+        assert result["error"] == "ConflictError", result["msg"]
+    finally:
+        os.kill(loop.pid, signal.SIGKILL)
+        loop.wait()
+        for pid in find_qemu_pids(VM):
+            os.kill(pid, signal.SIGKILL)

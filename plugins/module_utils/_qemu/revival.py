@@ -18,10 +18,26 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Qe
 #: Seconds between two looks.
 _INTERVAL = 0.05
 
+#: Seconds within which one who waits for a process takes note of its end.
+_REAPING_TIME = 0.1
+
 
 def boot_time() -> float:
     """Seconds since the host's boot, by which the kernel tells when a process was started."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+async def was_reaped(pid: int) -> bool:
+    """Whether whoever started a process has taken note of its end, which one does at once who waits for it.
+
+    :param pid: of a process that has just ended.
+    """
+    deadline = time.monotonic() + _REAPING_TIME
+    while os.path.exists(f"/proc/{pid}"):
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(0.01)
+    return True
 
 
 async def look_for_revival(
