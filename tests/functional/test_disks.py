@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -410,12 +411,11 @@ def test_cost(start, tmp_path):
     async def measure() -> float:
         async with await Monitor.connect(str(vm.qmp_socket)) as monitor:
             process = read_process(vm.pid)
-            loop = asyncio.get_running_loop()
             took = []
             for _time in range(5):
-                begin = loop.time()
+                begin = time.process_time()
                 assert len(await read_media(monitor, process)) == 8
-                took.append(loop.time() - begin)
+                took.append(time.process_time() - begin)
             return min(took)
 
     assert asyncio.run(measure()) < 0.05

@@ -29,12 +29,18 @@ class PausedQemu:
         qemu: str = "qemu-system-x86_64",
         prefix: Sequence[str] = (),
         name: str = "paused",
+        defaults: bool = False,
     ) -> None:
-        """Start it in workdir, in which its monitor is, too; prefix: what to start it with, as setpriv."""
+        """Start it in workdir, in which its monitor is, too; prefix: what to start it with, as setpriv.
+
+        defaults: with the devices that QEMU adds by itself.
+        """
         self.workdir = workdir
         # sun_path is short, and pytest's directories are long.
         self.qmp_socket = Path("/tmp") / f"vmops-{os.getpid()}-{time.monotonic_ns():x}.sock"
-        words = [qemu, "-name", name, "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-S"]
+        words = [qemu, "-name", name, "-no-user-config", "-display", "none", "-accel", "tcg", "-S"]
+        if not defaults:
+            words.append("-nodefaults")
         words += ["-machine", machine, "-m", "16", "-qmp", f"unix:{self.qmp_socket},server=on,wait=off"]
         self.argv = [*words, *arguments]
         self._log = workdir / "paused.stderr"
