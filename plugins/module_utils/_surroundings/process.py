@@ -13,6 +13,7 @@ Sources: proc(5), namespaces(7), sched(7), setrlimit(2), set_mempolicy(2).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import typing as t
@@ -21,6 +22,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import re
 from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import PARENT, read_process_stat
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import supervisor_problem
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
@@ -29,6 +31,9 @@ _NICE = 16
 
 #: Threads that are looked at: each virtual CPU may have been put on a CPU of its own.
 _MAX_THREADS = 1024
+
+#: Programs by which somebody starts QEMU in other namespaces than their own.
+_MAKES_NAMESPACES = frozenset(("unshare", "nsenter", "ip", "bwrap", "firejail", "chroot", "systemd-nspawn", "runc"))
 
 #: Bytes of a small file of /proc.
 _SMALL = 64 * 1024
@@ -58,24 +63,27 @@ _NETWORK_DISK = re.compile(
 _NETWORK_SERVER = re.compile(r"(?:^|[,:])(?:tcp|telnet|websocket|tn3270|udp):|(?:^|[,.])(?:host|port|tls-port)=")
 
 
-def process_problems(process: QemuProcess, by_unit: bool) -> list[Problem]:
+def process_problems(process: QemuProcess, by_unit: bool, unit: VmUnit | None = None) -> list[Problem]:
     """What a restore of this VM would not give again of where its QEMU runs, and who would start it beside its image.
 
     It reads a few small files in /proc, and the script of a shell that started QEMU. Never raises.
 
     :param by_unit: whether the VM's own unit starts QEMU itself, so that a restore starts it there again.
+    :param unit: the VM's unit, where it starts another program that becomes QEMU (``VmUnit.starter``): a restore starts
+        QEMU in that program's place, so that what the unit makes is made again, and what the program makes is not.
     """
     if by_unit:
         # Nobody else can be its parent, and whatever differs from the host's is the unit's doing.
         return []
     # systemd and its children have the namespaces of the host; a module may run in those of its session.
-    by_systemd = systemd.is_running() and os.geteuid() == 0
-    starter = 1 if by_systemd else os.getpid()
+    starter = 1 if systemd.is_running() and os.geteuid() == 0 else os.getpid()
     supervisor = supervisor_problem(process.pid)
+    problems = [*_namespace_problems(process, starter), *_what_is_lost(process.pid, starter)]
+    if unit and unit.starts_vm:
+        problems = _without_the_units_own(problems, unit)
     return [
-        *_namespace_problems(process, starter),
+        *problems,
         *([supervisor] if supervisor else []),
-        *_what_is_lost(process.pid, starter, by_systemd),
         *_log_problems(process),
     ]
 
@@ -116,6 +124,24 @@ def _namespace_problems(process: QemuProcess, starter: int) -> list[Problem]:
     if found["net"]:
         problems += _network_problems(process)
     return problems + ([] if found["mnt"] else _root_problems(process, starter))
+
+
+def _without_the_units_own(problems: list[Problem], unit: VmUnit) -> list[Problem]:
+    """The problems that remain where the unit is started, with QEMU in the place of the program that became it."""
+    remaining = []
+    by_starter = os.path.basename(unit.starter) in _MAKES_NAMESPACES
+    for problem in problems:
+        if problem.kind == "network_namespace" and unit.facts and unit.facts.private_network:
+            continue
+        if problem.kind in ("mount_namespace", "user_namespace", "root_directory") and by_starter:
+            remaining.append(problem)
+            continue
+        if problem.kind not in ("network_namespace", "process_unknown"):
+            # Many of a unit's settings make one of these (PrivateTmp=, ProtectSystem=, Nice= …).
+            what = f"{problem.what}, unless {unit.name} sets it, rather than {unit.starter}"
+            problem = dataclasses.replace(problem, what=what, blocks=False)
+        remaining.append(problem)
+    return remaining
 
 
 def _foreign_namespace(pid: int, starter: int, kind: str) -> bool | None:
@@ -283,14 +309,14 @@ def relative_names(argv: t.Sequence[str]) -> list[str]:
 # --- what is lost -----------------------------------------------------------------------------------------------
 
 
-def _what_is_lost(pid: int, starter: int, by_systemd: bool) -> list[Problem]:
+def _what_is_lost(pid: int, starter: int) -> list[Problem]:
     """What somebody gave this QEMU that one which is started by its command does not get."""
     threads = _threads(pid)
     found = (
         ("cpu_affinity", _affinity(threads, starter)),
-        ("priority", _priority(threads, by_systemd)),
+        ("priority", _priority(threads, starter)),
         ("resource_limits", _limits(pid)),
-        ("oom_score", _oom_score(pid, by_systemd)),
+        ("oom_score", _oom_score(pid, starter)),
         ("memory_policy", _memory_policy(pid, starter)),
     )
     return [
@@ -332,10 +358,11 @@ def _ranges(numbers: t.Collection[int]) -> str:
     return ",".join("-".join(map(str, part)) for part in parts)
 
 
-def _priority(threads: t.Sequence[int], by_systemd: bool) -> str:
-    usual = 0 if by_systemd else os.getpriority(os.PRIO_PROCESS, 0)
+def _priority(threads: t.Sequence[int], starter: int) -> str:
     for thread in threads:
         with contextlib.suppress(OSError, ValueError, IndexError):
+            # systemd's own, where it runs in a container say, is what its services have, too.
+            usual = int(read_process_stat(starter)[_NICE])
             which = "" if thread == threads[0] else f" of the thread {thread}"
             policy = os.sched_getscheduler(thread)
             if policy != os.SCHED_OTHER and thread == threads[0]:
@@ -382,9 +409,8 @@ def _read_limits(pid: int) -> dict[str, str]:
     return found
 
 
-def _oom_score(pid: int, by_systemd: bool) -> str:
-    own = _read_small(pid, "oom_score_adj")
-    usual = b"0" if by_systemd else _read_small(os.getpid(), "oom_score_adj")
+def _oom_score(pid: int, starter: int) -> str:
+    own, usual = (_read_small(number, "oom_score_adj") for number in (pid, starter))
     return f"the OOM score adjustment {own.decode()}" if own and usual and own != usual else ""
 
 

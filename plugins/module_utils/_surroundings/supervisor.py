@@ -166,6 +166,20 @@ def waits_for(pid: int) -> bool:
     return bool(ancestors) and ancestors[0].pid != 1 and not ancestors[0].names & _NOBODY
 
 
+def ends_with(pid: int, other: int) -> bool | None:
+    """Whether a process above this one ends when it does; None where it is not above it at all.
+
+    It is taken to, where there is nothing but shells and the like from there on.
+    """
+    ancestors, _session = _ancestors(pid)
+    transparent = True
+    for ancestor in ancestors:
+        transparent = transparent and (ancestor.is_shell or bool(ancestor.names & WRAPPERS))
+        if ancestor.pid == other:
+            return transparent
+    return None
+
+
 def _supervised(ancestor: _Ancestor, what: str) -> Problem:
     return Problem(
         "supervisor",
