@@ -105,6 +105,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     ProcessWatch,
     QemuProcess,
     resident_bytes,
+    unreadable_note,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_unit, read_vm_unit, require_guardable
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
@@ -216,7 +217,7 @@ class SaveOperation:
                 )
             raise VmNotFoundError(
                 f"No running QEMU is named {self.request.name}, and there is no image at {self.path}:"
-                " there is nothing to save",
+                " there is nothing to save" + unreadable_note(),
                 cure="Check the name (ps -C qemu-system-x86_64 -o args), or give the VM's qmp_socket",
             )
         if not head.header.complete:
