@@ -948,7 +948,7 @@ class _Transaction:
         stop = self.monitor.find_event("STOP", since=self.since)
         if stop is None:
             return None if self.adopted and self.vm.run_state == "running" else 0
-        end = self.monitor.find_event("RESUME", "SHUTDOWN", since=self.monitor.events.index(stop))
+        end = self.monitor.find_event("RESUME", "SHUTDOWN", since=self.since)
         finished = event_seconds(end) if end else time.time()
         return round((finished - event_seconds(stop)) * 1000)
 

@@ -24,9 +24,12 @@ _NO_UUID = "00000000-0000-0000-0000-000000000000"
 #: A row of C(x-query-ramblock): name, page size, offset, used length, maximum length; QEMU 10 adds the host address,
 #: and "ro" or "rw".
 _RAM_BLOCK_ROW = re.compile(
-    r"\s*(?P<name>\S.*?)\s+\d+ [KMGT]iB\s+0x[0-9a-f]+\s+0x(?P<used>[0-9a-f]+)\s+0x(?P<maximum>[0-9a-f]+)"
+    r"\s*(?P<name>\S.*?)\s+\d+ [KMGT]iB\s+0x[0-9a-f]+\s+0x(?P<used>[0-9a-f]{1,16})\s+0x(?P<maximum>[0-9a-f]{1,16})"
     r"(?:\s.*)?"
 )
+
+#: Characters of such a row at most: the name has up to 255. In a longer one the pattern would search for ever.
+_MAX_ROW = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +162,7 @@ async def read_ram_blocks(monitor: Monitor) -> list[RamBlock]:
 
 def parse_ram_blocks(text: str) -> list[RamBlock]:
     """The rows of C(x-query-ramblock); lines that are none are left out."""
-    rows = (_RAM_BLOCK_ROW.fullmatch(line) for line in text.splitlines())
+    rows = (_RAM_BLOCK_ROW.fullmatch(line) for line in text.splitlines() if len(line) <= _MAX_ROW)
     return [
         RamBlock(row.group("name"), int(row.group("used"), 16), int(row.group("maximum"), 16)) for row in rows if row
     ]
