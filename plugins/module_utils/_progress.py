@@ -20,6 +20,7 @@ import time
 import typing as t
 import urllib.parse
 
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import MonitorError
 from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
 
@@ -27,6 +28,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import ST
 INTERVAL = 1.0
 
 _SUFFIX = ".progress"
+
+#: Bytes of such a file that are read at most; it has some hundred, and the VM's name.
+_MAX_SIZE = 64 * 1024
 
 #: Bytes done so far, and bytes to do in all (0 where that is not known).
 Measure = t.Callable[[], t.Awaitable[t.Tuple[int, int]]]
@@ -149,8 +153,7 @@ def read_progress() -> list[Progress]:
                 # A file may go, or be another version's, at any moment.
                 with contextlib.suppress(OSError, TypeError, ValueError):
                     path = os.path.join(directory, name)
-                    with open(path, encoding="utf-8") as handle:
-                        progress = Progress(**json.load(handle))
+                    progress = Progress(**json.loads(read_bounded(path, _MAX_SIZE)))
                     if progress.birth == _birth(int(progress.pid)) != 0:
                         found.append(progress)
                     else:

@@ -109,6 +109,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     ProcessWatch,
     QemuProcess,
     resident_bytes,
+    unreadable_note,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.revival import boot_time, look_for_revival, was_reaped
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
@@ -239,7 +240,7 @@ class SaveOperation:
                 )
             raise VmNotFoundError(
                 f"No running QEMU is named {self.request.name}, and there is no image at {self.path}:"
-                " there is nothing to save",
+                " there is nothing to save" + unreadable_note(),
                 cure="Check the name (ps -C qemu-system-x86_64 -o args), or give the VM's qmp_socket",
             )
         if not head.header.complete:
@@ -500,11 +501,14 @@ class SaveOperation:
         revived = await look_for_revival(vm.name, vm.uuid, process, _REVIVAL_TIME if attentive else 0.0, since=quit_at)
         if revived is None:
             return
-        self.guest_state = f"{vm.label} was saved, {self.path} is complete, and it was started again from its disks (pid {revived.pid})"
+        self.guest_state = (
+            f"{vm.label} was saved, {self.path} is complete, and it was started again from its disks"
+            f" (pid {revived.pid})"
+        )
         raise ConflictError(
             f"{vm.label} was started again, from its disks, as soon as its QEMU had ended: it runs beside its image",
-            cure=f"End it (pid {revived.pid}) before it writes more, keep what started it from doing so, and restore the"
-            " image, which says whether it still fits to the disks. If what runs shall go on, remove the image",
+            cure=f"End it (pid {revived.pid}) before it writes more, keep what started it from doing so, and restore"
+            " the image, which says whether it still fits to the disks. If what runs shall go on, remove the image",
         )
 
     def outcome(self) -> dict[str, str]:
@@ -614,7 +618,9 @@ class _Transaction:
         await self._check_migration()
         image_format, reasons, warnings = self._choose_format(support)
         unit = await read_vm_unit(self.vm.process) if self.vm.process else None
-        self.surroundings = await survey(self.monitor, self.vm.process, unit, image_format is ImageFormat.SPARSE)
+        self.surroundings = await survey(
+            self.monitor, self.vm.process, unit, image_format is ImageFormat.SPARSE, self.operation.guards
+        )
         self._require_restorable(warnings)
         self.launch_record = self._record_launch(unit, warnings)
         header, xml = self._compose(image_format)
@@ -1042,7 +1048,7 @@ class _Transaction:
         stop = self.monitor.find_event("STOP", since=self.since)
         if stop is None:
             return None if self.adopted and self.vm.run_state == "running" else 0
-        end = self.monitor.find_event("RESUME", "SHUTDOWN", since=self.monitor.events.index(stop))
+        end = self.monitor.find_event("RESUME", "SHUTDOWN", since=self.since)
         finished = event_seconds(end) if end else time.time()
         return round((finished - event_seconds(stop)) * 1000)
 

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import pwd
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
@@ -42,7 +41,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
     connect_by_process,
     list_processes,
+    list_unreadable,
     resident_bytes,
+    user_name,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import read_vm
@@ -90,6 +91,7 @@ class VmInfoOperation:
         """
         wanted = self.request.name
         processes = [process for process in list_processes() if wanted is None or process.name in wanted]
+        self.warnings += [f"Not every VM may be listed: {process}" for process in list_unreadable()]
         images = await in_thread(self._read_images)
         units = await self._read_units(processes)
         vms = [_Vm(process, unit, images) for process, unit in zip(processes, units)]
@@ -140,7 +142,7 @@ class _Vm:
             "name": process.name,
             "uuid": command_line.vm_uuid(words),
             "pid": process.pid,
-            "user": _user(process.uid),
+            "user": user_name(process.uid),
             "run_state": None,
             "memory": command_line.memory_size(words),
             "resident": resident_bytes(process.pid),
@@ -245,13 +247,6 @@ def _formats(mapped_ram: bool) -> list[str]:
             require_tool(image_format)
             formats.append(image_format.label)
     return formats
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _shown(address: str | None) -> str | None:

@@ -36,6 +36,7 @@ import tempfile
 import typing as t
 import zlib
 
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     ImageAccessError,
@@ -201,8 +202,7 @@ def unfinished_archive(path: str, descriptor: int) -> Unfinished | None:
     record = _record_path(path)
     with image_errors(record, "read the record of an interrupted archiving"):
         try:
-            with open(record, "rb") as file:
-                text = file.read(4096)
+            text = read_bounded(record, 4096)
         except FileNotFoundError:
             return None
     try:

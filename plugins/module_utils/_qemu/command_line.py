@@ -67,6 +67,11 @@ _ON = frozenset(("on", "yes", "true", "y"))
 #: What QEMU's machine types are named with; anything else in an image's would be read as further options.
 _MACHINE_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
+#: Bytes of memory and numbers of CPUs that a VM can have: more than any host (2^52 bytes are what x86 can address).
+MAX_MEMORY = 1 << 56
+MAX_CPUS = 1 << 20
+_CPUS = re.compile("[0-9]{1,7}")
+
 _KEY = re.compile("[^=,]*")
 _VALUE = re.compile("(?:[^,]|,,)*")
 
@@ -268,9 +273,9 @@ def memory_size(argv: t.Sequence[str]) -> int | None:
     for option in options(argv):
         if option.name == "m":
             text = parse_option_string(option.argument or "", "size").get("size", "")
-            match = re.fullmatch(r"([0-9]+)([bkmgtpe]?)", text, re.IGNORECASE)
+            match = re.fullmatch(r"([0-9]{1,19})([bkmgtpe]?)", text, re.IGNORECASE)
             size = int(match.group(1)) << 10 * "bkmgtpe".index(match.group(2).lower() or "m") if match else size
-    return size
+    return size if size is None or size < MAX_MEMORY else None
 
 
 def vcpu_count(argv: t.Sequence[str]) -> int:
@@ -281,8 +286,8 @@ def vcpu_count(argv: t.Sequence[str]) -> int:
             keys = parse_option_string(option.argument or "", "cpus")
             levels = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
             numbers = [keys["cpus"]] if "cpus" in keys else [keys.get(level, "1") for level in levels]
-            count = math.prod(int(number) if number.isdecimal() else 1 for number in numbers)
-    return count
+            count = math.prod(int(number) if _CPUS.fullmatch(number) else 1 for number in numbers)
+    return min(count, MAX_CPUS)
 
 
 def changes_user(argv: t.Sequence[str]) -> bool:

@@ -15,8 +15,10 @@ import contextlib
 import dataclasses
 import os
 import re
+import signal
 import subprocess
 
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
 
 #: Changes that last. What stands here is in force after the host's reboot, too.
@@ -31,6 +33,13 @@ _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 
 #: Seconds until systemctl and its kin must have answered. A reload of a thousand units takes one.
 _TOOL_TIMEOUT = 60.0
+
+#: Bytes that are read at most: of what a tool prints (a unit has some 2 KiB, and of the journal a VM's user may have
+#: written lines of any length), of what it complains of, of a process's control groups, and of a drop-in.
+_MAX_OUTPUT = 16 * 1024 * 1024
+_MAX_COMPLAINT = 4096
+_MAX_CGROUPS = 256 * 1024
+_MAX_DROP_IN = 1024 * 1024
 
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_@\\][A-Za-z0-9:_.\\@-]*\.[a-z]+")
 _MAX_UNIT_NAME = 255
@@ -146,8 +155,7 @@ def unit_of_process(pid: int) -> str:
 
 def _read_cgroups(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as handle:
-            return handle.read()
+        return read_bounded(f"/proc/{pid}/cgroup", _MAX_CGROUPS).decode("utf-8", "surrogateescape")
     except OSError:
         return ""
 
@@ -205,7 +213,7 @@ async def run_tool(*command: str, timeout: float = _TOOL_TIMEOUT) -> str:
         )
     except OSError as exc:
         raise UnitError(f"{program} cannot be run: {exc.strerror}", cure="Install systemd's tools") from exc
-    answer = asyncio.ensure_future(process.communicate())
+    answer = asyncio.ensure_future(_read_answer(process))
     try:
         done, _pending = await asyncio.wait({answer}, timeout=timeout)
         if not done:
@@ -214,15 +222,49 @@ async def run_tool(*command: str, timeout: float = _TOOL_TIMEOUT) -> str:
                 cure="See what systemd waits for (systemctl list-jobs)",
             )
         output, errors = answer.result()
+        if len(output) > _MAX_OUTPUT:
+            raise UnitError(f"{program} printed more than {_MAX_OUTPUT >> 20} MiB, which were not read")
     finally:
-        if not answer.done():
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await asyncio.gather(answer, return_exceptions=True)
+        answer.cancel()
+        await asyncio.gather(answer, return_exceptions=True)
+        if process.returncode is None:
+            # With what it has started itself, which may hold its pipes.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            # asyncio sees its end only when its pipes are read to theirs.
+            await asyncio.gather(*(_read_stream(pipe, 0, drain=True) for pipe in (process.stdout, process.stderr)))
+            await process.wait()
     if process.returncode != 0:
         said = errors.decode(errors="replace").strip() or f"exit code {process.returncode}"
         raise UnitError(f"{program} failed: {said}")
     return output.decode(errors="surrogateescape")
+
+
+async def _read_answer(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
+    """What a tool prints, of which more than _MAX_OUTPUT is read no further, and the beginning of its complaints."""
+    complaints = asyncio.ensure_future(_read_stream(process.stderr, _MAX_COMPLAINT, drain=True))
+    try:
+        output = await _read_stream(process.stdout, _MAX_OUTPUT + 1, drain=False)
+        if len(output) > _MAX_OUTPUT:
+            return output, b""
+        errors = await complaints
+        await process.wait()
+        return output, errors
+    finally:
+        complaints.cancel()
+        await asyncio.gather(complaints, return_exceptions=True)
+
+
+async def _read_stream(stream: asyncio.StreamReader | None, limit: int, drain: bool) -> bytes:
+    """The stream's first bytes; with C(drain) it is read to its end, so that its writer goes on."""
+    pieces = []
+    while stream and (limit > 0 or drain):
+        piece = await stream.read(64 * 1024)
+        if not piece:
+            break
+        pieces.append(piece[:limit])
+        limit -= len(pieces[-1])
+    return b"".join(pieces)
 
 
 async def systemctl(*arguments: str, timeout: float = _TOOL_TIMEOUT) -> str:
@@ -451,8 +493,7 @@ def remove_drop_in(path: str) -> bool:
 def read_drop_in(path: str) -> str | None:
     """What is in a file with changes of a unit; None where there is no such file, or it cannot be read."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as handle:
-            return handle.read()
+        return read_bounded(path, _MAX_DROP_IN).decode("utf-8", "surrogateescape")
     except OSError:
         return None
 

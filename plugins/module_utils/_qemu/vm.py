@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import typing as t
 
@@ -24,9 +23,12 @@ _NO_UUID = "00000000-0000-0000-0000-000000000000"
 #: A row of C(x-query-ramblock): name (which a block that does not migrate has not), page size, offset, used length,
 #: maximum length; QEMU 8.0 adds the host address, QEMU 9.0 "ro" or "rw".
 _RAM_BLOCK_ROW = re.compile(
-    r"\s*(?:(?P<name>\S.*?)\s+)?\d+ [KMGT]iB\s+0x[0-9a-f]+\s+0x(?P<used>[0-9a-f]+)\s+0x(?P<maximum>[0-9a-f]+)"
-    r"(?:\s+0x(?P<address>[0-9a-f]+))?(?:\s.*)?"
+    r"\s*(?:(?P<name>\S.*?)\s+)?\d+ [KMGT]iB\s+0x[0-9a-f]+\s+0x(?P<used>[0-9a-f]{1,16})"
+    r"\s+0x(?P<maximum>[0-9a-f]{1,16})(?:\s+0x(?P<address>[0-9a-f]{1,16}))?(?:\s.*)?"
 )
+
+#: Characters of such a row at most: the name has up to 255. In a longer one the pattern would search for ever.
+_MAX_ROW = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,22 +132,6 @@ def _process_behind(monitor: Monitor, name: str) -> QemuProcess | None:
     return found[0] if len(found) == 1 else None
 
 
-async def runtime_changes(monitor: Monitor, process: QemuProcess) -> str:
-    """What was changed in the VM's disks since its start, so that its configuration does not describe them; or "".
-
-    Looked at are the disks' files: snapshots, mirrors and changed media put others in their place.
-    """
-    words = process.configuration.words
-    for disk in await monitor.execute("query-block"):
-        path = disk.get("inserted", {}).get("image", {}).get("filename", "")
-        names = [path, os.path.relpath(path, process.cwd)] if path.startswith("/") else []
-        escaped = [name.replace(",", ",,") for name in names]
-        if names and not any(name in word for name in names + escaped for word in words):
-            where = disk.get("device") or disk.get("qdev") or "a disk"
-            return f"{where} is {path} now, which is not in its configuration (a snapshot, a mirror, or another medium)"
-    return ""
-
-
 async def read_ram_blocks(monitor: Monitor) -> list[RamBlock]:
     """The VM's RAM blocks that migrate, or an empty list where QEMU (before 6.2) cannot list them."""
     try:
@@ -157,7 +143,7 @@ async def read_ram_blocks(monitor: Monitor) -> list[RamBlock]:
 
 def parse_ram_blocks(text: str) -> list[RamBlock]:
     """The rows of C(x-query-ramblock); lines that are none are left out."""
-    rows = (_RAM_BLOCK_ROW.fullmatch(line) for line in text.splitlines())
+    rows = (_RAM_BLOCK_ROW.fullmatch(line) for line in text.splitlines() if len(line) <= _MAX_ROW)
     return [
         RamBlock(
             row.group("name") or "",

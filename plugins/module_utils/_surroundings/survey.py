@@ -10,7 +10,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import runtime_changes
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.losses import runtime_losses
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.machine import machine_problems
@@ -22,11 +21,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory im
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.process import process_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.replaced_disks import replaced_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import (
     start_identity,
     start_problems,
     started_by_unit,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.unit import unit_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 _NO_PROCESS = Problem(
@@ -36,12 +37,15 @@ _NO_PROCESS = Problem(
 )
 
 
-async def survey(monitor: Monitor, process: QemuProcess | None, unit: VmUnit | None, sparse: bool) -> Surroundings:
+async def survey(
+    monitor: Monitor, process: QemuProcess | None, unit: VmUnit | None, sparse: bool, guards: bool = True
+) -> Surroundings:
     """Look at everything, and touch nothing.
 
     :param process: the VM's QEMU, where it is known.
     :param unit: its unit, where the process is known.
     :param sparse: whether the image is, or would be, a sparse one.
+    :param guards: whether the save keeps the VM's unit, if it can, from starting the VM beside its image.
     :raises MonitorError: QEMU cannot be asked.
     """
     problems: list[Problem] = []
@@ -56,9 +60,8 @@ async def survey(monitor: Monitor, process: QemuProcess | None, unit: VmUnit | N
     problems += await in_thread(process_problems, process, started_by_unit(unit))
     problems += await machine_problems(monitor, process.configuration)
     problems += await runtime_losses(monitor, process.configuration)
-    changed = await runtime_changes(monitor, process)
-    if changed:
-        problems.append(Problem("disk_replaced", changed, "Restart it so that its command line says what it has"))
+    problems += await replaced_media(media, monitor, process.configuration, process)
+    problems += await in_thread(unit_problems, unit, process, guards and unit.starts_vm, media)
     return Surroundings(tuple(media), tuple(problems))
 
 

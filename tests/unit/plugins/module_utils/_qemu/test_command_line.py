@@ -532,3 +532,15 @@ def test_daemonize_is_left_where_it_counts():
     assert not daemonizes(argv[2:])
     assert restore_command(argv) == [QEMU, "-name", "-daemonize", "-S", "-incoming", "defer"]
     assert restore_command(argv, daemonize=True) == [QEMU, "-daemonize", *restore_command(argv)[1:]]
+
+
+@pytest.mark.parametrize("digits", ["9" * 20, "9" * 5000, "9" * 100_000, "9999999999999999999e"])
+def test_sizes_that_no_host_has(digits):
+    assert memory_size([QEMU, "-m", digits]) is None
+    assert vcpu_count([QEMU, "-smp", digits]) == 1
+    levels = ",".join(f"{level}={digits}" for level in ("sockets", "cores", "threads"))
+    assert vcpu_count([QEMU, "-smp", levels]) == 1
+
+
+def test_cpus_that_no_host_has():
+    assert vcpu_count([QEMU, "-smp", "sockets=9999999,cores=9999999,threads=9999999"]) == 1 << 20

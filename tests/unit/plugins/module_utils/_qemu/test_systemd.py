@@ -372,3 +372,19 @@ def test_cancelled_tool_is_killed():
             await systemd.run_tool("pgrep", "-f", "sleep 123[.]9876")
 
     asyncio.run(work())
+
+
+def test_tool_that_prints_without_end():
+    with pytest.raises(UnitError, match="printed more than 16 MiB"):
+        asyncio.run(systemd.run_tool("sh", "-c", "yes; exit 0", timeout=30))
+
+
+def test_tool_that_complains_without_end():
+    with pytest.raises(UnitError) as caught:
+        asyncio.run(systemd.run_tool("sh", "-c", "yes | head -c 50000000 >&2; exit 1", timeout=30))
+    assert len(caught.value.what) < 5000
+
+
+def test_tool_that_takes_too_long():
+    with pytest.raises(UnitError, match="not done within"):
+        asyncio.run(systemd.run_tool("sh", "-c", "yes >&2", timeout=0.2))
