@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Mo
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.jobs import HARD_KINDS, job_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
-from support import wait_migration
+from support import MonitorError, wait_migration
 from support.observe import wait_until
 from support.paused import PausedQemu, make_disk
 
@@ -43,7 +44,7 @@ JOBS: dict[str, tuple[list[tuple[str, dict[str, Any]]], str, tuple[str, bool]]] 
         LOST,
     ),
     "mirror-standby": ([("drive-mirror", COPY), ("block-job-pause", {"device": "virtio0"})], "", LOST),
-    "stream": ([("block-stream", {"device": "virtio0", **SLOW})], "running", LOST),
+    "stream": ([("block-stream", {"device": "virtio0", **SLOW})], "running", FATAL),
     "commit": ([("block-commit", {"device": "virtio0", "top": "mid.qcow2", **SLOW})], "running", FATAL),
     "commit-active": ([("block-commit", {"device": "virtio0", **SLOW})], "running", FATAL),
     "commit-active-ready": ([("block-commit", {"device": "virtio0"})], "ready", FATAL),
@@ -116,8 +117,19 @@ def test_job(start, name, qemu):
     assert (problem.kind, problem.blocks) == (kind, blocks)
     assert ("b" if "job-id" in commands[0][1] else "virtio0") in problem.what
     assert problem.cure
-    # What is said to be fatal is, and nothing else.
-    assert migrated(vm) == ("failed" if kind in HARD_KINDS else "completed")
+    # What is said to be fatal is, and nothing else; what a stream does comes later.
+    assert migrated(vm) == ("failed" if kind in HARD_KINDS and name != "stream" else "completed")
+
+
+def test_stream_kills_qemu_after_the_save(start, tmp_path):
+    """Why it is one of those that no option may override."""
+    vm = start()
+    vm.execute("block-stream", {"device": "virtio0", **SLOW})
+    assert [problem.kind for problem in problems_of(vm)] == ["block_job_fatal"]
+    assert migrated(vm) == "completed"
+    with contextlib.suppress(MonitorError):
+        vm.execute("block-job-set-speed", {"device": "virtio0", "speed": 0})
+    assert vm.exit_code() == -signal.SIGABRT
 
 
 def test_exports(start, tmp_path):
@@ -149,6 +161,6 @@ def test_dirty_bitmaps_that_are_kept_in_memory(start):
 def test_several_jobs(start, tmp_path):
     make_disk(tmp_path / "a.img")
     vm = start("-drive", "if=virtio,format=raw,file=a.img")
-    vm.execute("block-stream", {"device": "virtio0", **SLOW})
+    vm.execute("drive-mirror", {**COPY, **SLOW})
     vm.execute("drive-backup", {**BACKUP, "device": "virtio1", "target": "a.copy", **SLOW})
     assert sorted(problem.kind for problem in problems_of(vm)) == ["block_job", "block_job_fatal"]

@@ -4,8 +4,8 @@
 
 """What somebody else is doing with a VM's disks just now, which ends with its QEMU, or keeps it from being saved.
 
-The kinds: ``block_job_fatal`` (the save would fail when all is written, or QEMU would hang; no option may override
-it), ``block_job`` (it would be lost without a word), ``export`` (its clients would lose it), and, without blocking,
+The kinds: ``block_job_fatal`` (the save would fail when all is written, or kill the guest; no option may override it),
+``block_job`` (it would be lost without a word), ``export`` (its clients would lose it), and, without blocking,
 ``finished_job`` (a result that nobody has fetched) and ``dirty_bitmap`` (the next backup is a full one).
 """
 
@@ -18,12 +18,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandE
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
-#: Kinds that no option may override, since the save itself would fail.
+#: Kinds that no option may override, since the save itself would fail, or QEMU with it.
 HARD_KINDS = frozenset(("block_job_fatal",))
 
-#: Jobs under which QEMU (7.2 to 10.0) cannot give up its disks when a migration completes, in whatever state they are:
-#: it fails with "Bad address". With a paused backup it may hang, and the guest with it.
-_FATAL_JOBS = frozenset(("backup", "commit"))
+#: The one job that bears a save. With a backup or a commit, in whatever state, QEMU (7.2 to 10.0) cannot give up its
+#: disks when the migration completes: it fails with "Bad address"; with a paused backup it may hang. With a stream it
+#: gives them up, and dies of SIGABRT when the job writes the next time: the image may not be complete yet then.
+_BEARABLE_JOBS = frozenset(("mirror",))
 
 #: States (``JobStatus``) of a job that does nothing any more.
 _FINISHED = frozenset(("concluded", "aborting", "null"))
@@ -69,7 +70,7 @@ def _job_problem(name: str, kind: str, status: str) -> Problem:
     if status in _FINISHED:
         what = f"{shown} has finished, and nobody has asked how"
         return Problem("finished_job", what, "Ask (query-jobs) and dismiss it (job-dismiss)", blocks=False)
-    if kind in _FATAL_JOBS:
+    if kind not in _BEARABLE_JOBS:
         what = f"{shown} is under way ({status}), and QEMU cannot be saved meanwhile"
         return Problem("block_job_fatal", what, "Wait for its end, or cancel it (job-cancel, block-job-cancel)")
     what = f"{shown} is under way ({status}) and would be lost"
