@@ -76,6 +76,10 @@ class PausedQemu:
     def __exit__(self, *_unused: object) -> None:
         self.end()
 
+    def exit_code(self, timeout: float = 20.0) -> int:
+        """Wait for its end; what it ended with, -N for signal N."""
+        return self._process.wait(timeout)
+
     def quit(self) -> None:
         """Have it end by itself, as a save does."""
         with contextlib.suppress(MonitorError):  # it hangs up
