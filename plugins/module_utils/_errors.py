@@ -62,6 +62,10 @@ class ConflictError(RequestError):
     """What is there already (an image, a VM) forbids the operation without C(force) or an operator's decision."""
 
 
+class LockHeldError(RequestError):
+    """A lock is held by a process that is no run of this user's, so that it is of no use to wait for its end."""
+
+
 # --- the file ---------------------------------------------------------------------------------------------------
 
 
