@@ -71,6 +71,10 @@ class NotRestorableError(RequestError):
     """What surrounds the VM would keep its image from being restored, or make another machine of it."""
 
 
+class LockHeldError(RequestError):
+    """A lock is held by a process that is no run of this user's, so that it is of no use to wait for its end."""
+
+
 # --- the file ---------------------------------------------------------------------------------------------------
 
 

@@ -134,6 +134,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict i
     warnings_of,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._version import COLLECTION_VERSION
+from ansible_collections.vmops.qemu.plugins.module_utils._written_bound import WrittenBound
 
 #: Seconds that a QEMU that was told to quit may take to end.
 QUIT_TIMEOUT = 60.0
@@ -584,6 +585,8 @@ class _Transaction:
         self.vm = vm
         self.path = operation.path
         self.partial: PartialImage
+        #: How much QEMU may write into it.
+        self.bound: WrittenBound
         self.settings = MigrationSettings(monitor)
         self.migration = Migration(monitor, vm.process.pid if vm.process else None)
         self.descriptors = DescriptorSet(monitor)
@@ -686,7 +689,8 @@ class _Transaction:
         """From the migration that runs to the end."""
         with Publisher(self.vm.label, "save") as progress:
             async with progress.following(self.migration.memory_done):
-                state = await self._follow()
+                self.bound = WrittenBound(self.partial, self.vm.label, self._needed(), self.vm.memory)
+                state = await self.bound.guard(self._follow(), self._stop_if_running)
             progress.phase("flush")
             if self.compressor:
                 await self.compressor.wait(self.partial.path)
@@ -699,6 +703,7 @@ class _Transaction:
             await self._record_media()
             xml = self._final_xml(xml, choice, state, digest)
             # Before there is an image for it to look at, so that there never is one without it.
+            self.bound.check()
             self.guarded = self.launch_record is not None and self.operation.guards
             await self.operation.guard(self.launch_record)
             return await despite_cancellation(self._complete(xml, choice, state, started, write_seconds))
@@ -853,13 +858,16 @@ class _Transaction:
             )
         return record
 
+    def _needed(self) -> int:
+        held = resident_bytes(self.vm.process.pid) if self.vm.process else None
+        return min(self.vm.memory, held or self.vm.memory) + _SPACE_MARGIN
+
     def _check_space(self, directory: str) -> tuple[int, int | None]:
         """Refuse a save that cannot fit; the bytes that it may need, and those that are free, where that is known.
 
         What the save writes is bounded by the guest's memory and by what its process holds of it.
         """
-        held = resident_bytes(self.vm.process.pid) if self.vm.process else None
-        needed = min(self.vm.memory, held or self.vm.memory) + _SPACE_MARGIN
+        needed = self._needed()
         free = free_bytes(directory)
         if free is not None and free < needed:
             raise ImageSpaceError(
@@ -964,6 +972,13 @@ class _Transaction:
             raise
         finally:
             waiting.cancel()
+
+    async def _stop_if_running(self) -> bool:
+        """Stop a guest that is saved live; whether it ran."""
+        if await query_run_state(self.monitor) != "running":
+            return False
+        await self.monitor.execute("stop")
+        return True
 
     async def _check_file(self) -> None:
         """Check that the file holds what its bitmaps promise: QEMU before 11.1 takes a short write for a success."""

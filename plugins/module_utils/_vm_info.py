@@ -43,13 +43,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     list_processes,
     list_unreadable,
     resident_bytes,
-    user_name,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import read_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import start_identity, start_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import survey
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 #: Seconds until a monitor must have greeted. A free one does at once; the others are busy for longer than this, too.
 _GREETING_TIMEOUT = 3.0

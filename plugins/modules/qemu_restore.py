@@ -15,7 +15,8 @@ description:
   - The image's structure is checked, and its machine type and memory are compared with those of the QEMU, before QEMU
     reads a byte, since QEMU loads some images that do not fit and reports success.
   - A QEMU that was started outlives the module and the connection. It has no terminal. What it writes goes into a log
-    beside the image, with C(.log) appended to its name, or where its systemd service has it go.
+    beside the image, with C(.log) appended to its name, or into C(/var/log/vmops.qemu) where others can change names in
+    the image's directory, or where its systemd service has it go.
   - The image is removed only when the VM is where it should be. On any failure it is kept, and a QEMU that failed to
     load is ended.
 options:

@@ -254,12 +254,29 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
     return _edit(data, edits)
 
 
-_SECRET_KEYS = r"(?:data|password|passwd|proxy-password|cookie|string)"
+_SECRET_KEYS = r"(?:data|password|passwd|proxy-password|cookie|string|osk)"
+#: How names end with which kernels, init systems and guests are told secrets; "key-secret" names one, and is none.
+_SECRET_NAMES = r"(?:password|passwd|passphrase|(?<!by)pass|token|credential|api[_-]?key|(?<!-)secret)"
 _SECRETS = (
     # key=value lists, where a comma in a value is doubled; "password=on" is a switch, not a password
     (re.compile(rf"((?:^|,)(?:[\w-]+\.)*{_SECRET_KEYS}=)(?!(?:on|off)(?:,|$))(?:[^,]|,,)*"), rf"\1{HIDDEN}"),
-    (re.compile(rf'("{_SECRET_KEYS}"\s*:\s*)"(?:[^"\\]|\\.)*"', re.DOTALL), rf'\1"{HIDDEN}"'),
+    # words of a kernel's command line, of a script, of a URL's query
+    (
+        re.compile(
+            rf"""((?:^|[\s,;:&?"'])[\w.-]*{_SECRET_NAMES}=)(?!(?:on|off|\*+)(?:[\s,]|$))(?:"[^"]*"|'[^']*'|[^\s,&]+)""",
+            re.IGNORECASE,
+        ),
+        rf"\1{HIDDEN}",
+    ),
+    (re.compile(r"(\bset_credential(?:_binary)?=[^:\s]{1,255}:)\S+"), rf"\1{HIDDEN}"),
+    # JSON, also JSON in a string of JSON, whose quotes are escaped
+    (
+        re.compile(rf'((?<!\\)"(?:[\w-]+\.)*{_SECRET_KEYS}"\s*:\s*)(?:"(?:[^"\\]|\\.)*"|[-+.0-9eE]+)', re.DOTALL),
+        rf'\1"{HIDDEN}"',
+    ),
+    (re.compile(rf'((?<!\\)\\+"(?:[\w-]+\.)*{_SECRET_KEYS}\\+"\s*:\s*\\+").*?(?=\\+")', re.DOTALL), rf"\1{HIDDEN}"),
     (re.compile(r"(://[^/@:\s,]*:)[^/@\s]*@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(iscsi://[^/@%\s,]*%)[^/@\s]*@"), rf"\1{HIDDEN}@"),
     (re.compile(r"(:key=)[^:,]*"), rf"\1{HIDDEN}"),
     (re.compile(r"(io\.systemd\.credential(?:\.binary)?:[^=,:]{1,255}=)(?:[^,]|,,)*"), rf"\1{HIDDEN}"),
 )

@@ -37,6 +37,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xm
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     flush_image,
+    hold_image,
     pack_head,
     read_at,
     read_image_head,
@@ -52,7 +53,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     SaveImageHeader,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
-from ansible_collections.vmops.qemu.plugins.module_utils._lock import lock
 
 
 @contextlib.contextmanager
@@ -63,6 +63,7 @@ def open_for_edit(path: str) -> t.Iterator[int]:
     another process has the file open (such as a QEMU that loads it).
 
     :raises ConflictError: another process has the file.
+    :raises LockHeldError: a process that is no run of this user's has locked it.
     :raises ImageNotFoundError: there is no file.
     :raises ImageFormatError: it is not a regular file.
     :raises ImageAccessError: it cannot be opened or locked; a symbolic link is not followed.
@@ -72,15 +73,17 @@ def open_for_edit(path: str) -> t.Iterator[int]:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         require_regular(os.fstat(descriptor), path)
-        with image_errors(path, "lock the image"):
-            if not (lock(descriptor) and _is_alone(descriptor)):
-                raise ConflictError(
-                    f"{path} is in use: another process restores, saves or changes it",
-                    cure="Wait for its end (fuser shows who has the file open)",
-                )
-            if not os.path.samestat(os.lstat(path), os.fstat(descriptor)):
-                raise ConflictError(f"{path} was replaced by another process just now", cure="Run the task again")
-        yield descriptor
+        with contextlib.ExitStack() as locks:
+            hold_image(locks, descriptor, path)
+            with image_errors(path, "lock the image"):
+                if not _is_alone(descriptor):
+                    raise ConflictError(
+                        f"{path} is in use: another process restores, saves or changes it",
+                        cure="Wait for its end (fuser shows who has the file open)",
+                    )
+                if not os.path.samestat(os.lstat(path), os.fstat(descriptor)):
+                    raise ConflictError(f"{path} was replaced by another process just now", cure="Run the task again")
+            yield descriptor
     finally:
         os.close(descriptor)
 

@@ -14,7 +14,6 @@ import pwd
 import re
 import select
 import signal
-import stat
 import subprocess
 import time
 import typing as t
@@ -36,8 +35,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, read_configuration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 #: Seconds that a killed process may take to end.
 _KILL_TIMEOUT = 30.0
@@ -113,14 +114,6 @@ class UnreadableProcess:
             f"the process with the pid {self.pid} of the user {user_name(self.uid)} has a command line of more than"
             f" {MAX_COMMAND_LINE >> 10} KiB, or {MAX_WORDS} words, so it is not taken for a QEMU"
         )
-
-
-def user_name(uid: int) -> str:
-    """A user's name, or the number where it has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except (KeyError, OverflowError):
-        return str(uid)
 
 
 def read_process(pid: int) -> QemuProcess | None:
@@ -435,31 +428,6 @@ class LaunchedQemu(t.Protocol):
         """Let it go its own way."""
 
 
-class LaunchLog:
-    """The file for what a launched QEMU writes to stdout and stderr."""
-
-    def __init__(self, path: str) -> None:
-        """:param path: a file beside which only its owner can write; created with mode 0600, appended to."""
-        self.path = path
-        self._start = 0
-
-    def open(self) -> int:
-        """A descriptor to write to, which the caller closes; what was written before does not count.
-
-        :raises LaunchError: it cannot be written.
-        """
-        descriptor, self._start = _open_log(self.path)
-        return descriptor
-
-    def tail(self) -> str:
-        """What was written since C(open), the end at most (4 KiB), its lines in one."""
-        with contextlib.suppress(OSError), open(self.path, "rb") as handle:
-            size = handle.seek(0, os.SEEK_END)
-            handle.seek(max(self._start, size - 4096))
-            return in_one_line(handle.read().decode(errors="replace"))
-        return ""
-
-
 class LaunchedProcess:
     """A QEMU that this process starts: in a session of its own, without a terminal."""
 
@@ -541,6 +509,7 @@ class LaunchedProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
             await self._watch.wait_at_most(_KILL_TIMEOUT)
             self._process.poll()
+        self._log.close()
 
     def release(self) -> None:
         """Let it go its own way: it now outlives this process."""
@@ -548,40 +517,7 @@ class LaunchedProcess:
             self._watch.close()
             # It is meant to live on: keep subprocess from warning that it was not waited for.
             self._process.returncode = 0
-
-
-def in_one_line(text: str) -> str:
-    """What a program said, for a message: lines of others' words could pass for lines of our own."""
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _open_log(path: str) -> tuple[int, int]:
-    """Open QEMU's log for appending, which only its owner may read: command lines hold passwords; and its size so far.
-
-    :raises LaunchError: it cannot be written, or what is in its place may be someone else's.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        log = os.open(path, flags, 0o600)
-    except OSError as exc:
-        raise LaunchError(
-            f"{path}: QEMU's log cannot be written: {exc.strerror}", cure="Remove what is in its place"
-        ) from exc
-    try:
-        facts = os.fstat(log)
-        # A second name may be that of a file of ours which someone wants to be written to.
-        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
-            raise LaunchError(
-                f"{path}: QEMU's log is not a regular file with one name", cure="Remove what is in its place"
-            )
-        if stat.S_IMODE(facts.st_mode) != 0o600:
-            # On a file system that knows neither owners nor modes, the mount's own decide.
-            with contextlib.suppress(PermissionError):
-                os.fchmod(log, 0o600)
-        return log, facts.st_size
-    except BaseException:  # whatever it is: the descriptor is nobody's yet
-        os.close(log)
-        raise
+        self._log.close()
 
 
 def _groups(uid: int) -> list[int]:

@@ -22,7 +22,7 @@ name = sys.argv[sys.argv.index("-name") + 1]
 GREETING = b'{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}\n'
 EVENT = {"event": "STOP", "timestamp": {"seconds": 1700000000, "microseconds": 1}}
 
-answers = {
+answers: "dict[str, object]" = {
     "query-name": {"name": name},
     "query-uuid": {"UUID": "00000000-0000-0000-0000-000000000001"},
     "query-memory-size-summary": {"base-memory": 16 << 20},
@@ -42,15 +42,14 @@ answers = {
     "x-query-ramblock": {"human-readable-text": ""},
 }
 
-WRONG = {
+WRONG: "dict[str, dict[str, object]]" = {
     "negative-memory": {"query-memory-size-summary": {"base-memory": -(1 << 50)}},
     "absurd-memory": {"query-memory-size-summary": {"base-memory": 16 << 20, "plugged-memory": 10**30}},
     "no-channels": {"query-migrate-parameters": {"max-bandwidth": -5, "multifd-channels": 0}},
     "long-name": {"query-name": {"name": "x" * 1000000}},
     "long-line": {"x-query-ramblock": {"human-readable-text": "a" + " " * 2000000}},
 }
-for command, answer in WRONG.get(kind, {}).items():
-    answers[command] = answer
+answers.update(WRONG.get(kind, {}))
 
 
 def flood(connection):
