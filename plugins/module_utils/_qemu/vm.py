@@ -121,8 +121,8 @@ def _process_behind(monitor: Monitor, name: str) -> QemuProcess | None:
     """
     if monitor.peer_pid is not None:
         process = read_process(monitor.peer_pid)
-        unnamed = process is not None and not process.name and process.configuration.unknown
-        if process is not None and (process.name == name or unnamed):
+        # Where its name cannot be known, its being the peer says more than the name of another process.
+        if process is not None and (process.name == name or process.configuration.unknown):
             return process
     found = [
         process
