@@ -949,7 +949,7 @@ class _Transaction:
             return None if self.adopted and self.vm.run_state == "running" else 0
         end = self.monitor.find_event("RESUME", "SHUTDOWN", since=self.monitor.events.index(stop))
         finished = event_seconds(end) if end else time.time()
-        return round((finished - event_seconds(stop)) * 1000)
+        return max(0, round((finished - event_seconds(stop)) * 1000))  # the clock may have been set between them
 
     def _stopped_at(self) -> float | None:
         """When QEMU stopped the guest for this run, in seconds since the epoch."""

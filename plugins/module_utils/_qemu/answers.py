@@ -43,6 +43,12 @@ _ANSWERS: dict[str, Shape] = {
     "x-query-ramblock": {"human-readable-text": str},
 }
 
+#: Beyond the numbers that QEMU's sizes and identifiers are, of 64 bits without a sign.
+_TOO_LARGE = 2**64
+
+#: Seconds by which an event's time may differ from the time at which it came: more is no clock's.
+_EVENT_DELAY = 300
+
 _EVENT: Shape = {"event": str, "timestamp": {"seconds": int, "microseconds": int}}
 _MIGRATION_EVENT: Shape = {"data": {"status": str}}
 
@@ -59,10 +65,26 @@ def event_problem(event: t.Mapping[str, t.Any]) -> str:
     )
 
 
+def with_believable_time(event: dict[str, t.Any], now: float) -> dict[str, t.Any]:
+    """The event; with the time at which it came, where it tells another one (a clock that was set, or a lie).
+
+    Its time goes into results, and from there into sums and pictures of many VMs.
+
+    :param now: seconds since the epoch.
+    """
+    stamp = event["timestamp"]
+    if abs(stamp["seconds"] - now) <= _EVENT_DELAY and 0 <= stamp["microseconds"] < 1_000_000:
+        return event
+    return {**event, "timestamp": {"seconds": int(now), "microseconds": int(now % 1 * 1_000_000)}}
+
+
 def _problem(value: object, shape: Shape, place: str) -> str:
     kind = shape if isinstance(shape, type) else type(shape)
     if not isinstance(value, kind):
         return f"{place} is of the type {type(value).__name__}, not {kind.__name__}"
+    # -1 is QEMU's word for a time that it does not know, the only number below 0 in what is used of it.
+    if kind is int and isinstance(value, int) and (isinstance(value, bool) or not -1 <= value < _TOO_LARGE):
+        return f"{place} is a number that cannot be"
     if isinstance(shape, list) and isinstance(value, list):
         parts = [(item, shape[0], f"an item of {place}") for item in value]
     elif isinstance(shape, dict) and isinstance(value, dict):

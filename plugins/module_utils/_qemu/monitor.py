@@ -19,6 +19,7 @@ import os
 import socket
 import struct
 import sys
+import time
 import traceback
 import typing as t
 
@@ -32,7 +33,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorProtocolError,
     RequestError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.answers import answer_problem, event_problem
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.answers import (
+    answer_problem,
+    event_problem,
+    with_believable_time,
+)
 
 if os.environ.get("VMOPS_QEMU_QMP"):
     # The controller's copy of the library, which the action plugin brought along for this run; the host's comes first.
@@ -258,7 +263,7 @@ class Monitor:
                 await self._give_up(f"an event of it is none: {problem}")
                 return
             async with self._changed:
-                self.events.append(event)
+                self.events.append(with_believable_time(event, time.time()))
                 self._changed.notify_all()
 
     async def _watch_end(self) -> None:
@@ -266,7 +271,7 @@ class Monitor:
             await self._client.runstate_changed()
         # What QEMU said last (SHUTDOWN) may not have been recorded yet.
         last = (dict(event) for event in self._listener.clear())
-        self.events.extend(event for event in last if not event_problem(event))
+        self.events.extend(with_believable_time(event, time.time()) for event in last if not event_problem(event))
         cause = await self._disconnect()
         garbage = cause is not None and not isinstance(cause, (EOFError, OSError, asyncio.CancelledError))
         await self._give_up(f"it sent what is no message ({_reason(cause)})" if cause and garbage else "")
