@@ -822,10 +822,8 @@ class _Transaction:
             self.surroundings = dataclasses.replace(self.surroundings, problems=(*self.surroundings.problems, problem))
         problems = self.surroundings.problems
         obstacles = blocking(problems)
-        if self.request.after_save != "quit":
-            final: list[Problem] = []
-        else:
-            final = [problem for problem in obstacles if not problem.can_be_overridden]
+        quits = self.request.after_save == "quit"
+        final = [problem for problem in obstacles if problem.fails_save or (problem.loses_data and quits)]
         refused = obstacles if self.request.require_restorable else final
         if refused:
             cures = list(dict.fromkeys(problem.cure for problem in refused))
@@ -1065,7 +1063,7 @@ class _Transaction:
             return None if self.adopted and self.vm.run_state == "running" else 0
         end = self.monitor.find_event("RESUME", "SHUTDOWN", since=self.since)
         finished = event_seconds(end) if end else time.time()
-        return round((finished - event_seconds(stop)) * 1000)
+        return max(0, round((finished - event_seconds(stop)) * 1000))  # the clock may have been set between them
 
     def _stopped_at(self) -> float | None:
         """When QEMU stopped the guest for this run, in seconds since the epoch."""

@@ -18,9 +18,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandE
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
-#: Kinds that no option may override, since the save itself would fail, or QEMU with it.
-HARD_KINDS = frozenset(("block_job_fatal",))
-
 #: The one job that bears a save. With a backup or a commit, in whatever state, QEMU (7.2 to 10.0) cannot give up its
 #: disks when the migration completes: it fails with "Bad address"; with a paused backup it may hang. With a stream it
 #: gives them up, and dies of SIGABRT when the job writes the next time: the image may not be complete yet then.
@@ -72,6 +69,7 @@ def _job_problem(name: str, kind: str, status: str) -> Problem:
         return Problem("finished_job", what, "Ask (query-jobs) and dismiss it (job-dismiss)", blocks=False)
     if kind not in _BEARABLE_JOBS:
         what = f"{shown} is under way ({status}), and QEMU cannot be saved meanwhile"
-        return Problem("block_job_fatal", what, "Wait for its end, or cancel it (job-cancel, block-job-cancel)")
+        cure = "Wait for its end, or cancel it (job-cancel, block-job-cancel)"
+        return Problem("block_job_fatal", what, cure, fails_save=True)
     what = f"{shown} is under way ({status}) and would be lost"
     return Problem("block_job", what, "Wait for its end, complete it (job-complete), or cancel it (job-cancel)")

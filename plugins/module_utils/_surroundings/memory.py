@@ -461,7 +461,7 @@ def _disk_problems(file: MemoryFile) -> t.Iterator[Problem]:
             "memory_disk_lost",
             f"{file.label} has its contents in memory that ends with QEMU, and no image holds them",
             "Let it start with a file of its own and share=on, or use after_save: pause or resume",
-            can_be_overridden=False,
+            loses_data=True,
         )
     elif lasting or file.uncheckable:
         uncheckable = _medium_file(file).uncheckable

@@ -50,7 +50,7 @@ def start_problems(process: QemuProcess, unit: VmUnit, uid: int) -> list[Problem
     """
     by_unit = started_by_unit(unit)
     problems = [
-        Problem(kind, what, _CURES[kind], can_be_overridden=kind != "temporary_disks")
+        Problem(kind, what, _CURES[kind], loses_data=kind == "temporary_disks")
         for kind, what in command_line.replay_obstacles(process.configuration.words, starter_gives_descriptors=by_unit)
     ]
     if not process.visible:

@@ -11,6 +11,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Mo
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.jobs import job_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.losses import runtime_losses
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.machine import machine_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium
@@ -48,7 +49,7 @@ async def survey(
     :param guards: whether the save keeps the VM's unit, if it can, from starting the VM beside its image.
     :raises MonitorError: QEMU cannot be asked.
     """
-    problems: list[Problem] = []
+    problems = await job_problems(monitor)
     media = await read_all_media(monitor, process)
     files = await memory_files(monitor, process)
     problems += await in_stoppable_thread(memory_problems, files, sparse)

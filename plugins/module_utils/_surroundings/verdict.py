@@ -27,9 +27,10 @@ class Problem:
     cure: str
     #: Whether a restore by the recorded start would be refused, would fail, or would be of another machine.
     blocks: bool = True
-    #: Whether an operator who knows how the VM comes back may have it saved all the same; not where the save itself
-    #: would fail, or lose what the guest has written.
-    can_be_overridden: bool = True
+    #: Whether the save itself would fail, so that no option may override it.
+    fails_save: bool = False
+    #: Whether what the guest has written is lost when QEMU ends, so that no option may have it end.
+    loses_data: bool = False
 
     def as_result(self) -> dict[str, t.Any]:
         """An element of the ``problems`` return value."""
