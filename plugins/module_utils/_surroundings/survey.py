@@ -50,8 +50,8 @@ async def survey(
     :raises MonitorError: QEMU cannot be asked.
     """
     problems = await job_problems(monitor)
-    media = await read_all_media(monitor, process)
     files = await memory_files(monitor, process)
+    media = await read_media(monitor, process) + await in_thread(memory_media, files)
     problems += await in_stoppable_thread(memory_problems, files, sparse)
     if process is None or unit is None:
         return Surroundings(tuple(media), (*problems, _NO_PROCESS))
