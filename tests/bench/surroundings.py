@@ -42,6 +42,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey im
     survey,
 )
 from bench.channels import run_module  # noqa: E402
+
 from support import CounterGuest  # noqa: E402
 
 
