@@ -45,7 +45,8 @@ def kinds_in(path: Path) -> Iterator[str]:
 
 def test_every_kind_is_documented():
     module = (PLUGINS / "modules" / "qemu_vm_info.py").read_text()
-    returned = yaml.safe_load(re.search(r'RETURN = r"""(.*?)"""', module, re.DOTALL).group(1))
+    (text,) = re.findall(r'RETURN = r"""(.*?)"""', module, re.DOTALL)
+    returned = yaml.safe_load(text)
     description = " ".join(returned["vms"]["contains"]["problems"]["contains"]["kind"]["description"])
     documented = set(re.findall(r"V\((\w+)\)", description))
     made = {kind for path in (PLUGINS / "module_utils").rglob("*.py") for kind in kinds_in(path)}
