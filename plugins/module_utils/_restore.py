@@ -453,7 +453,7 @@ class RestoreOperation:
         """Say in the image that its guest goes on, before it does: it may outlast a removal that fails, or a crash."""
         try:
             await in_thread(mark_checkpoint, self.path, head)
-        except ImageError as exc:
+        except (ConflictError, ImageError) as exc:
             if not self.request.remove_image:
                 self.warnings.append(
                     f"The image does not say that its guest went on, and must not be restored again: {exc.what}"

@@ -256,6 +256,12 @@ class SaveOperation:
                 f"{self.subject} is not running, and {self.path} holds another VM ({_image_owner(head)})",
                 cure="Give the path of this VM's image, or start the VM",
             )
+        if head.header.checkpoint:
+            raise VmNotFoundError(
+                f"{self.subject} is not running, and {self.path} is a checkpoint from which its guest went on: what it"
+                " did since is in no image",
+                cure="Start the VM from its disks, or restore the checkpoint if they are still those of its moment",
+            )
         return self.result(f"{self.subject} is already saved in {self.path} and does not run", None)
 
     def _image_name(self) -> str | None:

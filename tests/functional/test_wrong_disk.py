@@ -114,6 +114,8 @@ def test_guest_that_went_on_and_wrote(guest, image, save, run_module):
     write(guest)
     guest.end()
     check_refused(run_module("qemu_restore", name=VM, path=str(image)), "went on", "disk.qcow2", image=image)
+    # Nor is it what a save of the VM would have left.
+    check_refused(run_module("qemu_save", name=VM, path=str(image)), "checkpoint", image=image, kind="VmNotFoundError")
 
 
 def test_checkpoint_over_the_disks_of_its_moment(guest, image, save, restore, disk, tmp_path):
