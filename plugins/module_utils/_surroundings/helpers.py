@@ -23,6 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.shell_tex
     WRAPPERS,
     assignments,
     command_text,
+    is_readable,
     split_commands,
     split_words,
 )
@@ -122,8 +123,9 @@ _LOOKING = frozenset(("info", "check", "map", "measure", "compare", "--version",
 
 _MAX_SCRIPT = 256 * 1024
 
-#: Scripts that run scripts.
+#: Scripts that run scripts; and wrappers, variables and options before a program.
 _MAX_DEPTH = 3
+_MAX_WRAPPERS = 32
 
 _EXISTS = r"-[efsrwbL]\s+(?P<file>\S+?)\s*\]{0,2}\s*"
 #: A disk that is made only where there is none yet.
@@ -215,7 +217,7 @@ class DiskFiles:
         return next((path for path in self.files if fnmatch.fnmatchcase(path, pattern)), "")
 
     def on_volume(self, name: str) -> str:
-        """A file that is this volume (C(vg/lv), C(pool/dataset)), or on it where it is mounted by its name; or ""."""
+        """A file that is this volume (``vg/lv``, ``pool/dataset``), or on it where it is mounted by its name; or ""."""
         inner = f"/{name.strip('/')}"
         return next((path for path in self.files if "/" in name and f"{inner}/" in f"{path}/"), "")
 
@@ -252,7 +254,9 @@ def judge_command(text: str, disks: DiskFiles, directory: str = "", depth: int =
     if program in SHELLS:
         inner = re.match(r"\s*\S+\s+(?:-\S+\s+)*?-\w*c\s+(.*)", text[text.find(words[0]) :], re.DOTALL)
         if inner:
-            return judge_script(inner.group(1), disks, directory, depth=depth)
+            if depth >= _MAX_DEPTH:
+                return Judgement(_UNKNOWN)
+            return judge_script(inner.group(1), disks, directory, depth=depth + 1, of_unit=depth == 0)
         _text, script = command_text(words)
         return _judge_file(script, words, disks, directory, depth) if script else Judgement(_UNKNOWN)
     if _INTERPRETERS.fullmatch(program):
@@ -281,8 +285,10 @@ def judge_command(text: str, disks: DiskFiles, directory: str = "", depth: int =
 
 def _without_wrappers(words: list[str]) -> list[str]:
     """The words from the program on that is run at last."""
-    while words:
-        program = os.path.basename(words[0])
+    for _time in range(_MAX_WRAPPERS):
+        program = os.path.basename(words[0]) if words else ""
+        if not words:
+            break
         if re.match(r"\w+=", words[0]):
             words = words[1:]
         elif words[:3] == ["ip", "netns", "exec"] or (program == "ip" and words[1:3] == ["netns", "exec"]):
@@ -290,7 +296,7 @@ def _without_wrappers(words: list[str]) -> list[str]:
         elif program in WRAPPERS and program not in _HARMLESS:
             # After the wrapper's own options, and their values.
             rest = words[1:]
-            known = [number for number, word in enumerate(rest) if _is_program(word)]
+            known = [number for number, word in enumerate(rest[:_MAX_WRAPPERS]) if _is_program(word)]
             words = rest[known[0] :] if known else [word for word in rest if not word.startswith("-")]
         else:
             break
@@ -382,15 +388,24 @@ def _judge_file(path: str, words: t.Sequence[str], disks: DiskFiles, directory: 
 
 
 def judge_script(
-    text: str, disks: DiskFiles, directory: str = "", arguments: t.Sequence[str] = (), depth: int = 0
+    text: str,
+    disks: DiskFiles,
+    directory: str = "",
+    arguments: t.Sequence[str] = (),
+    depth: int = 0,
+    of_unit: bool = False,
 ) -> Judgement:
     """What a shell script does to the disks.
 
     :param arguments: what it is given.
+    :param of_unit: whether systemd reads it first, for which two dollar signs stand for one.
     """
+    if not is_readable(text):
+        mentioned = disks.mentioned(text)
+        return disks.judged(mentioned) if mentioned else Judgement(_UNKNOWN)
     variables = {**assignments(text), **{str(number): word for number, word in enumerate(arguments, 1)}}
     variables["@"] = variables["*"] = " ".join(arguments)
-    plain = _substitute(text.replace("$$", "$") if not depth else text, variables)
+    plain = _substitute(text.replace("$$", "$") if of_unit else text, variables)
     for pattern in _MADE_WHERE_MISSING:
         plain = pattern.sub(lambda match: "" if disks.named(match.group("file"), directory) else match.group(), plain)
     mentioned = disks.mentioned(plain)
@@ -431,7 +446,7 @@ def _substitute(text: str, variables: t.Mapping[str, str]) -> str:
             lambda match: variables.get(match.group(1) or match.group(2), match.group()),
             text,
         )
-        if replaced == text or len(replaced) > 4 * _MAX_SCRIPT:
+        if replaced == text or len(replaced) > 4 * _MAX_SCRIPT or not is_readable(replaced):
             break
         text = replaced
     return text

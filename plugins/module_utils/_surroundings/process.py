@@ -189,7 +189,7 @@ def _is_on_network(option: command_line.CommandOption) -> bool:
 
 
 def _network_namespace_name(pid: int) -> str:
-    """The name that C(ip netns) has for it, as a clause; or the empty string."""
+    """The name that ``ip netns`` has for it, as a clause; or the empty string."""
     with contextlib.suppress(OSError):
         own = os.stat(f"/proc/{pid}/ns/net")
         for name in os.listdir("/run/netns")[:_MAX_THREADS]:
@@ -260,7 +260,7 @@ def _root_problems(process: QemuProcess, starter: int) -> list[Problem]:
 
 
 def _own_jail(argv: t.Sequence[str]) -> str:
-    """The directory into which QEMU goes by itself when it is up (C(-run-with chroot=), C(-chroot))."""
+    """The directory into which QEMU goes by itself when it is up (``-run-with chroot=``, ``-chroot``)."""
     jail = ""
     for option in command_line.options(argv):
         if option.name == "chroot":
@@ -348,7 +348,7 @@ def _affinity(threads: t.Sequence[int], starter: int) -> str:
 
 
 def _ranges(numbers: t.Collection[int]) -> str:
-    """Numbers as the kernel lists CPUs: C(0-3,8)."""
+    """Numbers as the kernel lists CPUs: ``0-3,8``."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
         if parts and parts[-1][-1] == number - 1:

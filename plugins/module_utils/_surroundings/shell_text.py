@@ -33,14 +33,21 @@ _BEFORE_COMMANDS = frozenset(("if", "then", "else", "elif", "do", "while", "unti
 
 _SEPARATOR = re.compile(r"(&&|\|\||;;|;|(?<![<>&])\|(?!\|)|(?<![<>&\d])&(?![>&]))")
 _ASSIGNMENT = re.compile(r"(?:(?:export|local|readonly|declare|typeset)\s+(?:-\w+\s+)*)?(\w+)\+?=(.*)")
+_FOR_ONE_COMMAND = re.compile(r"\w+=(?:\"[^\"]*\"|'[^']*'|[^\s\"']*)\s+")
 _FUNCTION = re.compile(r"(?:function\s+)?([\w-]+)\s*\(\)\s*\{?|function\s+([\w-]+)\s*\{?")
+
+#: Characters of a line that is looked at: a QEMU's command line fits, and reading one takes a moment at most.
+_MAX_LINE = 8 * 1024
+
+#: Words of a command among which the program is looked for that a wrapper runs.
+_MAX_WORDS = 32
 
 #: How deep names for a start are followed: a variable in a function in a function.
 _MAX_INDIRECTIONS = 4
 
 
 def command_text(argv: list[str]) -> tuple[str | None, str | None]:
-    """What a shell runs: its text (C(-c)), or the path of its script; both None where it reads its commands.
+    """What a shell runs: its text (``-c``), or the path of its script; both None where it reads its commands.
 
     :param argv: the shell's command line.
     """
@@ -63,6 +70,11 @@ def command_text(argv: list[str]) -> tuple[str | None, str | None]:
         else:
             return (word, None) if has_text else (None, word)
     return None, None
+
+
+def is_readable(text: str) -> bool:
+    """Whether a script is one that can be looked at in a moment: no line is longer than people write."""
+    return all(len(line) <= _MAX_LINE for line in re.sub(r"\\\r?\n", " ", text).splitlines())
 
 
 def logical_lines(text: str) -> list[str]:
@@ -110,7 +122,7 @@ def starts_in_a_loop(text: str, starters: t.Collection[str]) -> bool:
 
     :param starters: file names.
     """
-    if re.search(r"(?:^|[;&])\s*exec\s+[\"']?\$(?:0\b|\{0\}|\{?BASH_SOURCE)", text, re.MULTILINE):
+    if re.search(r"(?:^|[;&])[ \t]*exec[ \t]+[\"']?\$(?:0\b|\{0\}|\{?BASH_SOURCE)", text, re.MULTILINE):
         return True
     script = _Script(text, starters)
     for _time in range(_MAX_INDIRECTIONS):
@@ -181,7 +193,7 @@ class _Script:
                     function = ""
         return len(self._variables) + len(self._functions) > known
 
-    def _starts(self, command: str) -> bool:
+    def _starts(self, command: str, depth: int = 0) -> bool:
         """Whether a command starts one of the programs."""
         words = split_words(command)
         if not words:
@@ -194,13 +206,18 @@ class _Script:
         name = os.path.basename(first)
         if self._programs.fullmatch(name) or name in self._functions or name == "eval":
             return True
-        if name in WRAPPERS or name in SHELLS or name == ".":
-            return any(self._starts(" ".join(map(shlex.quote, [word]))) for word in words[1:]) or (
-                name in SHELLS and any(self._starts(part) for word in words[1:] for part in split_commands(word))
-            )
+        if depth < _MAX_INDIRECTIONS and (name in WRAPPERS or name in SHELLS or name == "."):
+            for word in words[1:_MAX_WORDS]:
+                parts = split_commands(word) if name in SHELLS else [shlex.quote(word)]
+                if any(self._starts(part, depth + 1) for part in parts):
+                    return True
         return False
 
 
 def _without_assignments(command: str) -> str:
     """A command without the variables that are set for it alone."""
-    return re.sub(r"^(?:\w+=(?:\"[^\"]*\"|'[^']*'|[^\s\"'])*\s+)+", "", command)
+    while True:
+        match = _FOR_ONE_COMMAND.match(command)
+        if not match:
+            return command
+        command = command[match.end() :]

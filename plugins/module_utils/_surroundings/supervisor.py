@@ -22,6 +22,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.shell_tex
     SHELLS,
     WRAPPERS,
     command_text,
+    is_readable,
     starts_in_a_loop,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -58,6 +59,8 @@ _MAX_COMMAND_LINE = 64 * 1024
 _MAX_SCRIPT = 256 * 1024
 
 _MAX_ANCESTORS = 64
+
+_UNREADABLE = " (its script cannot be read)"
 
 #: The places of the session and the terminal in what :func:`read_process_stat` gives.
 _SESSION = 3
@@ -252,7 +255,7 @@ def _script(shell: _Ancestor) -> tuple[str | None, str]:
     """What a shell runs; None for an interactive one, and where it cannot be read, with the reason as a clause."""
     text, path = command_text(list(shell.argv))
     if text is not None:
-        return text, ""
+        return (text, "") if is_readable(text) else (None, _UNREADABLE)
     if path is None:
         path = f"/proc/{shell.pid}/fd/0"
         if shell.has_terminal and os.path.basename(_link(path)).isdigit():
@@ -263,9 +266,10 @@ def _script(shell: _Ancestor) -> tuple[str | None, str]:
         # As it finds the file itself, which may be in another namespace or root directory.
         path = f"/proc/{shell.pid}/{'root' if os.path.isabs(path) else 'cwd'}/{path.lstrip('/')}"
     try:
-        return read_bounded(path, _MAX_SCRIPT).decode("utf-8", "replace"), ""
+        text = read_bounded(path, _MAX_SCRIPT).decode("utf-8", "replace")
     except OSError:
-        return None, " (its script cannot be read)"
+        return None, _UNREADABLE
+    return (text, "") if is_readable(text) else (None, _UNREADABLE)
 
 
 def _link(path: str) -> str:
