@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import os
 import re
@@ -208,6 +209,20 @@ class LinuxGuest(Guest):
     def network(self, timeout: float = 15.0) -> bool:
         """Whether the guest's card works: whether a ping to QEMU's side is answered."""
         return self.command(b"network\n", r"^network=(up|down)\r?$", timeout).group(1) == "up"
+
+    def write_file(self, number: int, timeout: float = 30.0) -> str:
+        """Have the guest write a MiB of random content into /file.N on its disk and flush it; the checksum."""
+        return self.command(f"write {number}\n", r"^written=([0-9a-f]{8})\r?$", timeout).group(1)
+
+    def read_file(self, number: int, timeout: float = 30.0) -> str:
+        """Have the guest read /file.N from its disk, past its caches; the checksum, as write_file() gave it."""
+        return self.command(f"read {number}\n", r"^read=([0-9a-f]{8})\r?$", timeout).group(1)
+
+    def file_on_disk(self, number: int) -> str:
+        """The checksum of /file.N, read from the disk from outside; the guest must be off."""
+        argv = [_sbin("debugfs"), "-R", f"cat /file.{number}", str(self.disk)]
+        done = subprocess.run(argv, check=True, capture_output=True)
+        return hashlib.sha256(done.stdout).hexdigest()[:8]
 
     def power_off(self, timeout: float = 30.0) -> None:
         """Have the guest unmount its disk and power off, and wait up to timeout seconds for QEMU to end."""
