@@ -10,9 +10,11 @@ import time
 import typing as t
 
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.vmops.qemu.plugins.plugin_utils.library import run_with_copy
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
+from ansible_collections.vmops.qemu.plugins.plugin_utils.action import HostAction
+from ansible_collections.vmops.qemu.plugins.plugin_utils.answer import reduce_answer
+from ansible_collections.vmops.qemu.plugins.plugin_utils.figures import is_figure
 
 _COLLECTION = "vmops.qemu."
 
@@ -24,7 +26,7 @@ _GRACE = 180
 _WAIT = 5.0
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no types
+class ActionModule(HostAction):
     """Starts, follows and collects the runs."""
 
     _supports_async = False
@@ -68,7 +70,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         )
         if failures:
             first = next(run for run in runs if run.result.get("failed"))
-            result["msg"] = (
+            result["msg"] = one_line(
                 f"{len(failures)} of {len(runs)} failed ({', '.join(failures)});"
                 f" {first.name}: {first.result.get('msg')}"
             )
@@ -111,7 +113,7 @@ class _Follower:
         self._wait_for_others()
         for run in self._runs:
             while True:
-                run.result = self._execute(run, in_background=False)
+                run.result = _predicted(self._execute(run, in_background=False))
                 if not self._may_begin_again(run):
                     break
                 time.sleep(self._pause)
@@ -142,7 +144,7 @@ class _Follower:
             forget = []
             for run in list(working):
                 if run.job in look["jobs"]:
-                    run.result = _without_job(look["jobs"][run.job])
+                    run.result = self._ended(look["jobs"][run.job])
                 elif time.monotonic() > run.deadline:
                     run.result = {"failed": True, "msg": f"The background job {run.job} was lost; run the task again"}
                 else:
@@ -200,16 +202,12 @@ class _Follower:
         task = self._action._task
         task.async_val = int(run.options["timeout"]) + _GRACE if in_background else 0
         try:
-            if not self._library and run.options.get("bundle_library", True):
-                return run_with_copy(self._action, self._module, run.options, self._variables, in_background)
-            return t.cast(
-                "dict[str, t.Any]",
-                self._action._execute_module(
-                    module_name=self._module,
-                    module_args=dict(run.options),
-                    task_vars=self._variables,
-                    wrap_async=in_background,
-                ),
+            return self._action.ask(
+                self._module,
+                run.options,
+                self._variables,
+                in_background=in_background,
+                with_copy=not self._library and bool(run.options.get("bundle_library", True)),
             )
         finally:
             task.async_val = 0
@@ -221,12 +219,22 @@ class _Follower:
             "wait": self._pause if working else 0,
             "forget": forget,
         }
-        answer = self._action._execute_module(
-            module_name=f"{_COLLECTION}qemu_progress", module_args=arguments, task_vars=self._variables
-        )
+        answer = self._action.ask(f"{_COLLECTION}qemu_progress", arguments, self._variables)
         if answer.get("failed"):
-            raise AnsibleActionFail(f"qemu_progress failed: {answer.get('msg')}")
-        return t.cast("dict[str, t.Any]", answer)
+            raise AnsibleActionFail(one_line(f"qemu_progress failed: {answer.get('msg')}"))
+        return {
+            "jobs": answer.get("jobs") or {},
+            "operations": [entry for entry in answer.get("operations") or () if _is_operation(entry)],
+            "library": bool(answer.get("library")),
+        }
+
+    def _ended(self, answer: t.Any) -> dict[str, t.Any]:
+        """What is let in of a background job's result."""
+        result, warnings = reduce_answer(self._module, answer)
+        for warning in warnings:
+            self._display.warning(warning)
+        result.pop("invocation", None)
+        return result
 
     def _after_end(self, run: _Run, waiting: list[_Run]) -> list[_Run]:
         """Say how a run ended; the runs that may still begin."""
@@ -250,7 +258,8 @@ class _Follower:
                 self._say(f"{run.name}: {_line(known[run.name])}")
 
     def _say(self, text: str) -> None:
-        self._display.display(f"  [{self._host}] {text}")
+        # Names and messages are others' words.
+        self._display.display(one_line(f"  [{self._host}] {text}"))
 
 
 def _line(operation: dict[str, t.Any]) -> str:
@@ -265,7 +274,25 @@ def _line(operation: dict[str, t.Any]) -> str:
     )
 
 
-def _without_job(result: dict[str, t.Any]) -> dict[str, t.Any]:
-    """A job's result without what Ansible keeps of the job in it."""
-    inner = ("ansible_job_id", "started", "finished", "invocation", "_ansible_parsed")
-    return {key: value for key, value in result.items() if key not in inner}
+def _predicted(result: dict[str, t.Any]) -> dict[str, t.Any]:
+    """A prediction, which has failed where its figures are not to be believed: nothing can be reckoned with them."""
+    if result.get("failed") or not result.get("disbelieved"):
+        return result
+    wrong = ", ".join(result["disbelieved"])
+    return {
+        **result,
+        "failed": True,
+        "msg": one_line(
+            f"The host tells figures that cannot be ({wrong}). Nothing was touched. Look at the host and the VM first."
+        ),
+    }
+
+
+def _is_operation(entry: t.Any) -> bool:
+    """Whether what a host says of one that is at work is of the kind that qemu_progress tells."""
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(key), str) for key in ("vm", "operation", "phase"))
+        and all(is_figure(entry.get(key)) for key in ("bytes_done", "bytes_total", "rate"))
+        and all(entry.get(key) is None or is_figure(entry[key]) for key in ("percent", "seconds_left"))
+    )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.plugin_utils.figures import is_figure, number
+
 DOCUMENTATION = r"""
 name: maintenance_rates
 short_description: Know how fast the hosts saved and restored in a maintenance
@@ -61,27 +63,34 @@ def maintenance_rates(report: str, hosts: t.Iterable[Host] = ()) -> dict[str, di
 def _earlier(report: str) -> dict[str, dict[str, int]]:
     try:
         rates = json.loads(report)["rates"]
-        return {
-            str(host): {kind: int(rate[kind]) for kind in ("save", "restore") if kind in rate and int(rate[kind]) > 0}
+        known = {
+            str(host): {kind: int(figure) for kind in ("save", "restore") if (figure := _figure(rate.get(kind))) >= 1}
             for host, rate in rates.items()
         }
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return {host: rate for host, rate in known.items() if rate}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 
 def _measured(host: Host) -> dict[str, int]:
     """What one host has measured; nothing where not all that it counts is known."""
     rates = {}
-    size = int((host.get("predicted") or {}).get("bytes") or 0)
+    size = _figure((host.get("predicted") or {}).get("bytes"))
     vms = host.get("vms") or ()
     # What an earlier run had saved was not in the prediction.
     if host.get("state") != "done" or not size or not all(vm.get("written") for vm in vms):
         return {}
     for kind, done in (("save", True), ("restore", all(vm.get("restore_seconds") for vm in vms))):
-        took = float(host.get(f"{kind}s_took") or 0)
-        if done and took > 0:
+        took = _figure(host.get(f"{kind}s_took"))
+        if done and took > 0 and is_figure(size / took):
             rates[kind] = int(size / took)
     return rates
+
+
+def _figure(value: t.Any) -> float:
+    """A number; 0 for what cannot be."""
+    value = number(value)
+    return float(value) if is_figure(value) else 0.0
 
 
 class FilterModule:

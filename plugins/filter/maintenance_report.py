@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import datetime
 import html
+import reprlib
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
+from ansible_collections.vmops.qemu.plugins.plugin_utils.figures import LATEST, MOST, OF_HOST, OF_VM, figures
 
 DOCUMENTATION = r"""
 name: maintenance_report
@@ -20,6 +22,8 @@ description:
   - Takes what the playbook C(vmops.qemu.host_maintenance) has collected, which it also writes as JSON.
   - The page needs no other file and no script. It has a table of the hosts, a table of the VMs, and a picture of when
     each VM stood still.
+  - It stays readable and small whatever a host or a VM tells. A figure that cannot be is left out, and the VM is among
+    what went wrong; the picture has the time of the maintenance alone; of one host 1000 VMs are shown.
 options:
   _input:
     description: The report's data.
@@ -100,10 +104,18 @@ _SHORT_NAME = 28
 _MOST_WRONG = 20
 
 
+#: Bounds of what one host brings to the page: VMs, and characters of a name and of a message.
+_MOST_VMS = 1000
+_MOST_IN_NAME = 200
+_MOST_IN_MESSAGE = 1000
+
+
 def maintenance_report(data: Data) -> str:
     """The page."""
-    hosts = list(data.get("hosts", ()))
-    vms = [(host, vm) for host in hosts for vm in host.get("vms", ())]
+    hosts: list[Data] = [_host(host) for host in data.get("hosts", ()) if isinstance(host, t.Mapping)]
+    vms = [(host, vm) for host in hosts for vm in host["vms"]]
+    times = figures(data, {"started_at": LATEST, "ended_at": LATEST})[0]
+    data = {**data, **times}
     title = _text(data.get("title") or "Host maintenance")
     kind = "Prediction of" if data.get("check_mode") else "From"
     parts = [
@@ -117,12 +129,66 @@ def maintenance_report(data: Data) -> str:
         "<h2>Hosts</h2>",
         _host_table(hosts),
         "<h2>When each VM stood still</h2>",
-        _timeline(vms),
+        _timeline(vms, times["started_at"], times["ended_at"]),
         "<h2>VMs</h2>",
         _vm_table(vms),
+        _left_alone(hosts),
         "</body></html>\n",
     ]
     return "\n".join(parts)
+
+
+def _host(host: Data) -> Data:
+    """A host as it is shown: what it told is checked, and cut to its bounds."""
+    known, wrong = figures(host, OF_HOST)
+    predicted = host.get("predicted")
+    guesses, wrong_guesses = figures(
+        predicted if isinstance(predicted, t.Mapping) else {},
+        {"bytes": MOST, "save_seconds": LATEST, "restore_seconds": LATEST},
+    )
+    vms = host.get("vms")
+    entries = [vm for vm in vms if isinstance(vm, t.Mapping)] if isinstance(vms, (list, tuple)) else []
+    left_out = f"only {_MOST_VMS} of its {len(entries)} VMs are shown" if len(entries) > _MOST_VMS else ""
+    return {
+        **known,
+        "host": _cut(host.get("host"), _MOST_IN_NAME),
+        "state": _cut(host.get("state"), _MOST_IN_NAME),
+        "msg": "; ".join(
+            filter(None, (_cut(host.get("msg"), _MOST_IN_MESSAGE), _told(wrong + wrong_guesses), left_out))
+        ),
+        "predicted": guesses,
+        "vms": [_vm(vm) for vm in entries[:_MOST_VMS]],
+        "count": len(entries),
+        "disbelieved": wrong + wrong_guesses,
+    }
+
+
+def _vm(vm: Data) -> Data:
+    """The same of a VM."""
+    known, wrong = figures(vm, OF_VM)
+    return {
+        **known,
+        "name": _cut(vm.get("name"), _MOST_IN_NAME),
+        "state": _cut(vm.get("state"), _MOST_IN_NAME),
+        "msg": "; ".join(filter(None, (_told(wrong), _cut(vm.get("msg"), _MOST_IN_MESSAGE)))),
+        "written": bool(vm.get("written")),
+        "disbelieved": wrong,
+    }
+
+
+def _cut(value: t.Any, most: int) -> str:
+    """Others' words, of no more than so many characters; what is no text is named by its beginning."""
+    if value is None:
+        return ""
+    try:
+        text = value if isinstance(value, str) else reprlib.repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        text = type(value).__name__
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _told(wrong: list[str]) -> str:
+    return f"it told figures that cannot be ({', '.join(_cut(name, 40) for name in wrong)})" if wrong else ""
 
 
 def _wrong(hosts: list[Data], vms: list[tuple[Data, Data]]) -> str:
@@ -131,7 +197,8 @@ def _wrong(hosts: list[Data], vms: list[tuple[Data, Data]]) -> str:
     told += [
         f"<b>{_text(vm.get('name'))}</b> on {_text(host.get('host'))}: {_text(vm.get('msg'))}"
         for host, vm in vms
-        if _is_bad(_VM_STATES, vm) and host.get("state") not in ("not reached", "predicted", "begun")
+        if vm["disbelieved"]
+        or (_is_bad(_VM_STATES, vm) and host.get("state") not in ("not reached", "predicted", "begun"))
     ]
     if not told:
         return ""
@@ -142,7 +209,7 @@ def _wrong(hosts: list[Data], vms: list[tuple[Data, Data]]) -> str:
 
 def _tiles(hosts: list[Data], vms: list[tuple[Data, Data]]) -> str:
     pauses = [pause for _host, vm in vms if (pause := _pause(vm)) is not None]
-    failed = sum(_is_bad(_STATES, host) for host in hosts)
+    failed = sum(_is_bad(_STATES, {**host, "disbelieved": []}) for host in hosts)
     still = sum(vm.get("state") == "saved" and _is_over(host) for host, vm in vms)
     predicted = sum(int((host.get("predicted") or {}).get("bytes") or 0) for host in hosts)
     written = sum(int(vm.get("bytes") or 0) for _host, vm in vms if vm.get("written"))
@@ -169,7 +236,7 @@ def _host_table(hosts: list[Data]) -> str:
         rows.append(
             f"<tr{_row_class(_STATES, host)}>{_name_cell(host.get('host'))}"
             f"<td class='s'>{_state(_STATES, host)}</td>"
-            f"<td class='n'>{len(host.get('vms', ()))}</td>"
+            f"<td class='n'>{host['count']}</td>"
             f"<td class='n'>{times['save_seconds']}</td>"
             f"<td class='n'>{_seconds(host.get('work_seconds'))}</td>"
             f"<td class='n'>{times['restore_seconds']}</td>"
@@ -193,6 +260,18 @@ def _vm_table(vms: list[tuple[Data, Data]]) -> str:
     return _table(("Host", "VM", "State", "#Image", "#Rate", "#Save", "#Restore", "#Stood still", "Note"), rows)
 
 
+def _left_alone(hosts: list[Data]) -> str:
+    """The images that were not restored because they are not the state in which a VM was last."""
+    rows = [
+        f"<tr>{_name_cell(host.get('host'))}{_name_cell(image.get('name'))}{_name_cell(image.get('path'))}"
+        f"<td class='s'>{_text(image.get('saved_at')) or '–'}</td><td class='m'>{_text(image.get('why'))}</td></tr>"
+        for host in hosts
+        for image in host.get("left_alone") or ()
+    ]
+    heads = ("Host", "VM", "Image", "Saved at", "Why")
+    return f"<h2>Images that were left alone</h2>{_table(heads, rows)}" if rows else ""
+
+
 def _table(heads: tuple[str, ...], rows: list[str]) -> str:
     cells = "".join(f"<th class='n'>{head[1:]}</th>" if head.startswith("#") else f"<th>{head}</th>" for head in heads)
     return f"<div class='scroll'><table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
@@ -208,16 +287,28 @@ _NAME_ROOM = 38
 #: Seconds between two ticks of the axis, of which the first is taken that gives few enough.
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800)
 _MOST_TICKS = 8
+#: Seconds by which a host's clock may differ from the controller's without a bar being cut off.
+_SKEW = 900
 
 
-def _timeline(vms: list[tuple[Data, Data]]) -> str:
-    """One bar for each VM, from when it was stopped to when it ran again; a line of text above those of each host."""
+def _timeline(vms: list[tuple[Data, Data]], started: float | None, ended: float | None) -> str:
+    """One bar for each VM, from when it was stopped to when it ran again; a line of text above those of each host.
+
+    The picture is that of the maintenance, by the controller's clock: a bar from before it or until after it is cut
+    off, so that one VM's time does not make the others' bars vanish.
+    """
     shown = [(host, vm) for host, vm in vms if vm.get("stopped_at")]
     if not shown:
         return "<p class='sub'>No VM was stopped.</p>"
     first = min(float(vm["stopped_at"]) for _host, vm in shown)
     last = max(float(vm.get("running_at") or vm["stopped_at"]) for _host, vm in shown)
-    step = next((step for step in _STEPS if (last - first) / step <= _MOST_TICKS), _STEPS[-1])
+    if started and ended:
+        first = min(max(first, started - _SKEW), ended + _SKEW)
+        last = max(min(last, ended + _SKEW), first)
+    # Without the controller's clock a span may be of any length.
+    step = next(
+        (step for step in _STEPS if (last - first) / step <= _MOST_TICKS), int((last - first) / _MOST_TICKS) + 1
+    )
     begin = first - first % step
     span = max(last - begin, float(step))
     scale = (_WIDTH - _LEFT - _RIGHT) / span
@@ -229,7 +320,7 @@ def _timeline(vms: list[tuple[Data, Data]]) -> str:
             name = _shortened(host.get("host"), 2 * _NAME_ROOM)
             rows.append(f"<text x='0' y='{y + 13}' class='b'>{name}</text>")
             y += _ROW
-        rows.append(_bar(vm, y, begin, last, scale))
+        rows.append(_bar(vm, y, begin, begin + span, last, scale))
         y += _ROW
     parts = [f"<svg viewBox='0 0 {_WIDTH} {y + 26}' role='img' aria-label='When each VM stood still'>"]
     for tick in range(int(span / step) + 1):
@@ -253,11 +344,11 @@ def _timeline(vms: list[tuple[Data, Data]]) -> str:
     )
 
 
-def _bar(vm: Data, y: int, begin: float, last: float, scale: float) -> str:
-    """A VM's row in the picture."""
+def _bar(vm: Data, y: int, begin: float, until: float, last: float, scale: float) -> str:
+    """A VM's row in the picture, which shows the time from ``begin`` to ``until``."""
     start = float(vm["stopped_at"])
     back = vm.get("running_at")
-    end = max(float(back), start) if back else last
+    end = max(float(back), start) if back else max(last, start)
     name = _text(vm.get("name"))
     parts = [
         f"<text x='{_LEFT - 8}' y='{y + 13}' text-anchor='end'>{_shortened(vm.get('name'), _NAME_ROOM)}"
@@ -267,15 +358,17 @@ def _bar(vm: Data, y: int, begin: float, last: float, scale: float) -> str:
     loaded = max(end - float(vm.get("restore_seconds") or 0), saved) if back else end
     rest = "still" if back else "lost"
     told = _seconds(end - start) if back else ("by the host" if vm.get("state") == "restored" else "still saved")
-    for since, until, colour in ((start, saved, "save"), (saved, loaded, rest), (loaded, end, "restore")):
-        if until > since:
+    for left, right, colour in ((start, saved, "save"), (saved, loaded, rest), (loaded, end, "restore")):
+        left, right = max(left, begin), min(right, until)
+        if right > left:
             parts.append(
-                f"<rect x='{_LEFT + (since - begin) * scale:.1f}' y='{y + 3}' height='13'"
-                f" width='{max((until - since) * scale, 1.5):.1f}' fill='var(--{colour})'>"
+                f"<rect x='{_LEFT + (left - begin) * scale:.1f}' y='{y + 3}' height='13'"
+                f" width='{max((right - left) * scale, 1.5):.1f}' fill='var(--{colour})'>"
                 f"<title>{name}: {told}</title></rect>"
             )
     fill = "" if back or vm.get("state") == "restored" else " class='lost'"
-    parts.append(f"<text x='{_LEFT + (end - begin) * scale + 6:.1f}' y='{y + 13}'{fill}>{told}</text>")
+    where = min(max(end, begin), until)
+    parts.append(f"<text x='{_LEFT + (where - begin) * scale + 6:.1f}' y='{y + 13}'{fill}>{told}</text>")
     return "".join(parts)
 
 
@@ -289,7 +382,7 @@ States = t.Mapping[str, t.Tuple[str, str]]
 
 
 def _is_bad(states: States, thing: Data) -> bool:
-    return states.get(str(thing.get("state")), ("none", ""))[0] == "bad"
+    return bool(thing["disbelieved"]) or states.get(str(thing.get("state")), ("none", ""))[0] == "bad"
 
 
 def _is_over(host: Data) -> bool:
@@ -298,6 +391,8 @@ def _is_over(host: Data) -> bool:
 
 
 def _is_quiet(vm: Data) -> bool:
+    if vm["disbelieved"]:
+        return False
     return vm.get("state") == "predicted" or (vm.get("state") == "restored" and _pause(vm) is not None)
 
 

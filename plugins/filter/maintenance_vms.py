@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.plugin_utils.answer import sentence
+from ansible_collections.vmops.qemu.plugins.plugin_utils.figures import OF_VM, figures
+
 DOCUMENTATION = r"""
 name: maintenance_vms
 short_description: Put what a host's saves and restores returned together, by VM
 version_added: 0.1.0
 description:
   - Makes of C(managed_save_result) and C(managed_restore_result) the C(vms) of a host in the report.
+  - What a host has told is checked. A figure that cannot be (no finite number, negative, a time after 2099) is left out
+    and named.
 positional: restored, running
 options:
   _input:
@@ -46,7 +51,7 @@ _value:
   description:
     - For each VM its C(name), C(state) (V(restored), V(saved), V(running), V(failed) or V(predicted)), C(msg),
       C(bytes) of its image, C(written) (whether this run has saved it), C(throughput), C(save_seconds),
-      C(restore_seconds), C(stopped_at) and C(running_at).
+      C(restore_seconds), C(stopped_at) and C(running_at), and C(disbelieved), the names of those that cannot be.
   type: list
   elements: dict
 """
@@ -58,30 +63,48 @@ def maintenance_vms(
     saved: Run | None, restored: Run | None = None, running: t.Iterable[Run] = ()
 ) -> list[dict[str, t.Any]]:
     """One entry for each VM, in the order in which they were saved."""
-    saves = {run["name"]: run for run in (saved or {}).get("vms", ())}
-    back = {run["name"]: run for run in (saved or {}).get("rolled_back", ())}
-    restores = {run["name"]: run for run in (restored or {}).get("vms", ())}
-    by_host = {vm["name"]: {"msg": "the host restored it when it booted"} for vm in running}
+    saves = _by_name((saved or {}).get("vms"))
+    back = _by_name((saved or {}).get("rolled_back"))
+    restores = _by_name((restored or {}).get("vms"))
+    by_host = {name: {"msg": "the host restored it when it booted"} for name in _by_name(running)}
     return [
         _entry(name, saves.get(name, {}), restores.get(name) or back.get(name) or by_host.get(name) or {})
         for name in [*saves, *(name for name in restores if name not in saves)]
     ]
 
 
+def _by_name(runs: t.Any) -> dict[str, Run]:
+    """Results by the VM's name, as far as they are results and have one."""
+    if not isinstance(runs, (list, tuple)):
+        return {}
+    return {run["name"]: run for run in runs if isinstance(run, t.Mapping) and isinstance(run.get("name"), str)}
+
+
 def _entry(name: str, save: Run, restore: Run) -> dict[str, t.Any]:
-    image = save.get("image") or restore.get("image") or {}
-    return {
-        "name": name,
-        "state": _state(save, restore),
-        "msg": (restore or save).get("msg", ""),
-        "bytes": save.get("space_needed") or image.get("allocated"),
-        "written": bool(save.get("changed")) and "space_needed" not in save,
+    image = save.get("image") or restore.get("image")
+    allocated = image.get("allocated") if isinstance(image, t.Mapping) else None
+    told = {
+        "bytes": save.get("space_needed") or allocated,
         "throughput": save.get("throughput"),
         "save_seconds": save.get("duration"),
         "restore_seconds": restore.get("duration"),
         "stopped_at": save.get("stopped_at"),
         "running_at": restore.get("running_at"),
+        "disbelieved": [*_names(save.get("disbelieved")), *_names(restore.get("disbelieved"))],
     }
+    known, disbelieved = figures(told, OF_VM)
+    return {
+        **known,
+        "name": name,
+        "state": _state(save, restore),
+        "msg": sentence(str((restore or save).get("msg", ""))),
+        "written": bool(save.get("changed")) and "space_needed" not in save,
+        "disbelieved": disbelieved,
+    }
+
+
+def _names(value: t.Any) -> list[t.Any]:
+    return value if isinstance(value, list) else []
 
 
 def _state(save: Run, restore: Run) -> str:

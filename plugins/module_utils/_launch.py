@@ -13,6 +13,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import Conflict
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import LaunchRecord, ParsedDomain
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head, require_safe_image
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     DEFAULT_UMASK,
@@ -21,34 +22,23 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     startable_program,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, free_unit
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import runtime_changes
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import start_identity
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem, blocking
 
 _CURE = "Start it with -incoming defer and use launch: attach, or give its command"
 
 
-async def find_launch(process: QemuProcess, unit: VmUnit, monitor: Monitor | None) -> LaunchRecord:
+def launch_record(
+    process: QemuProcess, unit: VmUnit, problems: t.Sequence[Problem], monitor: Monitor | None
+) -> LaunchRecord:
     """How a running QEMU is started again.
 
     :param unit: its unit.
-    :param monitor: a session with it; without one, what was changed since its start is not known.
-    :raises MonitorError: QEMU cannot be asked.
+    :param problems: what was found to stand between the VM and its return.
+    :param monitor: a session with it, where there is one.
     """
-    # The unit starts QEMU itself, and gives it again what it had inherited.
-    by_unit = unit.starts_vm and not unit.starter
-    reason = command_line.why_not_replayable(process.argv, starter_gives_descriptors=by_unit)
-    uid, gid = process.uid, process.gid
-    if command_line.changes_user(process.argv) and not unit.starts_vm:
-        # It is started again as who started it, and its own words are no proof of who that was.
-        if monitor is None or (monitor.peer_pid, monitor.peer_uid) == (process.pid, 0):
-            uid = gid = 0
-        elif uid != 0:
-            reason = reason or "it changes its user, and its QMP server does not show that root started it"
-    if not reason and not process.visible and not by_unit:
-        reason = "it is another user's process, of which only root may know all"
-    if not reason and process.visible:
-        _program, reason = startable_program(process.argv, process.executable, uid)
-    if not reason and monitor:
-        reason = await runtime_changes(monitor, process)
+    uid, gid, _problems = start_identity(process, unit, monitor)
+    obstacles = blocking(problems)
     return LaunchRecord(
         argv=list(process.argv),
         cwd=process.cwd,
@@ -57,8 +47,8 @@ async def find_launch(process: QemuProcess, unit: VmUnit, monitor: Monitor | Non
         gid=gid,
         umask=f"{process.umask:04o}",
         unit=unit.name if unit.starts_vm else "",
-        replayable=not reason,
-        reason=reason,
+        replayable=not obstacles,
+        reason=obstacles[0].what if obstacles else "",
     )
 
 
@@ -113,7 +103,7 @@ async def recorded_launch(path: str, domain: ParsedDomain, machine: str) -> tupl
             daemonize = unit.service_type == "forking" and command_line.daemonizes(argv)
             command = command_line.restore_command(argv, machine, daemonize)
             return Launch(argv=tuple(command), cwd=record.cwd, unit=unit.name), ""
-        reason = command_line.why_not_replayable(argv)
+        reason = command_line.why_not_replayable(read_configuration(argv, record.cwd).words)
         if reason:
             raise LaunchError(
                 f"{record.unit}, which started {domain.name}, is not on this host, and without it the recorded command"
@@ -125,7 +115,7 @@ async def recorded_launch(path: str, domain: ParsedDomain, machine: str) -> tupl
             " be there after the host's next reboot"
         )
     # Whatever it says of itself: a record may be older than this check, or forged.
-    reason = command_line.why_not_replayable(argv)
+    reason = command_line.why_not_replayable(read_configuration(argv, record.cwd).words)
     if reason:
         raise LaunchError(f"The recorded command of {domain.name} cannot be used again: {reason}", cure=_CURE)
     command = command_line.restore_command(argv, machine)

@@ -30,20 +30,23 @@ def why_unsafe(path: str, trusted: t.Collection[int]) -> str:
     :raises OSError: a part of the path is not there, or cannot be looked at.
     """
     reason, place = _walk(path, trusted)
-    if reason:
-        return reason
     directory = os.path.dirname(place)
-    return _why_not_trusted(directory, os.lstat(directory), trusted, sticky=False)
+    return reason or _why_not_trusted(directory, os.lstat(directory), trusted, sticky=False)
 
 
 def why_unsafe_directory(path: str, trusted: t.Collection[int]) -> str:
-    """Why somebody else than the C(trusted) users could change a name in a directory; raises as :func:`why_unsafe`."""
+    """Why somebody else than the C(trusted) users could put a file into a directory, or another directory in its place.
+
+    As a clause; or the empty string.
+
+    :raises OSError: a part of the path is not there, or cannot be looked at.
+    """
     reason, place = _walk(path, trusted)
     return reason or _why_not_trusted(place, os.lstat(place), trusted, sticky=False)
 
 
 def _walk(path: str, trusted: t.Collection[int]) -> tuple[str, str]:
-    """Why a step of the path is not to be trusted, or the empty string; and where it leads."""
+    """Why a step of the path is not to be trusted, or the empty string, and then the place where it ends."""
     place = "/"
     reason = _why_not_trusted(place, os.lstat(place), trusted)
     waiting = os.path.join(os.getcwd(), path).split("/")[::-1]

@@ -38,7 +38,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._lock import (
     named_lock,
     unlock,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
+from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe, why_unsafe_directory
 
 MAX_TEXT_SIZE = 4 * 1024 * 1024
 """Bytes of domain XML, and of cookie, that are read at most: what libvirt's own protocol carries (4 MiB)."""
@@ -447,12 +447,13 @@ class PartialImage:
         with image_errors(self.path, "flush the image"):
             os.fsync(self._descriptor)
 
-    def finish(self, xml: str | None = None) -> None:
+    def finish(self, xml: str | None = None, checkpoint: bool = False) -> None:
         """Make it the image: flush, complete magic, flush, rename over the target, flush the directory.
 
         The lock stays until C(release).
 
         :param xml: a new domain XML that replaces the one given to C(create).
+        :param checkpoint: whether the guest will go on: then there is never an image that does not say so.
         :raises RequestError: that XML does not fit into its room, or the target is no longer a regular file.
         :raises ConflictError: another image was put at the target since C(create).
         :raises ImageSpaceError: the storage is full.
@@ -462,7 +463,7 @@ class PartialImage:
         if xml is not None:
             self._write_head(xml)
         self.flush()
-        complete = dataclasses.replace(self._header, complete=True)
+        complete = dataclasses.replace(self._header, complete=True, checkpoint=checkpoint)
         with image_errors(self.path, "write the complete magic"):
             write_at(self._descriptor, complete.pack(), 0)
         self.flush()
@@ -667,6 +668,26 @@ def require_safe_image(path: str) -> None:
         )
 
 
+def why_unsafe_place(path: str, uid: int, mode: int) -> str:
+    """Why the command in an image that is yet to be made would not be run by C(require_safe_image), as a clause.
+
+    :param path: the image's path; what of its directories is missing yet is made by the caller.
+    :param uid: the owner that it shall have, -1 for the caller.
+    :param mode: the permission bits that it shall have.
+    :returns: the empty string where nothing forbids it.
+    :raises ImageError: a directory cannot be looked at.
+    """
+    trusted = (0, os.geteuid())
+    if uid not in (-1, *trusted):
+        return f"the image shall belong to the user {uid}, who could write what a restore would run"
+    if mode & 0o022:
+        return f"the image shall have the mode {mode:04o}, with which others could write what a restore would run"
+    directory = _nearest_existing(os.path.dirname(path))
+    with image_errors(directory, "look at its owner"):
+        reason = why_unsafe_directory(directory, trusted)
+        return reason and f"{reason}, so others could put another image there, whose command a restore would run"
+
+
 def remove_image(path: str) -> None:
     """Remove an image and flush its directory.
 
@@ -710,9 +731,7 @@ def require_writable_directory(directory: str, may_be_made: bool = False) -> str
     :returns: the directory, or the nearest one above it that exists.
     :raises ImageError: they cannot.
     """
-    existing = directory
-    while may_be_made and not os.path.lexists(existing) and existing != os.path.dirname(existing):
-        existing = os.path.dirname(existing)
+    existing = _nearest_existing(directory) if may_be_made else directory
     with image_errors(existing, "look into the directory"):
         if not stat.S_ISDIR(os.stat(existing).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -721,6 +740,13 @@ def require_writable_directory(directory: str, may_be_made: bool = False) -> str
         if not os.access(existing, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return existing
+
+
+def _nearest_existing(directory: str) -> str:
+    """The directory, or the nearest one above it that exists."""
+    while not os.path.lexists(directory) and directory != os.path.dirname(directory):
+        directory = os.path.dirname(directory)
+    return directory
 
 
 def flush_image(path: str) -> None:

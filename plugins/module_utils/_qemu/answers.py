@@ -57,12 +57,34 @@ Shape = t.Union[type, Number, Text, t.List["Shape"], t.Dict[str, "Shape"]]
 #: By command, the parts of the answer that are used. All other commands answer with an object in which nothing is.
 _ANSWERS: dict[str, Shape] = {
     "add-fd": {"fdset-id": Number(0, 2**63 - 1)},
+    "human-monitor-command": str,
     "qom-get": _WORD,  # of the one property that is asked for, a type
     "qom-list": [{"name": _WORD, "type": _WORD}],
-    "query-block": [{"device?": _WORD, "qdev?": _WORD, "inserted?": {"image?": {"filename?": _PATH}}}],
+    "query-block": [
+        {
+            "device?": _WORD,
+            "qdev?": _WORD,
+            "inserted?": {
+                "node-name?": _WORD,
+                "ro?": bool,
+                "image?": {"filename?": _PATH},
+                **dict.fromkeys(("bps?", "bps_rd?", "bps_wr?", "iops?", "iops_rd?", "iops_wr?"), _SIZE),
+                "write_threshold?": _SIZE,
+            },
+        }
+    ],
+    "query-block-exports": [{"id": _WORD, "type": _WORD, "node-name": _WORD}],
+    "query-block-jobs": [{"device": _WORD, "type": _WORD}],
     "query-cpus-fast": [dict],
-    "query-fdsets": [{"fdset-id": Number(0, 2**63 - 1), "fds": [{"opaque?": _PATH}]}],
+    "query-fdsets": [
+        {"fdset-id": Number(0, 2**63 - 1), "fds": [{"fd?": Number(0, 2**31 - 1), "opaque?": _PATH}]},
+    ],
+    "query-jobs": [{"id": _WORD, "type": _WORD, "status": _WORD}],
     "query-kvm": {"enabled": bool},
+    "query-memdev": [{"id?": _WORD, "prealloc?": bool}],
+    "query-memory-devices": [
+        {"type": _WORD, "data": {"id?": _WORD, "memdev?": _WORD, "size?": _MEMORY}},
+    ],
     "query-memory-size-summary": {"base-memory": _MEMORY, "plugged-memory?": _MEMORY},
     "query-migrate": {
         "status?": _WORD,
@@ -75,14 +97,30 @@ _ANSWERS: dict[str, Shape] = {
     "query-migrate-capabilities": [{"capability": _WORD, "state": bool}],
     "query-migrate-parameters": {"max-bandwidth": Number(0, 2**64 - 1), "multifd-channels": Number(1, 255)},
     "query-name": {"name?": _WORD},
+    "query-named-block-nodes": [
+        {
+            "node-name?": _WORD,
+            "drv": _WORD,
+            "file": _PATH,
+            "dirty-bitmaps?": [{"name?": _WORD, "persistent": bool}],
+            "children?": [{"child": _WORD, "node-name": _WORD}],
+        }
+    ],
     "query-qmp-schema": [{"name": _WORD, "arg-type?": _WORD, "members?": [{"name?": _WORD}]}],
     "query-status": {"status": _WORD},
     "query-target": {"arch": _WORD},
     "query-uuid": {"UUID": _WORD},
     "query-version": {"qemu": {"major": Number(0, 9999), "minor": Number(0, 9999), "micro": Number(0, 9999)}},
     "query-yank": [{"type": _WORD}],
+    "x-debug-query-block-graph": {
+        "nodes": [{"id": _SIZE, "type": _WORD, "name": _WORD}],
+        "edges": [{"parent": _SIZE, "child": _SIZE, "name": _WORD}],
+    },
     "x-query-ramblock": {"human-readable-text": str},
 }
+
+#: Seconds by which an event's time may differ from the time at which it came: more is no clock's.
+_EVENT_DELAY = 300
 
 #: From 1970 to 2106. QEMU's clock is this host's, or that of another one.
 _EVENT: Shape = {"event": _WORD, "timestamp": {"seconds": Number(0, 2**32), "microseconds": Number(0, 999_999)}}
@@ -128,6 +166,19 @@ def event_problem(event: t.Mapping[str, t.Any]) -> str:
     return _problem(event, _EVENT, "it") or (
         _problem(event, _MIGRATION_EVENT, "it") if event["event"] == "MIGRATION" else ""
     )
+
+
+def with_believable_time(event: dict[str, t.Any], now: float) -> dict[str, t.Any]:
+    """The event; with the time at which it came, where it tells another one (a clock that was set, or a lie).
+
+    Its time goes into results, and from there into sums and pictures of many VMs.
+
+    :param now: seconds since the epoch.
+    """
+    stamp = event["timestamp"]
+    if abs(stamp["seconds"] - now) <= _EVENT_DELAY and 0 <= stamp["microseconds"] < 1_000_000:
+        return event
+    return {**event, "timestamp": {"seconds": int(now), "microseconds": int(now % 1 * 1_000_000)}}
 
 
 def _problem(value: object, shape: Shape, place: str) -> str:

@@ -20,6 +20,7 @@ import os
 import socket
 import struct
 import sys
+import time
 import traceback
 import typing as t
 
@@ -38,6 +39,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.answers import (
     answer_problem,
     event_problem,
     message_problem,
+    with_believable_time,
 )
 
 if os.environ.get("VMOPS_QEMU_QMP"):
@@ -310,7 +312,7 @@ class Monitor:
         if event["event"] == "MIGRATION":
             kept["data"] = {"status": event["data"]["status"]}
         kept["timestamp"] = {key: event["timestamp"][key] for key in ("seconds", "microseconds")}
-        self._events.append(kept)
+        self._events.append(with_believable_time(kept, time.time()))
         self._seen += 1
 
     async def _watch_end(self) -> None:

@@ -34,6 +34,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import (
     read_process_stat,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
@@ -73,7 +74,8 @@ class QemuProcess:
     """A running QEMU, as /proc shows it."""
 
     pid: int
-    name: str
+    #: Empty where its configuration gives it none, or could not be read.
+    name: str = dataclasses.field(compare=False)
     argv: tuple[str, ...]
     cwd: str
     #: The emulator's path; the one it was started by where the file was replaced by an upgrade meanwhile.
@@ -84,11 +86,13 @@ class QemuProcess:
     umask: int = DEFAULT_UMASK
     #: Whether C(cwd) and C(executable) are what /proc says, rather than guessed for another user's process.
     visible: bool = True
+    #: What it was configured to be, as far as that can be told now. It is the same process when a file has changed.
+    configuration: Configuration = dataclasses.field(default=Configuration((), ()), compare=False)
 
     @property
     def qmp_addresses(self) -> list[str]:
-        """Where its QMP servers listen, in the order of the command line."""
-        return command_line.qmp_addresses(self.argv, self.cwd)
+        """Where its QMP servers listen, in the order of its configuration."""
+        return command_line.qmp_addresses(self.configuration.words, self.cwd)
 
     @property
     def waits_for_state(self) -> bool:
@@ -143,9 +147,10 @@ def _look_at(pid: int) -> QemuProcess | UnreadableProcess | None:
     executable = executable[: -len(" (deleted)")] if replaced else executable
     if not any(_is_emulator(path) for path in (argv[0], executable)):
         return None
+    configuration = read_configuration(argv, cwd, pid, owner.st_uid)
     return QemuProcess(
         pid=pid,
-        name=command_line.guest_name(argv),
+        name=command_line.guest_name(configuration.words),
         argv=argv,
         cwd=cwd,
         executable=executable,
@@ -153,6 +158,7 @@ def _look_at(pid: int) -> QemuProcess | UnreadableProcess | None:
         umask=_read_umask(base),
         uid=owner.st_uid,
         gid=owner.st_gid,
+        configuration=configuration,
     )
 
 
@@ -207,7 +213,7 @@ def _look_at_all() -> t.Iterator[QemuProcess | UnreadableProcess]:
 
 
 def find_processes(name: str) -> list[QemuProcess]:
-    """The QEMU processes whose C(-name) is this."""
+    """The QEMU processes whose C(-name) is this, on the command line or in a file that it names."""
     return [process for process in list_processes() if process.name == name]
 
 
@@ -232,7 +238,7 @@ async def connect_by_process(process: QemuProcess, timeout: float | None = None)
     One that was started just now, perhaps by a restore that was killed at once, may not have opened them yet.
 
     :param timeout: seconds until a server must have greeted; None for the usual.
-    :raises VmNotFoundError: its command line opens none.
+    :raises VmNotFoundError: its configuration opens none.
     :raises MonitorError: none of them could be used; the first one's error.
     """
     while True:
@@ -249,7 +255,7 @@ async def connect_by_process(process: QemuProcess, timeout: float | None = None)
     if problems:
         raise problems[0]
     raise VmNotFoundError(
-        f"{process.name} runs (pid {process.pid}), but its command line opens no QMP server that can be reached",
+        f"{process.name} runs (pid {process.pid}), but its configuration opens no QMP server that can be reached",
         cure="Start it with -qmp unix:PATH,server=on,wait=off, or name its socket in qmp_socket",
     )
 

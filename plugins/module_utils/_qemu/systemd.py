@@ -44,11 +44,34 @@ _MAX_DROP_IN = 1024 * 1024
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_@\\][A-Za-z0-9:_.\\@-]*\.[a-z]+")
 _MAX_UNIT_NAME = 255
 
-#: What is asked of a unit; no value of these has a newline.
+#: The settings of a service with commands that run beside its main process, in the order in which they do.
+HELPER_SETTINGS = ("ExecCondition", "ExecStartPre", "ExecStartPost", "ExecStop", "ExecStopPost")
+
+#: What is asked of a unit; no value of these has a newline, but the commands.
 _PROPERTIES = (
     *("Id", "LoadState", "ActiveState", "SubState", "Result", "Job", "MainPID", "ExecMainStatus", "Type"),
     *("FragmentPath", "DropInPaths", "Transient", "ConditionResult", "InvocationID"),
+    *("Restart", "WorkingDirectory", "RuntimeDirectory", "RuntimeDirectoryPreserve", "PrivateTmp"),
+    *("PrivateNetwork", "NetworkNamespacePath", "OnSuccess", "Environment", "EnvironmentFiles"),
+    *HELPER_SETTINGS,
 )
+
+#: A command as C(systemctl show) prints it: its words are joined by blanks, and may have newlines.
+_COMMAND = re.compile(
+    r"^(Exec\w+)=\{ path=(.*?) ; argv\[\]=(.*?) ; (?:ignore_errors=(?:yes|no)|flags=[a-z -]*) ; start_time=[^\n]*\}$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class HelperCommand:
+    """A command that a service runs beside its main process, with its specifiers (C(%i)) expanded."""
+
+    #: The setting it stands in (C(ExecStartPre)).
+    setting: str
+    program: str
+    #: Its words, with its own name first, joined by blanks: which of them belong together is not known any more.
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +103,22 @@ class Unit:
     conditions_met: bool
     #: Which of its runs this is.
     invocation: str
+    #: C(Restart=) of a service: C(no), C(always), C(on-success), C(on-failure) …
+    restart: str = ""
+    #: Where its processes are started; empty where that is the root, or a user's home.
+    working_directory: str = ""
+    #: The directories that are removed when it ends (C(RuntimeDirectory=)), as absolute paths.
+    volatile_directories: tuple[str, ...] = ()
+    #: Whether its C(/tmp) and C(/var/tmp) are its own, and removed when it ends.
+    private_tmp: bool = False
+    #: Whether it makes, or enters, a network namespace.
+    private_network: bool = False
+    #: The units that are started when it has ended well.
+    on_success: tuple[str, ...] = ()
+    #: The variables that it sets, and the files with more of them.
+    environment: tuple[tuple[str, str], ...] = ()
+    environment_files: tuple[str, ...] = ()
+    helpers: tuple[HelperCommand, ...] = ()
 
 
 def is_running() -> bool:
@@ -254,6 +293,14 @@ def parse_units(text: str) -> list[Unit]:
 
     :raises UnitError: that is not what it has printed.
     """
+    commands: list[HelperCommand] = []
+
+    def put_aside(match: re.Match[str]) -> str:
+        commands.append(HelperCommand(match.group(1), match.group(2), match.group(3)))
+        return f"Command={len(commands) - 1}"
+
+    # Before the text is taken for lines, which a command may look like.
+    text = _COMMAND.sub(put_aside, text)
     units = []
     for block in text.strip().split("\n\n"):
         keys = {key: value for key, equals, value in (line.partition("=") for line in block.splitlines()) if equals}
@@ -275,6 +322,21 @@ def parse_units(text: str) -> list[Unit]:
                 transient=keys.get("Transient") == "yes",
                 conditions_met=keys.get("ConditionResult") != "no",
                 invocation=keys.get("InvocationID", ""),
+                restart=keys.get("Restart", ""),
+                working_directory=keys.get("WorkingDirectory", "").lstrip("!-").removeprefix("~"),
+                volatile_directories=tuple(
+                    f"/run/{name}"
+                    for name in _paths(keys.get("RuntimeDirectory", ""))
+                    if keys.get("RuntimeDirectoryPreserve", "no") == "no"
+                ),
+                private_tmp=keys.get("PrivateTmp", "no") not in ("no", ""),
+                private_network=keys.get("PrivateNetwork") == "yes" or bool(keys.get("NetworkNamespacePath")),
+                on_success=_paths(keys.get("OnSuccess", "")),
+                environment=_variables(keys.get("Environment", "")),
+                environment_files=tuple(
+                    re.findall(r"^EnvironmentFiles=(.*?)(?: \(ignore_errors=\w+\))?$", block, re.MULTILINE)
+                ),
+                helpers=tuple(commands[int(number)] for number in re.findall(r"^Command=(\d+)$", block, re.MULTILINE)),
             )
         )
     return units
@@ -284,6 +346,12 @@ def _paths(text: str) -> tuple[str, ...]:
     """A list as systemctl prints it: what has a backslash, as an escaped name has, is quoted by newer versions."""
     words = re.findall(r'"((?:[^"\\]|\\.)*)"|(\S+)', text)
     return tuple(re.sub(r"\\(.)", r"\1", quoted) if quoted else plain for quoted, plain in words)
+
+
+def _variables(text: str) -> tuple[tuple[str, str], ...]:
+    """C(Environment=) as systemctl prints it."""
+    pairs = (word.partition("=") for word in _paths(text))
+    return tuple((name, value) for name, equals, value in pairs if equals)
 
 
 def _number(text: str) -> int:

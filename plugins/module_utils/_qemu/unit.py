@@ -73,6 +73,8 @@ class VmUnit:
     starter: str = ""
     #: Whether it is a service that may start the VM, among other things, and so cannot be guarded.
     may_start_vm: bool = False
+    #: What systemd says of it; None where there is none.
+    facts: systemd.Unit | None = None
 
     @property
     def starts_vm(self) -> bool:
@@ -91,14 +93,14 @@ async def read_vm_unit(process: QemuProcess, known: t.Mapping[str, systemd.Unit]
         return VmUnit("", "it runs in no systemd unit")
     unit = (known or {}).get(name) or await systemd.read_unit(name)
     if not name.endswith(".service"):
-        return VmUnit(name, f"{name} is no service")
+        return VmUnit(name, f"{name} is no service", facts=unit)
     if unit.transient or not unit.fragment:
-        return VmUnit(name, f"{name} is a transient unit, which is gone after its end")
+        return VmUnit(name, f"{name} is a transient unit, which is gone after its end", facts=unit)
     if unit.main_pid != process.pid:
-        return VmUnit(name, f"it is not the main process of {name}", may_start_vm=True)
+        return VmUnit(name, f"it is not the main process of {name}", may_start_vm=True, facts=unit)
     program = (await systemd.read_start_command(name)).program
     is_qemu = os.path.realpath(program) == os.path.realpath(process.executable)
-    return VmUnit(name, "", "" if is_qemu else program)
+    return VmUnit(name, "", "" if is_qemu else program, facts=unit)
 
 
 # --- the guard --------------------------------------------------------------------------------------------------

@@ -31,20 +31,20 @@ class Host:
     def get_shell_option(self, _name, default=None):
         return default
 
-    def _execute_module(self, module_name, module_args, task_vars, wrap_async=False):
-        if module_name == "vmops.qemu.qemu_progress":
-            for job in module_args["forget"]:
+    def ask(self, module, arguments, _task_vars, *, in_background=False, with_copy=False):
+        if module == "vmops.qemu.qemu_progress":
+            for job in arguments["forget"]:
                 del self.jobs[job]
             operations = self.others.pop(0) if self.others else []
-            ended = {job: self.jobs[job] for job in module_args["jobs"][:1] if self.jobs[job] is not None}
+            ended = {job: self.jobs[job] for job in arguments["jobs"][:1] if self.jobs[job] is not None}
             self.told |= set(ended)
             return {"operations": operations, "jobs": ended, "library": True}
-        name = module_args["name"]
+        name = arguments["name"]
         self.log.append(name)
         result = self.outcomes[name].pop(0)
-        if not wrap_async:
+        if not in_background:
             return result
-        self.async_limits.add((self._task.async_val, module_args["timeout"]))
+        self.async_limits.add((self._task.async_val, arguments["timeout"]))
         job = f"j{len(self.log)}"
         self.jobs[job] = result
         self.most = max(self.most, len(set(self.jobs) - self.told))
@@ -118,7 +118,7 @@ def test_other_conflicts_are_failures():
 
 @pytest.mark.parametrize("check", [False, True])
 def test_what_an_earlier_controller_began_is_waited_for_first(check, no_waiting):
-    at_work = {"vm": "a", "operation": "save", "phase": "flush", "bytes_done": 0, "bytes_total": 0}
+    at_work = {"vm": "a", "operation": "save", "phase": "flush", "bytes_done": 0, "bytes_total": 0, "rate": 0}
     host = Host({"a": [{"msg": "a"}]}, others=[[at_work], [at_work], [{**at_work, "vm": "of nobody here"}]])
     run(host, check=check)
     assert len(no_waiting) >= 2

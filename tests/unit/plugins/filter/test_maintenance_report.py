@@ -11,6 +11,8 @@ import re
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.filter.maintenance_report import maintenance_report
+from hypothesis import given
+from hypothesis import strategies as st
 
 HOSTILE = "<script>alert('x')</script>\"&\n\u202e"
 
@@ -144,5 +146,85 @@ def test_long_names_and_many_vms():
     assert "…" in texts[0]
 
 
+def test_images_that_were_left_alone_are_listed():
+    image = {"name": "web1", "path": "/save/web1-before.save", "saved_at": None, "why": HOSTILE}
+    shown = page(host(left_alone=[image]), host("hv2", left_alone=[]))
+    assert "Images that were left alone" in shown.words
+    assert "/save/web1-before.save" in shown.words
+    assert "script" not in shown.seen
+    assert "What went wrong" not in shown.words
+    assert "left alone" not in page(host()).words
+
+
 def test_nothing_to_tell():
     assert "0 of 0" in page().words
+
+
+LIES = [
+    {"stopped_at": 1e30},
+    {"running_at": 1e30},
+    {"running_at": 253402300799.0},  # the year 9999
+    {"stopped_at": -1e30},
+    {"stopped_at": float("nan")},
+    {"running_at": float("inf")},
+    {"bytes": -(2**40)},
+    {"bytes": 10**400},
+    {"throughput": float("-inf")},
+    {"save_seconds": 1e308},
+    {"restore_seconds": "for ever"},
+    {"bytes": [1]},
+    {"throughput": {"a": 1}},
+]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=str)
+def test_figure_that_cannot_be_is_that_vms_own(lie):
+    """The others are shown as they would be without it."""
+    words = page(host(vms=[vm("honest"), vm("liar", **lie)]), host("hv2")).words
+    assert f"liar on hv1: it told figures that cannot be ({next(iter(lie))})" in words
+    assert words.count("2 min 10 s") >= 2 * 2
+    assert "longest pause" in words
+    assert "-1048576 MiB" not in words
+
+
+@pytest.mark.parametrize("stopped_at", [0.5, 4102444700.0, 1.0, 999.0])
+def test_time_that_can_be_does_not_make_the_others_bars_vanish(stopped_at):
+    text = maintenance_report(
+        {
+            "started_at": 990.0,
+            "ended_at": 1200.0,
+            "hosts": [host(vms=[vm("honest")]), host("hv2", vms=[vm("liar", stopped_at=stopped_at, running_at=4.1e9)])],
+        }
+    )
+    widths = [float(width) for width in re.findall(r"<rect[^>]* width='([0-9.]+)'", text)]
+    assert max(widths[:3]) > 25
+    assert text.count("<line") <= 12
+
+
+def test_page_stays_small():
+    """Whatever one host tells: many VMs, long names, eighty centuries, also without the controller's clock."""
+    for times in ({"started_at": None, "ended_at": None}, {"started_at": 990.0, "ended_at": 1200.0}):
+        many = [vm("\u202e" * 10**6, msg="<" * 10**6, state="x" * 10**6, stopped_at=1.0, running_at=4.1e9)] * 3
+        many += [vm(str(number)) for number in range(20000)]
+        text = maintenance_report({"hosts": [host(vms=many, msg="m" * 10**7, state="&" * 10**6)], **times})
+        assert len(text) < 3 * 2**20
+        assert "only 1000 of its 20003 VMs are shown" in text
+
+
+def anything():
+    plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just(10**400)
+    return st.recursive(
+        plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+    )
+
+
+KEYS = ("name", "state", "msg", "bytes", "written", "throughput", "save_seconds", "restore_seconds", "stopped_at")
+
+
+@given(
+    lies=st.fixed_dictionaries({}, optional={key: anything() for key in (*KEYS, "running_at", "disbelieved")}),
+    of_host=st.fixed_dictionaries({}, optional={key: anything() for key in ("predicted", "msg", "state", "vms")}),
+)
+def test_nothing_that_a_host_tells_fails_the_page(lies, of_host):
+    shown = page(host(vms=[vm() | lies]), host("hv2") | of_host, host("hv3"))
+    assert "hv3" in shown.words

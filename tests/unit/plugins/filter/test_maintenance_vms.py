@@ -41,6 +41,7 @@ def test_vm_that_was_saved_and_restored():
         "restore_seconds": 3.0,
         "stopped_at": 10.0,
         "running_at": 20.0,
+        "disbelieved": [],
     }
 
 
@@ -63,6 +64,44 @@ def test_states(saves, restores, state):
 
 def test_vm_that_the_host_restored_by_itself_is_not_told_to_be_saved():
     assert states({"vms": [SAVED]}, {"vms": []}, [{"name": "a"}, {"name": "b"}]) == {"a": "restored"}
+
+
+@pytest.mark.parametrize(
+    ("lie", "name"),
+    [
+        ({"stopped_at": 1e30}, "stopped_at"),
+        ({"stopped_at": 253402300799}, "stopped_at"),
+        ({"stopped_at": float("nan")}, "stopped_at"),
+        ({"stopped_at": -1}, "stopped_at"),
+        ({"throughput": float("inf")}, "throughput"),
+        ({"throughput": 10**400}, "throughput"),
+        ({"space_needed": -5}, "bytes"),
+        ({"image": {"allocated": -(2**40)}}, "bytes"),
+        ({"image": {"allocated": [1]}}, "bytes"),
+        ({"duration": "long"}, "save_seconds"),
+        ({"duration": True}, "save_seconds"),
+        ({"disbelieved": ["stopped_at"], "stopped_at": None}, "stopped_at"),
+    ],
+)
+def test_figure_that_cannot_be_is_left_out_and_named(lie, name):
+    (vm,) = maintenance_vms({"vms": [{**SAVED, **lie}]}, {"vms": [RESTORED]})
+    assert vm["disbelieved"] == [name]
+    assert vm[name] is None
+
+
+@pytest.mark.parametrize("vms", [None, 7, "many", [7, None, {}, {"name": ["x"]}, {"name": None}], {"a": 1}])
+def test_results_that_are_none(vms):
+    assert maintenance_vms({"vms": vms, "rolled_back": vms}, {"vms": vms}, vms) == []
+
+
+@pytest.mark.parametrize("image", [7, "x", ["x"]])
+def test_image_that_is_none(image):
+    assert states({"vms": [{**SAVED, "image": image}]}) == {"a": "saved"}
+
+
+def test_rates_of_figures_that_cannot_be():
+    for lie in ({"predicted": {"bytes": 10**400}}, {"saves_took": 1e-320}, {"saves_took": float("nan")}):
+        assert set(maintenance_rates("", [done(**lie)]).get("hv1", {})) <= {"restore"}
 
 
 PREDICTED = {"predicted": {"bytes": 100}}

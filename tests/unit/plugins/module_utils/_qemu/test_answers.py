@@ -7,7 +7,11 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.answers import answer_problem, event_problem
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.answers import (
+    answer_problem,
+    event_problem,
+    with_believable_time,
+)
 
 TIME = {"seconds": 1, "microseconds": 2}
 
@@ -42,6 +46,10 @@ def test_answers(command, answer):
         ("query-migrate", {"ram": {"total": "many"}}, "total is of the type str, not int"),
         ("query-fdsets", [{"fdset-id": 0}], "an item of it has no fds"),
         ("query-fdsets", [{"fdset-id": 0, "fds": [[]]}], "an item of fds is of the type list, not dict"),
+        ("query-memory-size-summary", {"base-memory": -(2**20)}, "base-memory is a number that cannot be"),
+        ("query-memory-size-summary", {"base-memory": 2**64}, "base-memory is a number that cannot be"),
+        ("query-memory-size-summary", {"base-memory": True}, "base-memory is a number that cannot be"),
+        ("query-migrate", {"ram": {"transferred": 10**400}}, "transferred is a number that cannot be"),
         ("query-cpus-fast", [7], "an item of it is of the type int, not dict"),
         ("stop", [7], "it is of the type list, not dict"),
         ("quit", None, "it is of the type NoneType, not dict"),
@@ -68,3 +76,25 @@ def test_events():
 )
 def test_what_is_no_event(event):
     assert event_problem(event)
+
+
+NOW = 1764000000.25
+
+
+@pytest.mark.parametrize(
+    ("seconds", "microseconds"),
+    [(10**19, 0), (253402300799, 0), (0, 0), (-1, -1), (1764000000 + 301, 0), (1764000000, 10**18), (1764000000, -1)],
+)
+def test_time_of_an_event_that_no_clock_tells(seconds, microseconds):
+    """Then the time counts at which it came."""
+    event = {"event": "STOP", "timestamp": {"seconds": seconds, "microseconds": microseconds}}
+    assert with_believable_time(event, NOW) == {
+        "event": "STOP",
+        "timestamp": {"seconds": 1764000000, "microseconds": 250000},
+    }
+
+
+@pytest.mark.parametrize("seconds", [1764000000, 1764000000 - 299])
+def test_time_of_an_event_is_qemus_own(seconds):
+    event = {"event": "STOP", "timestamp": {"seconds": seconds, "microseconds": 5}}
+    assert with_believable_time(event, NOW) is event

@@ -1,0 +1,193 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""QEMU's block graph: the guest's drives, and the nodes below each, down to the files that hold the data.
+
+The edges come from ``x-debug-query-block-graph``, which QEMU has had since 4.0; QEMU 10.1 tells them of each node as
+well (``children``), which is read where the command is missing. Where neither is there no edge is known, and a node
+that must have some is a dead end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+
+#: Drivers that hand the data of what is below them through as it is; what is below gives the format.
+FILTERS = frozenset(
+    (
+        *("backup-top", "blkdebug", "blklogwrites", "blkreplay", "blkverify", "commit_top", "compress"),
+        *("copy-before-write", "copy-on-read", "mirror_top", "preallocate", "quorum", "snapshot-access", "throttle"),
+    )
+)
+
+#: Drivers of what has no node below it: they read a file or a device of the host, a server, or nothing.
+PROTOCOLS = frozenset(
+    (
+        *("file", "ftp", "ftps", "gluster", "host_cdrom", "host_device", "http", "https", "iscsi"),
+        *("nbd", "nfs", "null-aio", "null-co", "nvme", "nvme-io_uring", "rbd", "sheepdog", "ssh"),
+        *("virtio-blk-vfio-pci", "virtio-blk-vhost-user", "virtio-blk-vhost-vdpa", "vvfat"),
+    )
+)
+
+#: Devices whose storage is another process's or the kernel's, with no node in QEMU.
+_HIDDEN_STORAGE = ("vhost-scsi", "vhost-user-blk", "vhost-user-scsi", "vhost-vdpa-device")
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockNode:
+    """A node of the graph."""
+
+    name: str
+    driver: str
+    #: QEMU's name for what it reads; of a protocol node the name that was asked for, a relative one as it was given.
+    filename: str
+    #: The names of the edges to the nodes below, and the names of these.
+    children: tuple[tuple[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Drive:
+    """A block backend: what a device of the guest, or a monitor, has a medium in."""
+
+    backend: str
+    qdev: str
+    #: Its active node; empty where there is no medium in it.
+    node: str
+    read_only: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenStorage:
+    """A device whose storage QEMU does not see."""
+
+    qdev: str
+    type_name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A node at the graph's end, and the format in which the nodes above it read it."""
+
+    node: BlockNode
+    format: str
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockGraph:
+    """The drives of a VM and all nodes."""
+
+    drives: tuple[Drive, ...]
+    nodes: t.Mapping[str, BlockNode]
+    hidden: tuple[HiddenStorage, ...] = ()
+
+    def layers(self, node: str) -> list[Layer]:
+        """The ends of the graph below a node: the active layer's file and data file first, backing files last."""
+        found: list[Layer] = []
+        seen: set[str] = set()
+        waiting = [(node, "raw")]
+        while waiting:
+            name, outer_format = waiting.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            here = self.nodes.get(name) or BlockNode(name, "", "")
+            if here.driver in PROTOCOLS or not here.children:
+                found.append(Layer(here, outer_format))
+                continue
+            inner_format = outer_format if here.driver in FILTERS else here.driver
+            below = sorted(here.children, key=lambda edge: _edge_order(edge[0]))
+            waiting.extend((child, inner_format) for _edge, child in reversed(below))
+        return found
+
+
+def _edge_order(edge: str) -> tuple[int, int, str]:
+    """Where a child comes among its siblings."""
+    rank = {"file": 0, "data-file": 1, "backing": 3}.get(edge, 2)
+    number = edge.rpartition(".")[2]
+    return rank, int(number) if number.isdigit() else 0, edge
+
+
+async def read_block_graph(monitor: Monitor) -> BlockGraph:
+    """Ask QEMU for all of it, in one round trip.
+
+    :raises MonitorError: QEMU was lost, or refused.
+    """
+    drives, nodes, edges, with_id, without_id = await asyncio.gather(
+        monitor.execute("query-block"),
+        monitor.execute("query-named-block-nodes", {"flat": True}),
+        _query_edges(monitor),
+        monitor.execute("qom-list", {"path": "/machine/peripheral"}),
+        monitor.execute("qom-list", {"path": "/machine/peripheral-anon"}),
+    )
+    return BlockGraph(
+        drives=parse_drives(drives),
+        nodes=parse_nodes(nodes, edges),
+        hidden=(*_hidden(with_id, "/machine/peripheral"), *_hidden(without_id, "/machine/peripheral-anon")),
+    )
+
+
+async def _query_edges(monitor: Monitor) -> dict[str, t.Any] | None:
+    try:
+        graph: dict[str, t.Any] = await monitor.execute("x-debug-query-block-graph")
+    except CommandError:
+        return None
+    return graph
+
+
+def parse_drives(answer: t.Sequence[dict[str, t.Any]]) -> tuple[Drive, ...]:
+    """The drives in the answer to ``query-block``, in QEMU's order: that of their creation."""
+    found = []
+    for entry in answer:
+        inserted = entry.get("inserted") or {}
+        drive = Drive(
+            backend=entry.get("device", ""),
+            qdev=entry.get("qdev", ""),
+            node=inserted.get("node-name", ""),
+            read_only=bool(inserted.get("ro", False)),
+        )
+        found.append(drive)
+    return tuple(found)
+
+
+def parse_nodes(answer: t.Sequence[dict[str, t.Any]], graph: t.Mapping[str, t.Any] | None) -> dict[str, BlockNode]:
+    """All nodes by name.
+
+    :param answer: to ``query-named-block-nodes``.
+    :param graph: the answer to ``x-debug-query-block-graph``; None where there is none.
+    """
+    edges: dict[str, list[tuple[str, str]]] = {}
+    if graph is not None:
+        names = {node["id"]: node["name"] for node in graph["nodes"] if node["type"] == "block-driver"}
+        for edge in graph["edges"]:
+            if edge["parent"] in names and edge["child"] in names:
+                edges.setdefault(names[edge["parent"]], []).append((edge["name"], names[edge["child"]]))
+    else:
+        for entry in answer:
+            for child in entry.get("children", ()):
+                edges.setdefault(entry["node-name"], []).append((child["child"], child["node-name"]))
+    return {
+        entry["node-name"]: BlockNode(
+            name=entry["node-name"],
+            driver=entry["drv"],
+            filename=entry["file"],
+            children=tuple(edges.get(entry["node-name"], ())),
+        )
+        for entry in answer
+        if "node-name" in entry
+    }
+
+
+def _hidden(devices: t.Sequence[dict[str, t.Any]], place: str) -> list[HiddenStorage]:
+    found = []
+    for device in devices:
+        kind = device["type"]
+        type_name = kind[len("child<") : -1] if kind.startswith("child<") else ""
+        if type_name.startswith(_HIDDEN_STORAGE):
+            found.append(HiddenStorage(f"{place}/{device['name']}", type_name))
+    return found

@@ -1,0 +1,75 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What somebody else is doing with a VM's disks just now, which ends with its QEMU, or keeps it from being saved.
+
+The kinds: ``block_job_fatal`` (the save would fail when all is written, or kill the guest; no option may override it),
+``block_job`` (it would be lost without a word), ``export`` (its clients would lose it), and, without blocking,
+``finished_job`` (a result that nobody has fetched) and ``dirty_bitmap`` (the next backup is a full one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
+
+#: The one job that bears a save. With a backup or a commit, in whatever state, QEMU (7.2 to 10.0) cannot give up its
+#: disks when the migration completes: it fails with "Bad address"; with a paused backup it may hang. With a stream it
+#: gives them up, and dies of SIGABRT when the job writes the next time: the image may not be complete yet then.
+_BEARABLE_JOBS = frozenset(("mirror",))
+
+#: States (``JobStatus``) of a job that does nothing any more.
+_FINISHED = frozenset(("concluded", "aborting", "null"))
+
+
+async def job_problems(monitor: Monitor) -> list[Problem]:
+    """The jobs, exports and dirty bitmaps that a save would break or lose, in one round trip.
+
+    :raises MonitorError: QEMU was lost, or refused.
+    """
+    jobs, block_jobs, exports, nodes = await asyncio.gather(
+        monitor.execute("query-jobs"),
+        monitor.execute("query-block-jobs"),
+        _query_exports(monitor),
+        monitor.execute("query-named-block-nodes", {"flat": True}),
+    )
+    found = {job["id"]: (job["type"], job["status"]) for job in jobs}
+    for job in block_jobs:
+        found.setdefault(job["device"], (job["type"], job.get("status", "running")))
+    problems = [_job_problem(name, kind, status) for name, (kind, status) in found.items()]
+    for export in exports:
+        what = f"the {export['type']} export {export['id']} gives others a disk of it ({export['node-name']})"
+        problems.append(Problem("export", what, "Let its clients finish, and end it (block-export-del)"))
+    bitmaps = (bitmap for node in nodes for bitmap in node.get("dirty-bitmaps", ()))
+    # Those without a name are the jobs' own.
+    names = sorted({bitmap["name"] for bitmap in bitmaps if bitmap.get("name") and not bitmap["persistent"]})
+    if names:
+        what = f"the dirty bitmap {', '.join(names)} is kept in memory alone and ends with its QEMU"
+        problems.append(Problem("dirty_bitmap", what, "Make the next backup a full one", blocks=False))
+    return problems
+
+
+async def _query_exports(monitor: Monitor) -> list[dict[str, t.Any]]:
+    try:
+        exports: list[dict[str, t.Any]] = await monitor.execute("query-block-exports")
+    except CommandError:  # QEMU before 5.2
+        return []
+    return exports
+
+
+def _job_problem(name: str, kind: str, status: str) -> Problem:
+    shown = f"the {kind} job {name}"
+    if status in _FINISHED:
+        what = f"{shown} has finished, and nobody has asked how"
+        return Problem("finished_job", what, "Ask (query-jobs) and dismiss it (job-dismiss)", blocks=False)
+    if kind not in _BEARABLE_JOBS:
+        what = f"{shown} is under way ({status}), and QEMU cannot be saved meanwhile"
+        cure = "Wait for its end, or cancel it (job-cancel, block-job-cancel)"
+        return Problem("block_job_fatal", what, cure, fails_save=True)
+    what = f"{shown} is under way ({status}) and would be lost"
+    return Problem("block_job", what, "Wait for its end, complete it (job-complete), or cancel it (job-cancel)")

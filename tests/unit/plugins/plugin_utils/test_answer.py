@@ -1,0 +1,118 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the controller lets in of a host's answer."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.vmops.qemu.plugins import plugin_utils
+from ansible_collections.vmops.qemu.plugins.plugin_utils.answer import RETURNED, reduce_answer
+from hypothesis import given
+from hypothesis import strategies as st
+
+PLUGINS = Path(next(iter(plugin_utils.__path__))).parent
+#: Of which the action plugin itself makes the result.
+ON_THE_CONTROLLER = ("qemu_parallel",)
+
+
+def documented(module):
+    """The keys of a module's RETURN, with their types."""
+    for node in ast.parse((PLUGINS / "modules" / f"{module}.py").read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "RETURN":
+            return {key: value["type"] for key, value in yaml.safe_load(ast.literal_eval(node.value)).items()}
+    raise AssertionError(module)
+
+
+def modules():
+    return sorted(path.stem for path in (PLUGINS / "modules").glob("qemu_*.py") if path.stem not in ON_THE_CONTROLLER)
+
+
+def test_every_module_has_its_answer_reduced():
+    assert sorted(RETURNED) == modules()
+    for module in modules():
+        assert "ModuleAction" in (PLUGINS / "action" / f"{module}.py").read_text(), module
+
+
+@pytest.mark.parametrize("module", modules())
+def test_documented_keys_are_let_in(module):
+    assert dict(RETURNED[module]) == documented(module)
+
+
+def test_result_is_let_in_as_it_is():
+    result = {"changed": True, "msg": "saved", "stopped_at": 1764000000.5, "image": {"path": "/a", "size": 2**40}}
+    assert reduce_answer("vmops.qemu.qemu_save", result) == (result, [])
+
+
+def test_none_is_a_value():
+    assert reduce_answer("qemu_restore", {"msg": "x", "unit": None})[0] == {"msg": "x", "unit": None}
+
+
+@pytest.mark.parametrize("value", [-1, 1e30, float("nan"), float("inf"), 253402300799, "soon", True, [1], 10**400])
+def test_figure_that_cannot_be(value):
+    result, _warnings = reduce_answer("qemu_save", {"msg": "saved", "changed": True, "stopped_at": value})
+    assert result == {"msg": "saved", "changed": True, "disbelieved": ["stopped_at"]}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        [],
+        "text",
+        {"msg": ["a"]},
+        {"msg": "a", "vms": {"a": 1}},
+        {"msg": "a", "vms": [object()]},
+        {"msg": "a", "vms": ["x" * 2**20] * 40},
+        {"msg": "a", "vms": [[0] * 1001] * 1000},
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_what_is_no_result_is_a_failure(answer):
+    result, warnings = reduce_answer("qemu_vm_info", answer)
+    assert result["failed"]
+    assert result["error"] == "AnswerError"
+    assert warnings == []
+    assert len(result["msg"]) < 1000
+
+
+def test_nesting_has_an_end():
+    deep: object = 1
+    for _level in range(2000):
+        deep = [deep]
+    assert reduce_answer("qemu_vm_info", {"msg": "a", "vms": deep})[0]["failed"]
+
+
+def test_words_are_shown_in_lines():
+    told = {"failed": True, "msg": "a\n\x1b[2J", "exception": "one\n\x1b[2J", "warnings": ["w\n\x07", 7, None]}
+    result, warnings = reduce_answer("qemu_vm_info", told)
+    assert result["msg"] == "a\\n\\x1b[2J"
+    assert result["exception"] == "one\n\\x1b[2J"
+    assert warnings == ["w\\n\\x07"]
+
+
+def test_words_have_bounds():
+    told = {"failed": True, "msg": "m" * 10**6, "exception": "e\n" * 10**6, "warnings": ["w" * 10**6] * 100}
+    result, warnings = reduce_answer("qemu_vm_info", told)
+    assert len(result["msg"]) + len(result["exception"]) + sum(map(len, warnings)) < 200_000
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+)
+KEYS = sorted(
+    {key for keys in RETURNED.values() for key in keys} | {"changed", "failed", "warnings", "exception", "diff"}
+)
+
+
+@given(module=st.sampled_from(modules()), answer=st.dictionaries(st.sampled_from(KEYS), JSON), job=st.booleans())
+def test_any_answer(module, answer, job):
+    result, warnings = reduce_answer(module, answer, job)
+    assert result.get("failed") or set(result) <= set(answer) | {"disbelieved"}
+    assert all(isinstance(warning, str) for warning in warnings)
