@@ -58,9 +58,10 @@ def write_more(attacker: Attacker, path: Path, mebibytes: int) -> None:
 
 @pytest.mark.parametrize("image_format", ["raw", "sparse"])
 def test_more_than_was_promised(
-    attacker: Attacker, guest: CounterGuest, small: Path, start_module: Any, image_format: str
+    attacker: Attacker, make_guest: Any, small: Path, start_module: Any, image_format: str
 ) -> None:
-    run = start_module("qemu_save", name=VM, path=str(small / "web1.save"), format=image_format, bandwidth="2M")
+    guest = make_guest(observer=True, block_mib=40)  # so that the save takes its time
+    run = start_module("qemu_save", name=VM, path=str(small / "web1.save"), format=image_format, bandwidth="1M")
     write_more(attacker, partial_of(small), 400)
     result = run.result()
     assert result["error"] == "ImageSpaceError", result["msg"]
