@@ -137,6 +137,11 @@ test-corpus: ## 10 000 mutated images, 400 of them restored: make test-corpus N=
 test-controller: setup-test ## Kill controllers and connections: make test-controller N=20
 	@CONTROLLER_KILLS=$(or $(N),20) python -m pytest tests/functional/test_controller.py $(ARGS)
 
+.PHONY: test-security
+test-security: ## Hosts that lie to the controller, with ansible-core 2.17, 2.18 and that of .venv: half an hour
+	@scripts/setup security
+	@SECURITY_CORES=all python -m pytest $(or $(TESTS),tests/security) $(ARGS)
+
 .PHONY: test-versions
 test-versions: ## The tests of several QEMU versions: 7.2, this host's, 11.1
 	@scripts/setup versions
