@@ -628,7 +628,12 @@ class _Transaction:
         image_format, reasons, warnings = self._choose_format(support)
         unit = await read_vm_unit(self.vm.process) if self.vm.process else None
         self.surroundings = await survey(
-            self.monitor, self.vm.process, unit, image_format is ImageFormat.SPARSE, self.operation.guards
+            self.monitor,
+            self.vm.process,
+            unit,
+            sparse=image_format is ImageFormat.SPARSE,
+            # A QEMU that goes on is not started anew by anyone.
+            guards=self.request.cold_boot_guard or self.request.after_save == "resume",
         )
         self._require_restorable(warnings)
         self.launch_record = self._record_launch(unit, warnings)

@@ -159,7 +159,7 @@ def _network_problems(process: QemuProcess) -> list[Problem]:
     """A network namespace of its own: for a VM without network it is one of the ways to be sure of that."""
     where = f"its QEMU (pid {process.pid}) runs in a network namespace of its own{_network_namespace_name(process.pid)}"
     cure = "Run it as the main process of a systemd unit with NetworkNamespacePath=, or in the host's network namespace"
-    if _has_network(process.argv):
+    if _has_network(process.configuration.words):
         return [
             Problem(
                 "network_namespace",
@@ -167,7 +167,7 @@ def _network_problems(process: QemuProcess) -> list[Problem]:
                 cure,
             )
         ]
-    if any(_is_on_network(option) for option in command_line.options(process.argv)):
+    if any(_is_on_network(option) for option in command_line.options(process.configuration.words)):
         return [
             Problem(
                 "network_namespace",
@@ -235,7 +235,7 @@ def _root_problems(process: QemuProcess, starter: int) -> list[Problem]:
         return []  # it has ended: what cannot be looked at was found above
     if not foreign:
         return []
-    jail = _own_jail(process.argv)
+    jail = _own_jail(process.configuration.words)
     if not jail:
         return [
             Problem(
@@ -246,7 +246,7 @@ def _root_problems(process: QemuProcess, starter: int) -> list[Problem]:
                 " RootDirectory=",
             )
         ]
-    relative = relative_names(process.argv)
+    relative = relative_names(process.configuration.words)
     if not relative:
         return []
     return [
@@ -450,7 +450,7 @@ def _read_small(pid: int, name: str) -> bytes:
 def _log_problems(process: QemuProcess) -> list[Problem]:
     """Files that QEMU truncates at its start, and that nothing makes it append to."""
     found = []
-    for option in command_line.options(process.argv):
+    for option in command_line.options(process.configuration.words):
         keys = command_line.parse_option_string(option.argument or "", "implied")
         if option.name == "D" and option.argument:
             found.append((option.argument, "QEMU's own log"))

@@ -58,7 +58,7 @@ async def survey(
     uid, _gid, unknown = start_identity(process, unit, monitor)
     problems += unknown
     problems += start_problems(process, unit, uid)
-    problems += await in_thread(process_problems, process, started_by_unit(unit))
+    problems += await in_thread(process_problems, process, started_by_unit(unit), unit)
     problems += await machine_problems(monitor, process.configuration)
     problems += await runtime_losses(monitor, process.configuration)
     problems += await replaced_media(media, monitor, process.configuration, process)
