@@ -120,6 +120,7 @@ def maintenance_report(data: Data) -> str:
         _timeline(vms),
         "<h2>VMs</h2>",
         _vm_table(vms),
+        _left_alone(hosts),
         "</body></html>\n",
     ]
     return "\n".join(parts)
@@ -191,6 +192,18 @@ def _vm_table(vms: list[tuple[Data, Data]]) -> str:
         for host, vm in vms
     ]
     return _table(("Host", "VM", "State", "#Image", "#Rate", "#Save", "#Restore", "#Stood still", "Note"), rows)
+
+
+def _left_alone(hosts: list[Data]) -> str:
+    """The images that were not restored because they are not the state in which a VM was last."""
+    rows = [
+        f"<tr>{_name_cell(host.get('host'))}{_name_cell(image.get('name'))}{_name_cell(image.get('path'))}"
+        f"<td class='s'>{_text(image.get('saved_at')) or '–'}</td><td class='m'>{_text(image.get('why'))}</td></tr>"
+        for host in hosts
+        for image in host.get("left_alone") or ()
+    ]
+    heads = ("Host", "VM", "Image", "Saved at", "Why")
+    return f"<h2>Images that were left alone</h2>{_table(heads, rows)}" if rows else ""
 
 
 def _table(heads: tuple[str, ...], rows: list[str]) -> str:

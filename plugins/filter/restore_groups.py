@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import why_left_alone
 from ansible_collections.vmops.qemu.plugins.plugin_utils.names import is_selected, matches
 
 DOCUMENTATION = r"""
@@ -16,7 +17,8 @@ name: restore_groups
 short_description: Order saved VMs into groups that are restored one after the other
 version_added: 0.1.0
 description:
-  - Takes the C(images) that M(vmops.qemu.qemu_save_image_info) returned, of which complete ones are restored.
+  - Takes the C(images) that M(vmops.qemu.qemu_save_image_info) returned for a directory, of which complete ones are
+    restored, each VM once, from its last save. Left out is what P(vmops.qemu.left_alone#filter) finds.
   - A partial image is what a save left that was cut off. Where its VM still stands in its QEMU,
     M(vmops.qemu.qemu_restore) lets it go on there, so it is among the others; its C(path) is then the one that the save
     would have made.
@@ -64,7 +66,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - The groups, without empty ones; each a list of options, C(name) and C(path) among them. No VM is there twice.
+    - The groups, without empty ones; each a list of options, C(name) and C(path) among them. No VM is there twice;
+      two of one name are two VMs where their UUIDs differ.
   type: list
   elements: list
 """
@@ -84,7 +87,7 @@ def restore_groups(
     # Where there is a complete image, a partial one beside it is an older leftover.
     for image in sorted(images, key=lambda image: image.get("state") != "complete"):
         name = image.get("name") or ""
-        wanted = is_selected(name, include, exclude)
+        wanted = is_selected(name, include, exclude) and not why_left_alone(image)
         if image.get("state") == "complete" and wanted:
             path = image["path"]
         elif image.get("state") == "partial" and wanted and name and name not in known:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import why_left_alone
 from ansible_collections.vmops.qemu.plugins.plugin_utils.names import is_selected
 
 DOCUMENTATION = r"""
@@ -16,7 +17,8 @@ short_description: Find the save images from which nothing can be restored
 version_added: 0.1.0
 description:
   - Takes the C(images) that M(vmops.qemu.qemu_save_image_info) returned. Found are those that are damaged, and partial
-    ones that do not tell their VM's name. Archives are left out, as whoever made them knows of them.
+    ones that do not tell their VM's name. Archives are left out, as whoever made them knows of them, and so are images
+    of which there is a later save.
 positional: include, exclude
 options:
   _input:
@@ -60,6 +62,7 @@ def unusable_images(
         {key: image.get(key) for key in ("path", "name", "state", "problems")}
         for image in images
         if (not image.get("name") or is_selected(image["name"], include, exclude))
+        and not why_left_alone(image)
         and (image.get("state") == "invalid" or (image.get("state") == "partial" and not image.get("name")))
     ]
 

@@ -32,13 +32,17 @@ class VmopsError(Exception):
     :param what: what happened, naming the VM or the file, as a full sentence without the final full stop.
     :param cure: what the operator should do, as a full sentence without the final full stop.
     :param guest_state: the guest's state now, as a full sentence; operations fill it in when they know it.
+    :param problems: C(problems), as modules return it, where the error is about what surrounds the VM.
     """
 
-    def __init__(self, what: str, *, cure: str = "", guest_state: str = "") -> None:
+    def __init__(
+        self, what: str, *, cure: str = "", guest_state: str = "", problems: list[dict[str, t.Any]] | None = None
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.cure = cure
         self.guest_state = guest_state
+        self.problems = problems
 
     def __str__(self) -> str:
         sentences = (part.strip().rstrip(".") for part in (self.what, self.guest_state, self.cure))
@@ -46,12 +50,13 @@ class VmopsError(Exception):
 
     def as_result(self) -> dict[str, t.Any]:
         """The keys that a failed module returns for this error."""
-        return {
+        result: dict[str, t.Any] = {
             "msg": one_line(str(self)),
             "error": type(self).__name__,
             "guest_state": one_line(self.guest_state),
             "cure": one_line(self.cure),
         }
+        return result if self.problems is None else {**result, "problems": self.problems}
 
 
 class RequestError(VmopsError):
@@ -60,6 +65,14 @@ class RequestError(VmopsError):
 
 class ConflictError(RequestError):
     """What is there already (an image, a VM) forbids the operation without C(force) or an operator's decision."""
+
+
+class NotRestorableError(RequestError):
+    """What surrounds the VM would keep its image from being restored, or make another machine of it."""
+
+
+class LockHeldError(RequestError):
+    """A lock is held by a process that is no run of this user's, so that it is of no use to wait for its end."""
 
 
 # --- the file ---------------------------------------------------------------------------------------------------
@@ -155,6 +168,10 @@ class MigrationError(VmopsError):
 
 class MismatchError(VmopsError):
     """The image does not fit the QEMU that shall load it (machine type, memory, name, uuid)."""
+
+
+class DiskMismatchError(MismatchError):
+    """The VM's disks are not as they were when it was saved, or it cannot be known whether they are."""
 
 
 class UnitError(VmopsError):

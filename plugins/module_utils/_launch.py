@@ -22,34 +22,23 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     startable_program,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, free_unit
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import runtime_changes
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import start_identity
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem, blocking
 
 _CURE = "Start it with -incoming defer and use launch: attach, or give its command"
 
 
-async def find_launch(process: QemuProcess, unit: VmUnit, monitor: Monitor | None) -> LaunchRecord:
+def launch_record(
+    process: QemuProcess, unit: VmUnit, problems: t.Sequence[Problem], monitor: Monitor | None
+) -> LaunchRecord:
     """How a running QEMU is started again.
 
     :param unit: its unit.
-    :param monitor: a session with it; without one, what was changed since its start is not known.
-    :raises MonitorError: QEMU cannot be asked.
+    :param problems: what was found to stand between the VM and its return.
+    :param monitor: a session with it, where there is one.
     """
-    # The unit starts QEMU itself, and gives it again what it had inherited.
-    by_unit = unit.starts_vm and not unit.starter
-    reason = command_line.why_not_replayable(process.configuration.words, starter_gives_descriptors=by_unit)
-    uid, gid = process.uid, process.gid
-    if command_line.changes_user(process.configuration.words) and not unit.starts_vm:
-        # It is started again as who started it, and its own words are no proof of who that was.
-        if monitor is None or (monitor.peer_pid, monitor.peer_uid) == (process.pid, 0):
-            uid = gid = 0
-        elif uid != 0:
-            reason = reason or "it changes its user, and its QMP server does not show that root started it"
-    if not reason and not process.visible and not by_unit:
-        reason = "it is another user's process, of which only root may know all"
-    if not reason and process.visible:
-        _program, reason = startable_program(process.argv, process.executable, uid)
-    if not reason and monitor:
-        reason = await runtime_changes(monitor, process)
+    uid, gid, _problems = start_identity(process, unit, monitor)
+    obstacles = blocking(problems)
     return LaunchRecord(
         argv=list(process.argv),
         cwd=process.cwd,
@@ -58,8 +47,8 @@ async def find_launch(process: QemuProcess, unit: VmUnit, monitor: Monitor | Non
         gid=gid,
         umask=f"{process.umask:04o}",
         unit=unit.name if unit.starts_vm else "",
-        replayable=not reason,
-        reason=reason,
+        replayable=not obstacles,
+        reason=obstacles[0].what if obstacles else "",
     )
 
 

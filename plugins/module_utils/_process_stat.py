@@ -6,6 +6,11 @@
 
 from __future__ import annotations
 
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
+
+#: Bytes of it at most: the name and some fifty numbers.
+_MAX_SIZE = 16 * 1024
+
 #: Places in what :func:`read_process_stat` gives.
 PARENT = 1
 USER_TICKS = 11
@@ -18,5 +23,4 @@ def read_process_stat(pid: int) -> list[bytes]:
 
     :raises OSError: there is no such process.
     """
-    with open(f"/proc/{pid}/stat", "rb") as handle:
-        return handle.read().rpartition(b")")[2].split()
+    return read_bounded(f"/proc/{pid}/stat", _MAX_SIZE).rpartition(b")")[2].split()

@@ -5,7 +5,7 @@
 """How far a save or a restore has come, published by itself in a small file while it works.
 
 QEMU's monitor serves one client, which is the operation: nobody else can ask. One JSON file for each VM, replaced
-atomically, in C(/run/vmops.qemu) (root) or C($XDG_RUNTIME_DIR/vmops.qemu). It goes with the operation; what a killed
+atomically, in C(run_directory). It goes with the operation; what a killed
 one left is known by its process id.
 """
 
@@ -20,13 +20,18 @@ import time
 import typing as t
 import urllib.parse
 
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import MonitorError
 from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
+from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import base_directory, run_directory
 
 #: Seconds between two looks at how far it has come.
 INTERVAL = 1.0
 
 _SUFFIX = ".progress"
+
+#: Bytes of such a file that are read at most; it has some hundred, and the VM's name.
+_MAX_SIZE = 64 * 1024
 
 #: Bytes done so far, and bytes to do in all (0 where that is not known).
 Measure = t.Callable[[], t.Awaitable[t.Tuple[int, int]]]
@@ -78,13 +83,10 @@ class Publisher:
         self._path = ""
 
     def __enter__(self) -> Publisher:
-        directory = _directory()
         # Nothing is published where there is no place for it.
         with contextlib.suppress(OSError):
-            if directory:
-                os.makedirs(directory, mode=0o700, exist_ok=True)
-                self._path = os.path.join(directory, urllib.parse.quote(self._now.vm, safe="") + _SUFFIX)
-                self._write()
+            self._path = os.path.join(run_directory(), urllib.parse.quote(self._now.vm, safe="") + _SUFFIX)
+            self._write()
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
@@ -142,15 +144,14 @@ class Publisher:
 def read_progress() -> list[Progress]:
     """What the operations of this user publish just now, by VM; what a killed one left is removed."""
     found = []
-    directory = _directory()
-    with contextlib.suppress(FileNotFoundError):
-        for name in sorted(os.listdir(directory)) if directory else ():
+    directory = base_directory()
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(run_directory())) if os.path.lexists(directory) else ():
             if name.endswith(_SUFFIX):
                 # A file may go, or be another version's, at any moment.
                 with contextlib.suppress(OSError, TypeError, ValueError):
                     path = os.path.join(directory, name)
-                    with open(path, encoding="utf-8") as handle:
-                        progress = Progress(**json.load(handle))
+                    progress = Progress(**json.loads(read_bounded(path, _MAX_SIZE)))
                     if progress.birth == _birth(int(progress.pid)) != 0:
                         found.append(progress)
                     else:
@@ -164,10 +165,3 @@ def _birth(pid: int) -> int:
         return int(read_process_stat(pid)[START_TICKS])
     except (OSError, IndexError, ValueError):
         return 0
-
-
-def _directory() -> str:
-    if os.geteuid() == 0:
-        return "/run/vmops.qemu"
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    return os.path.join(runtime, "vmops.qemu") if os.path.isabs(runtime) else ""

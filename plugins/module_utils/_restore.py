@@ -27,6 +27,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
+    DiskMismatchError,
     ImageError,
     ImageFormatError,
     ImageNotFoundError,
@@ -53,6 +54,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.compression impo
     read_compressed_head,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import digest_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     direct_read_reason,
@@ -65,6 +67,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
+from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import mark_superseded, newer_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_stream
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import (
@@ -112,6 +115,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     read_ram_blocks,
     read_vm,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import changed_media, other_media
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory import empty_memory, memory_files
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import read_all_media
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem, blocking
 
 #: Seconds that a QEMU may take from its start to its QMP greeting.
 LAUNCH_TIMEOUT = 60.0
@@ -145,6 +153,7 @@ class RestoreRequest:
     command: list[str] | None = None
     verify: str = "structure"
     remove_image: bool = True
+    disks: str = "check"
     check_mode: bool = False
 
 
@@ -162,6 +171,10 @@ class RestoreOperation:
         self.process: QemuProcess | None = None
         #: What is to be known of how QEMU is started, or the empty string.
         self.launch_warning = ""
+        #: What surrounded the VM when it was saved, where the image records it and it is to be compared.
+        self.surroundings: Surroundings | None = None
+        #: What is to be known of how it went, and of what could not be compared.
+        self.warnings: list[str] = []
         #: How image and VM were found, for diff mode.
         self.before = {"image": image_state(self.path), "vm": "ended"}
 
@@ -227,12 +240,16 @@ class RestoreOperation:
                 )
             if vm is None:
                 self.guest_state = f"{self.subject} is not running, and its image is untouched"
+            if self.request.disks == "check":
+                await in_thread(self._require_last_save, head)
+                await in_thread(self._require_same_disks, head, domain, monitor is not None)
             stream = await self._check_image(head)
             machine = stream.machine if stream and stream.machine else domain.machine
             qemu = monitor or await self._how_to_launch(domain, machine)
             if self.request.check_mode:
                 if monitor and vm:
                     await _require_fit(monitor, vm, head, domain, stream)
+                    await self.require_same_media(monitor, vm.process, head)
                 after = self._outcome(self._wants_running(head))
                 return self._result(f"{self.subject} would be restored from {self.path}", vm, after)
             return await _Transaction(self, head, domain, stream).run(qemu, started)
@@ -330,19 +347,24 @@ class RestoreOperation:
             await monitor.close()
             self._require_launch()
             return None
-        await despite_cancellation(self._go_on_loaded(monitor, wanted, interrupted, of_this))
+        await despite_cancellation(self._go_on_loaded(monitor, wanted, interrupted, head if of_this else None))
         run_state = "running" if wanted else "paused"
         self.guest_state = f"{vm.label} is {run_state}"
         after = {"image": "absent" if self.request.remove_image or not of_this else "complete", "vm": run_state}
         return self._result(f"{vm.label} was restored by an earlier run that was cut off: it is {run_state}", vm, after)
 
     async def _go_on_loaded(
-        self, monitor: Monitor, running: bool, interrupted: InterruptedRestore, of_this: bool
+        self, monitor: Monitor, running: bool, interrupted: InterruptedRestore, head: ImageHead | None
     ) -> None:
-        """The end of a restore, as in the transaction: the guest, the image, and QEMU's note last."""
+        """The end of a restore, as in the transaction: the guest, the image, and QEMU's note last.
+
+        :param head: that of the image, where it is still there.
+        """
+        if head:
+            await self.mark_used(head)
         await put_guest_back(monitor, "running" if running else "paused")
-        if of_this and self.request.remove_image:
-            await in_thread(remove_image, self.path)
+        if head:
+            await self.see_image_off(head)
         await interrupted.clean_qemu()
 
     async def _with_running_vm(self, monitor: Monitor, vm: RunningVm, head: ImageHead | None) -> dict[str, t.Any]:
@@ -356,6 +378,13 @@ class RestoreOperation:
             raise ConflictError(
                 f"{vm.label} is stopped after a migration that is not the one which wrote {self.path}",
                 cure="Find out where the guest's truth is now: in this QEMU (QMP cont), in the image, or elsewhere",
+            )
+        if head and not head.header.checkpoint:
+            raise ConflictError(
+                f"{vm.label} is {vm.run_state} although {self.path} is a complete image of it: it was not started from"
+                " that, but from its disks",
+                cure="If what runs is right, remove the image. If not, end it before it writes more, and restore with"
+                " disks: check, which says whether the image still fits to the disks",
             )
         there = f"{vm.label} runs already" if vm.run_state == "running" else f"{vm.label} is there, {vm.run_state}"
         msg = (
@@ -401,20 +430,132 @@ class RestoreOperation:
         reason = f"{vm.label} was saved, but its QEMU had not ended"
         if self.request.check_mode:
             return self._result(f"{reason}: would go on with it", vm, after)
-        await despite_cancellation(self._go_on(monitor, vm, running, interrupted))
+        await despite_cancellation(self._go_on(monitor, vm, head, running, interrupted))
         self.guest_state = f"{vm.label} {'runs' if running else 'is paused'}"
         return self._result(f"{reason}: it {'goes on' if running else 'stands'} there", vm, after)
 
-    async def _go_on(self, monitor: Monitor, vm: RunningVm, running: bool, interrupted: InterruptedSave | None) -> None:
+    async def _go_on(
+        self,
+        monitor: Monitor,
+        vm: RunningVm,
+        head: ImageHead,
+        running: bool,
+        interrupted: InterruptedSave | None,
+    ) -> None:
         if interrupted:
             await interrupted.clean_qemu()
+        await self.mark_used(head)
         await put_guest_back(monitor, "running" if running else "paused")
-        if self.request.remove_image:
-            await in_thread(remove_image, self.path)
+        await self.see_image_off(head)
         await free_units(None, vm.process, self.path)
+
+    async def mark_used(self, head: ImageHead) -> None:
+        """Say in the image that its guest goes on, before it does: it may outlast a removal that fails, or a crash."""
+        try:
+            await in_thread(mark_checkpoint, self.path, head)
+        except ImageError as exc:
+            if not self.request.remove_image:
+                self.warnings.append(
+                    f"The image does not say that its guest went on, and must not be restored again: {exc.what}"
+                )
+
+    async def see_image_off(self, head: ImageHead) -> bool:
+        """With the guest where it should be: no older save must take the place of this one; whether it was removed."""
+        try:
+            self.warnings += await in_thread(mark_superseded, self.path, head)
+        except ImageError as exc:
+            self.warnings.append(f"Whether older images of {self.subject} lie beside it is not known: {exc.what}")
+        if not self.request.remove_image:
+            return False
+        try:
+            await in_thread(remove_image, self.path)
+        except ImageError as exc:
+            # The guest is where it should be: that is no failure of the restore, but a trap for the next one.
+            self.warnings.append(f"Remove the image by hand, it must not be restored again: {exc.what}")
+            return False
+        return True
 
     def _wants_running(self, head: ImageHead) -> bool:
         return head.header.was_running if self.request.state == "as_saved" else self.request.state == "running"
+
+    def _require_last_save(self, head: ImageHead) -> None:
+        """:raises ConflictError: there is a newer image of the VM beside it, and its disks are that one's."""
+        newer = newer_image(self.path, head)
+        if newer:
+            raise ConflictError(
+                f"{self.path} is not the last save of {self.subject}: {newer} is newer, and the VM's disks have moved"
+                " on since",
+                cure=f"Restore {newer}; or, if the disks are those of the older one, use disks: ignore",
+            )
+
+    def _require_same_disks(self, head: ImageHead, domain: domain_xml.ParsedDomain, qemu_waits: bool) -> None:
+        """Refuse, before anything is started, disks that have moved on since the save.
+
+        What a QEMU has opened that waits already, or that is started with another command, is compared when it is
+        there.
+
+        :raises DiskMismatchError: they have, or that cannot be known of an image whose guest went on.
+        :raises ImageFormatError: the record makes no sense.
+        """
+        text = domain.save_facts.surroundings if domain.save_facts else ""
+        if not text:
+            if head.header.checkpoint:
+                self._refuse_disks(
+                    [
+                        Problem(
+                            "disk_unchecked",
+                            "its guest went on after it was saved, and the image does not record its disks",
+                            "Start the VM from its disks",
+                        )
+                    ]
+                )
+            self.warnings.append(
+                f"Whether the disks of {domain.name} are as they were when it was saved is not known: {self.path} does"
+                " not record them"
+            )
+            return
+        try:
+            self.surroundings = Surroundings.parse(text)
+        except ValueError as exc:
+            raise ImageFormatError(
+                self.path,
+                f"its record of the VM's disks cannot be read: {exc}",
+                cure="If you know that they are as they were at the save, use disks: ignore",
+            ) from exc
+        media = self.surroundings.media
+        if self.request.launch == "command":
+            words = self.request.command or []
+            media = tuple(each for each in media if any(file.path in word for file in each.files for word in words))
+        elif qemu_waits or self.request.launch == "attach":
+            media = ()
+        self._refuse_disks(changed_media(media), head.header.checkpoint)
+
+    def _refuse_disks(self, problems: list[Problem], checkpoint: bool = True) -> None:
+        """Refuse those problems that block; of an image whose guest went on, also what cannot be known.
+
+        :raises DiskMismatchError: there are some.
+        """
+        refused = problems if checkpoint else blocking(problems)
+        if refused:
+            went_on = ", whose guest went on after it was saved," if checkpoint else ""
+            raise DiskMismatchError(
+                f"{self.subject} was not restored from {self.path}{went_on} as its disks are not those of its memory: "
+                + "; ".join(problem.what for problem in refused),
+                cure=refused[0].cure,
+                problems=[problem.as_result() for problem in problems],
+            )
+        self.warnings += [
+            problem.what for problem in problems if not problem.blocks and problem.what not in self.warnings
+        ]
+
+    async def require_same_media(self, monitor: Monitor, process: QemuProcess | None, head: ImageHead) -> None:
+        """Compare what the QEMU that waits has opened with what the saved one had.
+
+        :raises DiskMismatchError: it is something else.
+        """
+        if self.surroundings is not None:
+            opened = await read_all_media(monitor, process)
+            self._refuse_disks(other_media(self.surroundings.media, opened, self.subject), head.header.checkpoint)
 
     async def _check_image(self, head: ImageHead) -> StreamFacts | None:
         """Everything that the file alone can tell, before QEMU reads a byte."""
@@ -485,6 +626,7 @@ class RestoreOperation:
             "image": image,
             "vm": vm.as_result(done["vm"]) if vm else ended_vm(self.subject, image["uuid"]),
             "diff": {"before": self.before, "after": after or self.before},
+            "warnings": self.warnings,
         }
 
 
@@ -618,6 +760,7 @@ class _Transaction:
                     cure="Start it with -incoming defer",
                 )
             await _require_fit(self.monitor, self.vm, self.head, self.domain, self.stream)
+            await self.operation.require_same_media(self.monitor, self.vm.process, self.head)
             state = await self._load()
         except BaseException as exc:
             # Also a cancellation (timeout, signal): a QEMU that holds half a guest must not stay.
@@ -693,6 +836,8 @@ class _Transaction:
             bandwidth=None,
         )
         uri = await self._pass_descriptors(support, self.settings)
+        if sparse:
+            await self._empty_memory()
         await self.settings.apply()
         self.migration = Migration(self.monitor, self.vm.process.pid if self.vm.process else None)
         # Before a load, stop means "do not start the guest when it is loaded": whether and when it runs is decided
@@ -721,6 +866,20 @@ class _Transaction:
             raise
         await self._see_expander_off()
         return state
+
+    async def _empty_memory(self) -> None:
+        """A sparse image leaves zero pages alone: memory in a file that has outlived a QEMU must be empty.
+
+        :raises MismatchError: it is not, and cannot be emptied.
+        """
+        files = await memory_files(self.monitor, self.vm.process)
+        problems = await despite_cancellation(in_thread(empty_memory, files))
+        if problems:
+            raise MismatchError(
+                f"{self.head.path} cannot be loaded into the memory of {self.vm.label}: {problems[0].what}",
+                cure=problems[0].cure,
+                problems=[problem.as_result() for problem in problems],
+            )
 
     async def _wait_for_load(self, migration: Migration) -> dict[str, t.Any]:
         """Wait until QEMU has loaded the guest; returns its last C(query-migrate).
@@ -845,6 +1004,9 @@ class _Transaction:
         self.operation.guest_state = (
             f"{label} is loaded and its image {self.head.path} was kept; whether it runs is not known"
         )
+        warnings = self.operation.warnings
+        warnings += [self.operation.launch_warning] if self.operation.launch_warning else []
+        await self.operation.mark_used(self.head)
         run_state = await twice(self.monitor, self.vm.process, lambda: self._let_go_on(running))
         if (run_state == "running") != running:
             raise MigrationError(
@@ -853,14 +1015,9 @@ class _Transaction:
                 cure="Look at the guest; let it go on with QMP cont",
             )
         self.operation.guest_state = f"{label} {'runs' if running else 'is paused'}"
-        kept, warnings = "kept", [self.operation.launch_warning] if self.operation.launch_warning else []
-        if self.request.remove_image:
-            try:
-                await in_thread(remove_image, self.head.path)
-                kept, image = "removed", {**image, "exists": False, "state": "absent"}
-            except ImageError as exc:
-                # The guest is where it should be: that is no failure of the restore, but a trap for the next one.
-                warnings.append(f"Remove the image by hand, it must not be restored again: {exc.what}")
+        kept = "kept"
+        if await self.operation.see_image_off(self.head):
+            kept, image = "removed", {**image, "exists": False, "state": "absent"}
         _changed, problem = await free_units(self.domain.launch, self.vm.process, self.head.path)
         if problem:
             warnings.append(f"Its unit may still be kept from starting {label} from its disks: {problem}")

@@ -29,6 +29,24 @@ def why_unsafe(path: str, trusted: t.Collection[int]) -> str:
 
     :raises OSError: a part of the path is not there, or cannot be looked at.
     """
+    reason, place = _walk(path, trusted)
+    directory = os.path.dirname(place)
+    return reason or _why_not_trusted(directory, os.lstat(directory), trusted, sticky=False)
+
+
+def why_unsafe_directory(path: str, trusted: t.Collection[int]) -> str:
+    """Why somebody else than the C(trusted) users could put a file into a directory, or another directory in its place.
+
+    As a clause; or the empty string.
+
+    :raises OSError: a part of the path is not there, or cannot be looked at.
+    """
+    reason, place = _walk(path, trusted)
+    return reason or _why_not_trusted(place, os.lstat(place), trusted, sticky=False)
+
+
+def _walk(path: str, trusted: t.Collection[int]) -> tuple[str, str]:
+    """Why a step of the path is not to be trusted, or the empty string, and then the place where it ends."""
     place = "/"
     reason = _why_not_trusted(place, os.lstat(place), trusted)
     waiting = os.path.join(os.getcwd(), path).split("/")[::-1]
@@ -52,10 +70,7 @@ def why_unsafe(path: str, trusted: t.Collection[int]) -> str:
         target = os.readlink(step)
         place = "/" if target.startswith("/") else place
         waiting.extend(target.split("/")[::-1])
-    if reason:
-        return reason
-    directory = os.path.dirname(place)
-    return _why_not_trusted(directory, os.lstat(directory), trusted, sticky=False)
+    return reason, place
 
 
 def _why_not_trusted(place: str, facts: os.stat_result, trusted: t.Collection[int], sticky: bool = True) -> str:

@@ -36,6 +36,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorError,
     MonitorLostError,
     MonitorMissingError,
+    NotRestorableError,
     RequestError,
     UnsupportedByQemuError,
     VmNotFoundError,
@@ -50,6 +51,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.compression impo
     require_tool,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import stream_digest
+from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     PartialImage,
@@ -63,6 +65,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     remove_leftovers,
     require_replaceable,
     require_writable_directory,
+    why_unsafe_place,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
@@ -70,8 +73,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import do
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import InterruptedRestore
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave, SaveRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
-    find_launch,
     free_units,
+    launch_record,
     launch_result,
     starter_reason,
 )
@@ -106,18 +109,38 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     ProcessWatch,
     QemuProcess,
     resident_bytes,
+    unreadable_note,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_unit, read_vm_unit, require_guardable
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.revival import boot_time, look_for_revival, was_reaped
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
+    VmUnit,
+    guard_unit,
+    read_vm_unit,
+    require_guardable,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
     RunningVm,
     query_run_state,
     read_ram_blocks,
     read_vm,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import settling_time
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import waits_for
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import read_all_media, survey
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import (
+    Problem,
+    blocking,
+    warnings_of,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._version import COLLECTION_VERSION
+from ansible_collections.vmops.qemu.plugins.module_utils._written_bound import WrittenBound
 
 #: Seconds that a QEMU that was told to quit may take to end.
 QUIT_TIMEOUT = 60.0
+
+#: Seconds for which a QEMU is looked for that somebody starts again who has seen the end of ours.
+_REVIVAL_TIME = 1.5
 
 #: Bytes that a save needs beside the guest's memory: header area, bitmaps, device state, alignment of each block.
 _SPACE_MARGIN = 16 * 1024 * 1024
@@ -145,6 +168,7 @@ class SaveRequest:
     domain_xml: str | None = None
     after_save: str = "quit"
     cold_boot_guard: bool = True
+    require_restorable: bool = True
     force: bool = False
     bandwidth: int | None = None
     checksum: bool = False
@@ -217,7 +241,7 @@ class SaveOperation:
                 )
             raise VmNotFoundError(
                 f"No running QEMU is named {self.request.name}, and there is no image at {self.path}:"
-                " there is nothing to save",
+                " there is nothing to save" + unreadable_note(),
                 cure="Check the name (ps -C qemu-system-x86_64 -o args), or give the VM's qmp_socket",
             )
         if not head.header.complete:
@@ -405,6 +429,9 @@ class SaveOperation:
             return self.result(f"{reason}: would {after_save}", vm, self.outcome())
         # That run may have been cut short before its last flush.
         await in_thread(flush_image, self.path)
+        if after_save == "resume":
+            await asyncio.sleep(settling_time(_recorded_surroundings(read_image_head(self.path).domain()).media))
+            await in_thread(mark_checkpoint, self.path, read_image_head(self.path))
         await self.guard(read_image_head(self.path).domain().launch)
         if interrupted and after_save != "quit":
             await despite_cancellation(interrupted.clean_qemu())
@@ -440,6 +467,7 @@ class SaveOperation:
         else:
             self.guest_state = f"{vm.label} is stopped and {image_is_safe}"
             watch = ProcessWatch(vm.process.pid) if vm.process else None
+            quit_at, waited_for = boot_time(), vm.process is not None and waits_for(vm.process.pid)
             # The connection may end before the answer comes; what it answers does not count, but that it ends.
             with contextlib.suppress(MonitorError):
                 await twice(monitor, vm.process, lambda: monitor.execute("quit"))
@@ -456,10 +484,33 @@ class SaveOperation:
                 if watch:
                     watch.close()
             self.guest_state = f"{vm.label} has ended and {image_is_safe}"
+            if vm.process:
+                await self._require_no_revival(vm, vm.process, quit_at, waited_for)
         if self.request.after_save == "resume":
             # The image is not the guest's truth any more, but an earlier save may have guarded it. What cannot be
             # removed now is removed by the VM's next save or restore.
             await free_units(None, vm.process, self.path)
+
+    async def _require_no_revival(self, vm: RunningVm, process: QemuProcess, quit_at: float, waited_for: bool) -> None:
+        """See that nobody has started the VM again, from its disks, as soon as its QEMU had ended.
+
+        :param quit_at: when that was told to quit, in seconds since the host's boot.
+        :param waited_for: whether somebody may wait for its end.
+        :raises ConflictError: somebody has: the VM runs beside its image.
+        """
+        attentive = waited_for and await was_reaped(process.pid)
+        revived = await look_for_revival(vm.name, vm.uuid, process, _REVIVAL_TIME if attentive else 0.0, since=quit_at)
+        if revived is None:
+            return
+        self.guest_state = (
+            f"{vm.label} was saved, {self.path} is complete, and it was started again from its disks"
+            f" (pid {revived.pid})"
+        )
+        raise ConflictError(
+            f"{vm.label} was started again, from its disks, as soon as its QEMU had ended: it runs beside its image",
+            cure=f"End it (pid {revived.pid}) before it writes more, keep what started it from doing so, and restore"
+            " the image, which says whether it still fits to the disks. If what runs shall go on, remove the image",
+        )
 
     def outcome(self) -> dict[str, str]:
         """How image and VM are after a save, for diff mode."""
@@ -480,6 +531,14 @@ class SaveOperation:
             "diff": {"before": self.before, "after": after or self.before},
             "warnings": warnings,
         }
+
+
+def _recorded_surroundings(domain: domain_xml.ParsedDomain) -> Surroundings:
+    """What an earlier run of this save had found."""
+    with contextlib.suppress(ValueError):
+        if domain.save_facts:
+            return Surroundings.parse(domain.save_facts.surroundings)
+    return Surroundings((), ())
 
 
 _RUN_STATE_CURES = {
@@ -526,11 +585,15 @@ class _Transaction:
         self.vm = vm
         self.path = operation.path
         self.partial: PartialImage
+        #: How much QEMU may write into it.
+        self.bound: WrittenBound
         self.settings = MigrationSettings(monitor)
         self.migration = Migration(monitor, vm.process.pid if vm.process else None)
         self.descriptors = DescriptorSet(monitor)
         self.since = monitor.mark()
         self.qemu_version = ""
+        #: What surrounds the VM: its media, and what stands between it and its return.
+        self.surroundings = Surroundings((), ())
         self.launch_record: domain_xml.LaunchRecord | None = None
         #: The C(launch) return value.
         self.launch: dict[str, t.Any] = {}
@@ -557,7 +620,12 @@ class _Transaction:
         self.qemu_version = support.version
         await self._check_migration()
         image_format, reasons, warnings = self._choose_format(support)
-        self.launch_record = await self._record_launch(warnings)
+        unit = await read_vm_unit(self.vm.process) if self.vm.process else None
+        self.surroundings = await survey(
+            self.monitor, self.vm.process, unit, image_format is ImageFormat.SPARSE, self.operation.guards
+        )
+        self._require_restorable(warnings)
+        self.launch_record = self._record_launch(unit, warnings)
         header, xml = self._compose(image_format)
         await self._require_own_xml()
         directory = os.path.dirname(self.path)
@@ -578,6 +646,7 @@ class _Transaction:
             return {
                 **result,
                 "launch": self.launch,
+                "problems": [problem.as_result() for problem in self.surroundings.problems],
                 "space_needed": needed,
                 "space_free": free,
                 "file_system": file_system(existing),
@@ -606,7 +675,9 @@ class _Transaction:
         choice = _Choice(partial.header.format, record.parallel_channels, record.bypass_cache, {}, [])
         try:
             self.qemu_version = (await read_support(self.monitor)).version
-            self.launch_record = read_image_head(partial.path).domain().launch
+            domain = read_image_head(partial.path).domain()
+            self.launch_record = domain.launch
+            self.surroundings = _recorded_surroundings(domain)
             self.launch = launch_result(self.launch_record)
             self.operation.guest_state = f"{self.vm.label} is being saved"
             return await self._finish(read_image_head(partial.path).xml, choice, started, started)
@@ -618,7 +689,8 @@ class _Transaction:
         """From the migration that runs to the end."""
         with Publisher(self.vm.label, "save") as progress:
             async with progress.following(self.migration.memory_done):
-                state = await self._follow()
+                self.bound = WrittenBound(self.partial, self.vm.label, self._needed(), self.vm.memory)
+                state = await self.bound.guard(self._follow(), self._stop_if_running)
             progress.phase("flush")
             if self.compressor:
                 await self.compressor.wait(self.partial.path)
@@ -628,8 +700,10 @@ class _Transaction:
             await self._check_file()
             progress.phase("checksum")
             digest = await self._digest(choice) if self.request.checksum else ""
+            await self._record_media()
             xml = self._final_xml(xml, choice, state, digest)
             # Before there is an image for it to look at, so that there never is one without it.
+            self.bound.check()
             self.guarded = self.launch_record is not None and self.operation.guards
             await self.operation.guard(self.launch_record)
             return await despite_cancellation(self._complete(xml, choice, state, started, write_seconds))
@@ -637,14 +711,6 @@ class _Transaction:
     # --- before the guest is touched ---
 
     async def _check_migration(self) -> None:
-        process = self.vm.process
-        temporary = process and command_line.has_temporary_disks(process.configuration.words)
-        if self.request.after_save == "quit" and temporary:
-            raise RequestError(
-                f"{self.vm.label} writes to temporary disks (-snapshot), which end with its QEMU: after a restore its"
-                " memory would not fit to its disks",
-                cure="Commit the changes and start it without -snapshot, or use after_save: pause or resume",
-            )
         state = await query_state(self.monitor)
         if state["status"] not in IDLE_STATES:
             raise ConflictError(
@@ -739,22 +805,49 @@ class _Transaction:
         return domain_xml.SaveFacts(
             collection_version=COLLECTION_VERSION,
             qemu_version=self.qemu_version,
-            saved_at=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            saved_at=domain_xml.now(),
+            surroundings=self.surroundings.dump(),
         )
 
-    async def _record_launch(self, warnings: list[str]) -> domain_xml.LaunchRecord | None:
+    def _require_restorable(self, warnings: list[str]) -> None:
+        """Refuse, in the words of the restore, what the restore would refuse.
+
+        :raises NotRestorableError: there is something, and C(require_restorable) does not say that it is known, or the
+            save itself would fail, or lose what the guest has written.
+        """
+        label = self.vm.label
+        reason = why_unsafe_place(self.path, self.request.uid, self.request.mode)
+        if reason:
+            problem = Problem("image_unsafe", reason, "Save into a directory of root's, for root")
+            self.surroundings = dataclasses.replace(self.surroundings, problems=(*self.surroundings.problems, problem))
+        problems = self.surroundings.problems
+        obstacles = blocking(problems)
+        if self.request.after_save != "quit":
+            final: list[Problem] = []
+        else:
+            final = [problem for problem in obstacles if not problem.can_be_overridden]
+        refused = obstacles if self.request.require_restorable else final
+        if refused:
+            cures = list(dict.fromkeys(problem.cure for problem in refused))
+            if not final:
+                cures.append("Or save it with require_restorable: false, if you know how it comes back")
+            raise NotRestorableError(
+                f"{label} was not saved, as it could not be restored: {'; '.join(each.what for each in refused)}",
+                cure=". ".join(cures),
+                problems=[problem.as_result() for problem in problems],
+            )
+        warnings += [f"qemu_restore cannot start {label} from its image: {problem.what}" for problem in obstacles]
+        warnings += warnings_of(problems, label)
+
+    def _record_launch(self, unit: VmUnit | None, warnings: list[str]) -> domain_xml.LaunchRecord | None:
         """How to start this QEMU again; that it cannot be done is said now, while there still is one."""
         process = self.vm.process
-        if process is None:
-            warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: its process is not known here")
+        if process is None or unit is None:
             self.launch = launch_result(None)
             return None
-        unit = await read_vm_unit(process)
-        record = await find_launch(process, unit, self.monitor)
+        record = launch_record(process, unit, self.surroundings.problems, self.monitor)
         self.launch = launch_result(record, unit)
-        if not record.replayable:
-            warnings.append(f"qemu_restore cannot start {self.vm.label} from its image: {record.reason}")
-        elif unit.starter:
+        if record.replayable and unit.starter:
             warnings.append(starter_reason(unit))
         if record.unit and self.operation.guards:
             require_guardable(record.unit)
@@ -765,13 +858,16 @@ class _Transaction:
             )
         return record
 
+    def _needed(self) -> int:
+        held = resident_bytes(self.vm.process.pid) if self.vm.process else None
+        return min(self.vm.memory, held or self.vm.memory) + _SPACE_MARGIN
+
     def _check_space(self, directory: str) -> tuple[int, int | None]:
         """Refuse a save that cannot fit; the bytes that it may need, and those that are free, where that is known.
 
         What the save writes is bounded by the guest's memory and by what its process holds of it.
         """
-        held = resident_bytes(self.vm.process.pid) if self.vm.process else None
-        needed = min(self.vm.memory, held or self.vm.memory) + _SPACE_MARGIN
+        needed = self._needed()
         free = free_bytes(directory)
         if free is not None and free < needed:
             raise ImageSpaceError(
@@ -877,6 +973,13 @@ class _Transaction:
         finally:
             waiting.cancel()
 
+    async def _stop_if_running(self) -> bool:
+        """Stop a guest that is saved live; whether it ran."""
+        if await query_run_state(self.monitor) != "running":
+            return False
+        await self.monitor.execute("stop")
+        return True
+
     async def _check_file(self) -> None:
         """Check that the file holds what its bitmaps promise: QEMU before 11.1 takes a short write for a success."""
         problems = await in_thread(structure_problems, self.partial.path)
@@ -894,6 +997,14 @@ class _Transaction:
         self.checksum_ms = round((time.monotonic() - started) * 1000)
         return digest
 
+    async def _record_media(self) -> None:
+        """The guest's media as they are now: QEMU has made them inactive, and nothing writes to them any more."""
+        media = tuple(await read_all_media(self.monitor, self.vm.process))
+        self.surroundings = dataclasses.replace(self.surroundings, media=media)
+        if self.request.after_save == "resume":
+            # A write of the guest that goes on must show in the time of its file's last change.
+            await asyncio.sleep(settling_time(media))
+
     def _final_xml(self, xml: str, choice: _Choice, state: dict[str, t.Any], digest: str) -> str:
         """The XML with what is known only after QEMU has written."""
         facts = dataclasses.replace(
@@ -901,6 +1012,7 @@ class _Transaction:
             parallel_channels=choice.parallel_channels or 0,
             migration=migration_fingerprint(state),
             digest=digest,
+            surroundings=self.surroundings.dump(),
         )
         return domain_xml.embed(xml, facts, self.launch_record)
 
@@ -908,7 +1020,7 @@ class _Transaction:
         self, xml: str, choice: _Choice, state: dict[str, t.Any], started: float, write_seconds: float
     ) -> dict[str, t.Any]:
         """Everything from the complete magic on; runs to its end whatever happens."""
-        await in_thread(self.partial.finish, xml)
+        await in_thread(self.partial.finish, xml, self.request.after_save == "resume")
         self.completed = self.operation.written = True
         self.operation.locks.callback(self.partial.release)
         self.operation.guest_state = f"{self.vm.label} is stopped and the image {self.path} is complete"
@@ -938,6 +1050,7 @@ class _Transaction:
             "parallel_channels": choice.parallel_channels,
             "bypass_cache": choice.bypass_cache,
             "launch": self.launch,
+            "problems": [problem.as_result() for problem in self.surroundings.problems],
             "reasons": choice.reasons,
             "warnings": choice.warnings,
         }
@@ -950,7 +1063,7 @@ class _Transaction:
         stop = self.monitor.find_event("STOP", since=self.since)
         if stop is None:
             return None if self.adopted and self.vm.run_state == "running" else 0
-        end = self.monitor.find_event("RESUME", "SHUTDOWN", since=self.monitor.events.index(stop))
+        end = self.monitor.find_event("RESUME", "SHUTDOWN", since=self.since)
         finished = event_seconds(end) if end else time.time()
         return round((finished - event_seconds(stop)) * 1000)
 

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import pwd
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
@@ -34,7 +33,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, require_tool
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
-from ansible_collections.vmops.qemu.plugins.module_utils._launch import find_launch, launch_result
+from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_record, launch_result
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import query_state, read_support
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
@@ -42,10 +41,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
     connect_by_process,
     list_processes,
+    list_unreadable,
     resident_bytes,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import read_vm
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import start_identity, start_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import survey
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 #: Seconds until a monitor must have greeted. A free one does at once; the others are busy for longer than this, too.
 _GREETING_TIMEOUT = 3.0
@@ -87,6 +91,7 @@ class VmInfoOperation:
         """
         wanted = self.request.name
         processes = [process for process in list_processes() if wanted is None or process.name in wanted]
+        self.warnings += [f"Not every VM may be listed: {process}" for process in list_unreadable()]
         images = await in_thread(self._read_images)
         units = await self._read_units(processes)
         vms = [_Vm(process, unit, images) for process, unit in zip(processes, units)]
@@ -137,7 +142,7 @@ class _Vm:
             "name": process.name,
             "uuid": command_line.vm_uuid(words),
             "pid": process.pid,
-            "user": _user(process.uid),
+            "user": user_name(process.uid),
             "run_state": None,
             "memory": command_line.memory_size(words),
             "resident": resident_bytes(process.pid),
@@ -149,6 +154,7 @@ class _Vm:
             "reason": "",
             "unit": unit.name or None,
             "launch": {},
+            "problems": None,
             "save_support": None,
             "blockers": None,
             "image": None,
@@ -156,7 +162,9 @@ class _Vm:
 
     async def ask(self) -> None:
         """Ask QEMU for the rest."""
-        self.result["launch"] = launch_result(await find_launch(self.process, self.unit, None), self.unit)
+        uid, _gid, problems = start_identity(self.process, self.unit, None)
+        problems += start_problems(self.process, self.unit, uid)
+        self.result["launch"] = self._launch(problems, None)
         self.result["image"] = self._find_image()
         try:
             monitor = await connect_by_process(self.process, _GREETING_TIMEOUT)
@@ -178,9 +186,7 @@ class _Vm:
         support = await read_support(monitor)
         state = await query_state(monitor)
         blockers = list(state.get("blocked-reasons", []))
-        if command_line.has_temporary_disks(self.process.configuration.words):
-            blockers.append("it writes to temporary disks (-snapshot), which end with its QEMU")
-        launch = await find_launch(self.process, self.unit, monitor)
+        surroundings = await survey(monitor, vm.process, self.unit, support.mapped_ram)
         return {
             "name": vm.name,
             "uuid": vm.uuid,
@@ -191,7 +197,8 @@ class _Vm:
             "qemu_version": support.version,
             "qmp_socket": _shown(monitor.address),
             "monitor": "answers",
-            "launch": launch_result(launch, self.unit),
+            "launch": self._launch(surroundings.problems, monitor),
+            "problems": [problem.as_result() for problem in surroundings.problems],
             "save_support": {
                 "mapped_ram": support.mapped_ram,
                 "direct_io": support.direct_io,
@@ -200,8 +207,15 @@ class _Vm:
             "blockers": blockers,
         }
 
+    def _launch(self, problems: t.Sequence[Problem], monitor: Monitor | None) -> dict[str, t.Any]:
+        """The C(launch) of the result."""
+        return launch_result(launch_record(self.process, self.unit, problems, monitor), self.unit)
+
     def _find_image(self) -> dict[str, t.Any] | None:
-        """The VM's image: by uuid where both have one, else by name; of several the one that a save would make."""
+        """The VM's image: by uuid where both have one, else by name; of several its last save.
+
+        Of copies of that, and beside partial images, it is the one that a save would make.
+        """
         name, uuid = self.result["name"], self.result["uuid"]
         found = [
             image
@@ -213,8 +227,16 @@ class _Vm:
         usual = ""
         with contextlib.suppress(RequestError):  # a name that cannot stand in a path
             usual = image_path(None, os.path.dirname(found[0]["path"]), name)
-        image = max(found, key=lambda image: (image["path"].startswith(usual) and bool(usual), image["mtime"] or 0))
-        return {key: image[key] for key in ("path", "state", "saved_at")}
+        image = max(
+            found,
+            key=lambda image: (
+                image["superseded_by"] is None,
+                image["path"].startswith(usual) and bool(usual),
+                bool(image["complete"]),
+                image["mtime"] or 0,
+            ),
+        )
+        return {key: image[key] for key in ("path", "state", "saved_at", "checkpoint")}
 
 
 def _formats(mapped_ram: bool) -> list[str]:
@@ -225,13 +247,6 @@ def _formats(mapped_ram: bool) -> list[str]:
             require_tool(image_format)
             formats.append(image_format.label)
     return formats
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _shown(address: str | None) -> str | None:

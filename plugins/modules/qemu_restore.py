@@ -15,7 +15,8 @@ description:
   - The image's structure is checked, and its machine type and memory are compared with those of the QEMU, before QEMU
     reads a byte, since QEMU loads some images that do not fit and reports success.
   - A QEMU that was started outlives the module and the connection. It has no terminal. What it writes goes into a log
-    beside the image, with C(.log) appended to its name, or where its systemd service has it go.
+    beside the image, with C(.log) appended to its name, or into C(/var/log/vmops.qemu) where others can change names in
+    the image's directory, or where its systemd service has it go.
   - The image is removed only when the VM is where it should be. On any failure it is kept, and a QEMU that failed to
     load is ended.
 options:
@@ -91,6 +92,21 @@ options:
         image would not fit to them.
     type: bool
     default: true
+  disks:
+    description:
+      - With V(check), the VM's disks and other media are compared with what the image records of them, file by file
+        down each backing chain, before anything is started, and again when QEMU has opened them. A disk that was
+        written to since the save, or is another one, is refused. Its file system would be destroyed by the memory of
+        another moment.
+      - A copy of a disk passes if it keeps size and time of change (C(cp --preserve), C(rsync --times)). Disks that
+        cannot be compared, such as block devices and network storage, are named in a warning.
+      - An image whose guest went on after the save (C(checkpoint) in RV(vmops.qemu.qemu_save_image_info#module:images))
+        is restored only where all disks can be compared and are as they were.
+      - An image that is not the VM's last save in its directory is refused.
+      - V(ignore) leaves all of this out. Say so only if you know that the disks are those of the save.
+    type: str
+    choices: [check, ignore]
+    default: check
   parallel_channels:
     description:
       - How many channels read the memory at the same time (sparse images only). It need not be the number that wrote
@@ -124,7 +140,9 @@ requirements:
 notes:
   - When the VM runs, its systemd service may start it from its disks again
     (O(vmops.qemu.qemu_save#module:cold_boot_guard)).
-  - A VM that runs already is left alone (RV(ignore:changed=false)), whether there is an image or not.
+  - A VM that runs already is left alone (RV(ignore:changed=false)) where there is no image, or where the image is a
+    checkpoint from which it went on. Beside a complete image that is no checkpoint it was started from its disks, which
+    is an error.
   - A VM whose save was interrupted before its QEMU had ended goes on in that QEMU, whether the image was complete by
     then or not.
 seealso:
@@ -246,6 +264,11 @@ reasons:
   description: Why the options that were not given got their values.
   type: dict
   returned: when the VM was restored
+problems:
+  description: What is not as it was at the save, as in M(vmops.qemu.qemu_vm_info).
+  type: list
+  elements: dict
+  returned: when the VM's disks were refused
 error:
   description: The kind of the error.
   type: str
@@ -278,6 +301,7 @@ def main() -> None:
             "launch": {"type": "str", "choices": ["recorded", "command", "attach"], "default": "recorded"},
             "attach_timeout": {"type": "float", "default": 0},
             "command": {"type": "list", "elements": "str", "no_log": True},
+            "disks": {"type": "str", "choices": ["check", "ignore"], "default": "check"},
             "verify": {"type": "str", "choices": ["full", "structure", "none"], "default": "structure"},
             "remove_image": {"type": "bool", "default": True},
             "parallel_channels": {"type": "int"},

@@ -113,6 +113,14 @@ options:
       - It takes root. With V(false) see yourself that nothing starts the VM.
     type: bool
     default: true
+  require_restorable:
+    description:
+      - Refuse, before the guest is touched, a save whose image M(vmops.qemu.qemu_restore) could not restore with
+        O(vmops.qemu.qemu_restore#module:launch=recorded), or only as another machine. The reasons are in RV(problems).
+      - With V(false) they are warnings. Say so only if you know how the VM comes back. What would fail the save itself,
+        or lose what the guest has written, is refused all the same.
+    type: bool
+    default: true
   force:
     description:
       - Replace a complete image although the VM runs, or an image of another VM.
@@ -315,6 +323,27 @@ launch:
     reason:
       description: Why it is not V(unit), or what to be aware of.
       type: str
+problems:
+  description:
+    - What stands between the VM and its return, as in M(vmops.qemu.qemu_vm_info), whose documentation lists all kinds.
+    - The image keeps them, see C(restore_problems) in RV(vmops.qemu.qemu_save_image_info#module:images).
+  type: list
+  elements: dict
+  returned: when the VM was saved, or would be, or was refused for one of them
+  contains:
+    kind:
+      description: A word that a program can read.
+      type: str
+      sample: disk_replaced
+    what:
+      description: What was found.
+      type: str
+    cure:
+      description: What to do about it.
+      type: str
+    blocks:
+      description: Whether it is refused with O(require_restorable=true).
+      type: bool
 reasons:
   description: Why the options that were not given got their values.
   type: dict
@@ -367,6 +396,7 @@ def main() -> None:
             "domain_xml": {"type": "str", "no_log": True},
             "after_save": {"type": "str", "choices": ["quit", "pause", "resume"], "default": "quit"},
             "cold_boot_guard": {"type": "bool", "default": True},
+            "require_restorable": {"type": "bool", "default": True},
             "force": {"type": "bool", "default": False},
             "bandwidth": {"type": "str"},
             "checksum": {"type": "bool", "default": False},

@@ -122,6 +122,25 @@ images:
     complete:
       description: Whether the header's magic says that the save came to its end.
       type: bool
+    checkpoint:
+      description:
+        - Whether the guest went on after the image was complete, so that its disks may have moved on. The roles and the
+          restore at boot leave such an image alone.
+      type: bool
+    superseded_by:
+      description:
+        - The path of the VM's last save, where this one is an older one. Of the same VM are images with the same UUID
+          or, where one has none, the same name; the last one has the latest C(saved_at) or, where that is V(null), the
+          latest C(mtime).
+        - Only images in the same directory are looked at. Those that are checkpoints, damaged or archived count, too,
+          partial ones do not. Copies of one save do not supersede each other.
+        - V(null) where there is no later one, and in what other modules return of an image.
+      type: str
+      sample: /var/lib/vmops/save/web1.save
+    copy_of:
+      description:
+        - In a directory, the path of another image of the same save, the one that the roles restore.
+      type: str
     version:
       description: The header's version, V(2) or V(3).
       type: int
@@ -174,7 +193,7 @@ images:
     saved_at:
       description: When it was saved, ISO 8601 in UTC; only in images of this collection.
       type: str
-      sample: "2026-03-01T09:30:00Z"
+      sample: "2026-03-01T09:30:00.250Z"
     qemu_version:
       description: The QEMU that saved; only in images of this collection.
       type: str
@@ -186,6 +205,64 @@ images:
     launch_recorded:
       description: Whether the image records how its QEMU was started.
       type: bool
+    restorable:
+      description:
+        - Whether M(vmops.qemu.qemu_restore) can start the VM again as the image records it
+          (O(vmops.qemu.qemu_restore#module:launch=recorded)), by what was known at the save.
+        - V(null) where the image does not record it.
+      type: bool
+    restore_problems:
+      description:
+        - What was found at the save to stand between the VM and its return, as RV(vmops.qemu.qemu_vm_info#module:vms)
+          has it in C(problems); V(null) where the image does not record it.
+      type: list
+      elements: dict
+    disks:
+      description:
+        - The media of the guest's drives at the save, from its record; V(null) where the image has none.
+        - Before a restore they are compared with what is there then.
+      type: list
+      elements: dict
+      contains:
+        backend:
+          description: QEMU's name for the block backend.
+          type: str
+        qdev:
+          description: The guest's device.
+          type: str
+        node:
+          description: The name of the active block node.
+          type: str
+        read_only:
+          description: Whether the guest can only read it.
+          type: bool
+        files:
+          description: What it is made of, from the active layer down to the end of its backing chain.
+          type: list
+          elements: dict
+          contains:
+            path:
+              description: The file, or QEMU's own name for what is no file.
+              type: str
+            format:
+              description: The driver that reads it.
+              type: str
+              sample: qcow2
+            size:
+              description: Its size in bytes.
+              type: int
+            mtime_ns:
+              description: When it was last changed, in nanoseconds since the epoch.
+              type: int
+            inode:
+              description: Its inode.
+              type: int
+            device_number:
+              description: The device number of its file system.
+              type: int
+            uncheckable:
+              description: Why it cannot be seen whether it was changed, empty where it can.
+              type: str
     readable_by:
       description:
         - The software that reads an image with this header, empty for one that is not complete.
@@ -270,7 +347,7 @@ def main() -> None:
             images = directory_info(path, **wanted) if os.path.exists(path) else []
             lines = [f"{len(images)} save images in {path}", *map(describe, images)]
             module.exit_json(changed=False, images=images, msg=one_line("; ".join(lines)))
-        image = image_info(os.path.abspath(path), **wanted)
+        image = image_info(os.path.abspath(path), others=True, **wanted)
     except VmopsError as exc:
         module.fail_json(**exc.as_result())
     module.exit_json(changed=False, images=[image], image=image, msg=one_line(describe(image)))

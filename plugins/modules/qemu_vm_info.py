@@ -172,8 +172,29 @@ vms:
       description: Why it cannot be saved, in QEMU's own words; empty where nothing forbids it.
       type: list
       elements: str
+    problems:
+      description:
+        - What stands between the VM and its return after a save; V(null) where it cannot be asked.
+        - M(vmops.qemu.qemu_save) refuses a VM for those that block, unless told otherwise.
+      type: list
+      elements: dict
+      contains:
+        kind:
+          description:
+            - A word that a program can read. KINDS
+          type: str
+          sample: disk_replaced
+        what:
+          description: What was found.
+          type: str
+        cure:
+          description: What to do about it.
+          type: str
+        blocks:
+          description: Whether a restore would be refused, would fail, or would bring back another machine.
+          type: bool
     image:
-      description: Its save image in O(save_dir), V(null) where there is none.
+      description: Its save image in O(save_dir), of several that of its last save; V(null) where there is none.
       type: dict
       contains:
         path:
@@ -185,6 +206,9 @@ vms:
         saved_at:
           description: When it was saved, ISO 8601 in UTC; only of images of this collection.
           type: str
+        checkpoint:
+          description: Whether the VM went on after that save, as in M(vmops.qemu.qemu_save_image_info).
+          type: bool
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -17,7 +17,15 @@ from pathlib import Path
 MIB = 1024 * 1024
 HEADER_SIZE = 92
 #: The words of the header by their names, each four bytes.
-WORDS = {"version": 16, "data_len": 20, "was_running": 24, "compressed": 28, "cookie_offset": 32, "features": 36}
+WORDS = {
+    "version": 16,
+    "data_len": 20,
+    "was_running": 24,
+    "compressed": 28,
+    "cookie_offset": 32,
+    "features": 36,
+    "checkpoint": 88,
+}
 FORMATS = ("raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse")
 
 Range = tuple[int, int]
@@ -110,7 +118,7 @@ def read_layout(path: Path) -> Layout:
     stream = HEADER_SIZE + words["data_len"]
     cookie = words["cookie_offset"]
     xml_end = data.index(b"\0", HEADER_SIZE)
-    regions: dict[str, list[Range]] = {"magic": [(0, 16)], "unused": [(40, HEADER_SIZE)]}
+    regions: dict[str, list[Range]] = {"magic": [(0, 16)], "unused": [(40, WORDS["checkpoint"])]}
     regions.update({name: [(offset, offset + 4)] for name, offset in WORDS.items()})
     regions.update(xml=[(HEADER_SIZE, xml_end)], xml_end=[(xml_end, xml_end + 1)])
     text_end = xml_end + 1

@@ -208,6 +208,9 @@ def _end_twice(_rng: random.Random, layout: Layout) -> Optional[Mutation]:
 _ALIKE = "versions 2 and 3 differ in how they mark sparse alone"
 _RUNS = "whether the guest shall run is the operator's to change: virsh save-image-edit does it"
 _NOBODY = "no reader looks at them"
+_WENT_ON = "a checkpoint is the same image, and says that it is one; all but 0 and 1 is refused"
+#: What the words say that a reader may find otherwise.
+_SAID = ("header.version", "header.was_running", "header.checkpoint")
 
 flips("magic", Expect.REFUSED)
 flips("version", Expect.HARMLESS, _ALIKE, ("header.version",))
@@ -217,14 +220,15 @@ flips("compressed", Expect.REFUSED)
 flips("cookie_offset", Expect.REFUSED)
 flips("features", Expect.HARMLESS, "version 2 has no features")
 flips("unused", Expect.HARMLESS, _NOBODY)
+flips("checkpoint", Expect.HARMLESS, _WENT_ON, ("header.checkpoint",))
 
 
-@kind("header noise", Expect.HARMLESS, _NOBODY, ("header.version", "header.was_running"), weight=2)
+@kind("header noise", Expect.HARMLESS, _NOBODY, _SAID, weight=2)
 def _header_noise(rng: random.Random, layout: Layout) -> Optional[Mutation]:
     return noise(rng, layout, rng.choice(("magic", *WORDS, "unused")))
 
 
-@kind("header word, an extreme", Expect.HARMLESS, f"{_ALIKE}; {_RUNS}", ("header.version", "header.was_running"), 6)
+@kind("header word, an extreme", Expect.HARMLESS, f"{_ALIKE}; {_RUNS}; {_WENT_ON}", _SAID, 6)
 def _header_extreme(rng: random.Random, layout: Layout) -> Optional[Mutation]:
     start, end = layout.only(rng.choice(list(WORDS)))
     near = (layout.size, layout.size - HEADER_SIZE, layout.stream, layout.only("xml")[1] - HEADER_SIZE)
@@ -232,7 +236,7 @@ def _header_extreme(rng: random.Random, layout: Layout) -> Optional[Mutation]:
     return write(start, data) if data != layout.read((start, end)) else None
 
 
-@kind("header words exchanged", Expect.HARMLESS, _NOBODY, ("header.version", "header.was_running"), 2)
+@kind("header words exchanged", Expect.HARMLESS, _NOBODY, _SAID, 2)
 def _header_swap(rng: random.Random, layout: Layout) -> Optional[Mutation]:
     one, other = (layout.only(word)[0] for word in rng.sample(list(WORDS), 2))
     first, second = layout.read((one, one + 4)), layout.read((other, other + 4))

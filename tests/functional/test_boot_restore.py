@@ -17,9 +17,12 @@ import zipfile
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.lookup.restore_program import make_program
+from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
 
 from support import find_qemu_pids
 from support.guest import REPOSITORY
+from support.monitor import Monitor
 from support.observe import VM, Continuity, run_state
 
 MAIN = REPOSITORY / "roles" / "host_setup" / "files" / "restore_saved_vms.py"
@@ -110,7 +113,7 @@ def test_damaged_and_partial_images_are_named_and_the_others_go_on(guest, image,
     save(name=VM, path=str(image))
     damaged, partial, garbage = (image.parent / f"{name}.save" for name in ("aaa", "partial", "zzz"))
     shutil.copyfile(image, damaged)
-    os.truncate(damaged, damaged.stat().st_size // 2)
+    os.truncate(damaged, 200)
     partial.write_bytes(b"LibvirtQemudPart" + image.read_bytes()[16:])
     garbage.write_bytes(b"no image")
     for path in (damaged, partial, garbage):
@@ -123,6 +126,40 @@ def test_damaged_and_partial_images_are_named_and_the_others_go_on(guest, image,
         assert path.exists()
     guest.adopt_restarted()
     assert run_state(guest) == "running"
+
+
+def test_last_save_is_restored_and_the_older_one_named(guest, image, save, run_program):
+    """The name of the older one comes first. Its guest went on by hand, so it does not say that it did."""
+    older = image.parent / "aaa.save"
+    save(name=VM, path=str(older), after_save="pause")
+    with Monitor(guest.observer_socket) as monitor:
+        monitor.execute("cont")
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    copy = image.parent / "copy.save"
+    shutil.copyfile(image, copy)
+    copy.chmod(0o600)
+    os.truncate(copy, copy.stat().st_size // 2)
+    output = said(run_program(parallel=1), 0)
+    assert f"{VM} was restored from {image}" in output
+    assert f"{older}: left alone, {image} is a later save of {VM}" in output
+    assert f"{copy}: left alone, it is a copy of {image}" in output
+    assert older.exists()
+    assert not image.exists()
+    guest.adopt_restarted()
+    continuity.check()
+
+
+def test_checkpoint_is_named_and_left_alone(guest, image, save, run_program):
+    """Also one that is the only image of a VM that does not run any more."""
+    save(name=VM, path=str(image), after_save="resume")
+    # Until the save says so itself.
+    mark_checkpoint(str(image), read_image_head(str(image)))
+    guest.end()
+    output = said(run_program(), 0)
+    assert f"{image}: left alone, it is a checkpoint: {VM} went on after this save" in output
+    assert image.exists()
+    assert find_qemu_pids(VM) == []
 
 
 def test_image_that_others_could_have_written_is_not_restored(guest, image, save, run_program):

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Union
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import parse_configuration_file
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import find_processes, read_process
 
 from support import CounterGuest
-from support.observe import VM, Continuity
+from support.observe import VM, Continuity, wait_until
 from support.process import read_argv
 
 QEMU = "qemu-system-x86_64"
@@ -53,6 +55,8 @@ class FileGuest(CounterGuest):
   mode = "control"
 [device "rng"]
   driver = "virtio-rng-pci"
+[device "rp1"]
+  driver = "pcie-root-port"
 """
         )
 
@@ -95,6 +99,21 @@ def test_vm_whose_name_and_monitor_are_in_a_file(
     assert restored["changed"]
     continuity.check()
     assert save(name=VM, path=str(image))["changed"]
+
+
+def test_file_that_is_gone(file_guest: FileGuest, save: Callable[..., Any], image: Path) -> None:
+    (file_guest.workdir / "vm.cfg").unlink()
+    saved = save(qmp_socket=str(file_guest.qmp_socket), path=str(image), after_save="resume")
+    assert saved["vm"]["pid"] == file_guest.pid
+    assert saved["launch"]["how"] == "none"
+    assert "vm.cfg could not be read" in saved["launch"]["reason"]
+
+
+def test_device_that_was_plugged_in_beside_a_file(file_guest: FileGuest, save: Callable[..., Any], image: Path) -> None:
+    assert file_guest.qmp("human-monitor-command", {"command-line": "device_add e1000e,bus=rp1"}) == ""
+    saved = save(name=VM, path=str(image), after_save="resume")
+    assert saved["launch"]["how"] == "none"
+    assert "e1000e" in saved["launch"]["reason"]
 
 
 # --- the file as QEMU reads it ---
@@ -151,3 +170,58 @@ def test_qemu_reads_it_the_same_way(text: str, tmp_path: Path) -> None:
     else:
         ids = sorted(setting.keys["id"] for setting in settings)
     assert ids == qemu_reads(path)
+
+
+# --- what other users' processes say of themselves ---
+
+
+def test_file_of_another_mount_namespace(tmp_path: Path) -> None:
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("no mount namespaces here")
+    for name in ("host", "inside"):
+        (tmp_path / f"{name}.cfg").write_text(f'[name]\nguest = "{name}-{VM}"\n')
+    time.sleep(0.2)
+    qemu = f"{QEMU} -machine none -nodefaults -display none -readconfig host.cfg"
+    # Only there has the file this content.
+    script = f"mount --bind inside.cfg host.cfg && exec {qemu}"
+    process = subprocess.Popen(["unshare", "-m", "sh", "-c", script], cwd=tmp_path)
+    try:
+        wait_until(lambda: found_name(process.pid) is not None)
+        assert found_name(process.pid) == f"inside-{VM}"
+        assert [running.pid for running in find_processes(f"inside-{VM}")] == [process.pid]
+        assert find_processes(f"host-{VM}") == []
+    finally:
+        process.kill()
+        process.wait()
+
+
+def found_name(pid: int) -> Union[str, None]:
+    """The name of the QEMU of that process id; None where it is none (yet)."""
+    running = read_process(pid)
+    return running.name if running else None
+
+
+def test_processes_that_only_call_themselves_qemu(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "huge").touch()
+    os.truncate(tmp_path / "huge", 1 << 40)
+    (tmp_path / "loop").symlink_to("loop")
+    names = ("fifo", "huge", "loop", "/dev/zero", "/dev/tty", "/proc/kmsg", "/dev/fd/0", "/proc/self/environ")
+    processes = [
+        subprocess.Popen(["qemu-system-x86_64", "-c", "read x", "-readconfig", name], executable="/bin/sh",
+                         stdin=subprocess.PIPE, cwd=tmp_path)
+        for name in names
+    ]  # fmt: skip
+    try:
+        wait_until(lambda: all(read_process(process.pid) for process in processes))
+        started = time.monotonic()
+        for process in processes:
+            found = read_process(process.pid)
+            assert found is not None
+            assert len(found.configuration.unknown) == 1
+            assert found.name == ""
+        assert time.monotonic() - started < 1
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

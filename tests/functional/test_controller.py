@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
+from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import run_directory
 
 from support import Monitor, find_qemu_pids, observe, ssh
 from support.observe import VM, Continuity, run_state
@@ -282,11 +284,13 @@ def test_controller_killed_at_any_moment(big_guest, image, make_play):
 def test_vm_that_ends_while_its_lock_is_awaited(guest, image, save, start_module):
     """The other run was just about to end it: that is no error, the VM is saved."""
     save(name=VM, path=str(image), after_save="resume")
-    lock = os.open(f"/proc/{guest.pid}/fd", os.O_RDONLY)
+    birth = read_process_stat(guest.pid)[START_TICKS].decode()
+    path = os.path.join(run_directory("locks"), f"vm-{guest.pid}-{birth}")
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         run = start_module("qemu_save", name=VM, path=str(image))
-        wait_until(lambda: has_open(run.process.pid, f"/proc/{guest.pid}/fd") or run.process.poll() is not None)
+        wait_until(lambda: has_open(run.process.pid, path) or run.process.poll() is not None)
         assert run.process.poll() is None, run.result()
         guest.end()
     finally:

@@ -262,9 +262,13 @@ def test_vm_whose_disks_end_with_its_qemu(make_guest, image, run_module, save):
     guest = make_guest(observer=True, extra_args=["-snapshot"])
     continuity = Continuity(guest)
     result = run_module("qemu_save", name=VM, path=str(image))
-    check_error(result, "RequestError", "-snapshot")
+    check_error(result, "NotRestorableError", "-snapshot")
+    assert [problem["kind"] for problem in result["problems"] if problem["blocks"]] == ["temporary_disks"]
+    # They would be lost, whatever the operator says.
+    result = run_module("qemu_save", name=VM, path=str(image), require_restorable=False)
+    check_error(result, "NotRestorableError", "-snapshot")
     assert os.listdir(image.parent) == []
-    save(name=VM, path=str(image), after_save="resume")
+    save(name=VM, path=str(image), after_save="resume", require_restorable=False)
     continuity.check()
 
 

@@ -80,7 +80,7 @@ def check_refused(result: Result, guest: LinuxGuest, image: Path, before: tuple[
 def boot_from_disk(guest: LinuxGuest) -> None:
     """What an operator does who does not know of the image: the VM is started from its disk, works, and ends."""
     guest.start()
-    guest.wait_for_counter(guest.counters()[-1])
+    guest.write_file(9)
     guest.power_off()
 
 

@@ -104,7 +104,9 @@ def test_bytes_that_are_no_text_in_a_name(make_guest, image, save, restore, run_
     guest = make_guest(start=False, extra_args=["-name", f"guest={name}"], **SMALL)
     guest.start()
     continuity = Continuity(guest)
-    result = save(qmp_socket=str(guest.qmp_socket), path=str(image))
+    refused = run_module("qemu_save", qmp_socket=str(guest.qmp_socket), path=str(image))
+    assert refused["error"] == "NotRestorableError", refused["msg"]
+    result = save(qmp_socket=str(guest.qmp_socket), path=str(image), require_restorable=False)
     assert "cannot start" in str(result["warnings"])
     guest.wait_exit()
     result = run_module("qemu_restore", path=str(image))

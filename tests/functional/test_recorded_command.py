@@ -35,7 +35,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import pack
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import process as process_module
 from ansible_collections.vmops.qemu.plugins.module_utils._restore import RestoreOperation, RestoreRequest
 
-from support import CounterGuest, find_qemu_pids
+from support import CounterGuest, Monitor, MonitorError, find_qemu_pids
 from support.observe import VM, Continuity, wait_until
 
 QEMU = shutil.which("qemu-system-x86_64") or ""
@@ -653,18 +653,28 @@ def pretender(tmp_path):
         process.wait()
 
 
+def greets(path: Path) -> bool:
+    """Whether a QEMU answers there."""
+    try:
+        Monitor(path).close()
+    except MonitorError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("trick", ["set-user-id", "run-with"])
 def test_user_of_the_host_does_not_become_root_by_a_save(tmp_path, pretender, image, start_module, run_module, trick):
     """Root saves and restores all VMs; one is a user's, who says of a process what it is not.
 
-    A QEMU of the user's answers; its name is in a file, so that the words which are found by the name are those of
-    another process. That one belongs to root by the set-user-ID bit of a program of root's, or says that it was
-    started by root (-run-with user=), as whom it would be started again.
+    A QEMU of the user's answers; its program is not called as one, so that the words which are found by the name are
+    those of another process. That one belongs to root by the set-user-ID bit of a program of root's, or says that it
+    was started by root (-run-with user=), as whom it would be started again.
     """
     run = tmp_path / "run"
     run.mkdir()
     os.chown(run, NOBODY, -1)
-    (run / "name.config").write_text(f'[name]\n  guest = "{VM}"\n')
+    program = shutil.copy(QEMU, tmp_path / "program")
+    firmware = ["-L", "/usr/share/qemu", "-L", "/usr/share/seabios"]
     qmp = f"unix:{run}/qmp,server=on,wait=off"
     quiet = ["-nodefaults", "-display", "none", "-machine", "pc", "-m", "16", "-S"]
     victim = tmp_path / "victim"
@@ -672,15 +682,17 @@ def test_user_of_the_host_does_not_become_root_by_a_save(tmp_path, pretender, im
     if trick == "run-with":
         argv += ["-run-with", "user=nobody"]
     with reachable_by_nobody(run):
-        server = subprocess.Popen([*AS_NOBODY, QEMU, "-readconfig", str(run / "name.config"), "-qmp", qmp, *quiet])
+        server = subprocess.Popen([*AS_NOBODY, program, *firmware, "-name", VM, "-qmp", qmp, *quiet])
         try:
-            wait_until((run / "qmp").exists)
+            wait_until(lambda: greets(run / "qmp"))
             if trick == "set-user-id":
                 pid = pretender(argv, 0o4755, "login")
                 assert os.stat(f"/proc/{pid}").st_uid == 0
             else:
                 pid = pretender(argv, 0o755, "qemu-system-x86_64")
-            run = start_module("qemu_save", name=VM, path=str(image), format="raw")
+            refused = run_module("qemu_save", name=VM, path=str(image), format="raw")
+            assert refused["error"] == "NotRestorableError", refused["msg"]
+            run = start_module("qemu_save", name=VM, path=str(image), format="raw", require_restorable=False)
             wait_until(image.exists)
             os.kill(pid, signal.SIGKILL)
             result = run.result()

@@ -26,7 +26,7 @@ AS_NOBODY = [
 
 KEYS = {
     *("name", "uuid", "pid", "user", "run_state", "memory", "resident", "vcpus", "machine", "qemu_version"),
-    *("qmp_socket", "monitor", "reason", "unit", "launch", "save_support", "blockers", "image"),
+    *("qmp_socket", "monitor", "reason", "unit", "launch", "save_support", "blockers", "problems", "image"),
 }
 
 
@@ -83,6 +83,8 @@ def test_vm_that_answers(make_guest, one):
         "blockers": [],
         "image": None,
     }
+    # The tests themselves have started it, and wait for it.
+    assert [problem["kind"] for problem in vm["problems"]] == ["supervisor_unknown"]
     assert {key: vm[key] for key in expected} == expected
     assert vm["launch"]["how"] == "command"
     continuity.check()
@@ -257,7 +259,7 @@ def test_vm_that_cannot_be_started_again(make_guest, one):
     vm = one()
     assert vm["launch"]["how"] == "none"
     assert "snapshot" in vm["launch"]["reason"]
-    assert "temporary disks" in vm["blockers"][0]
+    assert [problem["kind"] for problem in vm["problems"] if problem["blocks"]] == ["temporary_disks"]
 
 
 def test_what_was_plugged_in_later(guest, one):
@@ -284,7 +286,12 @@ def test_images(make_guest, save, one, image):
     save(name=VM, path=str(other), after_save="resume")
     assert one()["image"]["path"] == str(other)
     saved = save(name=VM, save_dir=str(image.parent), after_save="resume")["image"]
-    assert one()["image"] == {"path": saved["path"], "state": "complete", "saved_at": saved["saved_at"]}
+    assert one()["image"] == {
+        "path": saved["path"],
+        "state": "complete",
+        "saved_at": saved["saved_at"],
+        "checkpoint": saved["checkpoint"],
+    }
     os.utime(other)
     assert one()["image"]["path"] == f"{image.parent}/{VM}.save", "the one that a restore by name would use"
     # Known by its UUID, where it has one: not by a name that another VM has had.

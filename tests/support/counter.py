@@ -133,6 +133,9 @@ class CounterGuest(Guest):
         rate = -(-self.dirty_rate_mib * (1 << 20) // (_PAGE * _TICKS))
         values = (self.block_mib, self.dirty_mib, self.seed, max(1, self.line_ms * _TICKS // 1000), rate)
         struct.pack_into("<5I", image, end, *values)
+        # As it is, where it is right already: a disk that was written anew is not the one of a saved guest any more.
+        if self.boot_image.exists() and self.boot_image.read_bytes() == image:
+            return
         new = self.boot_image.with_suffix(".new")
         new.write_bytes(image)
         os.replace(new, self.boot_image)

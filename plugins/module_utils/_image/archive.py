@@ -36,6 +36,7 @@ import tempfile
 import typing as t
 import zlib
 
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     ImageAccessError,
@@ -84,6 +85,10 @@ _PIECE = 1024 * 1024
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_PAX_HEADER = 1024 * 1024
 _MAX_RANGES = 1 << 26
+#: As many are kept of a map for a look at the head alone, which stands in the first one or two of them.
+_HEAD_RANGES = 4096
+#: Bytes of two numbers in the map at most.
+_MAX_ENTRY = 64
 _ORPHAN_TIMEOUT = 30.0
 _PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE, which needs FALLOC_FL_KEEP_SIZE (linux/falloc.h)
 
@@ -137,7 +142,7 @@ def read_archive_head(path: str) -> ImageHead:
     head = os.memfd_create("vmops-image-head", os.MFD_CLOEXEC)
     try:
         facts = os.fstat(descriptor)
-        with _expanding(path, descriptor, image_format, partly=True) as reader:
+        with _expanding(path, descriptor, image_format, partly=True, head=True) as reader:
             for offset, data in reader.pieces(64 * 1024):
                 write_at(head, data, offset)
                 if offset > 2 * MAX_TEXT_SIZE or _has_head(head, path):
@@ -201,8 +206,7 @@ def unfinished_archive(path: str, descriptor: int) -> Unfinished | None:
     record = _record_path(path)
     with image_errors(record, "read the record of an interrupted archiving"):
         try:
-            with open(record, "rb") as file:
-                text = file.read(4096)
+            text = read_bounded(record, 4096)
         except FileNotFoundError:
             return None
     try:
@@ -562,7 +566,8 @@ def _member_end(ranges: Ranges) -> bytes:
 class _Reader:
     """Reads an expanded archive from its start; C(size) is the image's, C(mtime) in seconds since the epoch."""
 
-    def __init__(self, path: str, stream: t.IO[bytes]) -> None:
+    def __init__(self, path: str, stream: t.IO[bytes], head: bool = False) -> None:
+        """:param head: keep no more of the map than the image's head needs."""
         self._path = path
         self._stream = stream
         try:
@@ -572,7 +577,7 @@ class _Reader:
                 raise ValueError("no sparse member")
             self.size = int(records["GNU.sparse.realsize"])
             self.mtime = float(records.get("mtime", 0))
-            self.ranges = self._map()
+            self.ranges = self._map(_HEAD_RANGES if head else _MAX_RANGES)
         except (ValueError, KeyError, OverflowError, tarfile.TarError) as error:
             raise ImageFormatError(path, f"this is no archive of a save image ({error})") from error
 
@@ -618,7 +623,8 @@ class _Reader:
             data = data[length:]
         return records
 
-    def _map(self) -> Ranges:
+    def _map(self, most: int) -> Ranges:
+        """The map, of which so many ranges are kept."""
         consumed = 0
 
         def number() -> int:
@@ -634,32 +640,51 @@ class _Reader:
             raise ValueError("too many holes")
         ranges = []
         position = 0
-        for _index in range(count):
+        for _index in range(min(count, most)):
             offset, length = number(), number()
             if offset < position or offset + length > self.size:
                 raise ValueError("ranges that overlap or are beyond the image's end")
             position = offset + length
             if length:  # GNU tar marks the end with an empty one
                 ranges.append((offset, length))
-        self._take(-consumed % _BLOCK)
+        if count > most:
+            self._skip_numbers(2 * (count - most), consumed)
+        else:
+            self._take(-consumed % _BLOCK)
         return ranges
+
+    def _skip_numbers(self, lines: int, consumed: int) -> None:
+        """Read on behind the rest of the map, block by block, without a look at its numbers."""
+        most = lines * _MAX_ENTRY
+        part = self._take(-consumed % _BLOCK)
+        while True:
+            lines -= part.count(b"\n")
+            if lines <= 0:
+                return
+            most -= len(part)
+            if most < 0:
+                raise ValueError("broken map of holes")
+            part = self._take(_BLOCK)
 
 
 # --- tools and files --------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _expanding(path: str, archive: int, image_format: ImageFormat, partly: bool = False) -> t.Iterator[_Reader]:
+def _expanding(
+    path: str, archive: int, image_format: ImageFormat, partly: bool = False, head: bool = False
+) -> t.Iterator[_Reader]:
     """Read an archive through its tool, from the start.
 
     :param partly: the rest is of no interest, and may be missing.
+    :param head: nor is all but the image's head.
     """
     with image_errors(path, "read the archive"):
         os.lseek(archive, 0, os.SEEK_SET)
     command = COMPRESSORS[image_format].expand_command()
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(_tool(command, path, archive, subprocess.PIPE, partly))
-        reader = _Reader(path, t.cast(t.IO[bytes], process.stdout))
+        reader = _Reader(path, t.cast(t.IO[bytes], process.stdout), head)
         yield reader
         if not partly:
             reader.finish()

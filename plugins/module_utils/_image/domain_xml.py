@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
+import datetime
 import re
 import typing as t
 import xml.parsers.expat
@@ -79,10 +81,11 @@ class LaunchRecord:
 
 @dataclasses.dataclass(frozen=True)
 class SaveFacts:
-    """How the image was made. C(saved_at) is ISO 8601 in UTC; C(digest) is C(algorithm:hex) or empty.
+    """How the image was made. C(saved_at) is ISO 8601 in UTC (:func:`now`); C(digest) is C(algorithm:hex) or empty.
 
     C(parallel_channels) is 0 where it is not known. C(migration) holds QEMU's own figures of the migration that wrote
-    the stream, by which a QEMU that still stands there is recognised as the one that wrote it.
+    the stream, by which a QEMU that still stands there is recognised as the one that wrote it. C(surroundings) is the
+    JSON text of what surrounded the VM, its disks above all, which only C(_surroundings) can read.
     """
 
     collection_version: str
@@ -91,6 +94,20 @@ class SaveFacts:
     digest: str = ""
     parallel_channels: int = 0
     migration: str = ""
+    surroundings: str = ""
+
+    @property
+    def saved_seconds(self) -> float | None:
+        """``saved_at`` in seconds since the epoch; None where it is no time."""
+        for pattern in ("%Y-%m-%dT%H:%M:%S.%f%z", "%Y-%m-%dT%H:%M:%S%z"):
+            with contextlib.suppress(ValueError, OverflowError):
+                return datetime.datetime.strptime(self.saved_at, pattern).timestamp()
+        return None
+
+
+def now() -> str:
+    """The time as ``saved_at`` has it: in milliseconds, so that two saves of a VM can be told apart."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,10 +231,11 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
         element = waiting.pop()
         if element.tag == _our("save-image") and element.attributes.get("checksum"):
             records.append(element)
-        if element.tag == _our("argument"):
+        if element.tag in (_our("argument"), _our("surroundings")):
             shown = redact_argument(_decode_text(element, path))
             if shown != _decode_text(element, path):
-                edits.append((element.start, element.end(data), _element("argument", shown).encode()))
+                name = element.tag[len(_our("")) :]
+                edits.append((element.start, element.end(data), _element(name, shown).encode()))
             continue
         waiting.extend(element.children)
         for name, value in element.attributes.items():
@@ -236,12 +254,29 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
     return _edit(data, edits)
 
 
-_SECRET_KEYS = r"(?:data|password|passwd|proxy-password|cookie|string)"
+_SECRET_KEYS = r"(?:data|password|passwd|proxy-password|cookie|string|osk)"
+#: How names end with which kernels, init systems and guests are told secrets; "key-secret" names one, and is none.
+_SECRET_NAMES = r"(?:password|passwd|passphrase|(?<!by)pass|token|credential|api[_-]?key|(?<!-)secret)"
 _SECRETS = (
     # key=value lists, where a comma in a value is doubled; "password=on" is a switch, not a password
     (re.compile(rf"((?:^|,)(?:[\w-]+\.)*{_SECRET_KEYS}=)(?!(?:on|off)(?:,|$))(?:[^,]|,,)*"), rf"\1{HIDDEN}"),
-    (re.compile(rf'("{_SECRET_KEYS}"\s*:\s*)"(?:[^"\\]|\\.)*"', re.DOTALL), rf'\1"{HIDDEN}"'),
+    # words of a kernel's command line, of a script, of a URL's query
+    (
+        re.compile(
+            rf"""((?:^|[\s,;:&?"'])[\w.-]*{_SECRET_NAMES}=)(?!(?:on|off|\*+)(?:[\s,]|$))(?:"[^"]*"|'[^']*'|[^\s,&]+)""",
+            re.IGNORECASE,
+        ),
+        rf"\1{HIDDEN}",
+    ),
+    (re.compile(r"(\bset_credential(?:_binary)?=[^:\s]{1,255}:)\S+"), rf"\1{HIDDEN}"),
+    # JSON, also JSON in a string of JSON, whose quotes are escaped
+    (
+        re.compile(rf'((?<!\\)"(?:[\w-]+\.)*{_SECRET_KEYS}"\s*:\s*)(?:"(?:[^"\\]|\\.)*"|[-+.0-9eE]+)', re.DOTALL),
+        rf'\1"{HIDDEN}"',
+    ),
+    (re.compile(rf'((?<!\\)\\+"(?:[\w-]+\.)*{_SECRET_KEYS}\\+"\s*:\s*\\+").*?(?=\\+")', re.DOTALL), rf"\1{HIDDEN}"),
     (re.compile(r"(://[^/@:\s,]*:)[^/@\s]*@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(iscsi://[^/@%\s,]*%)[^/@\s]*@"), rf"\1{HIDDEN}@"),
     (re.compile(r"(:key=)[^:,]*"), rf"\1{HIDDEN}"),
     (re.compile(r"(io\.systemd\.credential(?:\.binary)?:[^=,:]{1,255}=)(?:[^,]|,,)*"), rf"\1{HIDDEN}"),
 )

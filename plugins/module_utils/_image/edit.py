@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Changing the head of a finished save image in place: version, state after a restore, domain XML.
+"""Changing the head of a finished save image in place: version, state after a restore, domain XML, checkpoint.
 
 The QEMU stream cannot be moved, so the head is written anew where it is, and an interruption at any point must leave
 a whole image or one that is known not to be:
@@ -37,8 +37,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xm
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     flush_image,
+    hold_image,
     pack_head,
     read_at,
+    read_image_head,
     remove_image,
     require_regular,
     write_at,
@@ -51,7 +53,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     SaveImageHeader,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
-from ansible_collections.vmops.qemu.plugins.module_utils._lock import lock
 
 
 @contextlib.contextmanager
@@ -62,6 +63,7 @@ def open_for_edit(path: str) -> t.Iterator[int]:
     another process has the file open (such as a QEMU that loads it).
 
     :raises ConflictError: another process has the file.
+    :raises LockHeldError: a process that is no run of this user's has locked it.
     :raises ImageNotFoundError: there is no file.
     :raises ImageFormatError: it is not a regular file.
     :raises ImageAccessError: it cannot be opened or locked; a symbolic link is not followed.
@@ -71,15 +73,17 @@ def open_for_edit(path: str) -> t.Iterator[int]:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         require_regular(os.fstat(descriptor), path)
-        with image_errors(path, "lock the image"):
-            if not (lock(descriptor) and _is_alone(descriptor)):
-                raise ConflictError(
-                    f"{path} is in use: another process restores, saves or changes it",
-                    cure="Wait for its end (fuser shows who has the file open)",
-                )
-            if not os.path.samestat(os.lstat(path), os.fstat(descriptor)):
-                raise ConflictError(f"{path} was replaced by another process just now", cure="Run the task again")
-        yield descriptor
+        with contextlib.ExitStack() as locks:
+            hold_image(locks, descriptor, path)
+            with image_errors(path, "lock the image"):
+                if not _is_alone(descriptor):
+                    raise ConflictError(
+                        f"{path} is in use: another process restores, saves or changes it",
+                        cure="Wait for its end (fuser shows who has the file open)",
+                    )
+                if not os.path.samestat(os.lstat(path), os.fstat(descriptor)):
+                    raise ConflictError(f"{path} was replaced by another process just now", cure="Run the task again")
+            yield descriptor
     finally:
         os.close(descriptor)
 
@@ -167,6 +171,60 @@ def recover_head(path: str, descriptor: int) -> bool:
         recovered = True
     remove_image(journal)
     return recovered
+
+
+def mark_checkpoint(path: str, head: ImageHead) -> None:
+    """Say in a complete image that its guest goes on, on the storage, before it does; quiet where it says so already.
+
+    For whoever holds the image's lock (``image_lock``, or that of a ``PartialImage``); a QEMU may have the file open.
+    A kill at any moment leaves the image marked or not marked. The file's time of change stays: it tells when the
+    stream was written, and is a part of the identity by which a run that was cut off knows the image.
+
+    :param head: the image's head, as the caller has read it; only this image is marked. Links are followed, as they
+        were on reading it.
+    :raises ConflictError: another image is at the path by now.
+    :raises ImageNotFoundError: there is no file.
+    :raises ImagePartialError: it is not complete.
+    :raises ImageAccessError: it cannot be opened for writing, or the storage failed.
+    :raises ImageError: what is there is no image.
+    """
+    descriptor = _open_for_mark(path)
+    try:
+        now = read_image_head(path, descriptor)
+        if not now.header.complete:
+            raise ImagePartialError(path, "the image is partial, so it is not marked as a checkpoint")
+        if (dataclasses.replace(now.header, checkpoint=head.header.checkpoint), now.xml) != (head.header, head.xml):
+            raise ConflictError(f"{path} was replaced by another process just now", cure="Run the task again")
+        facts = os.fstat(descriptor)
+        with image_errors(path, "mark the image as a checkpoint"):
+            if not now.header.checkpoint:
+                write_at(descriptor, dataclasses.replace(now.header, checkpoint=True).pack(), 0)
+                with contextlib.suppress(PermissionError):  # it may be written to, but is someone else's
+                    os.utime(descriptor, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+            # Also where it is marked already: that run may have been cut off before its flush.
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_markable(path: str) -> None:
+    """Check, without a change, that an image can be marked as a checkpoint.
+
+    :raises ImageError: it cannot be opened for writing.
+    """
+    os.close(_open_for_mark(path))
+
+
+def _open_for_mark(path: str) -> int:
+    with image_errors(path, "open the image to mark it as a checkpoint"):
+        require_regular(os.stat(path), path)
+        descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        require_regular(os.fstat(descriptor), path)
+    except BaseException:  # whatever it is, a signal, too: the descriptor is nobody's yet
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def drop_journal(path: str, descriptor: int) -> None:

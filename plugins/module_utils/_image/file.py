@@ -25,13 +25,20 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageError,
     ImageFormatError,
     ImageUnsafeError,
+    LockHeldError,
     RequestError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import HEADER_SIZE, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
-from ansible_collections.vmops.qemu.plugins.module_utils._lock import lock, unlock
-from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
+from ansible_collections.vmops.qemu.plugins.module_utils._lock import (
+    LOCK_TIMEOUT,
+    file_lock,
+    lock,
+    named_lock,
+    unlock,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe, why_unsafe_directory
 
 MAX_TEXT_SIZE = 4 * 1024 * 1024
 """Bytes of domain XML, and of cookie, that are read at most: what libvirt's own protocol carries (4 MiB)."""
@@ -227,6 +234,7 @@ def image_lock(path: str) -> t.Iterator[None]:
     The lock ends with this process, however it ends.
 
     :raises ConflictError: another run is at work on it.
+    :raises LockHeldError: someone else has locked it.
     """
     try:
         descriptor = open_image(path)
@@ -234,18 +242,39 @@ def image_lock(path: str) -> t.Iterator[None]:
         yield
         return
     try:
-        with image_errors(path, "lock the image"):
-            locked = lock(descriptor)
-        if not locked:
-            raise ConflictError(
-                f"{path} is being saved, restored or changed by another run",
-                cure="Wait for its end, then run the task again",
-            )
-        if image_identity(path) != _identity(os.fstat(descriptor)):
-            raise ConflictError(f"{path} was replaced or removed by another run just now", cure="Run the task again")
-        yield
+        with contextlib.ExitStack() as locks:
+            hold_image(locks, descriptor, path)
+            if image_identity(path) != _identity(os.fstat(descriptor)):
+                raise ConflictError(
+                    f"{path} was replaced or removed by another run just now", cure="Run the task again"
+                )
+            yield
     finally:
         os.close(descriptor)
+
+
+def hold_image(locks: contextlib.ExitStack, descriptor: int, path: str, whoever: bool = False) -> None:
+    """Keep other runs from an open image as long as C(locks) lives.
+
+    :param whoever: the file is of this user's own making, so a lock of another user's process on it (whose QEMU was
+        handed a descriptor) means nothing.
+    :raises ConflictError: another run is at work on it.
+    :raises LockHeldError: someone else has locked it.
+    :raises ImageAccessError: it cannot be locked.
+    """
+    with image_errors(path, "lock the image"):
+        held = locks.enter_context(file_lock(descriptor))
+    if held is None or (whoever and held.uid is not None and not held.is_run):
+        return
+    if held.is_run:
+        raise ConflictError(
+            f"{path} is being saved, restored or changed by another run{held.who}",
+            cure="Wait for its end, then run the task again",
+        )
+    raise LockHeldError(
+        f"{path} is locked by a process that is no run of this user's{held.who}",
+        cure="End that process, then run the task again",
+    )
 
 
 def require_regular(facts: os.stat_result, path: str) -> None:
@@ -309,6 +338,7 @@ class PartialImage:
         self._descriptor = -1
         self._header: SaveImageHeader
         self._cookie = ""
+        self._locks = contextlib.ExitStack()
         self._direct_io_reason: str | None = "not probed"
         self._replaced = ""
 
@@ -375,10 +405,8 @@ class PartialImage:
             with image_errors(path, "open the partial image"):
                 image._descriptor = _open_owned(image._name, image._directory)
             if image._descriptor < 0:
-                raise ConflictError(
-                    f"{path} is being written by a save that is still at work, or belongs to another user",
-                    cure="Wait for the other save to end",
-                )
+                raise ConflictError(f"{path} belongs to another user", cure="Run the task as its owner")
+            hold_image(image._locks, image._descriptor, path, whoever=True)
             image._replaced = image._require_replaceable_target()
             head = read_image_head(path, image._descriptor)
             image._header, image._cookie = dataclasses.replace(head.header, complete=False), head.cookie
@@ -419,12 +447,13 @@ class PartialImage:
         with image_errors(self.path, "flush the image"):
             os.fsync(self._descriptor)
 
-    def finish(self, xml: str | None = None) -> None:
+    def finish(self, xml: str | None = None, checkpoint: bool = False) -> None:
         """Make it the image: flush, complete magic, flush, rename over the target, flush the directory.
 
         The lock stays until C(release).
 
         :param xml: a new domain XML that replaces the one given to C(create).
+        :param checkpoint: whether the guest will go on: then there is never an image that does not say so.
         :raises RequestError: that XML does not fit into its room, or the target is no longer a regular file.
         :raises ConflictError: another image was put at the target since C(create).
         :raises ImageSpaceError: the storage is full.
@@ -434,7 +463,7 @@ class PartialImage:
         if xml is not None:
             self._write_head(xml)
         self.flush()
-        complete = dataclasses.replace(self._header, complete=True)
+        complete = dataclasses.replace(self._header, complete=True, checkpoint=checkpoint)
         with image_errors(self.path, "write the complete magic"):
             write_at(self._descriptor, complete.pack(), 0)
         self.flush()
@@ -461,14 +490,33 @@ class PartialImage:
         """Let the file be as it is, and give up the lock."""
         self._close()
 
+    def written(self) -> int:
+        """Bytes that it takes on the storage, without what a file system has set aside behind its end."""
+        facts = os.fstat(self._descriptor)
+        return min(facts.st_size, facts.st_blocks * 512)
+
+    def empty(self) -> bool:
+        """Give all its space back, whoever else has it open; False where it is not held any more.
+
+        :raises ImageAccessError: it cannot be cut.
+        """
+        if self._descriptor < 0:
+            return False
+        with image_errors(self.path, "empty the partial image"):
+            os.ftruncate(self._descriptor, 0)
+        return True
+
     def discard(self) -> None:
         """Remove the temporary file if it is still there and ours; may be called again, and after C(finish).
+
+        It is emptied before: its QEMU may have it open for as long as it likes.
 
         :raises ImageAccessError: it cannot be removed.
         """
         try:
             with image_errors(self.path, "remove the partial image"):
                 if self._descriptor >= 0 and self._is_still_ours():
+                    os.ftruncate(self._descriptor, 0)
                     os.unlink(self._name, dir_fd=self._directory)
         finally:
             self._close()
@@ -480,10 +528,9 @@ class PartialImage:
             write_at(self._descriptor, data, 0)
 
     def _lock(self) -> None:
+        # Another run may have taken it for a leftover before it was locked.
+        hold_image(self._locks, self._descriptor, self.path)
         with image_errors(self.path, "lock the image"):
-            # Another run may have taken it for a leftover before it was locked.
-            if not lock(self._descriptor):
-                raise BlockingIOError(errno.EAGAIN, "another process has locked it")
             self._require_still_ours()
 
     def _probe_direct_io(self) -> str | None:
@@ -542,6 +589,7 @@ class PartialImage:
         return _identity(facts)
 
     def _close(self) -> None:
+        self._locks.close()
         for descriptor in (self._descriptor, self._directory):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -582,7 +630,7 @@ def leftovers(target_path: str) -> list[str]:
     :raises ImageNotFoundError: the directory does not exist.
     :raises ImageAccessError: the directory cannot be read.
     """
-    return [path for path, _name, _directory in _each_leftover(os.path.abspath(target_path))]
+    return [path for path, *_rest in _each_leftover(os.path.abspath(target_path))]
 
 
 def remove_leftovers(target_path: str) -> list[str]:
@@ -592,8 +640,10 @@ def remove_leftovers(target_path: str) -> list[str]:
     :raises ImageAccessError: the directory cannot be read or written.
     """
     removed = []
-    for path, name, directory in _each_leftover(os.path.abspath(target_path)):
+    for path, name, directory, descriptor in _each_leftover(os.path.abspath(target_path)):
         with image_errors(path, "remove the leftover"):
+            # A QEMU may have it open still.
+            os.ftruncate(descriptor, 0)
             os.unlink(name, dir_fd=directory)
         removed.append(path)
     return removed
@@ -616,6 +666,26 @@ def require_safe_image(path: str) -> None:
             f"{reason}, so others could have written the image; the command that it records is not run",
             cure="Move the image into a directory of root's, or give the command in launch: command",
         )
+
+
+def why_unsafe_place(path: str, uid: int, mode: int) -> str:
+    """Why the command in an image that is yet to be made would not be run by C(require_safe_image), as a clause.
+
+    :param path: the image's path; what of its directories is missing yet is made by the caller.
+    :param uid: the owner that it shall have, -1 for the caller.
+    :param mode: the permission bits that it shall have.
+    :returns: the empty string where nothing forbids it.
+    :raises ImageError: a directory cannot be looked at.
+    """
+    trusted = (0, os.geteuid())
+    if uid not in (-1, *trusted):
+        return f"the image shall belong to the user {uid}, who could write what a restore would run"
+    if mode & 0o022:
+        return f"the image shall have the mode {mode:04o}, with which others could write what a restore would run"
+    directory = _nearest_existing(os.path.dirname(path))
+    with image_errors(directory, "look at its owner"):
+        reason = why_unsafe_directory(directory, trusted)
+        return reason and f"{reason}, so others could put another image there, whose command a restore would run"
 
 
 def remove_image(path: str) -> None:
@@ -661,9 +731,7 @@ def require_writable_directory(directory: str, may_be_made: bool = False) -> str
     :returns: the directory, or the nearest one above it that exists.
     :raises ImageError: they cannot.
     """
-    existing = directory
-    while may_be_made and not os.path.lexists(existing) and existing != os.path.dirname(existing):
-        existing = os.path.dirname(existing)
+    existing = _nearest_existing(directory) if may_be_made else directory
     with image_errors(existing, "look into the directory"):
         if not stat.S_ISDIR(os.stat(existing).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -672,6 +740,13 @@ def require_writable_directory(directory: str, may_be_made: bool = False) -> str
         if not os.access(existing, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return existing
+
+
+def _nearest_existing(directory: str) -> str:
+    """The directory, or the nearest one above it that exists."""
+    while not os.path.lexists(directory) and directory != os.path.dirname(directory):
+        directory = os.path.dirname(directory)
+    return directory
 
 
 def flush_image(path: str) -> None:
@@ -769,32 +844,32 @@ def _flush_directory(descriptor: int, path: str) -> None:
 
 @contextlib.contextmanager
 def _locked_directory(descriptor: int) -> t.Iterator[None]:
-    """Hold the lock of a directory for a moment; raises OSError where someone else holds it for long."""
-    if not lock(descriptor, _DIRECTORY_LOCK_TIMEOUT):
-        raise BlockingIOError(errno.EAGAIN, "another process keeps the directory locked")
-    try:
-        yield
-    finally:
-        unlock(descriptor)
+    """Hold the lock of a directory for a moment; raises OSError where another run holds it for long."""
+    facts = os.fstat(descriptor)
+    with named_lock(f"directory-{facts.st_dev:x}-{facts.st_ino}", _DIRECTORY_LOCK_TIMEOUT) as other:
+        if other is not None:
+            raise BlockingIOError(errno.EAGAIN, f"another run keeps the directory locked{other}")
+        # For a run of another user or host. Whoever may read the directory can hold this one for ever, so no longer.
+        locked = lock(descriptor, LOCK_TIMEOUT)
+        try:
+            yield
+        finally:
+            if locked:
+                unlock(descriptor)
 
 
 def _open_owned(name: str, directory: int) -> int:
-    """Open and lock a temporary file that belongs to the caller; -1 when it does not, or is locked; raises OSError."""
+    """Open a temporary file that belongs to the caller; -1 when it does not; raises OSError."""
     descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     facts = os.fstat(descriptor)
     if stat.S_ISREG(facts.st_mode) and (os.geteuid() == 0 or facts.st_uid == os.geteuid()):
-        try:
-            if lock(descriptor):
-                return descriptor
-        except OSError:
-            os.close(descriptor)
-            raise
+        return descriptor
     os.close(descriptor)
     return -1
 
 
-def _each_leftover(target: str) -> t.Iterator[tuple[str, str, int]]:
-    """Path, name and directory descriptor of each unlocked temporary file of ours, locked while it is yielded."""
+def _each_leftover(target: str) -> t.Iterator[tuple[str, str, int, int]]:
+    """Path, name, directory and own descriptor of each unlocked temporary file of ours, locked while it is yielded."""
     pattern = re.compile(re.escape("." + os.path.basename(target)) + r"\.[0-9a-f]{16}\.partial")
     directory = _open_directory(target)
     try:
@@ -806,8 +881,14 @@ def _each_leftover(target: str) -> t.Iterator[tuple[str, str, int]]:
             except OSError:
                 continue
             if descriptor >= 0:
+                path = os.path.join(os.path.dirname(target), name)
                 try:
-                    yield os.path.join(os.path.dirname(target), name), name, directory
+                    with contextlib.ExitStack() as locks:
+                        try:
+                            hold_image(locks, descriptor, path, whoever=True)
+                        except (ImageError, RequestError):
+                            continue
+                        yield path, name, directory, descriptor
                 finally:
                     os.close(descriptor)
     finally:

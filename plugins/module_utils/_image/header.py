@@ -8,7 +8,10 @@ Format: libvirt's C(src/qemu/qemu_saveimage.h) (C(struct _virQEMUSaveHeader)), v
 C(features) word is from Jim Fehlig's series "qemu: Support mapped-ram migration capability". All words are u32 in the
 byte order of the host that saved:
 
-    0 magic[16] | 16 version | 20 data_len | 24 was_running | 28 compressed | 32 cookieOffset | 36 features | 13 unused
+    0 magic[16] | 16 version | 20 data_len | 24 was_running | 28 compressed | 32 cookieOffset | 36 features
+    40 unused[12] | 88 checkpoint
+
+``checkpoint`` is ours: the last of the words that libvirt has as C(unused), which it neither looks at nor changes.
 """
 
 from __future__ import annotations
@@ -26,9 +29,13 @@ MAGIC_PARTIAL = b"LibvirtQemudPart"
 HEADER_SIZE = 92
 VERSIONS = (2, 3)
 FEATURE_MAPPED_RAM = 1 << 0
+NO_CHECKPOINT = 0
+"""``checkpoint``: as far as the image knows, its guest has not run since."""
+CHECKPOINT = 1
+"""``checkpoint``: the guest went on after the image was complete, so its disks may have moved on."""
 
 _CURE_UNSUPPORTED = "Restore it with the software that saved it, or update this collection"
-_LAYOUT = "16s6I52x"
+_LAYOUT = "16s6I48xI"
 _STRUCT_PREFIX = {"little": "<", "big": ">"}
 
 
@@ -60,7 +67,8 @@ class SaveImageHeader:
 
     C(format) is the logical format: C(SPARSE) also where version 3 says so by its feature bit, with C(compressed) 0.
     C(data_length) and C(cookie_offset) are bytes, both counted from the end of the header; a C(cookie_offset) of 0
-    means that there is no cookie. C(byte_order) is that of the header's words, C(little) or C(big).
+    means that there is no cookie. C(byte_order) is that of the header's words, C(little) or C(big). ``checkpoint`` says
+    that the guest went on after this image was complete: its memory is a past one, and its disks may have moved on.
     """
 
     version: int
@@ -70,6 +78,7 @@ class SaveImageHeader:
     data_length: int = 0
     cookie_offset: int = 0
     byte_order: str = sys.byteorder
+    checkpoint: bool = False
 
     @property
     def mapped_ram(self) -> bool:
@@ -97,6 +106,7 @@ class SaveImageHeader:
             ImageFormat.RAW if self.features & FEATURE_MAPPED_RAM else self.format,
             self.cookie_offset,
             self.features,
+            CHECKPOINT if self.checkpoint else NO_CHECKPOINT,
         )
 
     @classmethod
@@ -106,7 +116,7 @@ class SaveImageHeader:
         :param data: the file's first bytes, at least 92 where the file has them.
         :param path: the file's path, for errors.
         :raises ImageFormatError: the magic is wrong, the file too short, or the lengths are impossible.
-        :raises ImageUnsupportedError: a version, feature or format that is not known here.
+        :raises ImageUnsupportedError: a version, feature, format or kind of checkpoint that is not known here.
         """
         magic = data[:MAGIC_SIZE]
         if magic not in (MAGIC_COMPLETE, MAGIC_PARTIAL):
@@ -115,7 +125,7 @@ class SaveImageHeader:
             raise ImageFormatError(path, f"only {len(data)} bytes long, shorter than a header of {HEADER_SIZE} bytes")
         byte_order, version = _recognise_byte_order(data, path)
         words = struct.unpack(_STRUCT_PREFIX[byte_order] + _LAYOUT, data[:HEADER_SIZE])
-        data_length, was_running, compressed, cookie_offset, features = words[2:]
+        data_length, was_running, compressed, cookie_offset, features, checkpoint = words[2:]
         if was_running > 1:
             raise ImageFormatError(path, f"the header's was_running is {was_running}, neither 0 nor 1")
         if data_length == 0:
@@ -123,6 +133,13 @@ class SaveImageHeader:
         if cookie_offset >= data_length:
             raise ImageFormatError(
                 path, f"the cookie offset {cookie_offset} lies outside the {data_length} bytes before the stream"
+            )
+        if checkpoint not in (NO_CHECKPOINT, CHECKPOINT):
+            raise ImageUnsupportedError(
+                path,
+                f"the header's last word is {checkpoint:#x}, so it is not known whether the guest went on after the"
+                " save",
+                cure=_CURE_UNSUPPORTED,
             )
         return cls(
             version=version,
@@ -132,6 +149,7 @@ class SaveImageHeader:
             data_length=data_length,
             cookie_offset=cookie_offset,
             byte_order=byte_order,
+            checkpoint=checkpoint == CHECKPOINT,
         )
 
 

@@ -42,12 +42,19 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     SaveImageHeader,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import (
+    Save,
+    copies,
+    newer_save,
+    superseding,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import read_stream
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import (
     domain_problems,
     head_problems,
     stream_problems,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 _PARTIAL_PROBLEM = "the image is partial: its save never finished, or is still being written"
 _EDIT_PROBLEM = (
@@ -58,6 +65,9 @@ _JOURNAL = re.compile(r"\..+\.[0-9a-f]+\.head(\.new)?", re.DOTALL)
 _UNKNOWN: dict[str, t.Any] = dict.fromkeys(
     (
         "complete",
+        "checkpoint",
+        "superseded_by",
+        "copy_of",
         "version",
         "format",
         "vm_state",
@@ -82,7 +92,7 @@ _UNKNOWN: dict[str, t.Any] = dict.fromkeys(
 )
 
 
-def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[str, t.Any]:
+def image_info(path: str, stream: bool = False, verify: bool = False, others: bool = False) -> dict[str, t.Any]:
     """Everything about one image; never fails, as what is wrong with it is in C(problems).
 
     The keys are those that C(qemu_save_image_info) documents, always all of them (C(stream) only when asked for); what
@@ -91,7 +101,18 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
     :param stream: read the QEMU stream's facts too.
     :param verify: check that the file holds what its header, stream and bitmaps promise and, where a checksum of the
         stream is recorded, that it has not changed since; that reads all of it.
+    :param others: look for a later save of the VM in the same directory (``superseded_by``), which looks into each
+        image there.
     """
+    info, save = _look_at(path, stream, verify)
+    if others and save:
+        with contextlib.suppress(ImageError):  # a directory that cannot be listed
+            info["superseded_by"] = newer_save(save)
+    return info
+
+
+def _look_at(path: str, stream: bool, verify: bool) -> tuple[dict[str, t.Any], Save | None]:
+    """What C(image_info) returns, and which save it is, where that can be read."""
     info: dict[str, t.Any] = {
         "path": path,
         "exists": True,
@@ -100,6 +121,9 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
         "archive": None,
         "features": [],
         "launch_recorded": False,
+        "restorable": None,
+        "restore_problems": None,
+        "disks": None,
         "readable_by": [],
         "problems": [],
     }
@@ -113,9 +137,10 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
         archives = find_archives(path)
         if archives:
             return _archive_info({**info, "path": archive_path(path, archives[0])})
-        return {**info, "exists": False, "state": "absent"}
+        return {**info, "exists": False, "state": "absent"}, None
     except ImageError as error:
-        return {**info, "problems": [error.problem]}
+        return {**info, "problems": [error.problem]}, None
+    save = None
     problems: list[str] = info["problems"]
     try:
         head = read_image_head(path, descriptor)
@@ -123,7 +148,9 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
         if verify:
             problems += head_problems(descriptor, head)
         try:
-            info.update(_domain_info(head))
+            domain = head.domain()
+            info.update(_domain_info(head, domain))
+            save = Save.of(head, domain)
         except ImageError as error:
             problems.append(error.problem)
         if stream or verify:
@@ -151,11 +178,11 @@ def image_info(path: str, stream: bool = False, verify: bool = False) -> dict[st
     elif not problems:
         info["state"] = "complete"
         info["readable_by"] = _readers(head.header)
-    return info
+    return info, save
 
 
 def directory_info(directory: str, stream: bool = False, verify: bool = False) -> list[dict[str, t.Any]]:
-    """C(image_info) of each image in a directory, by name.
+    """C(image_info) of each image in a directory, by name; with ``superseded_by`` and ``copy_of``.
 
     An image is a regular file that begins with either magic, or whose name ends in C(.save), or that of an archive of
     such a file; symbolic links and all other files are left out.
@@ -165,11 +192,19 @@ def directory_info(directory: str, stream: bool = False, verify: bool = False) -
     """
     with image_errors(directory, "list the directory"), os.scandir(directory) as entries:
         paths = sorted(entry.path for entry in entries if entry.is_file(follow_symlinks=False))
-    return [
-        image_info(path, stream, verify)
-        for path in paths
-        if split_archive_path(path)[0].endswith(".save") or (_has_magic(path) and not _is_journal(path))
-    ]
+    images, saves = [], []
+    for path in paths:
+        if split_archive_path(path)[0].endswith(".save") or (_has_magic(path) and not _is_journal(path)):
+            image, save = _look_at(path, stream, verify)
+            images.append(image)
+            saves += [(image, save)] if save else []
+    superseded = superseding((save for _image, save in saves), [save for image, save in saves if image["complete"]])
+    copied = copies(save for image, save in saves if image["state"] == "complete")
+    for image in images:
+        last = superseded.get(image["path"])
+        image["superseded_by"] = copied.get(last, last) if last else None
+        image["copy_of"] = copied.get(image["path"])
+    return images
 
 
 def describe(image: dict[str, t.Any]) -> str:
@@ -182,25 +217,29 @@ def describe(image: dict[str, t.Any]) -> str:
     if image["state"] == "invalid" or image["size"] is None:
         return f"{label}: {image['state']}, {'; '.join(image['problems'])}"
     state = f"archived ({image['archive']})" if image["state"] == "archived" else image["state"]
+    more = ", checkpoint" if image["checkpoint"] else ""
+    if image["superseded_by"]:
+        more += f", superseded by {os.path.basename(image['superseded_by'])}"
     return (
         f"{label}: {state} {image['format']} image, version {image['version']},"
-        f" {_human(image['memory'] or 0)} memory, {_human(image['allocated'])} on disk"
+        f" {_human(image['memory'] or 0)} memory, {_human(image['allocated'])} on disk{more}"
     )
 
 
-def _archive_info(info: dict[str, t.Any]) -> dict[str, t.Any]:
+def _archive_info(info: dict[str, t.Any]) -> tuple[dict[str, t.Any], Save | None]:
     """What is known of an image from its archive, without expanding more than the head."""
     image_format = split_archive_path(info["path"])[1]
     info = {**info, "archive": image_format.label if image_format else None}
     try:
         head = read_archive_head(info["path"])
-        return {**info, **_head_info(head), **_domain_info(head), "state": "archived"}
+        domain = head.domain()
+        return {**info, **_head_info(head), **_domain_info(head, domain), "state": "archived"}, Save.of(head, domain)
     except ImageNotFoundError:
-        return {**info, "exists": False, "state": "absent", "archive": None}
+        return {**info, "exists": False, "state": "absent", "archive": None}, None
     except ImageError as error:
-        return {**info, "problems": [error.problem]}
+        return {**info, "problems": [error.problem]}, None
     except RequestError as error:  # no tool to look into it
-        return {**info, "state": "archived", "problems": [error.what]}
+        return {**info, "state": "archived", "problems": [error.what]}, None
 
 
 def _why_partial(path: str, descriptor: int) -> str:
@@ -225,6 +264,7 @@ def _head_info(head: ImageHead) -> dict[str, t.Any]:
     header = head.header
     return {
         "complete": header.complete,
+        "checkpoint": header.checkpoint,
         "version": header.version,
         "format": header.format.label,
         "features": ["mapped-ram"] if header.features else [],
@@ -240,9 +280,8 @@ def _head_info(head: ImageHead) -> dict[str, t.Any]:
     }
 
 
-def _domain_info(head: ImageHead) -> dict[str, t.Any]:
+def _domain_info(head: ImageHead, domain: domain_xml.ParsedDomain) -> dict[str, t.Any]:
     """Raises ImageFormatError where the XML cannot be read; then nothing of it is shown, as it may hold secrets."""
-    domain = head.domain()
     return {
         "domain_xml": domain_xml.redact(head.xml, head.path),
         "name": domain.name,
@@ -251,9 +290,25 @@ def _domain_info(head: ImageHead) -> dict[str, t.Any]:
         "vcpus": domain.vcpus,
         "machine": domain.machine,
         "launch_recorded": domain.launch is not None,
+        "restorable": domain.launch.replayable if domain.launch else None,
+        **_surroundings_info(domain.save_facts),
         "saved_at": domain.save_facts.saved_at if domain.save_facts else None,
         "qemu_version": domain.save_facts.qemu_version if domain.save_facts else None,
         "checksum": (domain.save_facts.digest or None) if domain.save_facts else None,
+    }
+
+
+def _surroundings_info(facts: domain_xml.SaveFacts | None) -> dict[str, t.Any]:
+    """What the image records of what surrounded its VM, with secrets hidden; nothing where it cannot be read."""
+    try:
+        if facts is None or not facts.surroundings:
+            return {}
+        surroundings = Surroundings.parse(domain_xml.redact_argument(facts.surroundings))
+    except ValueError:
+        return {}
+    return {
+        "restore_problems": [problem.as_result() for problem in surroundings.problems],
+        "disks": [medium.as_result() for medium in surroundings.media],
     }
 
 

@@ -10,59 +10,147 @@ comes in, so that whoever asked may rely on what QEMU's documentation says.
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import typing as t
 
-#: A type; a list of one shape; or keys and their shapes, those that may be missing with a question mark.
-Shape = t.Union[type, t.List["Shape"], t.Dict[str, "Shape"]]
+#: A message's bytes at most. QEMU's longest answer is its schema (some 200 KiB), and of a thousand disks 1 MiB.
+MAX_MESSAGE = 4 * 1024 * 1024
+
+#: Values in a message at most, each of which takes some 60 bytes of memory for as little as two. The schema has 50 000.
+_MAX_VALUES = 500_000
+
+#: How deep values may lie inside each other.
+_MAX_DEPTH = 100
+
+#: Digits in a row that no number of QEMU's has. Before Python 3.11, reading a number takes the square of its length.
+_LONG_NUMBER = re.compile(rb"[0-9.]{1000}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A whole number in a range."""
+
+    least: int
+    most: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A string of so many characters at most."""
+
+    most: int
+
+
+#: Bytes or the like, of which QEMU has 64 bits.
+_SIZE = Number(0, 2**63 - 1)
+#: Bytes of memory: more than an x86 host can address.
+_MEMORY = Number(0, 2**56)
+#: What is shown to people, or compared with such: names, versions, states.
+_WORD = Text(4096)
+_PATH = Text(64 * 1024)
+
+#: A type; a number in a range; a text; a list of one shape; or keys and their shapes, those that may be missing with a
+#: question mark.
+Shape = t.Union[type, Number, Text, t.List["Shape"], t.Dict[str, "Shape"]]
 
 #: By command, the parts of the answer that are used. All other commands answer with an object in which nothing is.
 _ANSWERS: dict[str, Shape] = {
-    "add-fd": {"fdset-id": int},
-    "qom-get": str,  # of the one property that is asked for, a type
-    "qom-list": [{"name": str, "type": str}],
+    "add-fd": {"fdset-id": Number(0, 2**63 - 1)},
+    "human-monitor-command": str,
+    "qom-get": _WORD,  # of the one property that is asked for, a type
+    "qom-list": [{"name": _WORD, "type": _WORD}],
     "query-block": [
-        {"device?": str, "qdev?": str, "inserted?": {"node-name?": str, "ro?": bool, "image?": {"filename?": str}}}
-    ],
-    "query-block-exports": [{"id": str, "type": str, "node-name": str}],
-    "query-block-jobs": [{"device": str, "type": str}],
-    "query-cpus-fast": [dict],
-    "query-fdsets": [{"fdset-id": int, "fds": [{"fd?": int, "opaque?": str}]}],
-    "query-jobs": [{"id": str, "type": str, "status": str}],
-    "query-kvm": {"enabled": bool},
-    "query-memory-size-summary": {"base-memory": int, "plugged-memory?": int},
-    "query-migrate": {
-        "status?": str,
-        "error-desc?": str,
-        "blocked-reasons?": [str],
-        "ram?": {"total?": int, "remaining?": int, "transferred?": int},
-    },
-    "query-migrate-capabilities": [{"capability": str, "state": bool}],
-    "query-migrate-parameters": {"max-bandwidth": int, "multifd-channels": int},
-    "query-name": {"name?": str},
-    "query-named-block-nodes": [
         {
-            "node-name?": str,
-            "drv": str,
-            "file": str,
-            "dirty-bitmaps?": [{"name?": str, "persistent": bool}],
-            "children?": [{"child": str, "node-name": str}],
+            "device?": _WORD,
+            "qdev?": _WORD,
+            "inserted?": {
+                "node-name?": _WORD,
+                "ro?": bool,
+                "image?": {"filename?": _PATH},
+                **dict.fromkeys(("bps?", "bps_rd?", "bps_wr?", "iops?", "iops_rd?", "iops_wr?"), _SIZE),
+                "write_threshold?": _SIZE,
+            },
         }
     ],
-    "query-qmp-schema": [{"name": str, "arg-type?": str, "members?": [{"name?": str}]}],
-    "query-status": {"status": str},
-    "query-target": {"arch": str},
-    "query-uuid": {"UUID": str},
-    "query-version": {"qemu": {"major": int, "minor": int, "micro": int}},
-    "query-yank": [{"type": str}],
+    "query-block-exports": [{"id": _WORD, "type": _WORD, "node-name": _WORD}],
+    "query-block-jobs": [{"device": _WORD, "type": _WORD}],
+    "query-cpus-fast": [dict],
+    "query-fdsets": [
+        {"fdset-id": Number(0, 2**63 - 1), "fds": [{"fd?": Number(0, 2**31 - 1), "opaque?": _PATH}]},
+    ],
+    "query-jobs": [{"id": _WORD, "type": _WORD, "status": _WORD}],
+    "query-kvm": {"enabled": bool},
+    "query-memdev": [{"id?": _WORD, "prealloc?": bool}],
+    "query-memory-devices": [
+        {"type": _WORD, "data": {"id?": _WORD, "memdev?": _WORD, "size?": _MEMORY}},
+    ],
+    "query-memory-size-summary": {"base-memory": _MEMORY, "plugged-memory?": _MEMORY},
+    "query-migrate": {
+        "status?": _WORD,
+        "error-desc?": _PATH,
+        "blocked-reasons?": [_PATH],
+        "ram?": {"total?": _SIZE, "remaining?": _SIZE, "transferred?": _SIZE, "normal?": _SIZE},
+        "total-time?": _SIZE,
+        "setup-time?": _SIZE,
+    },
+    "query-migrate-capabilities": [{"capability": _WORD, "state": bool}],
+    "query-migrate-parameters": {"max-bandwidth": Number(0, 2**64 - 1), "multifd-channels": Number(1, 255)},
+    "query-name": {"name?": _WORD},
+    "query-named-block-nodes": [
+        {
+            "node-name?": _WORD,
+            "drv": _WORD,
+            "file": _PATH,
+            "dirty-bitmaps?": [{"name?": _WORD, "persistent": bool}],
+            "children?": [{"child": _WORD, "node-name": _WORD}],
+        }
+    ],
+    "query-qmp-schema": [{"name": _WORD, "arg-type?": _WORD, "members?": [{"name?": _WORD}]}],
+    "query-status": {"status": _WORD},
+    "query-target": {"arch": _WORD},
+    "query-uuid": {"UUID": _WORD},
+    "query-version": {"qemu": {"major": Number(0, 9999), "minor": Number(0, 9999), "micro": Number(0, 9999)}},
+    "query-yank": [{"type": _WORD}],
     "x-debug-query-block-graph": {
-        "nodes": [{"id": int, "type": str, "name": str}],
-        "edges": [{"parent": int, "child": int, "name": str}],
+        "nodes": [{"id": _SIZE, "type": _WORD, "name": _WORD}],
+        "edges": [{"parent": _SIZE, "child": _SIZE, "name": _WORD}],
     },
     "x-query-ramblock": {"human-readable-text": str},
 }
 
-_EVENT: Shape = {"event": str, "timestamp": {"seconds": int, "microseconds": int}}
-_MIGRATION_EVENT: Shape = {"data": {"status": str}}
+#: From 1970 to 2106. QEMU's clock is this host's, or that of another one.
+_EVENT: Shape = {"event": _WORD, "timestamp": {"seconds": Number(0, 2**32), "microseconds": Number(0, 999_999)}}
+_MIGRATION_EVENT: Shape = {"data": {"status": _WORD}}
+
+
+def message_problem(data: bytes) -> str:
+    """Why the bytes of a message are not even to be parsed, as a clause, or the empty string."""
+    if len(data) > MAX_MESSAGE:
+        return f"it has more than {MAX_MESSAGE >> 20} MiB"
+    opening = data.count(b"[") + data.count(b"{")
+    if data.count(b",") + opening > _MAX_VALUES:
+        return f"it has more than {_MAX_VALUES} values"
+    if opening > _MAX_DEPTH and _depth(data) > _MAX_DEPTH:
+        return f"its values lie more than {_MAX_DEPTH} deep inside each other"
+    if _LONG_NUMBER.search(data):
+        return "it has a number of more than 1000 digits"
+    return ""
+
+
+_OUTSIDE_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+def _depth(data: bytes) -> int:
+    depth = deepest = 0
+    for found in _OUTSIDE_TEXT.finditer(data):
+        sign = found.group()
+        if sign in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif sign in b"]}":
+            depth -= 1
+    return deepest
 
 
 def answer_problem(command: str, answer: object) -> str:
@@ -78,9 +166,13 @@ def event_problem(event: t.Mapping[str, t.Any]) -> str:
 
 
 def _problem(value: object, shape: Shape, place: str) -> str:
-    kind = shape if isinstance(shape, type) else type(shape)
-    if not isinstance(value, kind):
+    kind = _kind(shape)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         return f"{place} is of the type {type(value).__name__}, not {kind.__name__}"
+    if isinstance(shape, Number) and isinstance(value, int) and not shape.least <= value <= shape.most:
+        return f"{place} is {value:.3g}, not from {shape.least} to {shape.most}"
+    if isinstance(shape, Text) and isinstance(value, str) and len(value) > shape.most:
+        return f"{place} has {len(value)} characters, more than {shape.most}"
     if isinstance(shape, list) and isinstance(value, list):
         parts = [(item, shape[0], f"an item of {place}") for item in value]
     elif isinstance(shape, dict) and isinstance(value, dict):
@@ -94,3 +186,9 @@ def _problem(value: object, shape: Shape, place: str) -> str:
     else:
         return ""
     return next((problem for problem in (_problem(*part) for part in parts) if problem), "")
+
+
+def _kind(shape: Shape) -> type:
+    if isinstance(shape, type):
+        return shape
+    return int if isinstance(shape, Number) else str if isinstance(shape, Text) else type(shape)

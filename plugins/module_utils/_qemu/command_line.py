@@ -48,8 +48,29 @@ _INHERITED_DESCRIPTOR = re.compile(
 #: Options whose argument is the guest's affair, whatever it looks like, or is replaced by a restore.
 _OPTIONS_WITH_ANY_ARGUMENT = frozenset(("append", "incoming", "loadvm", "name"))
 
+#: Options that take a character device in the short form (``file:PATH``, ``unix:PATH,…``), and the id that QEMU gives
+#: it, with the place among the options of its kind (vl.c: serial_parse, parallel_parse, monitor_parse).
+_SHORT_FORMS = {
+    "serial": "serial{}",
+    "parallel": "parallel{}",
+    "debugcon": "debugcon",  # the device that the option makes asks for this id
+    "monitor": "compat_monitor{}",
+    "qmp": "compat_monitor{}",
+    "qmp-pretty": "compat_monitor{}",
+}
+
+#: The short forms after which QEMU reads ``key=value`` options.
+_SHORT_FORMS_WITH_KEYS = ("unix:", "tcp:", "telnet:", "tn3270:", "websocket:")
+
+_ON = frozenset(("on", "yes", "true", "y"))
+
 #: What QEMU's machine types are named with; anything else in an image's would be read as further options.
 _MACHINE_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+#: Bytes of memory and numbers of CPUs that a VM can have: more than any host (2^52 bytes are what x86 can address).
+MAX_MEMORY = 1 << 56
+MAX_CPUS = 1 << 20
+_CPUS = re.compile("[0-9]{1,7}")
 
 _KEY = re.compile("[^=,]*")
 _VALUE = re.compile("(?:[^,]|,,)*")
@@ -85,28 +106,34 @@ def options(argv: t.Sequence[str]) -> list[CommandOption]:
 
 
 def parse_option_string(text: str, implied: str = "") -> dict[str, str]:
-    """A C(key=value,…) string as a dict, as QEMU reads it.
-
-    A later value replaces an earlier one; C(flag) means C(flag=on), and C(noflag) means C(flag=off).
+    """A C(key=value,…) string as a dict, as QEMU reads it: a later value replaces an earlier one.
 
     :param implied: the key of the first part where that part is only a value.
     """
-    parsed: dict[str, str] = {}
+    return dict(option_pairs(text, implied))
+
+
+def option_pairs(text: str, implied: str = "") -> list[tuple[str, str]]:
+    """The keys and values of a C(key=value,…) string; C(flag) means C(flag=on), and C(noflag) means C(flag=off).
+
+    :param implied: the key of the first part where that part is only a value.
+    """
+    pairs: list[tuple[str, str]] = []
     position = 0
     while position < len(text):
         key, end = _match(_KEY, text, position)
         if text[end : end + 1] == "=":
             value, end = _match(_VALUE, text, end + 1)
-            parsed[key] = value.replace(",,", ",")
+            pairs.append((key, value.replace(",,", ",")))
         elif position == 0 and implied:
             value, end = _match(_VALUE, text, 0)
-            parsed[implied] = value.replace(",,", ",")
+            pairs.append((implied, value.replace(",,", ",")))
         elif key.startswith("no"):
-            parsed[key[2:]] = "off"
+            pairs.append((key[2:], "off"))
         elif key:
-            parsed[key] = "on"
+            pairs.append((key, "on"))
         position = end + 1  # past the comma
-    return parsed
+    return pairs
 
 
 def _match(pattern: re.Pattern[str], text: str, position: int) -> tuple[str, int]:
@@ -179,8 +206,8 @@ def _socket_address(keys: t.Mapping[str, str], cwd: str) -> str | None:
     return None
 
 
-def why_not_replayable(argv: t.Sequence[str], starter_gives_descriptors: bool = False) -> str:
-    """Why a command line cannot start the VM again, or the empty string.
+def replay_obstacles(argv: t.Sequence[str], starter_gives_descriptors: bool = False) -> t.Iterator[tuple[str, str]]:
+    """Why a command line cannot start the VM again: a word for each reason, and the reason as a clause.
 
     Descriptors that QEMU inherited from whoever started it (C(fd=3), C(-add-fd)) are gone with that process, and what
     was written to a C(snapshot) disk goes with QEMU.
@@ -190,15 +217,27 @@ def why_not_replayable(argv: t.Sequence[str], starter_gives_descriptors: bool = 
     for option in options(argv):
         if option.name in _OPTIONS_WITH_ANY_ARGUMENT:
             continue
-        argument = option.argument or ""
-        inherits = option.name == "add-fd" or _INHERITED_DESCRIPTOR.search(argument)
+        inherits = option.name == "add-fd" or _INHERITED_DESCRIPTOR.search(option.argument or "")
         if inherits and not starter_gives_descriptors:
-            return f"-{option.name} uses a descriptor inherited from the process that started the VM"
+            yield (
+                "inherited_descriptor",
+                f"-{option.name} uses a descriptor inherited from the process that started the VM",
+            )
         if _is_snapshot(option):
-            return f"-{option.name} keeps what the guest wrote to its disks in a temporary file, which goes with QEMU"
+            yield (
+                "temporary_disks",
+                f"-{option.name} keeps what the guest wrote to its disks in a temporary file, which goes with QEMU",
+            )
         if option.name == "preconfig":
-            return "-preconfig leaves a part of the VM's configuration to QMP commands, which are not known any more"
-    return ""
+            yield (
+                "preconfig",
+                "-preconfig leaves a part of the VM's configuration to QMP commands, which are not known any more",
+            )
+
+
+def why_not_replayable(argv: t.Sequence[str], starter_gives_descriptors: bool = False) -> str:
+    """The first of :func:`replay_obstacles`, or the empty string."""
+    return next((reason for _kind, reason in replay_obstacles(argv, starter_gives_descriptors)), "")
 
 
 def has_temporary_disks(argv: t.Sequence[str]) -> bool:
@@ -234,9 +273,9 @@ def memory_size(argv: t.Sequence[str]) -> int | None:
     for option in options(argv):
         if option.name == "m":
             text = parse_option_string(option.argument or "", "size").get("size", "")
-            match = re.fullmatch(r"([0-9]+)([bkmgtpe]?)", text, re.IGNORECASE)
+            match = re.fullmatch(r"([0-9]{1,19})([bkmgtpe]?)", text, re.IGNORECASE)
             size = int(match.group(1)) << 10 * "bkmgtpe".index(match.group(2).lower() or "m") if match else size
-    return size
+    return size if size is None or size < MAX_MEMORY else None
 
 
 def vcpu_count(argv: t.Sequence[str]) -> int:
@@ -247,8 +286,8 @@ def vcpu_count(argv: t.Sequence[str]) -> int:
             keys = parse_option_string(option.argument or "", "cpus")
             levels = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
             numbers = [keys["cpus"]] if "cpus" in keys else [keys.get(level, "1") for level in levels]
-            count = math.prod(int(number) if number.isdecimal() else 1 for number in numbers)
-    return count
+            count = math.prod(int(number) if _CPUS.fullmatch(number) else 1 for number in numbers)
+    return min(count, MAX_CPUS)
 
 
 def changes_user(argv: t.Sequence[str]) -> bool:
@@ -267,7 +306,9 @@ def daemonizes(argv: t.Sequence[str]) -> bool:
 def restore_command(argv: t.Sequence[str], machine: str = "", daemonize: bool = False) -> list[str]:
     """The command line that starts the same VM stopped and waiting for its saved state.
 
-    C(-incoming), C(-S), C(-loadvm) and C(-daemonize) are taken out, C(-S -incoming defer) is appended.
+    C(-incoming), C(-S), C(-loadvm) and C(-daemonize) are taken out, C(-S -incoming defer) is appended. Files that
+    QEMU would begin anew with what a console or a monitor says (C(-serial file:PATH), C(logfile=)) are appended to:
+    for the guest it is the same boot.
 
     :param machine: the saved machine type, which is appended where the command line asks for another one: C(pc) is
         a newer machine in a newer QEMU.
@@ -280,12 +321,84 @@ def restore_command(argv: t.Sequence[str], machine: str = "", daemonize: bool = 
             cure="The image is damaged or forged: restore an intact copy, or start the VM from its disks",
         )
     start_options = _START_OPTIONS - {"daemonize"} if daemonize else _START_OPTIONS
-    dropped = {
-        position
-        for option in options(argv)
-        if option.name in start_options
-        for position in range(option.start, option.end)
-    }
-    kept = [word for position, word in enumerate(argv) if position not in dropped]
+    kept: list[str] = []
+    position = 0
+    appending = _appending_words(argv)
+    for option in options(argv):
+        kept += argv[position : option.start]
+        if option.name not in start_options:
+            kept += appending.get(option.start, argv[option.start : option.end])
+        position = option.end
+    kept += argv[position:]
     pinned = ["-machine", machine] if machine and machine_type(argv) != machine else []
     return [*kept, *pinned, "-S", "-incoming", "defer"]
+
+
+def _appending_words(argv: t.Sequence[str]) -> dict[int, list[str]]:
+    """The words that take the place of options whose files QEMU would truncate, by the options' places."""
+    parsed = options(argv)
+    taken = {
+        parse_option_string(option.argument or "", "backend").get("id", "")
+        for option in parsed
+        if option.name == "chardev"
+    }
+    places = dict.fromkeys(_SHORT_FORMS.values(), 0)
+    found = {}
+    for option in parsed:
+        argument = option.argument
+        if argument is None:
+            continue
+        dashed = argv[option.start]
+        if option.name == "chardev":
+            appending = _appending_chardev(argument)
+            if appending != argument:
+                found[option.start] = [dashed, appending]
+        elif option.name in _SHORT_FORMS:
+            form = _SHORT_FORMS[option.name]
+            words = _appending_short_form(dashed, argument, _free_id(form.format(places[form]), taken))
+            places[form] += 1
+            if words:
+                found[option.start] = words
+    return found
+
+
+def _free_id(name: str, taken: t.Collection[str]) -> str:
+    """QEMU's own id, as it was before; another one only where somebody else has it."""
+    number = 0
+    free = name
+    while free in taken:
+        free = f"{name}-log{number}"
+        number += 1
+    return free
+
+
+def _appending_chardev(argument: str) -> str:
+    """The argument of C(-chardev), so that its files are appended to; a later value replaces an earlier one."""
+    keys = parse_option_string(argument, "backend")
+    if keys.get("backend") == "file" and keys.get("path") and keys.get("append") not in _ON:
+        argument += ",append=on"
+    return _appending_log(argument, keys)
+
+
+def _appending_log(argument: str, keys: t.Mapping[str, str]) -> str:
+    return f"{argument},logappend=on" if keys.get("logfile") and keys.get("logappend") not in _ON else argument
+
+
+def _appending_short_form(dashed: str, argument: str, name: str) -> list[str]:
+    """The words for an option with a character device in the short form, or none where they stay as they are.
+
+    :param dashed: the option.
+    :param name: an id for the character device.
+    """
+    multiplexed = argument.startswith("mon:")  # a monitor shares it
+    target = argument[len("mon:") :] if multiplexed else argument
+    kind, _colon, rest = target.partition(":")
+    if kind == "file" and rest:
+        # All of the rest is the path, with its commas.
+        device = f"file,id={name},path={rest.replace(',', ',,')},append=on"
+        monitor = ["-mon", f"chardev={name},mode=readline"] if multiplexed else []
+        return ["-chardev", f"{device},mux=on" if multiplexed else device, *monitor, dashed, f"chardev:{name}"]
+    if target.startswith(_SHORT_FORMS_WITH_KEYS):
+        appending = _appending_log(argument, parse_option_string(rest.partition(",")[2]))
+        return [dashed, appending] if appending != argument else []
+    return []

@@ -30,8 +30,8 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import (
     daemonizes,
+    option_pairs,
     options,
-    parse_option_string,
 )
 
 #: Bytes of a file that are read at most, and files of a command line that are looked at.
@@ -115,12 +115,17 @@ class Setting:
 
         Empty for an option whose argument is no such list.
         """
+        return dict(self.pairs)
+
+    @functools.cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """As ``keys``, with all values of a key that is there several times (``hostfwd=``)."""
         if self.argument.startswith("{"):
             with contextlib.suppress(ValueError, RecursionError):
-                return dict(_flattened(json.loads(self.argument), ""))
+                return list(_flattened(json.loads(self.argument), ""))
         if self.option in _IMPLIED_KEYS:
-            return parse_option_string(self.argument, _IMPLIED_KEYS[self.option])
-        return parse_option_string(self.argument) if self.option in _OTHER_LISTS else {}
+            return option_pairs(self.argument, _IMPLIED_KEYS[self.option])
+        return option_pairs(self.argument) if self.option in _OTHER_LISTS else []
 
 
 @dataclasses.dataclass(frozen=True)

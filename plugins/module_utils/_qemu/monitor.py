@@ -5,13 +5,14 @@
 """One QMP session with one QEMU: commands, descriptors, events, and the session's end.
 
 QMP itself is qemu.qmp's. What is added here: a bounded connect that tells a busy monitor from a missing one,
-errors from the collection's own tree, a record of all events of the session with QEMU's own timestamps, and a wait
+errors from the collection's own tree, a record of the session's last events with QEMU's own timestamps, and a wait
 for an event that also ends when QEMU does (a bare C(EventListener) stays silent then).
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import errno
 import logging
@@ -32,7 +33,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorProtocolError,
     RequestError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.answers import answer_problem, event_problem
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.answers import (
+    MAX_MESSAGE,
+    answer_problem,
+    event_problem,
+    message_problem,
+)
 
 if os.environ.get("VMOPS_QEMU_QMP"):
     # The controller's copy of the library, which the action plugin brought along for this run; the host's comes first.
@@ -49,10 +55,13 @@ try:
         Runstate,
         StateError,
     )
+    from qemu.qmp.message import Message
 
     QEMU_QMP_IMPORT_ERROR = None
 except ImportError:
     QEMU_QMP_IMPORT_ERROR = traceback.format_exc()
+    if not t.TYPE_CHECKING:
+        QMPClient = object
 
 #: The oldest qemu.qmp that takes a connected socket (needed for a bounded connect) and runs on Python 3.9 and later.
 QEMU_QMP_MINIMUM = "0.0.3"
@@ -65,6 +74,34 @@ GREETING_TIMEOUT = 8.0
 COMMAND_TIMEOUT = 60.0
 
 Event = t.Dict[str, t.Any]
+
+#: The events that are looked for, and how many of them are kept: a save has some ten. Others are dropped as they come.
+_KEPT_EVENTS = frozenset(("MIGRATION", "RESUME", "SHUTDOWN", "STOP"))
+_MAX_EVENTS = 1000
+
+#: Characters of a cause in a message: the library's own show what has come.
+_MAX_REASON = 300
+
+
+class _Client(QMPClient):
+    """The library's client, to which no message comes that is not to be parsed.
+
+    An error that is raised here ends the session, and is told as its cause.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        # asyncio's limit of a line, which the library (10 MiB) names _limit before 0.0.4; it reads twice that ahead.
+        self._readbuflen = self._limit = MAX_MESSAGE
+
+    async def _do_recv(self) -> Message:
+        data = await self._readline()
+        problem = message_problem(data)
+        if problem:
+            raise ValueError(problem)
+        # Of what was read ahead, all may be events: whoever takes them comes in between.
+        await asyncio.sleep(0)
+        return Message(data, eager=True)
 
 
 class _Session(t.NamedTuple):
@@ -81,8 +118,10 @@ class Monitor:
 
     def __init__(self, address: str, session: _Session) -> None:
         self.address = address
-        #: All events since the connection, oldest first, as QEMU sent them.
-        self.events: list[Event] = []
+        #: The last events that are looked for, oldest first, without the data that nobody asks for.
+        self._events: collections.deque[Event] = collections.deque(maxlen=_MAX_EVENTS)
+        #: How many there were in all.
+        self._seen = 0
         self._changed = asyncio.Condition()
         self._begin(session)
 
@@ -98,7 +137,7 @@ class Monitor:
         self._lost = False
         #: What came that is not QMP, where that ended the session.
         self._garbage = ""
-        self._listener = EventListener()
+        self._listener = EventListener(_KEPT_EVENTS)
         session.client.register_listener(self._listener)
         self._end_watch = asyncio.ensure_future(self._watch_end())
         self._tasks = [asyncio.ensure_future(self._record_events()), self._end_watch]
@@ -223,11 +262,16 @@ class Monitor:
 
     def mark(self) -> int:
         """A place in the record of events, for the C(since) of the other calls."""
-        return len(self.events)
+        return self._seen
+
+    def _since(self, since: int) -> list[Event]:
+        """The recorded events after a place in the record; the oldest of too many are not there any more."""
+        wanted = min(self._seen - since, len(self._events))
+        return list(self._events)[len(self._events) - wanted :] if wanted > 0 else []
 
     def find_event(self, *names: str, since: int = 0) -> Event | None:
         """The first recorded event of one of these names after C(since), or None."""
-        return next((event for event in self.events[since:] if event["event"] in names), None)
+        return next((event for event in self._since(since) if event["event"] in names), None)
 
     async def wait_for_event(self, accept: t.Callable[[Event], bool], since: int = 0) -> Event:
         """Wait for the first event after C(since) that C(accept) takes.
@@ -237,10 +281,10 @@ class Monitor:
         position = since
         async with self._changed:
             while True:
-                for event in self.events[position:]:
+                for event in self._since(position):
                     if accept(event):
                         return event
-                position = len(self.events)
+                position = self._seen
                 if self._lost:
                     raise self._lost_error("while an event was awaited")
                 await self._changed.wait()
@@ -258,15 +302,25 @@ class Monitor:
                 await self._give_up(f"an event of it is none: {problem}")
                 return
             async with self._changed:
-                self.events.append(event)
+                self._record(event)
                 self._changed.notify_all()
+
+    def _record(self, event: Event) -> None:
+        kept = {key: event[key] for key in ("event", "timestamp")}
+        if event["event"] == "MIGRATION":
+            kept["data"] = {"status": event["data"]["status"]}
+        kept["timestamp"] = {key: event["timestamp"][key] for key in ("seconds", "microseconds")}
+        self._events.append(kept)
+        self._seen += 1
 
     async def _watch_end(self) -> None:
         while self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()
         # What QEMU said last (SHUTDOWN) may not have been recorded yet.
         last = (dict(event) for event in self._listener.clear())
-        self.events.extend(event for event in last if not event_problem(event))
+        for event in last:
+            if not event_problem(event):
+                self._record(event)
         cause = await self._disconnect()
         garbage = cause is not None and not isinstance(cause, (EOFError, OSError, asyncio.CancelledError))
         await self._give_up(f"it sent what is no message ({_reason(cause)})" if cause and garbage else "")
@@ -299,7 +353,7 @@ async def _open_session(address: str, timeout: float) -> _Session:
     )
     connection = await _open_socket(address, timeout, busy)
     peer_pid, peer_uid = _peer(connection)
-    client = QMPClient(f"vmops.qemu {shown}")
+    client = _Client(f"vmops.qemu {shown}")
     try:
         await within(timeout, client.connect(connection))
     except asyncio.TimeoutError:
@@ -423,4 +477,4 @@ def _reason(exc: BaseException) -> str:
         exc = inner
     if isinstance(exc, EOFError):
         return "it closed the connection"
-    return str(exc).split("\n", maxsplit=1)[0] or type(exc).__name__
+    return str(exc).split("\n", maxsplit=1)[0][:_MAX_REASON] or type(exc).__name__

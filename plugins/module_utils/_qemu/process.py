@@ -10,14 +10,15 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import pwd
 import re
 import select
 import signal
-import stat
 import subprocess
 import time
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import TooLongError, read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     LaunchError,
     MonitorError,
@@ -34,8 +35,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, read_configuration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 #: Seconds that a killed process may take to end.
 _KILL_TIMEOUT = 30.0
@@ -43,6 +46,14 @@ _KILL_TIMEOUT = 30.0
 #: Seconds within which a QEMU that was just started opens its monitors, and between two looks for them.
 _START_TIMEOUT = 10.0
 _START_INTERVAL = 0.05
+
+#: Bytes and words of a command line that are read at most. A VM of libvirt's has 5 to 20 KiB of it, and one with 255
+#: disks some 200 KiB; but what stands in /proc is the process's own memory, which any user makes gigabytes long.
+MAX_COMMAND_LINE = 512 * 1024
+MAX_WORDS = 16 * 1024
+
+#: Bytes of a status file in /proc at most; its longest line are the groups, of which the kernel allows 65536.
+_MAX_STATUS = 1024 * 1024
 
 #: File names of QEMU's; with a dot where a distribution wraps it (C(.qemu-system-x86_64-wrapped)).
 _EMULATOR = re.compile(r"\.?(?:qemu|kvm|qemu-kvm|qemu-system-.+)")
@@ -91,15 +102,39 @@ class QemuProcess:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class UnreadableProcess:
+    """A process that says it is a QEMU, with a command line that is too long to be one's."""
+
+    pid: int
+    uid: int
+
+    def __str__(self) -> str:
+        return (
+            f"the process with the pid {self.pid} of the user {user_name(self.uid)} has a command line of more than"
+            f" {MAX_COMMAND_LINE >> 10} KiB, or {MAX_WORDS} words, so it is not taken for a QEMU"
+        )
+
+
 def read_process(pid: int) -> QemuProcess | None:
     """The QEMU with this process id, or None where it has ended, is another program, or may not be looked at."""
+    found = _look_at(pid)
+    return found if isinstance(found, QemuProcess) else None
+
+
+def _look_at(pid: int) -> QemuProcess | UnreadableProcess | None:
     base = f"/proc/{pid}"
     try:
-        with open(f"{base}/cmdline", "rb") as handle:
-            words = handle.read().split(b"\0")[:-1]
+        owner = os.stat(base)
+        try:
+            data = read_bounded(f"{base}/cmdline", MAX_COMMAND_LINE)
+        except TooLongError as exc:
+            return _unreadable(pid, owner.st_uid, exc.beginning)
+        if data.count(b"\0") > MAX_WORDS:
+            return _unreadable(pid, owner.st_uid, data)
+        words = data.split(b"\0")[:-1]
         if not words:
             return None
-        owner = os.stat(base)
         argv = tuple(os.fsdecode(word) for word in words)
         try:
             executable, cwd, visible = os.readlink(f"{base}/exe"), os.readlink(f"{base}/cwd"), True
@@ -127,13 +162,27 @@ def read_process(pid: int) -> QemuProcess | None:
     )
 
 
+def _unreadable(pid: int, uid: int, data: bytes) -> UnreadableProcess | None:
+    """One that is too long; None where it does not even say that it is a QEMU."""
+    names = [os.fsdecode(data[: data.find(b"\0")])] if b"\0" in data[:4096] else []
+    with contextlib.suppress(OSError):
+        names.append(os.readlink(f"/proc/{pid}/exe"))
+    return UnreadableProcess(pid, uid) if any(_is_emulator(name) for name in names) else None
+
+
 def _read_umask(base: str) -> int:
-    with contextlib.suppress(OSError, ValueError), open(f"{base}/status", encoding="ascii", errors="replace") as handle:
-        for line in handle:
-            key, _colon, value = line.partition(":")
+    with contextlib.suppress(OSError, ValueError):
+        for key, value in _read_status(base):
             if key == "Umask":  # from Linux 4.7 on
                 return int(value, 8)
     return DEFAULT_UMASK
+
+
+def _read_status(base: str) -> t.Iterator[tuple[str, str]]:
+    """The keys and values of a process's status; raises OSError."""
+    for line in read_bounded(f"{base}/status", _MAX_STATUS).decode("ascii", "replace").split("\n"):
+        key, _colon, value = line.partition(":")
+        yield key, value
 
 
 def _is_emulator(path: str) -> bool:
@@ -142,8 +191,25 @@ def _is_emulator(path: str) -> bool:
 
 def list_processes() -> list[QemuProcess]:
     """All QEMU processes that this user may look at, by process id."""
-    found = (read_process(int(entry)) for entry in sorted(os.listdir("/proc"), key=len) if entry.isdigit())
-    return sorted((process for process in found if process), key=lambda process: process.pid)
+    return [process for process in _look_at_all() if isinstance(process, QemuProcess)]
+
+
+def list_unreadable() -> list[UnreadableProcess]:
+    """The processes that :func:`list_processes` leaves out, although they say that they are QEMUs."""
+    return [process for process in _look_at_all() if isinstance(process, UnreadableProcess)]
+
+
+def unreadable_note() -> str:
+    """What is to be added where a VM was not found, since it may be one of these; or the empty string."""
+    found = list_unreadable()
+    return f" ({'; '.join(str(process) for process in found[:3])})" if found else ""
+
+
+def _look_at_all() -> t.Iterator[QemuProcess | UnreadableProcess]:
+    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        found = _look_at(pid)
+        if found:
+            yield found
 
 
 def find_processes(name: str) -> list[QemuProcess]:
@@ -208,8 +274,7 @@ def bytes_read(pid: int) -> int:
 
     :raises OSError: it has ended, or is another user's.
     """
-    with open(f"/proc/{pid}/io", encoding="ascii") as handle:
-        return int(handle.readline().split()[1])  # rchar
+    return int(read_bounded(f"/proc/{pid}/io", _MAX_STATUS).split()[1])  # rchar
 
 
 def work_done(pid: int) -> tuple[int, int] | None:
@@ -218,8 +283,7 @@ def work_done(pid: int) -> tuple[int, int] | None:
     As coarse as that, since one that only waits does a little now and then, too.
     """
     try:
-        with open(f"/proc/{pid}/io", encoding="ascii") as handle:
-            read, written = (int(line.split()[1]) for line in handle.readlines()[:2])
+        read, written = (int(word) for word in read_bounded(f"/proc/{pid}/io", _MAX_STATUS).split()[1:4:2])
         stat_fields = read_process_stat(pid)
         ticks = int(stat_fields[USER_TICKS]) + int(stat_fields[SYSTEM_TICKS])
     except (OSError, ValueError, IndexError):
@@ -234,12 +298,10 @@ def resident_bytes(pid: int) -> int | None:
     """
     total = 0
     try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as handle:
-            for line in handle:
-                key, _colon, value = line.partition(":")
-                if key in ("VmRSS", "VmSwap", "HugetlbPages"):
-                    total += int(value.split()[0]) * 1024
-    except (OSError, ValueError):
+        for key, value in _read_status(f"/proc/{pid}"):
+            if key in ("VmRSS", "VmSwap", "HugetlbPages"):
+                total += int(value.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
         return None
     return total or None
 
@@ -366,31 +428,6 @@ class LaunchedQemu(t.Protocol):
         """Let it go its own way."""
 
 
-class LaunchLog:
-    """The file for what a launched QEMU writes to stdout and stderr."""
-
-    def __init__(self, path: str) -> None:
-        """:param path: a file beside which only its owner can write; created with mode 0600, appended to."""
-        self.path = path
-        self._start = 0
-
-    def open(self) -> int:
-        """A descriptor to write to, which the caller closes; what was written before does not count.
-
-        :raises LaunchError: it cannot be written.
-        """
-        descriptor, self._start = _open_log(self.path)
-        return descriptor
-
-    def tail(self) -> str:
-        """What was written since C(open), the end at most (4 KiB), its lines in one."""
-        with contextlib.suppress(OSError), open(self.path, "rb") as handle:
-            size = handle.seek(0, os.SEEK_END)
-            handle.seek(max(self._start, size - 4096))
-            return in_one_line(handle.read().decode(errors="replace"))
-        return ""
-
-
 class LaunchedProcess:
     """A QEMU that this process starts: in a session of its own, without a terminal."""
 
@@ -472,6 +509,7 @@ class LaunchedProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
             await self._watch.wait_at_most(_KILL_TIMEOUT)
             self._process.poll()
+        self._log.close()
 
     def release(self) -> None:
         """Let it go its own way: it now outlives this process."""
@@ -479,45 +517,10 @@ class LaunchedProcess:
             self._watch.close()
             # It is meant to live on: keep subprocess from warning that it was not waited for.
             self._process.returncode = 0
-
-
-def in_one_line(text: str) -> str:
-    """What a program said, for a message: lines of others' words could pass for lines of our own."""
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _open_log(path: str) -> tuple[int, int]:
-    """Open QEMU's log for appending, which only its owner may read: command lines hold passwords; and its size so far.
-
-    :raises LaunchError: it cannot be written, or what is in its place may be someone else's.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        log = os.open(path, flags, 0o600)
-    except OSError as exc:
-        raise LaunchError(
-            f"{path}: QEMU's log cannot be written: {exc.strerror}", cure="Remove what is in its place"
-        ) from exc
-    try:
-        facts = os.fstat(log)
-        # A second name may be that of a file of ours which someone wants to be written to.
-        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
-            raise LaunchError(
-                f"{path}: QEMU's log is not a regular file with one name", cure="Remove what is in its place"
-            )
-        if stat.S_IMODE(facts.st_mode) != 0o600:
-            # On a file system that knows neither owners nor modes, the mount's own decide.
-            with contextlib.suppress(PermissionError):
-                os.fchmod(log, 0o600)
-        return log, facts.st_size
-    except BaseException:  # whatever it is: the descriptor is nobody's yet
-        os.close(log)
-        raise
+        self._log.close()
 
 
 def _groups(uid: int) -> list[int]:
-    import pwd
-
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:

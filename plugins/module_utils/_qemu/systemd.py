@@ -15,8 +15,10 @@ import contextlib
 import dataclasses
 import os
 import re
+import signal
 import subprocess
 
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
 
 #: Changes that last. What stands here is in force after the host's reboot, too.
@@ -32,14 +34,44 @@ _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 #: Seconds until systemctl and its kin must have answered. A reload of a thousand units takes one.
 _TOOL_TIMEOUT = 60.0
 
+#: Bytes that are read at most: of what a tool prints (a unit has some 2 KiB, and of the journal a VM's user may have
+#: written lines of any length), of what it complains of, of a process's control groups, and of a drop-in.
+_MAX_OUTPUT = 16 * 1024 * 1024
+_MAX_COMPLAINT = 4096
+_MAX_CGROUPS = 256 * 1024
+_MAX_DROP_IN = 1024 * 1024
+
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_@\\][A-Za-z0-9:_.\\@-]*\.[a-z]+")
 _MAX_UNIT_NAME = 255
 
-#: What is asked of a unit; no value of these has a newline.
+#: The settings of a service with commands that run beside its main process, in the order in which they do.
+HELPER_SETTINGS = ("ExecCondition", "ExecStartPre", "ExecStartPost", "ExecStop", "ExecStopPost")
+
+#: What is asked of a unit; no value of these has a newline, but the commands.
 _PROPERTIES = (
     *("Id", "LoadState", "ActiveState", "SubState", "Result", "Job", "MainPID", "ExecMainStatus", "Type"),
     *("FragmentPath", "DropInPaths", "Transient", "ConditionResult", "InvocationID"),
+    *("Restart", "WorkingDirectory", "RuntimeDirectory", "RuntimeDirectoryPreserve", "PrivateTmp"),
+    *("PrivateNetwork", "NetworkNamespacePath", "OnSuccess", "Environment", "EnvironmentFiles"),
+    *HELPER_SETTINGS,
 )
+
+#: A command as C(systemctl show) prints it: its words are joined by blanks, and may have newlines.
+_COMMAND = re.compile(
+    r"^(Exec\w+)=\{ path=(.*?) ; argv\[\]=(.*?) ; (?:ignore_errors=(?:yes|no)|flags=[a-z -]*) ; start_time=[^\n]*\}$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class HelperCommand:
+    """A command that a service runs beside its main process, with its specifiers (C(%i)) expanded."""
+
+    #: The setting it stands in (C(ExecStartPre)).
+    setting: str
+    program: str
+    #: Its words, with its own name first, joined by blanks: which of them belong together is not known any more.
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +103,22 @@ class Unit:
     conditions_met: bool
     #: Which of its runs this is.
     invocation: str
+    #: C(Restart=) of a service: C(no), C(always), C(on-success), C(on-failure) …
+    restart: str = ""
+    #: Where its processes are started; empty where that is the root, or a user's home.
+    working_directory: str = ""
+    #: The directories that are removed when it ends (C(RuntimeDirectory=)), as absolute paths.
+    volatile_directories: tuple[str, ...] = ()
+    #: Whether its C(/tmp) and C(/var/tmp) are its own, and removed when it ends.
+    private_tmp: bool = False
+    #: Whether it makes, or enters, a network namespace.
+    private_network: bool = False
+    #: The units that are started when it has ended well.
+    on_success: tuple[str, ...] = ()
+    #: The variables that it sets, and the files with more of them.
+    environment: tuple[tuple[str, str], ...] = ()
+    environment_files: tuple[str, ...] = ()
+    helpers: tuple[HelperCommand, ...] = ()
 
 
 def is_running() -> bool:
@@ -107,8 +155,7 @@ def unit_of_process(pid: int) -> str:
 
 def _read_cgroups(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as handle:
-            return handle.read()
+        return read_bounded(f"/proc/{pid}/cgroup", _MAX_CGROUPS).decode("utf-8", "surrogateescape")
     except OSError:
         return ""
 
@@ -166,7 +213,7 @@ async def run_tool(*command: str, timeout: float = _TOOL_TIMEOUT) -> str:
         )
     except OSError as exc:
         raise UnitError(f"{program} cannot be run: {exc.strerror}", cure="Install systemd's tools") from exc
-    answer = asyncio.ensure_future(process.communicate())
+    answer = asyncio.ensure_future(_read_answer(process))
     try:
         done, _pending = await asyncio.wait({answer}, timeout=timeout)
         if not done:
@@ -175,15 +222,49 @@ async def run_tool(*command: str, timeout: float = _TOOL_TIMEOUT) -> str:
                 cure="See what systemd waits for (systemctl list-jobs)",
             )
         output, errors = answer.result()
+        if len(output) > _MAX_OUTPUT:
+            raise UnitError(f"{program} printed more than {_MAX_OUTPUT >> 20} MiB, which were not read")
     finally:
-        if not answer.done():
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await asyncio.gather(answer, return_exceptions=True)
+        answer.cancel()
+        await asyncio.gather(answer, return_exceptions=True)
+        if process.returncode is None:
+            # With what it has started itself, which may hold its pipes.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            # asyncio sees its end only when its pipes are read to theirs.
+            await asyncio.gather(*(_read_stream(pipe, 0, drain=True) for pipe in (process.stdout, process.stderr)))
+            await process.wait()
     if process.returncode != 0:
         said = errors.decode(errors="replace").strip() or f"exit code {process.returncode}"
         raise UnitError(f"{program} failed: {said}")
     return output.decode(errors="surrogateescape")
+
+
+async def _read_answer(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
+    """What a tool prints, of which more than _MAX_OUTPUT is read no further, and the beginning of its complaints."""
+    complaints = asyncio.ensure_future(_read_stream(process.stderr, _MAX_COMPLAINT, drain=True))
+    try:
+        output = await _read_stream(process.stdout, _MAX_OUTPUT + 1, drain=False)
+        if len(output) > _MAX_OUTPUT:
+            return output, b""
+        errors = await complaints
+        await process.wait()
+        return output, errors
+    finally:
+        complaints.cancel()
+        await asyncio.gather(complaints, return_exceptions=True)
+
+
+async def _read_stream(stream: asyncio.StreamReader | None, limit: int, drain: bool) -> bytes:
+    """The stream's first bytes; with C(drain) it is read to its end, so that its writer goes on."""
+    pieces = []
+    while stream and (limit > 0 or drain):
+        piece = await stream.read(64 * 1024)
+        if not piece:
+            break
+        pieces.append(piece[:limit])
+        limit -= len(pieces[-1])
+    return b"".join(pieces)
 
 
 async def systemctl(*arguments: str, timeout: float = _TOOL_TIMEOUT) -> str:
@@ -212,6 +293,14 @@ def parse_units(text: str) -> list[Unit]:
 
     :raises UnitError: that is not what it has printed.
     """
+    commands: list[HelperCommand] = []
+
+    def put_aside(match: re.Match[str]) -> str:
+        commands.append(HelperCommand(match.group(1), match.group(2), match.group(3)))
+        return f"Command={len(commands) - 1}"
+
+    # Before the text is taken for lines, which a command may look like.
+    text = _COMMAND.sub(put_aside, text)
     units = []
     for block in text.strip().split("\n\n"):
         keys = {key: value for key, equals, value in (line.partition("=") for line in block.splitlines()) if equals}
@@ -233,6 +322,21 @@ def parse_units(text: str) -> list[Unit]:
                 transient=keys.get("Transient") == "yes",
                 conditions_met=keys.get("ConditionResult") != "no",
                 invocation=keys.get("InvocationID", ""),
+                restart=keys.get("Restart", ""),
+                working_directory=keys.get("WorkingDirectory", "").lstrip("!-").removeprefix("~"),
+                volatile_directories=tuple(
+                    f"/run/{name}"
+                    for name in _paths(keys.get("RuntimeDirectory", ""))
+                    if keys.get("RuntimeDirectoryPreserve", "no") == "no"
+                ),
+                private_tmp=keys.get("PrivateTmp", "no") not in ("no", ""),
+                private_network=keys.get("PrivateNetwork") == "yes" or bool(keys.get("NetworkNamespacePath")),
+                on_success=_paths(keys.get("OnSuccess", "")),
+                environment=_variables(keys.get("Environment", "")),
+                environment_files=tuple(
+                    re.findall(r"^EnvironmentFiles=(.*?)(?: \(ignore_errors=\w+\))?$", block, re.MULTILINE)
+                ),
+                helpers=tuple(commands[int(number)] for number in re.findall(r"^Command=(\d+)$", block, re.MULTILINE)),
             )
         )
     return units
@@ -242,6 +346,12 @@ def _paths(text: str) -> tuple[str, ...]:
     """A list as systemctl prints it: what has a backslash, as an escaped name has, is quoted by newer versions."""
     words = re.findall(r'"((?:[^"\\]|\\.)*)"|(\S+)', text)
     return tuple(re.sub(r"\\(.)", r"\1", quoted) if quoted else plain for quoted, plain in words)
+
+
+def _variables(text: str) -> tuple[tuple[str, str], ...]:
+    """C(Environment=) as systemctl prints it."""
+    pairs = (word.partition("=") for word in _paths(text))
+    return tuple((name, value) for name, equals, value in pairs if equals)
 
 
 def _number(text: str) -> int:
@@ -383,8 +493,7 @@ def remove_drop_in(path: str) -> bool:
 def read_drop_in(path: str) -> str | None:
     """What is in a file with changes of a unit; None where there is no such file, or it cannot be read."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as handle:
-            return handle.read()
+        return read_bounded(path, _MAX_DROP_IN).decode("utf-8", "surrogateescape")
     except OSError:
         return None
 

@@ -24,15 +24,14 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError, UnitError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog, in_one_line, safe_log_path
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     LAUNCH_ENVIRONMENT,
     Launch,
     LaunchedProcess,
     LaunchedQemu,
-    LaunchLog,
     ProcessWatch,
     QemuProcess,
-    in_one_line,
 )
 
 _GUARD = "50-vmops-saved.conf"
@@ -74,6 +73,8 @@ class VmUnit:
     starter: str = ""
     #: Whether it is a service that may start the VM, among other things, and so cannot be guarded.
     may_start_vm: bool = False
+    #: What systemd says of it; None where there is none.
+    facts: systemd.Unit | None = None
 
     @property
     def starts_vm(self) -> bool:
@@ -92,14 +93,14 @@ async def read_vm_unit(process: QemuProcess, known: t.Mapping[str, systemd.Unit]
         return VmUnit("", "it runs in no systemd unit")
     unit = (known or {}).get(name) or await systemd.read_unit(name)
     if not name.endswith(".service"):
-        return VmUnit(name, f"{name} is no service")
+        return VmUnit(name, f"{name} is no service", facts=unit)
     if unit.transient or not unit.fragment:
-        return VmUnit(name, f"{name} is a transient unit, which is gone after its end")
+        return VmUnit(name, f"{name} is a transient unit, which is gone after its end", facts=unit)
     if unit.main_pid != process.pid:
-        return VmUnit(name, f"it is not the main process of {name}", may_start_vm=True)
+        return VmUnit(name, f"it is not the main process of {name}", may_start_vm=True, facts=unit)
     program = (await systemd.read_start_command(name)).program
     is_qemu = os.path.realpath(program) == os.path.realpath(process.executable)
-    return VmUnit(name, "", "" if is_qemu else program)
+    return VmUnit(name, "", "" if is_qemu else program, facts=unit)
 
 
 # --- the guard --------------------------------------------------------------------------------------------------
@@ -236,10 +237,13 @@ def _remove(paths: t.Sequence[str]) -> bool:
 def choose_launch(how: Launch, log_path: str, vm_name: str) -> LaunchedQemu:
     """What starts a QEMU: its own unit, a transient one, or this process, where there is no systemd, or no root.
 
-    :param log_path: a file for what QEMU writes to stdout and stderr, where that does not go to the journal.
+    :param log_path: a file for what QEMU writes to stdout and stderr, where that does not go to the journal; another
+        one is taken where others can change names in its directory.
+    :raises LaunchError: there is no safe place for it.
     """
     if how.unit:
         return LaunchedService(how)
+    log_path = safe_log_path(log_path, vm_name)
     if systemd.is_running() and os.geteuid() == 0 and _fits_in_transient_unit(how, log_path):
         return LaunchedTransientUnit(how, log_path, vm_name)
     return LaunchedProcess(how, log_path)
@@ -472,6 +476,11 @@ class LaunchedTransientUnit(_LaunchedUnit):
     async def stderr(self) -> str:
         """What QEMU wrote since its start, the end at most (4 KiB)."""
         return self._log.tail()
+
+    def release(self) -> None:
+        """Let it go its own way."""
+        super().release()
+        self._log.close()
 
 
 def _transient_name(vm_name: str) -> str:

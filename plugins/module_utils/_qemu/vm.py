@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import typing as t
 
@@ -21,12 +20,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
-#: A row of C(x-query-ramblock): name, page size, offset, used length, maximum length; QEMU 10 adds the host address,
-#: and "ro" or "rw".
+#: A row of C(x-query-ramblock): name (which a block that does not migrate has not), page size, offset, used length,
+#: maximum length; QEMU 8.0 adds the host address, QEMU 9.0 "ro" or "rw".
 _RAM_BLOCK_ROW = re.compile(
-    r"\s*(?P<name>\S.*?)\s+\d+ [KMGT]iB\s+0x[0-9a-f]+\s+0x(?P<used>[0-9a-f]+)\s+0x(?P<maximum>[0-9a-f]+)"
-    r"(?:\s.*)?"
+    r"\s*(?:(?P<name>\S.*?)\s+)?\d+ [KMGT]iB\s+0x[0-9a-f]+\s+0x(?P<used>[0-9a-f]{1,16})"
+    r"\s+0x(?P<maximum>[0-9a-f]{1,16})(?:\s+0x(?P<address>[0-9a-f]{1,16}))?(?:\s.*)?"
 )
+
+#: Characters of such a row at most: the name has up to 255. In a longer one the pattern would search for ever.
+_MAX_ROW = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class RunningVm:
     uuid: str
     #: QEMU's run state: running, paused, postmigrate, inmigrate …
     run_state: str
-    #: Bytes, with hot-plugged memory.
+    #: Bytes, with hot-plugged memory, but without what is a disk to the guest and never migrates (virtio-pmem).
     memory: int
     vcpus: int
     machine: str
@@ -73,9 +75,12 @@ class RunningVm:
 class RamBlock:
     """A block of guest memory; lengths in bytes."""
 
+    #: Empty for a block that does not migrate.
     name: str
     used: int
     maximum: int
+    #: Where QEMU has it in its own address space; 0 where this QEMU does not say. It is the same block elsewhere.
+    address: int = dataclasses.field(default=0, compare=False)
 
 
 async def query_run_state(monitor: Monitor) -> str:
@@ -89,12 +94,17 @@ async def read_vm(monitor: Monitor) -> RunningVm:
     uuid = str((await monitor.execute("query-uuid"))["UUID"])
     memory = await monitor.execute("query-memory-size-summary")
     machine = str(await monitor.execute("qom-get", {"path": "/machine", "property": "type"}))
+    disks = [
+        device["data"].get("size", 0)
+        for device in await monitor.execute("query-memory-devices")
+        if device["type"] == "virtio-pmem"
+    ]
     kvm = await monitor.execute("query-kvm")
     return RunningVm(
         name=name,
         uuid="" if uuid == _NO_UUID else uuid,
         run_state=await query_run_state(monitor),
-        memory=memory["base-memory"] + memory.get("plugged-memory", 0),
+        memory=memory["base-memory"] + memory.get("plugged-memory", 0) - sum(disks),
         vcpus=len(await monitor.execute("query-cpus-fast")),
         machine=machine[: -len("-machine")] if machine.endswith("-machine") else machine,
         architecture=str((await monitor.execute("query-target"))["arch"]),
@@ -111,8 +121,8 @@ def _process_behind(monitor: Monitor, name: str) -> QemuProcess | None:
     """
     if monitor.peer_pid is not None:
         process = read_process(monitor.peer_pid)
-        unnamed = process is not None and not process.name and process.configuration.unknown
-        if process is not None and (process.name == name or unnamed):
+        # Where its name cannot be known, its being the peer says more than the name of another process.
+        if process is not None and (process.name == name or process.configuration.unknown):
             return process
     found = [
         process
@@ -122,45 +132,25 @@ def _process_behind(monitor: Monitor, name: str) -> QemuProcess | None:
     return found[0] if len(found) == 1 else None
 
 
-async def runtime_changes(monitor: Monitor, process: QemuProcess) -> str:
-    """What was changed in the VM since its start, so that its command line does not describe it any more; or "".
-
-    Looked at are the disks' files (snapshots, mirrors and changed media put others in their place) and devices that
-    were plugged in; one that was unplugged makes the load of the state fail by itself.
-    """
-    words = list(process.argv)
-    if any(word.lstrip("-") == "readconfig" for word in words):
-        return ""
-    for disk in await monitor.execute("query-block"):
-        path = disk.get("inserted", {}).get("image", {}).get("filename", "")
-        names = [path, os.path.relpath(path, process.cwd)] if path.startswith("/") else []
-        escaped = [name.replace(",", ",,") for name in names]
-        if names and not any(name in word for name in names + escaped for word in words):
-            where = disk.get("device") or disk.get("qdev") or "a disk"
-            return (
-                f"{where} is {path} now, which its command line does not name (a snapshot, a mirror, or another medium)"
-            )
-    for device in await monitor.execute("qom-list", {"path": "/machine/peripheral"}):
-        name = device["name"]
-        if device["type"].startswith("child<") and not any(
-            re.search(rf'(?:^|[,"\s])(?:id=|"?id"\s*:\s*"){re.escape(name)}(?:$|[,"])', word) for word in words
-        ):
-            return f"the device {name} was plugged in after its start"
-    return ""
-
-
 async def read_ram_blocks(monitor: Monitor) -> list[RamBlock]:
-    """The VM's RAM blocks, or an empty list where QEMU (before 6.2) cannot list them."""
+    """The VM's RAM blocks that migrate, or an empty list where QEMU (before 6.2) cannot list them."""
     try:
         text = (await monitor.execute("x-query-ramblock"))["human-readable-text"]
     except CommandError:
         return []
-    return parse_ram_blocks(text)
+    return [block for block in parse_ram_blocks(text) if block.name]
 
 
 def parse_ram_blocks(text: str) -> list[RamBlock]:
     """The rows of C(x-query-ramblock); lines that are none are left out."""
-    rows = (_RAM_BLOCK_ROW.fullmatch(line) for line in text.splitlines())
+    rows = (_RAM_BLOCK_ROW.fullmatch(line) for line in text.splitlines() if len(line) <= _MAX_ROW)
     return [
-        RamBlock(row.group("name"), int(row.group("used"), 16), int(row.group("maximum"), 16)) for row in rows if row
+        RamBlock(
+            row.group("name") or "",
+            int(row.group("used"), 16),
+            int(row.group("maximum"), 16),
+            int(row.group("address") or "0", 16),
+        )
+        for row in rows
+        if row
     ]

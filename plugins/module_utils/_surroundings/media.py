@@ -14,14 +14,14 @@ import typing as t
 class MediumFile:
     """One file, device or network resource that a medium is made of: a layer of its backing chain, or a data file.
 
-    Where C(uncheckable) is empty, C(size) (bytes), C(mtime_ns), C(inode) and C(device_number) are those of the very
-    file that QEMU has open; else C(uncheckable) says why not, as a clause, and they are 0. Of a block device all but
-    C(mtime_ns) are known nevertheless, the size where the kernel says it.
+    Where ``uncheckable`` is empty, ``size`` (bytes), ``mtime_ns``, ``inode`` and ``device_number`` are those of the
+    very file that QEMU has open; else ``uncheckable`` says why not, as a clause, and they are 0. Of a block device all
+    but ``mtime_ns`` are known nevertheless, the size where the kernel says it.
     """
 
-    #: The absolute path by which this host reaches it, or QEMU's own name for what is no file (C(nbd://…)).
+    #: The absolute path by which this host reaches it, or QEMU's own name for what is no file (``nbd://…``).
     path: str
-    #: The driver that reads it: C(qcow2), C(raw), C(luks) …
+    #: The driver that reads it: ``qcow2``, ``raw``, ``luks`` …
     format: str
     size: int = 0
     mtime_ns: int = 0
@@ -34,9 +34,9 @@ class MediumFile:
 class Medium:
     """What is in one drive of the guest: its files from the active one down to the end of its backing chain."""
 
-    #: QEMU's name for the block backend (C(-drive id=)), or the empty string.
+    #: QEMU's name for the block backend (``-drive id=``), or the empty string.
     backend: str
-    #: The device's QOM path or id (C(qdev) in C(query-block)), or the empty string.
+    #: The device's QOM path or id (``qdev`` in ``query-block``), or the empty string.
     qdev: str
     #: The name of the active node.
     node: str
@@ -49,5 +49,5 @@ class Medium:
         return self.backend or self.qdev or self.node or "a disk"
 
     def as_result(self) -> dict[str, t.Any]:
-        """An element of the C(disks) return value, and of the image's record."""
+        """An element of the ``disks`` return value, and of the image's record."""
         return dataclasses.asdict(self)

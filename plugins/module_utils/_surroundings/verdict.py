@@ -19,7 +19,7 @@ import typing as t
 class Problem:
     """One thing that was found."""
 
-    #: A word that a program can read, such as C(disk_replaced); the documentation of C(qemu_vm_info) lists all of them.
+    #: A word that a program can read, such as ``disk_replaced``; the documentation of ``qemu_vm_info`` lists them.
     kind: str
     #: What was found, as a clause that can follow a colon: it names the device, the file, or the process.
     what: str
@@ -27,10 +27,13 @@ class Problem:
     cure: str
     #: Whether a restore by the recorded start would be refused, would fail, or would be of another machine.
     blocks: bool = True
+    #: Whether an operator who knows how the VM comes back may have it saved all the same; not where the save itself
+    #: would fail, or lose what the guest has written.
+    can_be_overridden: bool = True
 
     def as_result(self) -> dict[str, t.Any]:
-        """An element of the C(problems) return value."""
-        return dataclasses.asdict(self)
+        """An element of the ``problems`` return value."""
+        return {"kind": self.kind, "what": self.what, "cure": self.cure, "blocks": self.blocks}
 
 
 def blocking(problems: t.Iterable[Problem]) -> list[Problem]:

@@ -4,10 +4,11 @@
 
 """Restore the saved VMs of this host, without Ansible: what vmops-restore.service runs at boot.
 
-Each save image in the directory is restored as vmops.qemu.qemu_restore does it, in groups one after the other, some at
-a time. What cannot be restored (a damaged image, a partial one, a QEMU that does not start) keeps its image and is
-named; the others go on, and the exit status is 1. A restore that hangs is given up after the settings' timeout. SIGTERM
-and SIGINT give up what is at work, as the modules do: no QEMU with half a guest stays, and the images are kept.
+Each VM is restored once, from its last save in the directory, as vmops.qemu.qemu_restore does it, in groups one after
+the other, some at a time. Older saves, checkpoints and archives are named and left alone. What cannot be restored (a
+damaged image, a partial one, a QEMU that does not start) keeps its image and is named; the others go on, and the exit
+status is 1. A restore that hangs is given up after the settings' timeout. SIGTERM and SIGINT give up what is at work,
+as the modules do: no QEMU with half a guest stays, and the images are kept.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     one_line,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
+from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import why_left_alone
 from ansible_collections.vmops.qemu.plugins.module_utils._restore import RestoreOperation, RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
 
@@ -60,10 +62,11 @@ class Restorer:
         good = True
         complete = []
         for image in images:
-            if image["state"] == "complete":
+            left_alone = "it is an archive" if image["state"] == "archived" else why_left_alone(image)
+            if left_alone:
+                say(f"{image['path']}: left alone, {left_alone}")
+            elif image["state"] == "complete":
                 complete.append(image)
-            elif image["state"] == "archived":  # somebody put it aside
-                say(f"{image['path']}: left alone, it is an archive")
             else:
                 good = False
                 complain(f"{image['path']}: not restored, {image['state']}: {'; '.join(image['problems'])}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
+from ansible_collections.vmops.qemu.plugins.filter.left_alone import left_alone
 from ansible_collections.vmops.qemu.plugins.filter.matching import matching
 from ansible_collections.vmops.qemu.plugins.filter.requests import requests
 from ansible_collections.vmops.qemu.plugins.filter.restore_groups import restore_groups
@@ -78,19 +79,11 @@ def test_least_free_space_counts():
 
 
 def test_vms_that_would_be_lost():
-    vms = [
-        {"name": "", "pid": 7, "launch": {"how": "command"}},
-        {"name": "a", "pid": 8, "launch": {"how": "none", "reason": "it has an inherited descriptor"}},
-        {"name": "b", "pid": 9, "launch": {"how": "unit"}},
-        {"name": "left alone", "pid": 10, "launch": {"how": "none", "reason": "as above"}},
-    ]
-    asked = [{"name": "a"}, {"name": "b"}]
-    nameless, lost = unready(vms, ["*"], asked)
+    vms = [{"name": "", "pid": 7}, {"name": "a", "pid": 8}]
+    (nameless,) = unready(vms)
     assert "pid 7" in nameless
-    assert lost == "a could not be started again from its image: it has an inherited descriptor."
-    assert unready(vms, ["a*"], asked) == [lost]
-    assert unready(vms, [], asked, restorable=False) == []
-    assert unready(vms, [], [{"name": "a", "after_save": "resume"}]) == []
+    assert unready(vms, ["a*"]) == []
+    assert unready(vms, []) == []
 
 
 def test_restore_groups():
@@ -114,6 +107,46 @@ def test_save_that_was_cut_off_is_restored_by_the_image_it_would_have_made():
     # One that is complete is the VM's, and the other a leftover.
     assert restore_groups([partial, image("a")]) == [[{"name": "a", "path": "/save/a.save"}]]
     assert restore_groups([image(None, "partial", "/save/x")]) == []
+
+
+SEVERAL = [
+    image("a", path="/save/a-before.save", superseded_by="/save/a.save"),
+    image("a"),
+    image("a", path="/save/z.save", copy_of="/save/a.save"),
+    image("b", checkpoint=True),
+    image("c", "partial", "/save/.c.save.0123456789abcdef.partial", superseded_by="/save/c.save.tar.zst"),
+    image("c", "archived", "/save/c.save.tar.zst"),
+    image("d", "invalid", superseded_by="/save/d-2.save", problems=["its stream is cut off"]),
+    image("d", path="/save/d-2.save", checkpoint=False, superseded_by=None, copy_of=None),
+    image("e", checkpoint=True),
+    image("e", "partial", "/save/.e.save.0123456789abcdef.partial"),
+]
+
+
+def test_each_vm_is_restored_once_from_its_last_save():
+    assert restore_groups(SEVERAL) == [
+        [
+            {"name": "a", "path": "/save/a.save"},
+            {"name": "d", "path": "/save/d-2.save"},
+            # Its QEMU may still stand there since that save was cut off.
+            {"name": "e", "path": "/save/e.save"},
+        ]
+    ]
+    assert unusable_images(SEVERAL) == []
+
+
+def test_what_is_left_alone_is_named():
+    found = left_alone([{**each, "saved_at": "2026-03-01T09:30:00.000Z"} for each in SEVERAL])
+    assert [(each["path"], each["why"][:30]) for each in found] == [
+        ("/save/a-before.save", "/save/a.save is a later save o"),
+        ("/save/z.save", "it is a copy of /save/a.save"),
+        ("/save/b.save", "it is a checkpoint: b went on "),
+        ("/save/.c.save.0123456789abcdef.partial", "/save/c.save.tar.zst is a late"),
+        ("/save/d.save", "/save/d-2.save is a later save"),
+        ("/save/e.save", "it is a checkpoint: e went on "),
+    ]
+    assert set(found[0]) == {"path", "name", "saved_at", "why"}
+    assert [each["path"] for each in left_alone(SEVERAL, ["b", "c"], ["c"])] == ["/save/b.save"]
 
 
 def test_unusable_images():

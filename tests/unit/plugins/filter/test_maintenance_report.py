@@ -144,5 +144,15 @@ def test_long_names_and_many_vms():
     assert "…" in texts[0]
 
 
+def test_images_that_were_left_alone_are_listed():
+    image = {"name": "web1", "path": "/save/web1-before.save", "saved_at": None, "why": HOSTILE}
+    shown = page(host(left_alone=[image]), host("hv2", left_alone=[]))
+    assert "Images that were left alone" in shown.words
+    assert "/save/web1-before.save" in shown.words
+    assert "script" not in shown.seen
+    assert "What went wrong" not in shown.words
+    assert "left alone" not in page(host()).words
+
+
 def test_nothing_to_tell():
     assert "0 of 0" in page().words

@@ -76,6 +76,7 @@ class ImageBuilder:
             self.header.complete,
             offset - 92,
             byte_order=self.header.byte_order,
+            checkpoint=self.header.checkpoint,
         )
         with self.path.open("wb") as file:
             file.write(header.pack() + text)

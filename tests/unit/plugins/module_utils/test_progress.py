@@ -11,14 +11,15 @@ import json
 import os
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils import _progress
+from ansible_collections.vmops.qemu.plugins.module_utils import _progress, _run_directory
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Publisher, read_progress
 
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path, monkeypatch):
     path = tmp_path / "vmops.qemu"
-    monkeypatch.setattr(_progress, "_directory", lambda: str(path))
+    for module in (_progress, _run_directory):
+        monkeypatch.setattr(module, "base_directory", lambda: str(path))
     monkeypatch.setattr(_progress, "INTERVAL", 0.01)
     return path
 
@@ -68,7 +69,7 @@ def test_what_a_killed_one_left_is_not_believed_and_goes(directory, change):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"vm": 1}'])
 def test_what_cannot_be_read_is_left_out(directory, text):
-    directory.mkdir()
+    directory.mkdir(mode=0o700)
     (directory / "web1.progress").write_text(text)
     assert read_progress() == []
 

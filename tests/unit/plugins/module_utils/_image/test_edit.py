@@ -32,12 +32,20 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml impor
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import (
     has_journal,
     journal_path,
+    mark_checkpoint,
     open_for_edit,
     plan_head,
     recover_head,
+    require_markable,
     write_head,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
+    PartialImage,
+    image_identity,
+    image_lock,
+    read_image_head,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info, image_info
 
 FACTS = SaveFacts("0.1.0", "10.0.2", "2026-03-01T09:30:00Z")
@@ -328,7 +336,7 @@ def test_an_image_in_use(builder, how):
         assert holder.stdin
         assert holder.stdout
         assert holder.stdout.readline() == b"ready\n"
-        with pytest.raises(ConflictError, match="in use"):
+        with pytest.raises(ConflictError, match=r"in use|by another run"):
             change(path, vm_state="paused")
         holder.stdin.close()
     assert builder.path.read_bytes() == before
@@ -353,3 +361,166 @@ def test_what_is_no_regular_file(builder, tmp_path):
             change(other)
     with pytest.raises(ImageNotFoundError):
         change(tmp_path / "none")
+
+
+# --- the mark of a checkpoint ---
+
+
+def mark(path):
+    """Mark an image as a restore does, which holds its lock; from then on nothing else has changed."""
+    head = read_image_head(str(path))
+    with image_lock(str(path)):
+        mark_checkpoint(str(path), head)
+
+
+@pytest.mark.parametrize("name", ["raw", "zstd", "sparse-paused"])
+def test_mark_touches_one_word(copy_of, name):
+    path = copy_of(f"{name}.save")
+    before, identity = path.read_bytes(), image_identity(str(path))
+    mark(path)
+    after = path.read_bytes()
+    assert (before[:88], before[92:]) == (after[:88], after[92:])
+    assert before[88:92] != after[88:92]
+    assert read_image_head(str(path)).header.checkpoint
+    # A run that was cut off knows it by that.
+    assert image_identity(str(path)) == identity
+    mark(path)
+    assert path.read_bytes() == after
+
+
+def test_mark_of_another_byte_order(builder):
+    builder.header = dataclasses.replace(builder.header, byte_order="big")
+    mark(builder.write())
+    assert builder.path.read_bytes()[88:92] == b"\0\0\0\1"
+
+
+def test_changes_of_the_head_keep_the_mark(builder):
+    path = builder.write()
+    mark(path)
+    assert change(path, new_xml=NEW_XML, vm_state="paused", image_version=2)
+    assert read_image_head(str(path)).header.checkpoint
+    assert change(path, image_version=3)
+    assert read_image_head(str(path)).header.checkpoint
+
+
+def test_mark_while_the_save_holds_the_image(tmp_path):
+    """The lock of the image that a save has just made is on another descriptor of the same process."""
+    target = str(tmp_path / "web1.save")
+    image = PartialImage.create(target, SaveImageHeader(3, ImageFormat.SPARSE, True), builder_xml())
+    image.finish()
+    try:
+        mark_checkpoint(target, read_image_head(target))
+    finally:
+        image.release()
+    assert read_image_head(target).header.checkpoint
+
+
+def builder_xml():
+    return embed("<domain type='qemu'><name>web1</name></domain>", FACTS, LAUNCH)
+
+
+def test_mark_while_qemu_has_the_image_open(builder):
+    path = str(builder.write())
+    command = [sys.executable, "-c", HOLDER, path, "open"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdin
+        assert holder.stdout
+        assert holder.stdout.readline() == b"ready\n"
+        mark(path)
+        holder.stdin.close()
+    assert read_image_head(path).header.checkpoint
+
+
+def test_mark_through_a_link_is_that_of_the_image_behind_it(builder, tmp_path):
+    link = tmp_path / "link.save"
+    link.symlink_to(builder.write())
+    mark(link)
+    assert link.is_symlink()
+    assert read_image_head(str(builder.path)).header.checkpoint
+
+
+def test_only_the_image_that_was_read_is_marked(builder, tmp_path, copy_of):
+    path = str(builder.write())
+    head = read_image_head(path)
+    other = copy_of("raw.save")
+    before = other.read_bytes()
+    os.rename(other, path)
+    with pytest.raises(ConflictError, match="replaced"):
+        mark_checkpoint(path, head)
+    assert builder.path.read_bytes() == before
+    # Another save of the same VM has another record.
+    builder.xml = embed(builder.xml, FACTS)
+    builder.write()
+    with pytest.raises(ConflictError, match="replaced"):
+        mark_checkpoint(path, head)
+    builder.path.write_bytes(b"no image")
+    with pytest.raises(ImageFormatError):
+        mark_checkpoint(path, head)
+    os.unlink(path)
+    with pytest.raises(ImageNotFoundError):
+        mark_checkpoint(path, head)
+    os.mkfifo(path)
+    with pytest.raises(ImageFormatError, match="FIFO"):
+        mark_checkpoint(path, head)
+
+
+def test_partial_image_is_not_marked(builder):
+    builder.header = dataclasses.replace(builder.header, complete=False)
+    path = str(builder.write())
+    with pytest.raises(ImagePartialError):
+        mark_checkpoint(path, read_image_head(path))
+
+
+def test_mark_is_one_write_that_is_flushed(builder, monkeypatch):
+    path = str(builder.write())
+    head = read_image_head(path)
+    steps = []
+    for name in ("pwrite", "fsync"):
+        real = getattr(os, name)
+
+        def record(*arguments, _name=name, _real=real):
+            steps.append((_name, len(arguments[1]) if _name == "pwrite" else 0))
+            return _real(*arguments)
+
+        monkeypatch.setattr(os, name, record)
+    mark_checkpoint(path, head)
+    assert steps == [("pwrite", 92), ("fsync", 0)]
+    # The run that marked it may have been killed before its flush.
+    mark_checkpoint(path, head)
+    assert steps[2:] == [("fsync", 0)]
+
+
+def test_killed_while_it_marks(builder, kill_at_each_step):
+    """The image is whole at each step, marked or not."""
+    path = str(builder.path)
+    original = builder.write().read_bytes()
+    outcomes = set()
+
+    def check(finished):
+        info = image_info(path, verify=True)
+        assert (info["state"], info["problems"]) == ("complete", [])
+        checkpoint = read_image_head(path).header.checkpoint
+        assert checkpoint or not finished
+        outcomes.add(checkpoint)
+
+    kill_at_each_step(lambda: builder.path.write_bytes(original), lambda: mark(path), check, at_least=2)
+    assert outcomes == {False, True}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to it all the same")
+def test_image_that_may_not_be_written_to_cannot_be_marked(builder):
+    path = str(builder.write())
+    require_markable(path)
+    os.chmod(path, 0o400)
+    with pytest.raises(ImageAccessError):
+        require_markable(path)
+
+
+def test_what_cannot_be_marked(builder, tmp_path):
+    before = builder.write().read_bytes()
+    require_markable(str(builder.path))
+    assert builder.path.read_bytes() == before
+    with pytest.raises(ImageNotFoundError):
+        require_markable(str(tmp_path / "none"))
+    with pytest.raises(ImageFormatError):
+        require_markable(str(tmp_path))

@@ -217,6 +217,24 @@ def test_finish(older, partial, target):
     assert os.path.exists(target)
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("xml", [None, "<domain/>"])
+def test_finish_of_a_guest_that_goes_on(partial, target, monkeypatch, checkpoint, xml):
+    """The mark comes with the complete magic, in one write: before there is an image without it."""
+    written = []
+    real = os.pwrite
+
+    def pwrite(descriptor, data, offset):
+        written.append(bytes(data[:HEADER_SIZE]))
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    partial.finish(xml, checkpoint=checkpoint)
+    complete = [SaveImageHeader.parse(data, target) for data in written if data.startswith(MAGIC_COMPLETE)]
+    assert [header.checkpoint for header in complete] == [checkpoint]
+    assert read_image_head(target).header.checkpoint is checkpoint
+
+
 @pytest.mark.parametrize("xml", ["<domain/>", "<domain>" + "x" * 60000 + "</domain>"])
 def test_finish_with_another_xml(partial, target, xml):
     stream_offset = partial.stream_offset

@@ -23,9 +23,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-def words(*values: int, magic: bytes = MAGIC_COMPLETE, byte_order: str = "<") -> bytes:
+def words(*values: int, magic: bytes = MAGIC_COMPLETE, byte_order: str = "<", checkpoint: int = 0) -> bytes:
     """A header from its words: version, data_len, was_running, compressed, cookieOffset, features."""
-    return struct.pack(f"{byte_order}16s6I52x", magic, *values)
+    return struct.pack(f"{byte_order}16s6I48xI", magic, *values, checkpoint)
 
 
 headers = st.builds(
@@ -37,6 +37,7 @@ headers = st.builds(
     data_length=st.integers(2, 2**32 - 1),
     cookie_offset=st.integers(0, 1),
     byte_order=st.sampled_from(("little", "big")),
+    checkpoint=st.booleans(),
 )
 
 
@@ -85,6 +86,22 @@ def test_version_2_ignores_the_word_that_became_features():
     assert SaveImageHeader.parse(words(2, 100, 1, 0, 0, 0xFFFF), "p").format is ImageFormat.RAW
 
 
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_last_word_marks_a_checkpoint(version, byte_order):
+    for checkpoint in (0, 1):
+        data = words(version, 100, 1, 0, 0, 0, byte_order=byte_order, checkpoint=checkpoint)
+        header = SaveImageHeader.parse(data, "p")
+        assert header.checkpoint is bool(checkpoint)
+        assert header.pack() == data
+
+
+def test_other_unused_words_are_not_looked_at():
+    data = bytearray(words(3, 100, 1, 0, 0, 1))
+    data[40:88] = b"\xff" * 48
+    assert SaveImageHeader.parse(bytes(data), "p").checkpoint is False
+
+
 @given(headers)
 def test_parse_undoes_pack(header):
     assert SaveImageHeader.parse(header.pack() + b"<domain/>", "p") == header
@@ -124,6 +141,8 @@ def test_the_other_byte_order_is_recognised():
         (words(3, 100, 1, 0, 0, 2), ImageUnsupportedError, "features: 0x2"),
         (words(3, 100, 1, 0, 0, 0x80000001), ImageUnsupportedError, "features: 0x80000000"),
         (words(3, 100, 1, 1, 0, 1), ImageUnsupportedError, "compression"),
+        (words(3, 100, 1, 0, 0, 1, checkpoint=2), ImageUnsupportedError, "last word is 0x2,"),
+        (words(2, 100, 1, 0, 0, 0, checkpoint=0x1000000), ImageUnsupportedError, "last word is 0x1000000,"),
     ],
 )
 def test_refuses(data, error, message):

@@ -18,7 +18,7 @@ PAGE = 4096
 KEYS = (
     "path exists state archive complete version format features vm_state byte_order name uuid memory vcpus machine"
     " domain_xml cookie size allocated stream_offset saved_at qemu_version checksum launch_recorded readable_by"
-    " problems mode owner mtime"
+    " problems mode owner mtime checkpoint superseded_by copy_of"
 )
 
 
@@ -34,6 +34,9 @@ def test_an_image_of_libvirt(golden):
         "state": "complete",
         "archive": None,
         "complete": True,
+        "checkpoint": False,
+        "superseded_by": None,
+        "copy_of": None,
         "version": 2,
         "format": "sparse",
         "features": [],

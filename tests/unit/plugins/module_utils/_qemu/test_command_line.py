@@ -331,6 +331,86 @@ def test_a_restore_of_a_restored_vm_is_started_the_same_way(groups, machine):
     assert restore_command(command, machine) == command
 
 
+@pytest.mark.parametrize(
+    ("words", "appending"),
+    [
+        (["-serial", "file:/a"], ["-chardev", "file,id=serial0,path=/a,append=on", "-serial", "chardev:serial0"]),
+        (["--serial", "file:a,b"], ["-chardev", "file,id=serial0,path=a,,b,append=on", "--serial", "chardev:serial0"]),
+        (
+            ["-serial", "none", "-serial", "pty", "-serial", "file:/a"],
+            [
+                *("-serial", "none", "-serial", "pty"),
+                *("-chardev", "file,id=serial2,path=/a,append=on", "-serial", "chardev:serial2"),
+            ],
+        ),
+        (
+            ["-serial", "mon:file:/a"],
+            [
+                *("-chardev", "file,id=serial0,path=/a,append=on,mux=on", "-mon", "chardev=serial0,mode=readline"),
+                *("-serial", "chardev:serial0"),
+            ],
+        ),
+        (["-debugcon", "file:/a"], ["-chardev", "file,id=debugcon,path=/a,append=on", "-debugcon", "chardev:debugcon"]),
+        (
+            ["-parallel", "file:/a"],
+            ["-chardev", "file,id=parallel0,path=/a,append=on", "-parallel", "chardev:parallel0"],
+        ),
+        (
+            ["-qmp", "unix:/q,server=on", "-monitor", "file:/a"],
+            [
+                *("-qmp", "unix:/q,server=on"),
+                *("-chardev", "file,id=compat_monitor1,path=/a,append=on", "-monitor", "chardev:compat_monitor1"),
+            ],
+        ),
+        (
+            ["-chardev", "null,id=serial0", "-device", "x,chardev=serial0", "-serial", "file:/a"],
+            [
+                *("-chardev", "null,id=serial0", "-device", "x,chardev=serial0"),
+                *("-chardev", "file,id=serial0-log0,path=/a,append=on", "-serial", "chardev:serial0-log0"),
+            ],
+        ),
+        (["-chardev", "file,id=c,path=/a"], ["-chardev", "file,id=c,path=/a,append=on"]),
+        (["-chardev", "id=c,backend=file,path=/a"], ["-chardev", "id=c,backend=file,path=/a,append=on"]),
+        (["-chardev", "file,id=c,append=off,path=/a"], ["-chardev", "file,id=c,append=off,path=/a,append=on"]),
+        (["-chardev", "pty,id=c,logfile=/a"], ["-chardev", "pty,id=c,logfile=/a,logappend=on"]),
+        (
+            ["-chardev", "file,id=c,path=/a,logfile=/b"],
+            ["-chardev", "file,id=c,path=/a,logfile=/b,append=on,logappend=on"],
+        ),
+        (
+            ["-monitor", "unix:/m,server=on,logfile=/a"],
+            ["-monitor", "unix:/m,server=on,logfile=/a,logappend=on"],
+        ),
+        (["-serial", "mon:tcp::4,server,logfile=/a"], ["-serial", "mon:tcp::4,server,logfile=/a,logappend=on"]),
+    ],
+)
+def test_a_restore_appends_to_logs(words, appending):
+    command = restore_command([QEMU, *words])
+    assert command == [QEMU, *appending, *WAITING]
+    assert restore_command(command) == command
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-chardev", "file,id=c,path=/a,append=on"],
+        ["-chardev", "file,id=c,path=/a,append"],
+        ["-chardev", "file,id=c,path=/a,append=yes"],
+        ["-chardev", "socket,id=c,path=/a,server=on,logfile=/b,logappend=on"],
+        ["-chardev", "pipe,id=c,path=/a"],
+        ["-serial", "file:"],
+        ["-serial", "stdio", "-serial", "null", "-serial", "/dev/ttyS0", "-serial", "chardev:c"],
+        ["-serial", "unix:/a,server=on,wait=off"],
+        ["-serial", "pipe:/file:a"],
+        ["-append", "-serial", "file:/a"],
+        ["-chardev"],
+        ["-serial"],
+    ],
+)
+def test_a_restore_leaves_other_character_devices_alone(words):
+    assert restore_command([QEMU, *words]) == [QEMU, *words, *WAITING]
+
+
 # --- what cannot be started again ---
 
 
@@ -452,3 +532,15 @@ def test_daemonize_is_left_where_it_counts():
     assert not daemonizes(argv[2:])
     assert restore_command(argv) == [QEMU, "-name", "-daemonize", "-S", "-incoming", "defer"]
     assert restore_command(argv, daemonize=True) == [QEMU, "-daemonize", *restore_command(argv)[1:]]
+
+
+@pytest.mark.parametrize("digits", ["9" * 20, "9" * 5000, "9" * 100_000, "9999999999999999999e"])
+def test_sizes_that_no_host_has(digits):
+    assert memory_size([QEMU, "-m", digits]) is None
+    assert vcpu_count([QEMU, "-smp", digits]) == 1
+    levels = ",".join(f"{level}={digits}" for level in ("sockets", "cores", "threads"))
+    assert vcpu_count([QEMU, "-smp", levels]) == 1
+
+
+def test_cpus_that_no_host_has():
+    assert vcpu_count([QEMU, "-smp", "sockets=9999999,cores=9999999,threads=9999999"]) == 1 << 20

@@ -184,6 +184,42 @@ def test_what_is_not_understood(text):
         systemd.parse_units(text)
 
 
+def test_commands_beside_the_main_process():
+    """Their words may have newlines, also such that look like something else, and the next unit is another one."""
+    end = "ignore_errors=no ; start_time=[Thu 2026-11-26 04:28:56 UTC] ; stop_time=[n/a] ; pid=107 ; code=exited }"
+    text = (
+        "Restart=on-failure\n"
+        f"ExecStartPre={{ path=/bin/sh ; argv[]=/bin/sh -c a\n\nId=x ; {end}\n"
+        f"ExecStartPre={{ path=/bin/true ; argv[]=true ; {end}\n"
+        f"ExecStopPost={{ path=/bin/rm ; argv[]=/bin/rm -f ${{FOO}} ; {end}\n"
+        "WorkingDirectory=!/tmp\nPrivateTmp=yes\nRuntimeDirectoryPreserve=no\nRuntimeDirectory=h1 h2/web1\n"
+        'Environment=FOO=/a "BAR=b c"\nEnvironmentFiles=/etc/default/x (ignore_errors=yes)\n'
+        "NetworkNamespacePath=/run/netns/blue\nPrivateNetwork=no\nOnSuccess=o.service\nId=a.service\n\n"
+        f"ExecStartPre={{ path=/bin/false ; argv[]=/bin/false ; {end}\nRuntimeDirectory=kept\n"
+        "RuntimeDirectoryPreserve=yes\nWorkingDirectory=\nPrivateTmp=no\nId=b.service\n"
+    )
+    one, other = systemd.parse_units(text)
+    assert one.name == "a.service"
+    assert [(helper.setting, helper.program, helper.text) for helper in one.helpers] == [
+        ("ExecStartPre", "/bin/sh", "/bin/sh -c a\n\nId=x"),
+        ("ExecStartPre", "/bin/true", "true"),
+        ("ExecStopPost", "/bin/rm", "/bin/rm -f ${FOO}"),
+    ]
+    assert (one.restart, one.working_directory, one.private_tmp, one.private_network) == (
+        *("on-failure", "/tmp"),
+        *(True, True),
+    )
+    assert one.volatile_directories == ("/run/h1", "/run/h2/web1")
+    assert one.environment == (("FOO", "/a"), ("BAR", "b c"))
+    assert one.environment_files == ("/etc/default/x",)
+    assert one.on_success == ("o.service",)
+    assert [helper.program for helper in other.helpers] == ["/bin/false"]
+    assert (other.name, other.volatile_directories, other.private_tmp, other.private_network) == (
+        *("b.service", ()),
+        *(False, False),
+    )
+
+
 ENTRY = (
     "ExecStartEx={{ path={path} ; argv[]={argv} ; flags={flags} ; start_time=[n/a] ; stop_time=[n/a] ; pid=0 ;"
     " code=(null) ; status=0/0 }}\n"
@@ -336,3 +372,19 @@ def test_cancelled_tool_is_killed():
             await systemd.run_tool("pgrep", "-f", "sleep 123[.]9876")
 
     asyncio.run(work())
+
+
+def test_tool_that_prints_without_end():
+    with pytest.raises(UnitError, match="printed more than 16 MiB"):
+        asyncio.run(systemd.run_tool("sh", "-c", "yes; exit 0", timeout=30))
+
+
+def test_tool_that_complains_without_end():
+    with pytest.raises(UnitError) as caught:
+        asyncio.run(systemd.run_tool("sh", "-c", "yes | head -c 50000000 >&2; exit 1", timeout=30))
+    assert len(caught.value.what) < 5000
+
+
+def test_tool_that_takes_too_long():
+    with pytest.raises(UnitError, match="not done within"):
+        asyncio.run(systemd.run_tool("sh", "-c", "yes >&2", timeout=0.2))

@@ -66,6 +66,17 @@ def test_ram_block_rows_with_huge_pages():
     assert parse_ram_blocks(row) == parse_ram_blocks(row.replace("2 MiB", "1 GiB")) == [RamBlock("mem0", 2**30, 2**30)]
 
 
+def test_ram_block_row_of_what_does_not_migrate():
+    # As QEMU 10.0.2 answered: the memory of a virtio-pmem device has no name.
+    row = f"{'':24}    4 KiB  0x0000000000000000 0x0000000004000000 0x0000000004000000 0x00007f23c7fff000  rw"
+    assert parse_ram_blocks(row) == [RamBlock("", 64 * MIB, 64 * MIB)]
+
+
+def test_addresses_of_ram_blocks():
+    assert parse_ram_blocks(QEMU_10)[0].address == 0x7F2E0FE00000
+    assert parse_ram_blocks(QEMU_7)[0].address == 0
+
+
 def test_no_ram_block_rows():
     assert parse_ram_blocks("") == []
     assert parse_ram_blocks(QEMU_10.splitlines()[0]) == []

@@ -1,0 +1,75 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What an image keeps of what surrounded its VM: a JSON text, of which only this file knows the shape.
+
+``{"version": 1, "media": [MEDIUM, …], "problems": [PROBLEM, …]}``; the keys of a medium are those of ``Medium``, those
+of a problem are ``kind``, ``what``, ``cure`` and ``blocks``. It is read from images that others may have written, so
+everything in it is bounded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_record import parse_media, record_media
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
+
+_VERSION = 1
+
+#: What is read at most: problems, and characters of each text in one.
+_MAX_PROBLEMS = 1000
+_MAX_TEXT = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What surrounds a VM, or surrounded it when it was saved."""
+
+    media: tuple[Medium, ...]
+    problems: tuple[Problem, ...]
+
+    def dump(self) -> str:
+        """The text for an image."""
+        return json.dumps(
+            {
+                "version": _VERSION,
+                "media": record_media(self.media),
+                "problems": [problem.as_result() for problem in self.problems],
+            },
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> Surroundings:
+        """Read such a text.
+
+        :raises ValueError: it is none, or one of a version that is not known here.
+        """
+        try:
+            value = json.loads(text)
+        except RecursionError as exc:
+            raise ValueError("it has too many levels") from exc
+        if not isinstance(value, dict) or value.get("version") != _VERSION:
+            raise ValueError("its version is not known here")
+        return cls(tuple(parse_media(value.get("media"))), _parse_problems(value.get("problems")))
+
+
+def _parse_problems(value: object) -> tuple[Problem, ...]:
+    if not isinstance(value, list) or len(value) > _MAX_PROBLEMS:
+        raise ValueError("its problems are no list, or too many")
+    return tuple(_parse_problem(item) for item in value)
+
+
+def _parse_problem(value: object) -> Problem:
+    if not isinstance(value, dict) or not isinstance(value.get("blocks"), bool):
+        raise ValueError("a problem is none")
+    texts = [value.get(key) for key in ("kind", "what", "cure")]
+    if not all(isinstance(text, str) and len(text) <= _MAX_TEXT for text in texts):
+        raise ValueError("a problem's text is none, or too long")
+    kind, what, cure = t.cast("list[str]", texts)
+    return Problem(kind, what, cure, value["blocks"])

@@ -1,0 +1,74 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""All that surrounds a running VM, looked at once: its media, and the problems that stand between it and its return."""
+
+from __future__ import annotations
+
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_stoppable_thread, in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.losses import runtime_losses
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.machine import machine_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory import (
+    memory_files,
+    memory_media,
+    memory_problems,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.process import process_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.replaced_disks import replaced_media
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import (
+    start_identity,
+    start_problems,
+    started_by_unit,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.unit import unit_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
+
+_NO_PROCESS = Problem(
+    "process_unknown",
+    "its QEMU's process is not known here, so neither is how it was started",
+    "Run the task on the host of the QEMU; restore it with launch: command or launch: attach",
+)
+
+
+async def survey(
+    monitor: Monitor, process: QemuProcess | None, unit: VmUnit | None, sparse: bool, guards: bool = True
+) -> Surroundings:
+    """Look at everything, and touch nothing.
+
+    :param process: the VM's QEMU, where it is known.
+    :param unit: its unit, where the process is known.
+    :param sparse: whether the image is, or would be, a sparse one.
+    :param guards: whether the save keeps the VM's unit, if it can, from starting the VM beside its image.
+    :raises MonitorError: QEMU cannot be asked.
+    """
+    problems: list[Problem] = []
+    media = await read_all_media(monitor, process)
+    files = await memory_files(monitor, process)
+    problems += await in_stoppable_thread(memory_problems, files, sparse)
+    if process is None or unit is None:
+        return Surroundings(tuple(media), (*problems, _NO_PROCESS))
+    uid, _gid, unknown = start_identity(process, unit, monitor)
+    problems += unknown
+    problems += start_problems(process, unit, uid)
+    problems += await in_thread(process_problems, process, started_by_unit(unit))
+    problems += await machine_problems(monitor, process.configuration)
+    problems += await runtime_losses(monitor, process.configuration)
+    problems += await replaced_media(media, monitor, process.configuration, process)
+    problems += await in_thread(unit_problems, unit, process, guards and unit.starts_vm, media)
+    return Surroundings(tuple(media), tuple(problems))
+
+
+async def read_all_media(monitor: Monitor, process: QemuProcess | None) -> list[Medium]:
+    """What QEMU has open for each drive now, and the files that are the guest's disks as much as its memory.
+
+    :raises MonitorError: QEMU cannot be asked.
+    """
+    media = await read_media(monitor, process)
+    return media + await in_thread(memory_media, await memory_files(monitor, process))

@@ -1,0 +1,279 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A guest's memory is never put over a disk that is not the one of its save: through the modules."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support import Monitor, find_qemu_pids
+from support.observe import VM, Continuity, run_state, wait_until
+from support.paused import make_disk
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """The guest's writable disk: a qcow2 image over a raw one."""
+    base = make_disk(tmp_path / "base.img", size="4M")
+    return make_disk(tmp_path / "disk.qcow2", "qcow2", "-F", "raw", "-b", str(base))
+
+
+@pytest.fixture
+def guest(make_guest, disk):
+    """A guest with that disk, d0."""
+    drive = f"if=none,id=d0,format=qcow2,file={disk}"
+    return make_guest(observer=True, extra_args=["-drive", drive, "-device", "virtio-blk-pci,drive=d0,id=disk0"])
+
+
+def write(guest, drive="d0", pattern="0x11"):
+    """QEMU writes into a drive as its guest does."""
+    with Monitor(guest.observer_socket) as monitor:
+        line = f'qemu-io {drive} "write -P {pattern} 0 64k"'
+        assert "rror" not in monitor.execute("human-monitor-command", {"command-line": line})
+
+
+def check_refused(result, *said, image, kind="DiskMismatchError"):
+    assert result.get("failed"), result["msg"]
+    assert result["error"] == kind, result["msg"]
+    for text in said:
+        assert text in result["msg"], result["msg"]
+    assert result["guest_state"]
+    assert result["cure"]
+    assert image.exists()
+    assert find_qemu_pids(VM) == []
+
+
+def test_disks_are_recorded(guest, image, save, run_module, disk, tmp_path):
+    save(name=VM, path=str(image))
+    info = run_module("qemu_save_image_info", path=str(image))["image"]
+    assert info["restorable"] is True
+    assert info["checkpoint"] is False
+    # The tests themselves have started it, and wait for it.
+    assert [problem["kind"] for problem in info["restore_problems"]] == ["supervisor_unknown"]
+    boot, writable = sorted(info["disks"], key=lambda medium: medium["backend"])
+    assert boot["read_only"] is True
+    assert [file["path"] for file in writable["files"]] == [str(disk), str(tmp_path / "base.img")]
+    assert [file["format"] for file in writable["files"]] == ["qcow2", "raw"]
+    facts = disk.stat()
+    file = writable["files"][0]
+    assert (file["size"], file["mtime_ns"]) == (facts.st_size, facts.st_mtime_ns)
+    assert (file["inode"], file["device_number"]) == (facts.st_ino, facts.st_dev)
+
+
+def test_disks_that_are_as_they_were(guest, image, save, restore):
+    write(guest)
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    assert "warnings" not in restore(name=VM, path=str(image))
+    continuity.check()
+
+
+@pytest.mark.parametrize("which", ["disk.qcow2", "base.img"])
+def test_disk_that_was_written_to_since(guest, image, save, run_module, restore, tmp_path, which):
+    """By whatever: the VM was started from its disks by hand, a tool wrote into them, or into what is below them."""
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    with (tmp_path / which).open("r+b") as handle:
+        before = handle.read(512)
+        handle.seek(0)
+        handle.write(before)  # what it was: the time alone tells
+    for check in (True, False):
+        result = run_module("qemu_restore", name=VM, path=str(image), check=check)
+        check_refused(result, which, "d0", image=image)
+    assert result["problems"][0]["kind"] == "disk_written"
+    restore(name=VM, path=str(image), disks="ignore")
+    continuity.check()
+
+
+def test_vm_that_was_started_from_its_disks_in_between(guest, image, save, run_module, restore):
+    save(name=VM, path=str(image))
+    guest.start()
+    # It runs beside its image: that is never plain ok.
+    result = run_module("qemu_restore", name=VM, path=str(image))
+    assert result["error"] == "ConflictError", result["msg"]
+    assert "although" in result["msg"]
+    assert run_state(guest) == "running"
+    write(guest)
+    guest.end()
+    check_refused(run_module("qemu_restore", name=VM, path=str(image)), "disk.qcow2", image=image)
+
+
+def test_guest_that_went_on_and_wrote(guest, image, save, run_module):
+    save(name=VM, path=str(image), after_save="resume")
+    assert run_module("qemu_save_image_info", path=str(image))["image"]["checkpoint"] is True
+    # It runs as it should: the image is a checkpoint of it.
+    assert not run_module("qemu_restore", name=VM, path=str(image)).get("failed")
+    write(guest)
+    guest.end()
+    check_refused(run_module("qemu_restore", name=VM, path=str(image)), "went on", "disk.qcow2", image=image)
+
+
+def test_checkpoint_over_the_disks_of_its_moment(guest, image, save, restore, disk, tmp_path):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), after_save="pause")
+    shutil.copy2(disk, tmp_path / "copy")
+    save(name=VM, path=str(image), after_save="resume")
+    write(guest)
+    guest.end()
+    shutil.copy2(tmp_path / "copy", disk)
+    restore(name=VM, path=str(image))
+    guest.wait_restarted()
+    assert guest.checksum() == continuity.checksum
+
+
+def test_paused_guest_that_is_continued_later_makes_a_checkpoint(guest, image, save, run_module):
+    save(name=VM, path=str(image), after_save="pause")
+    assert run_module("qemu_save_image_info", path=str(image))["image"]["checkpoint"] is False
+    save(name=VM, path=str(image), after_save="resume")
+    assert run_module("qemu_save_image_info", path=str(image))["image"]["checkpoint"] is True
+    assert run_state(guest) == "running"
+
+
+def test_second_restore_of_an_image_that_was_kept(guest, image, save, restore, run_module):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    restore(name=VM, path=str(image), remove_image=False)
+    assert run_module("qemu_save_image_info", path=str(image))["image"]["checkpoint"] is True
+    continuity.check()
+    guest.end()
+    # Nothing was written meanwhile: once more is once more the same.
+    restore(name=VM, path=str(image), remove_image=False)
+    guest.wait_restarted()
+    write(guest)
+    guest.end()
+    check_refused(run_module("qemu_restore", name=VM, path=str(image)), "went on", "disk.qcow2", image=image)
+
+
+def test_copy_that_keeps_its_time_passes(guest, image, save, restore, disk, tmp_path):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    shutil.copy2(disk, tmp_path / "copy")
+    os.replace(tmp_path / "copy", disk)
+    restore(name=VM, path=str(image))
+    continuity.check()
+
+
+def test_disk_that_is_gone(guest, image, save, run_module, disk):
+    save(name=VM, path=str(image))
+    disk.unlink()
+    result = run_module("qemu_restore", name=VM, path=str(image))
+    check_refused(result, str(disk), image=image)
+    assert result["problems"][0]["kind"] == "disk_gone"
+
+
+@pytest.mark.parametrize("launch", ["attach", "command"])
+def test_qemu_with_other_disks(guest, image, save, run_module, restore, disk, tmp_path, launch):
+    """Found when QEMU has opened them, before it loads a byte; one that was started for it is ended."""
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    other = make_disk(tmp_path / "other.qcow2", "qcow2", size="4M")
+    good = guest.argv()
+    bad = [word.replace(str(disk), str(other)) for word in good]
+    if launch == "command":
+        result = run_module("qemu_restore", name=VM, path=str(image), launch="command", command=bad)
+        check_refused(result, "other.qcow2", image=image)
+        restore(name=VM, path=str(image), launch="command", command=good)
+        continuity.check()
+        return
+    qemu = subprocess.Popen([*bad, "-S", "-incoming", "defer"], cwd=guest.workdir)
+    try:
+        deadline_socket = guest.qmp_socket
+        for _attempt in range(200):
+            result = run_module("qemu_restore", name=VM, path=str(image), launch="attach", attach_timeout=10)
+            if "other.qcow2" in result["msg"]:
+                break
+        assert deadline_socket.exists()
+        assert result["error"] == "DiskMismatchError", result["msg"]
+        assert qemu.poll() is None, "it was there before, and still waits"
+    finally:
+        qemu.kill()
+        qemu.wait()
+    assert image.exists()
+
+
+def test_disk_that_cannot_be_checked(make_guest, image, save, restore, run_module, tmp_path):
+    """Said at the restore; of a guest that went on it is not enough that nothing can be said."""
+    loop = subprocess.run(["losetup", "--find"], capture_output=True)
+    if os.geteuid() != 0 or loop.returncode:
+        pytest.skip("no loop devices here")
+    backing = make_disk(tmp_path / "backing.img", size="4M")
+    device = subprocess.run(
+        ["losetup", "--find", "--show", str(backing)], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    try:
+        drive = f"if=none,id=d0,format=raw,file={device}"
+        guest = make_guest(extra_args=["-drive", drive, "-device", "virtio-blk-pci,drive=d0,id=disk0"])
+        continuity = Continuity(guest)
+        save(name=VM, path=str(image))
+        result = restore(name=VM, path=str(image), remove_image=False)
+        assert device in str(result["warnings"])
+        continuity.check()
+        guest.adopt_restarted()
+        guest.end()
+        check_refused(run_module("qemu_restore", name=VM, path=str(image)), device, image=image)
+    finally:
+        guest.adopt_restarted()
+        guest.close()
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_image_without_a_record_of_disks(guest, image, save, restore):
+    """As one of libvirt's: restored, and said."""
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    data = image.read_bytes()
+    start = data.index(b"<vmops:surroundings>")
+    end = data.index(b"</vmops:surroundings>") + len(b"</vmops:surroundings>")
+    checksum = data.index(b' checksum="')
+    blank = data[:start] + b" " * (end - start) + data[end:]
+    blank = blank[:checksum] + b" " * len(b' checksum="crc32:00000000"') + blank[checksum + 26 :]
+    image.write_bytes(blank)
+    result = restore(name=VM, path=str(image))
+    assert "does not record" in str(result["warnings"])
+    continuity.check()
+
+
+def test_record_that_makes_no_sense(guest, image, save, run_module, restore):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    data = image.read_bytes()
+    checksum = data.index(b' checksum="')
+    data = data[:checksum] + b" " * 26 + data[checksum + 26 :]
+    image.write_bytes(data.replace(b'{"version":1,"media"', b'{"version":7,"media"', 1))
+    check_refused(run_module("qemu_restore", name=VM, path=str(image)), "record", image=image, kind="ImageFormatError")
+    restore(name=VM, path=str(image), disks="ignore")
+    continuity.check()
+
+
+def test_vm_that_is_started_again_at_once(make_guest, image, run_module, tmp_path):
+    """A shell's loop, as a stand-in for any supervisor: refused; and where the operator insists, loud."""
+    guest = make_guest(start=False)
+    guest.prepare()
+    words = " ".join(f"'{word}'" for word in guest.argv())
+    loop = subprocess.Popen(["/bin/sh", "-c", f"while :; do {words}; done"], cwd=guest.workdir, start_new_session=True)
+    try:
+        wait_until(lambda: find_qemu_pids(VM) and guest.qmp_socket.exists())
+        result = run_module("qemu_save", name=VM, path=str(image))
+        assert result["error"] == "NotRestorableError", result["msg"]
+        assert f"pid {loop.pid}" in result["msg"]
+        first = find_qemu_pids(VM)
+        result = run_module("qemu_save", name=VM, path=str(image), require_restorable=False)
+        assert result["error"] == "ConflictError", result["msg"]
+        assert "started again" in result["msg"]
+        assert image.exists()
+        assert find_qemu_pids(VM) != first
+        result = run_module("qemu_restore", name=VM, path=str(image))
+        assert result["error"] == "ConflictError", result["msg"]
+    finally:
+        os.kill(loop.pid, signal.SIGKILL)
+        loop.wait()
+        for pid in find_qemu_pids(VM):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,69 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The log of a restored QEMU is where nobody else can change a name, and is opened once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from security.conftest import Attacker
+
+from support import CounterGuest
+from support.observe import VM
+
+PLANTED: dict[str, Callable[[Path, Path], object]] = {
+    "nothing": lambda log, victim: None,
+    "fifo": lambda log, victim: os.mkfifo(log),
+    "link": lambda log, victim: log.symlink_to(victim),
+    "second-name": lambda log, victim: os.link(victim, log),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED.keys())
+def test_directory_of_his(
+    attacker: Attacker,
+    guest: CounterGuest,
+    save: Any,
+    run_module: Any,
+    image: Path,
+    plant: Callable[[Path, Path], object],
+) -> None:
+    save(name=VM, path=str(image))
+    victim = attacker.programs / "victim"
+    victim.write_text("precious")
+    moved = attacker.home / "web1.save"
+    shutil.move(image, moved)
+    log = Path(f"{moved}.log")
+    plant(log, victim)
+    started = time.monotonic()
+    # Not with bounded memory, which the QEMU that it starts would inherit.
+    result = run_module("qemu_restore", path=str(moved), launch="command", command=guest.argv())
+    assert not result.get("failed"), result["msg"]
+    guest.adopt_restarted()
+    written = os.readlink(f"/proc/{result['vm']['pid']}/fd/2")
+    assert Path(written) == Path("/var/log/vmops.qemu") / f"{VM}.log"
+    assert (os.stat(written).st_uid, os.stat(written).st_mode & 0o777) == (0, 0o600)
+    assert os.stat(os.path.dirname(written)).st_mode & 0o777 == 0o700
+    assert victim.read_text() == "precious"
+    assert time.monotonic() - started < 40
+    os.unlink(written)
+
+
+def test_log_that_is_put_aside_while_qemu_runs(attacker: Attacker) -> None:
+    from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog
+
+    path = attacker.home / "web1.save.log"
+    log = LaunchLog(str(path))
+    os.write(log.open(), b"said\n")
+    path.unlink()
+    os.mkfifo(path)
+    assert log.tail() == "said"
+    log.close()
