@@ -177,8 +177,7 @@ def test_touched_disk_on_request(linux, image, save, run_module, restore):
         result = run_module("qemu_restore", name=NAME, path=str(image), **options)
         check_refused(result, linux, image, before, "was last changed at")
     assert run_module("qemu_restore", name=NAME, path=str(image), check=True).get("failed")
-    result = restore(name=NAME, path=str(image), disks="ignore")
-    assert any("was written to" in warning for warning in result.get("warnings", []))
+    restore(name=NAME, path=str(image), disks="ignore")
     written.check()
 
 
