@@ -854,7 +854,9 @@ class _Transaction:
         if process is None or unit is None:
             self.launch = launch_result(None)
             return None
-        record = launch_record(process, unit, self.surroundings.problems, self.monitor)
+        # Where the image lies is looked at by each restore: it may be moved.
+        lasting = [problem for problem in self.surroundings.problems if problem.kind != "image_unsafe"]
+        record = launch_record(process, unit, lasting, self.monitor)
         self.launch = launch_result(record, unit)
         if record.replayable and unit.starter:
             warnings.append(starter_reason(unit))

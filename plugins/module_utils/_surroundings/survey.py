@@ -61,7 +61,9 @@ async def survey(
     problems += await in_thread(process_problems, process, started_by_unit(unit), unit)
     problems += await machine_problems(monitor, process.configuration)
     problems += await runtime_losses(monitor, process.configuration)
-    problems += await replaced_media(media, monitor, process.configuration, process)
+    if not any(problem.kind in ("block_job", "block_job_fatal") for problem in problems):
+        # A job has nodes of its own between drive and file, which go with it.
+        problems += await replaced_media(media, monitor, process.configuration, process)
     problems += await in_thread(unit_problems, unit, process, guards and unit.starts_vm, media)
     return Surroundings(tuple(media), tuple(problems))
 
