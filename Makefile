@@ -154,6 +154,12 @@ test-interop: ## With a real libvirt, as root, then docs/compatibility.md: make 
 	@python -m pytest $(or $(TESTS),tests/interop) $(ARGS)
 	@python scripts/compatibility_table.py
 
+.PHONY: test-machines
+test-machines: ## Many VM configurations, saved and restored or refused, then docs/machines.md: make test-machines ARGS='-k disks'
+	@scripts/setup machines
+	@python -m pytest $(or $(TESTS),tests/machine_configurations) $(ARGS)
+	@python scripts/machines_table.py
+
 # --- molecule -----------------------------------------------------------------------------------------------------
 
 # What molecule runs: make molecule SCENARIOS='hosts default' ARGS=--destroy=never
