@@ -175,7 +175,8 @@ def qmp_addresses(argv: t.Sequence[str], cwd: str) -> list[str]:
             keys = parse_option_string(option.argument, "chardev")
             if keys.get("mode") == "control":
                 found.append(chardevs.get(keys.get("chardev", "")))
-    return [address for address in found if address]
+    # Only the UNIX sockets pass descriptors, which saves and restores need.
+    return sorted((address for address in found if address), key=lambda address: address[0] not in "/\0")
 
 
 def _short_address(argument: str, chardevs: t.Mapping[str, str | None], cwd: str) -> str | None:

@@ -191,7 +191,19 @@ def _is_emulator(path: str) -> bool:
 
 def list_processes() -> list[QemuProcess]:
     """All QEMU processes that this user may look at, by process id."""
-    return [process for process in _look_at_all() if isinstance(process, QemuProcess)]
+    found = {process.pid: process for process in _look_at_all() if isinstance(process, QemuProcess)}
+    return [process for process in found.values() if not _cleans_up_after(process, found)]
+
+
+def _cleans_up_after(process: QemuProcess, others: t.Mapping[int, QemuProcess]) -> bool:
+    """Whether it is the copy of itself that QEMU leaves to give its memory back (``-run-with async-teardown=on``)."""
+    if not any("async-teardown" in word for word in process.argv):
+        return False
+    try:
+        parent = others.get(int(read_process_stat(process.pid)[PARENT]))
+    except (OSError, ValueError, IndexError):
+        return False
+    return parent is not None and (parent.argv, parent.uid) == (process.argv, process.uid)
 
 
 def list_unreadable() -> list[UnreadableProcess]:
