@@ -283,7 +283,7 @@ def test_controller_killed_at_any_moment(big_guest, image, make_play):
 
 def test_vm_that_ends_while_its_lock_is_awaited(guest, image, save, start_module):
     """The other run was just about to end it: that is no error, the VM is saved."""
-    save(name=VM, path=str(image), after_save="resume")
+    save(name=VM, path=str(image), after_save="pause")
     birth = read_process_stat(guest.pid)[START_TICKS].decode()
     path = os.path.join(run_directory("locks"), f"vm-{guest.pid}-{birth}")
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

@@ -139,8 +139,8 @@ async def _compare_unnamed(actual: list[str], monitor: Monitor, configuration: C
     if of_machine and await _prefers_virtio(monitor):
         missing += _take(left, of_machine)
     return [
-        *(_plugged(f"a {kind} without an id", kind) for kind in left.elements()),
-        *(_unplugged(f"a {driver} without an id") for driver in missing),
+        *(_plugged(f"a device ({kind}) without an id", kind) for kind in left.elements()),
+        *(_unplugged(f"a device ({driver}) without an id") for driver in missing),
     ]
 
 

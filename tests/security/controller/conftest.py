@@ -47,7 +47,7 @@ class Controller:
         hosts: dict[str, dict[str, Any]],
         *arguments: str,
         variables: dict[str, Any] | None = None,
-        timeout: float = 240,
+        timeout: float = 900,
     ) -> Run:
         """Run a playbook, given as data or by its name.
 
