@@ -158,9 +158,22 @@ def _host(host: Data) -> Data:
         ),
         "predicted": guesses,
         "vms": [_vm(vm) for vm in entries[:_MOST_VMS]],
+        "left_alone": _images(host.get("left_alone")),
         "count": len(entries),
         "disbelieved": wrong + wrong_guesses,
     }
+
+
+def _images(images: t.Any) -> list[dict[str, str]]:
+    """The same of the images that were left alone."""
+    entries = [image for image in images if isinstance(image, t.Mapping)] if isinstance(images, (list, tuple)) else []
+    return [
+        {
+            **{key: _cut(image.get(key), _MOST_IN_NAME) for key in ("name", "saved_at")},
+            **{key: _cut(image.get(key), _MOST_IN_MESSAGE) for key in ("path", "why")},
+        }
+        for image in entries[:_MOST_VMS]
+    ]
 
 
 def _vm(vm: Data) -> Data:
@@ -266,7 +279,7 @@ def _left_alone(hosts: list[Data]) -> str:
         f"<tr>{_name_cell(host.get('host'))}{_name_cell(image.get('name'))}{_name_cell(image.get('path'))}"
         f"<td class='s'>{_text(image.get('saved_at')) or '–'}</td><td class='m'>{_text(image.get('why'))}</td></tr>"
         for host in hosts
-        for image in host.get("left_alone") or ()
+        for image in host["left_alone"]
     ]
     heads = ("Host", "VM", "Image", "Saved at", "Why")
     return f"<h2>Images that were left alone</h2>{_table(heads, rows)}" if rows else ""

@@ -41,6 +41,7 @@ RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
         "parallel_channels": "int",
         "bypass_cache": "bool",
         "launch": "dict",
+        "problems": "list",
         "reasons": "dict",
     },
     "qemu_restore": {
@@ -50,6 +51,7 @@ RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
         "vm": "dict",
         "launched": "bool",
         "running_at": "float",
+        "problems": "list",
         "unit": "str",
         "duration": "float",
         "parallel_channels": "int",

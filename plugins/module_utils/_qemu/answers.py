@@ -186,7 +186,9 @@ def _problem(value: object, shape: Shape, place: str) -> str:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         return f"{place} is of the type {type(value).__name__}, not {kind.__name__}"
     if isinstance(shape, Number) and isinstance(value, int) and not shape.least <= value <= shape.most:
-        return f"{place} is {value:.3g}, not from {shape.least} to {shape.most}"
+        digits = str(value)
+        shown = digits if len(digits) <= 24 else f"{digits[:4]}… ({len(digits)} digits)"
+        return f"{place} is {shown}, not from {shape.least} to {shape.most}"
     if isinstance(shape, Text) and isinstance(value, str) and len(value) > shape.most:
         return f"{place} has {len(value)} characters, more than {shape.most}"
     if isinstance(shape, list) and isinstance(value, list):
