@@ -516,7 +516,7 @@ class PartialImage:
         try:
             with image_errors(self.path, "remove the partial image"):
                 if self._descriptor >= 0 and self._is_still_ours():
-                    os.ftruncate(self._descriptor, 0)
+                    _empty_before_removal(self._descriptor)
                     os.unlink(self._name, dir_fd=self._directory)
         finally:
             self._close()
@@ -642,11 +642,21 @@ def remove_leftovers(target_path: str) -> list[str]:
     removed = []
     for path, name, directory, descriptor in _each_leftover(os.path.abspath(target_path)):
         with image_errors(path, "remove the leftover"):
-            # A QEMU may have it open still.
-            os.ftruncate(descriptor, 0)
+            _empty_before_removal(descriptor)
             os.unlink(name, dir_fd=directory)
         removed.append(path)
     return removed
+
+
+def _empty_before_removal(descriptor: int) -> None:
+    """Give the space of a file back now, which a QEMU may have open for as long as it likes.
+
+    Not of one with another name, which may be a file of ours that someone wants to be emptied. Where it cannot be done
+    (a quota that is met already, storage that has failed), the removal does what can be done.
+    """
+    with contextlib.suppress(OSError):
+        if os.fstat(descriptor).st_nlink == 1:
+            os.ftruncate(descriptor, 0)
 
 
 def require_safe_image(path: str) -> None:
