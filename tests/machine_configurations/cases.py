@@ -439,10 +439,10 @@ for kind in ("vmdk", "vdi", "vhdx", "vpc"):
 not_saved("vvfat, writable", "UnsupportedByQemuError", lambda place: virtio(f"file=fat:rw:{place.folder('fat')}"))
 refused(
     "snapshot=on",
-    ("disk_replaced", "temporary_disks"),
+    ("temporary_disks",),
     lambda place: virtio(f"format=qcow2,snapshot=on,file={place.disk('d.qcow2')}"),
 )
-refused("-snapshot", ("disk_replaced", "temporary_disks"), lambda place: (*qcow2(place), "-snapshot"))
+refused("-snapshot", ("temporary_disks",), lambda place: (*qcow2(place), "-snapshot"))
 
 # --- what changes while it runs ---
 

@@ -68,6 +68,8 @@ class SshServer:
             "PasswordAuthentication": "no",
             "KbdInteractiveAuthentication": "no",
             "PermitRootLogin": "prohibit-password",
+            # The server has a mount namespace of its own, in which a QEMU would not be where the tests' are.
+            "ForceCommand": f'exec nsenter --target {os.getpid()} --mount -- /bin/sh -c "$SSH_ORIGINAL_COMMAND"',
             "PrintMotd": "no",
             # A connection that says nothing any more is given up after three seconds.
             "ClientAliveInterval": 1,

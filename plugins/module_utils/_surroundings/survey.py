@@ -31,6 +31,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start imp
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.unit import unit_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
+#: A job has nodes of its own between drive and file, and so have temporary disks: that they are other ones than the
+#: configuration's is no news then.
+_PASSING = frozenset(("block_job", "block_job_fatal", "temporary_disks"))
+
 _NO_PROCESS = Problem(
     "process_unknown",
     "its QEMU's process is not known here, so neither is how it was started",
@@ -61,8 +65,7 @@ async def survey(
     problems += await in_thread(process_problems, process, started_by_unit(unit), unit)
     problems += await machine_problems(monitor, process.configuration)
     problems += await runtime_losses(monitor, process.configuration)
-    if not any(problem.kind in ("block_job", "block_job_fatal") for problem in problems):
-        # A job has nodes of its own between drive and file, which go with it.
+    if not any(problem.kind in _PASSING for problem in problems):
         problems += await replaced_media(media, monitor, process.configuration, process)
     problems += await in_thread(unit_problems, unit, process, guards and unit.starts_vm, media)
     return Surroundings(tuple(media), tuple(problems))
