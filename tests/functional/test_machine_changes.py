@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Union
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor

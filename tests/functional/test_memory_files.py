@@ -110,7 +110,7 @@ def spoil(directory):
         if path.name != "vm.cfg":
             size = path.stat().st_size
             with open(path, "r+b") as handle:
-                for _ in range(0, size, MIB):
+                for _part in range(0, size, MIB):
                     handle.write(b"\xaa" * MIB)
 
 
@@ -178,7 +178,7 @@ def test_what_was_written_after_the_save_is_not_in_the_restored_guest(make_guest
 def test_second_restore_of_the_same_image(make_guest, save, restore, image, memory):
     guest = make_guest(dirty_mib=8, extra_args=SHARED["share"](memory / "memory"))
     saved = Saved(save, guest, image, memory)
-    for _ in range(2):
+    for _round in range(2):
         saved.spoil()
         restore(name=VM, path=str(image), state="paused", remove_image=False)
         saved.check()

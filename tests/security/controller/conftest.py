@@ -92,6 +92,7 @@ class Controller:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=timeout,
+            check=False,
         )
         calls = log.read_text().splitlines() if log.exists() else []
         return Run(done.returncode, done.stdout.decode(errors="surrogateescape"), calls)
