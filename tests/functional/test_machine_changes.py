@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
@@ -31,7 +31,7 @@ from .conftest import OLD_QEMU
 QEMU = "qemu-system-x86_64"
 
 #: A QMP command and its arguments, or a line for the human monitor.
-Step = Union[str, "tuple[str, dict[str, Any]]"]
+Step = Union[str, tuple[str, dict[str, Any]]]
 
 
 class Machine:
