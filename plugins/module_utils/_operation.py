@@ -37,6 +37,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import query_r
 
 _Result = t.TypeVar("_Result")
 
+_LONG = frozenset(("domain_xml", "cookie", "disks", "restore_problems"))
+
 #: Seconds for which QEMU may refuse to let a guest go on because it is finishing a migration.
 _FINALIZE_TIMEOUT = 30.0
 
@@ -52,8 +54,8 @@ def image_state(path: str) -> str:
 
 
 def image_result(path: str) -> dict[str, t.Any]:
-    """The C(image) return value: all of :func:`image_info` but the long texts, which would bury the rest."""
-    return {key: value for key, value in image_info(path).items() if key not in ("domain_xml", "cookie")}
+    """The C(image) return value: all of :func:`image_info` but the long parts, which would bury the rest."""
+    return {key: value for key, value in image_info(path).items() if key not in _LONG}
 
 
 class Locks(contextlib.ExitStack):

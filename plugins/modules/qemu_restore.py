@@ -202,7 +202,7 @@ msg:
   sample: web1 was restored from /var/lib/vmops/save/web1.save in 1.9 s and runs; the image was removed
 image:
   description:
-    - The image as it was restored, as M(vmops.qemu.qemu_save_image_info) returns it, without the long texts.
+    - The image as it was restored, as M(vmops.qemu.qemu_save_image_info) returns it, without its long parts.
     - Its C(state) is V(absent) if it was removed.
   type: dict
   returned: success

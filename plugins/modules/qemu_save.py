@@ -226,7 +226,7 @@ msg:
   returned: always
   sample: web1 was saved in /var/lib/vmops/save/web1.save, 612 MiB on disk, in 3.1 s; QEMU has quit
 image:
-  description: The image, as M(vmops.qemu.qemu_save_image_info) returns it, without the long texts.
+  description: The image, as M(vmops.qemu.qemu_save_image_info) returns it, without its long parts.
   type: dict
   returned: success
 vm:

@@ -143,7 +143,7 @@ msg:
   returned: always
   sample: /var/lib/vmops/save/web1.save was set to be paused after a restore
 image:
-  description: The image, as M(vmops.qemu.qemu_save_image_info) returns it, without the long texts.
+  description: The image, as M(vmops.qemu.qemu_save_image_info) returns it, without its long parts.
   type: dict
   returned: success
 error:
