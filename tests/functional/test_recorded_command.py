@@ -953,12 +953,13 @@ def test_secrets_of_a_command_are_in_no_result_and_no_log(make_guest, image, sta
     continuity = Continuity(guest)
     xml = f"<domain type='qemu'><name>{VM}</name><devices><graphics passwd='{SECRET}'/></devices></domain>"
     runs: list[tuple[str, dict[str, Any]]] = [
-        ("qemu_save", {"name": VM, "path": str(image), "domain_xml": xml}),
+        # From the mount namespace of the log, QEMU looks like one elsewhere.
+        ("qemu_save", {"name": VM, "path": str(image), "domain_xml": xml, "require_restorable": False}),
         ("qemu_save_image_info", {"path": str(image), "stream": True, "verify": True}),
         ("qemu_save_image", {"path": str(image), "domain_xml": xml.replace("><devices", ">\n<devices")}),
         ("qemu_restore", {"path": str(image), "launch": "command", "command": guest.argv()}),
-        ("qemu_save", {"name": VM, "path": str(image)}),
-        ("qemu_restore", {"path": str(image)}),
+        ("qemu_save", {"name": VM, "path": str(image), "require_restorable": False}),
+        ("qemu_restore", {"path": str(image), "launch": "command", "command": guest.argv()}),
     ]
     for module, options in runs:
         result = start_module(module, diff=True, prefix=prefix, **options).result()

@@ -81,6 +81,9 @@ def _changed_file(label: str, file: MediumFile) -> list[Problem]:
         return unchecked
     try:
         facts = os.stat(file.path)
+    except PermissionError:
+        # QEMU may be allowed to open it; then it is compared when it has.
+        return [_unchecked(label, file.path, "this user may not look at it")]
     except OSError as exc:
         what = f"the disk {label} is not what it was when the VM was saved: {file.path}: {exc.strerror}"
         return [Problem("disk_gone", what, _CURE)]
