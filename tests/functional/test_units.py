@@ -397,8 +397,9 @@ def test_qemu_that_fails_to_load_leaves_the_unit_as_before(make_service, image, 
     continuity = Continuity(service.guest)
     save(name=VM, path=str(image))
     disk.rename(tmp_path / "elsewhere")
+    assert run_module("qemu_restore", name=VM, path=str(image))["error"] == "DiskMismatchError"
     for _time in range(7):  # more often than systemd starts a unit in ten seconds
-        result = run_module("qemu_restore", name=VM, path=str(image))
+        result = run_module("qemu_restore", name=VM, path=str(image), disks="ignore")
         assert result["error"] == "LaunchError"
         assert "disk.img" in result["msg"], "QEMU's own words, from the journal"
         assert service.get("ActiveState") == "inactive"

@@ -28,6 +28,7 @@ import dataclasses
 import errno
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -700,6 +701,9 @@ def _tool(
     :raises ImageFormatError: it failed, and says why.
     """
     with tempfile.TemporaryFile() as said:
+        # A signal whose handler raises while the tool is being started would leave it to itself. The tool takes over
+        # that these are blocked: they end this process, which then ends the tool by SIGKILL.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
         try:
             # A session of its own: a signal for this process's group must not end it on its own.
             process = subprocess.Popen(
@@ -710,11 +714,15 @@ def _tool(
                 start_new_session=True,
                 env={**os.environ, "LC_ALL": "C"},
             )
-        except OSError as error:
-            raise RequestError(f"{command[0]} cannot be started: {error.strerror}") from error
+        except BaseException as error:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            if isinstance(error, OSError):
+                raise RequestError(f"{command[0]} cannot be started: {error.strerror}") from error
+            raise
         failure: ImageError | None = None
         try:
             try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 yield process
                 if process.stdin:
                     process.stdin.close()
