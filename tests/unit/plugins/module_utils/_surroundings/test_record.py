@@ -76,7 +76,7 @@ def test_any_text(text):
 
 
 def test_levels_without_end():
-    with pytest.raises(ValueError, match="levels|value"):
+    with pytest.raises(ValueError, match=r"levels|value"):
         Surroundings.parse("[" * 100_000)
 
 
