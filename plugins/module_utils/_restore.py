@@ -58,7 +58,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     direct_read_reason,
-    image_identity,
     image_path,
     open_image,
     read_image_head,
@@ -66,6 +65,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     require_removable,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
+from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import mark_superseded, newer_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_stream
@@ -947,7 +947,7 @@ class _Transaction:
         compressor = COMPRESSORS.get(self.head.header.format)
         record = RestoreRecord(
             image=self.operation.path,
-            identity=image_identity(path),
+            identity=ImageIdentity.of(path),
             expanded=compressor is not None,
             capabilities=settings.found_capabilities,
             parameters=settings.found_parameters,

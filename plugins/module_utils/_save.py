@@ -58,7 +58,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     file_system,
     flush_image,
     free_bytes,
-    image_identity,
     image_path,
     make_save_directory,
     read_image_head,
@@ -68,6 +67,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     why_unsafe_place,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import domain_problems, structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import InterruptedRestore
@@ -191,8 +191,8 @@ class SaveOperation:
         self.process: QemuProcess | None = None
         #: Whether the image is complete.
         self.written = False
-        #: C(image_identity) of an image from which the guest that runs was restored: worth nothing any more.
-        self._used_image = ""
+        #: The identity of an image from which the guest that runs was restored: worth nothing any more.
+        self._used_image: ImageIdentity | None = None
         #: How image and VM were found, for diff mode.
         self.before = {"image": image_state(self.path) if self.path else "absent", "vm": "ended"}
 
@@ -313,7 +313,7 @@ class SaveOperation:
         :raises RequestError: it is no file at all.
         """
         require_replaceable(self.path)
-        if self.request.force or (self._used_image and self._used_image == image_identity(self.path)):
+        if self.request.force or (self._used_image and self._used_image.is_that_of(self.path)):
             return
         try:
             head = self._existing_image()

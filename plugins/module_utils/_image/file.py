@@ -212,7 +212,7 @@ def _read_text(descriptor: int, offset: int, length: int, path: str, what: str) 
         raise ImageFormatError(path, f"the {what} is not UTF-8 (byte {error.start})") from error
 
 
-def image_identity(path: str) -> str:
+def file_identity(path: str) -> str:
     """What tells the file at a path from any other that was or will be there; empty where there is none.
 
     Its inode, which another file may get after it, and its time of change.
@@ -244,7 +244,7 @@ def image_lock(path: str) -> t.Iterator[None]:
     try:
         with contextlib.ExitStack() as locks:
             hold_image(locks, descriptor, path)
-            if image_identity(path) != _identity(os.fstat(descriptor)):
+            if file_identity(path) != _identity(os.fstat(descriptor)):
                 raise ConflictError(
                     f"{path} was replaced or removed by another run just now", cure="Run the task again"
                 )
@@ -576,7 +576,7 @@ class PartialImage:
             raise FileNotFoundError(errno.ENOENT, "removed or replaced by another process")
 
     def _require_replaceable_target(self) -> str:
-        """Which file is at the target (C(image_identity)); empty where there is none.
+        """Which file is at the target (C(file_identity)); empty where there is none.
 
         :raises RequestError: it is not a regular file.
         """
