@@ -62,11 +62,11 @@ _ANSWERS: dict[str, Shape] = {
     "qom-list": [{"name": _WORD, "type": _WORD}],
     "query-block": [
         {
-            "device?": _WORD,
+            "device": _WORD,
             "qdev?": _WORD,
             "inserted?": {
-                "node-name?": _WORD,
-                "ro?": bool,
+                "node-name": _WORD,
+                "ro": bool,
                 "image?": {"filename?": _PATH},
                 **dict.fromkeys(("bps?", "bps_rd?", "bps_wr?", "iops?", "iops_rd?", "iops_wr?"), _SIZE),
                 "write_threshold?": _SIZE,
@@ -77,11 +77,11 @@ _ANSWERS: dict[str, Shape] = {
     "query-block-jobs": [{"device": _WORD, "type": _WORD}],
     "query-cpus-fast": [dict],
     "query-fdsets": [
-        {"fdset-id": Number(0, 2**63 - 1), "fds": [{"fd?": Number(0, 2**31 - 1), "opaque?": _PATH}]},
+        {"fdset-id": Number(0, 2**63 - 1), "fds": [{"fd": Number(0, 2**31 - 1), "opaque?": _PATH}]},
     ],
     "query-jobs": [{"id": _WORD, "type": _WORD, "status": _WORD}],
     "query-kvm": {"enabled": bool},
-    "query-memdev": [{"id?": _WORD, "prealloc?": bool}],
+    "query-memdev": [{"id?": _WORD, "prealloc": bool}],
     "query-memory-devices": [
         {"type": _WORD, "data": {"id?": _WORD, "memdev?": _WORD, "size?": _MEMORY}},
     ],
@@ -99,7 +99,7 @@ _ANSWERS: dict[str, Shape] = {
     "query-name": {"name?": _WORD},
     "query-named-block-nodes": [
         {
-            "node-name?": _WORD,
+            "node-name": _WORD,
             "drv": _WORD,
             "file": _PATH,
             "dirty-bitmaps?": [{"name?": _WORD, "persistent": bool}],
