@@ -11,6 +11,7 @@ comes in, so that whoever asked may rely on what QEMU's documentation says.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import typing as t
 
@@ -141,19 +142,14 @@ def message_problem(data: bytes) -> str:
     return ""
 
 
-_OUTSIDE_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = dict(zip(b"[{]}", (1, 1, -1, -1)))
 
 
 def _depth(data: bytes) -> int:
-    depth = deepest = 0
-    for found in _OUTSIDE_TEXT.finditer(data):
-        sign = found.group()
-        if sign in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif sign in b"]}":
-            depth -= 1
-    return deepest
+    brackets = _TEXT.sub(b"", data).translate(None, _NO_BRACKETS)
+    return max(itertools.accumulate(map(_STEPS.__getitem__, brackets)), default=0)
 
 
 def answer_problem(command: str, answer: object) -> str:
