@@ -226,6 +226,19 @@ vms:
         checkpoint:
           description: Whether the VM went on after that save, as in M(vmops.qemu.qemu_save_image_info).
           type: bool
+error:
+  description: The kind of the error.
+  type: str
+  returned: failure
+  sample: RequestError
+guest_state:
+  description: That no guest was touched.
+  type: str
+  returned: failure
+cure:
+  description: What to do.
+  type: str
+  returned: failure
 """
 
 from ansible.module_utils.basic import AnsibleModule

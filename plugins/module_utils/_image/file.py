@@ -20,6 +20,7 @@ import stat
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    BusyError,
     ConflictError,
     ImageAccessError,
     ImageError,
@@ -233,7 +234,7 @@ def image_lock(path: str) -> t.Iterator[None]:
 
     The lock ends with this process, however it ends.
 
-    :raises ConflictError: another run is at work on it.
+    :raises BusyError: another run is at work on it.
     :raises LockHeldError: someone else has locked it.
     """
     try:
@@ -245,9 +246,7 @@ def image_lock(path: str) -> t.Iterator[None]:
         with contextlib.ExitStack() as locks:
             hold_image(locks, descriptor, path)
             if file_identity(path) != _identity(os.fstat(descriptor)):
-                raise ConflictError(
-                    f"{path} was replaced or removed by another run just now", cure="Run the task again"
-                )
+                raise BusyError(f"{path} was replaced or removed by another run just now", cure="Run the task again")
             yield
     finally:
         os.close(descriptor)
@@ -258,7 +257,7 @@ def hold_image(locks: contextlib.ExitStack, descriptor: int, path: str, whoever:
 
     :param whoever: the file is of this user's own making, so a lock of another user's process on it (whose QEMU was
         handed a descriptor) means nothing.
-    :raises ConflictError: another run is at work on it.
+    :raises BusyError: another run is at work on it.
     :raises LockHeldError: someone else has locked it.
     :raises ImageAccessError: it cannot be locked.
     """
@@ -267,7 +266,7 @@ def hold_image(locks: contextlib.ExitStack, descriptor: int, path: str, whoever:
     if held is None or (whoever and held.uid is not None and not held.is_run):
         return
     if held.is_run:
-        raise ConflictError(
+        raise BusyError(
             f"{path} is being saved, restored or changed by another run{held.who}",
             cure="Wait for its end, then run the task again",
         )
