@@ -106,7 +106,7 @@ def test_two_vms_saved_to_one_path_at_once(make_guest, image, start_module):
     one = make_guest(VM, memory_mib=256, block_mib=128)
     other = make_guest(OTHER_VM, memory_mib=256, block_mib=128)
     continuity = Continuity(other)
-    slow = start_module("qemu_save", name=OTHER_VM, path=str(image), bandwidth="32M", parallel_channels=1)
+    slow = start_module("qemu_save", name=OTHER_VM, path=str(image), bandwidth="8M", parallel_channels=1)
     wait_until(lambda: is_partial(image))
     first = start_module("qemu_save", name=VM, path=str(image)).result()
     assert first["changed"], first["msg"]
