@@ -314,7 +314,7 @@ def _launch_info(domain: domain_xml.ParsedDomain) -> dict[str, t.Any]:
     if reason:
         reason = f"nobody vouches for its record: {reason}"
     elif not record.replayable:
-        reason = record.reason
+        reason = record.reason or "it is not said why"
     return {
         **info,
         "restorable": not reason,
