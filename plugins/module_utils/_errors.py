@@ -119,6 +119,14 @@ class ImageUnsafeError(ImageError):
     """The image, or a directory on its way, is writable by others: what it says must not be run."""
 
 
+class NotVouchedError(ImageError):
+    """Nobody vouches for what the image records: its QEMU may have written it, so it must not be run."""
+
+
+class VouchingKeyError(VmopsError):
+    """The key with which this user vouches for images cannot be made or read, or others could know it."""
+
+
 # --- the process ------------------------------------------------------------------------------------------------
 
 

@@ -131,7 +131,8 @@ images:
       description:
         - The path of the VM's last save, where this one is an older one. Of the same VM are images with the same UUID
           or, where one has none, the same name; the last one has the latest C(saved_at) or, where that is V(null), the
-          latest C(mtime).
+          latest C(mtime). One that is vouched for, and is no checkpoint, comes after all that are not vouched for, as
+          they may say what they like.
         - Only images in the same directory are looked at. Those that are checkpoints, damaged or archived count, too,
           partial ones do not. Copies of one save do not supersede each other.
         - V(null) where there is no later one, and in what other modules return of an image.
@@ -205,10 +206,55 @@ images:
     launch_recorded:
       description: Whether the image records how its QEMU was started.
       type: bool
+    vouched:
+      description:
+        - Whether the user who looks vouches, on this host, for what the image records. A save of his has made the
+          record and nobody has rewritten it since, or he has vouched for it
+          (O(vmops.qemu.qemu_save_image#module:vouch=true)).
+        - V(null) where the image has no record of this collection.
+      type: bool
+    launch:
+      description:
+        - How the image says that its QEMU is started again; V(null) where it does not.
+        - Where C(vouched) is V(false), anyone may have written it who could once write to the image, its own QEMU above
+          all.
+      type: dict
+      contains:
+        how:
+          description:
+            - What M(vmops.qemu.qemu_restore) would do with it, V(unit) (have the systemd unit start it), V(command) or
+              V(none) (see C(reason)).
+          type: str
+        reason:
+          description: Why it would do nothing with it.
+          type: str
+        command:
+          description: QEMU's command line, with secrets hidden.
+          type: list
+          elements: str
+        program:
+          description: The file that was executed.
+          type: str
+        directory:
+          description: The working directory.
+          type: str
+        uid:
+          description: The user's number.
+          type: int
+        gid:
+          description: The group's number.
+          type: int
+        umask:
+          description: The file mode creation mask, octal, empty where it is not known.
+          type: str
+        unit:
+          description: The systemd unit, V(null) where there is none.
+          type: str
     restorable:
       description:
         - Whether M(vmops.qemu.qemu_restore) can start the VM again as the image records it
-          (O(vmops.qemu.qemu_restore#module:launch=recorded)), by what was known at the save.
+          (O(vmops.qemu.qemu_restore#module:launch=recorded)), by what was known at the save, and whether the record is
+          vouched for.
         - V(null) where the image does not record it.
       type: bool
     restore_problems:

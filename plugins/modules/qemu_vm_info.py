@@ -187,7 +187,8 @@ vms:
             - Its machine is not what it was configured to be - V(device_plugged), V(device_unplugged), V(cpu_added),
               V(memory_added), V(configuration_unknown).
             - Its start cannot be done again - V(inherited_descriptor), V(temporary_disks), V(preconfig),
-              V(user_unknown), V(program_unsafe), V(process_unknown), V(image_unsafe).
+              V(user_unknown), V(program_unsafe), V(process_unknown), V(image_unsafe),
+              V(image_unvouched).
             - It runs elsewhere than a restore would start it - V(mount_namespace), V(network_namespace),
               V(user_namespace), V(root_directory).
             - It would be started beside its image, or its disks would be changed - V(supervisor), V(unit_restarts),

@@ -268,8 +268,8 @@ def _no_head(rng: random.Random, layout: Layout) -> Mutation:
 
 # --- domain XML and cookie --------------------------------------------------------------------------------------
 
-#: What a restore takes from the stream, or does not need, whatever the XML says.
-_SHOWN = ("domain.memory", "domain.vcpus", "domain.machine", "domain.xml", "head.cookie")
+#: What a restore takes from the stream, or does not need, whatever the XML says. Another voucher starts nothing.
+_SHOWN = ("domain.memory", "domain.vcpus", "domain.machine", "domain.voucher", "domain.xml", "head.cookie")
 #: The XML is another one, in an image that has no cookie any more.
 _REPLACED = (*_SHOWN, "header.cookie_offset", "header.data_length")
 _OTHER_XML = "a restore takes name, UUID and our record from the XML, and compares the first two with the QEMU's"

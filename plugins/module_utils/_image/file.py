@@ -101,7 +101,7 @@ class ImageHead:
         :raises ImageFormatError: the XML makes no sense.
         """
         domain = domain_xml.parse(self.xml, self.path)
-        return dataclasses.replace(domain, launch=None, save_facts=None) if self.cookie else domain
+        return dataclasses.replace(domain, launch=None, save_facts=None, voucher="") if self.cookie else domain
 
 
 def open_image(path: str, direct: bool = False) -> int:
@@ -424,6 +424,13 @@ class PartialImage:
         """Where QEMU writes from, in bytes; all before it stays."""
         return self._header.stream_offset
 
+    def head(self) -> ImageHead:
+        """What stands in the file now, which its QEMU may have written since it was made.
+
+        :raises ImageError: it cannot be read, or is no save image any more.
+        """
+        return read_image_head(self.path, self._descriptor)
+
     def open_for_qemu(self, direct: bool = False) -> int:
         """A new write-only descriptor of its own for QEMU; the caller closes it after handing it over.
 
@@ -659,22 +666,61 @@ def _empty_before_removal(descriptor: int) -> None:
 
 
 def require_safe_image(path: str) -> None:
-    """Check that nobody but root and the caller could have written the image, so that what it says may be run.
+    """Check that nobody but root and the caller could have put the image there, so that what it says may be run.
 
-    Only what is read after this check is covered by it.
+    Only what is read after this check is covered by it. Who was handed a descriptor of it may have written to it all
+    the same, which its voucher tells (:mod:`vouching`).
 
     :raises ImageUnsafeError: the file, a directory or a link on its way belongs to someone else, or may be written by
         others.
     :raises ImageError: one of them cannot be looked at.
     """
-    with image_errors(path, "look at its owner"):
-        reason = why_unsafe(path, (0, os.geteuid()))
+    reason = _why_unsafe_image(path, (0, os.geteuid()))
     if reason:
         raise ImageUnsafeError(
             path,
             f"{reason}, so others could have written the image; the command that it records is not run",
-            cure="Move the image into a directory of root's, or give the command in launch: command",
+            cure="Copy it into a directory of root's, for root and with the mode 0600, and look at its launch there",
         )
+
+
+def require_loadable_image(path: str, uid: int | None) -> None:
+    """Check that nobody but root, the caller and QEMU's own user could have put the image there that QEMU will load.
+
+    :param uid: the user as whom QEMU runs, where that is known.
+    :raises ImageUnsafeError: another user could have.
+    :raises ImageError: a part of its path cannot be looked at.
+    """
+    reason = _why_unsafe_image(path, (0, os.geteuid()) if uid is None else (0, os.geteuid(), uid))
+    if reason:
+        raise ImageUnsafeError(
+            path,
+            f"{reason}, so others could have written the image, and a QEMU"
+            + ("" if uid is None else f" of the user {uid}")
+            + " does not load it",
+            cure="If it is the right one, copy it into a directory of root's, for root and with the mode 0600; or have"
+            " QEMU run as the image's owner, and use launch: attach",
+        )
+
+
+def require_vouchable_image(path: str) -> None:
+    """Check that nobody but root and the caller can put another image there than the one for which they vouch.
+
+    :raises ImageUnsafeError: others can.
+    :raises ImageError: a part of its path cannot be looked at.
+    """
+    reason = _why_unsafe_image(path, (0, os.geteuid()))
+    if reason:
+        raise ImageUnsafeError(
+            path,
+            f"{reason}, so others can write the image, and it is not vouched for",
+            cure="Copy it into a directory of root's, for root and with the mode 0600, and look at its launch there",
+        )
+
+
+def _why_unsafe_image(path: str, trusted: t.Collection[int]) -> str:
+    with image_errors(path, "look at its owner"):
+        return why_unsafe(path, trusted)
 
 
 def why_unsafe_place(path: str, uid: int, mode: int) -> str:
