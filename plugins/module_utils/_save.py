@@ -856,7 +856,7 @@ class _Transaction:
             return None
         # Where the image lies is looked at by each restore: it may be moved.
         lasting = [problem for problem in self.surroundings.problems if problem.kind != "image_unsafe"]
-        record = launch_record(process, unit, lasting, self.monitor)
+        record = launch_record(process, unit, lasting)
         self.launch = launch_result(record, unit)
         if record.replayable and unit.starter:
             warnings.append(starter_reason(unit))

@@ -10,6 +10,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.confinement import confinement_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.jobs import job_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.losses import runtime_losses
@@ -24,7 +25,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.process i
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.replaced_disks import replaced_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import (
-    start_identity,
     start_problems,
     started_by_unit,
 )
@@ -59,10 +59,9 @@ async def survey(
     problems += await in_stoppable_thread(memory_problems, files, sparse)
     if process is None or unit is None:
         return Surroundings(tuple(media), (*problems, _NO_PROCESS))
-    uid, _gid, unknown = start_identity(process, unit, monitor)
-    problems += unknown
-    problems += start_problems(process, unit, uid)
+    problems += start_problems(process, unit)
     problems += await in_thread(process_problems, process, started_by_unit(unit), unit)
+    problems += await in_thread(confinement_problems, process, unit, monitor.peer_pid, monitor.peer_uid)
     problems += await machine_problems(monitor, process.configuration)
     problems += await runtime_losses(monitor, process.configuration)
     if not any(problem.kind in _PASSING for problem in problems):
