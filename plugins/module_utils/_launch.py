@@ -12,7 +12,7 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, LaunchError, UnitError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import LaunchRecord, ParsedDomain
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head, require_safe_image
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd, unit_command
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     DEFAULT_UMASK,
@@ -24,8 +24,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Rig
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
     VmUnit,
     executes,
+    forget_restore,
     free_unit,
-    require_loaded,
+    require_startable,
     start_user,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import started_by_unit
@@ -81,10 +82,13 @@ def starter_reason(unit: VmUnit | None) -> str:
     )
 
 
-async def recorded_launch(path: str, domain: ParsedDomain, machine: str) -> tuple[Launch, str]:
+async def recorded_launch(
+    path: str, domain: ParsedDomain, machine: str, check_mode: bool = False
+) -> tuple[Launch, str]:
     """What the image at the path records, as a QEMU that waits for its state; and a warning, or the empty string.
 
     :param machine: the saved machine type.
+    :param check_mode: change nothing.
     :raises LaunchError: it records nothing that can be used.
     :raises ImageUnsafeError: others could have written it.
     :raises ConflictError: it is not the image any more from which C(domain) was read.
@@ -104,7 +108,7 @@ async def recorded_launch(path: str, domain: ParsedDomain, machine: str) -> tupl
         unit = await _find_unit(record.unit)
         if unit:
             systemd.require_root(f"start {unit.name}, which is how {domain.name} was started")
-            return await _launch_by_unit(unit, record, domain.name, machine), ""
+            return await _launch_by_unit(unit, record, domain.name, machine, check_mode), ""
         reason = command_line.why_not_replayable(read_configuration(record.argv, record.cwd).words)
         if reason:
             raise LaunchError(
@@ -154,22 +158,30 @@ def _recorded_words(record: LaunchRecord, name: str, by_unit: bool = False) -> t
     return argv, rights
 
 
-async def _launch_by_unit(unit: systemd.Unit, record: LaunchRecord, name: str, machine: str) -> Launch:
+async def _launch_by_unit(
+    unit: systemd.Unit, record: LaunchRecord, name: str, machine: str, check_mode: bool
+) -> Launch:
     """A start by the VM's unit: with the unit's own words, or, where it executes what becomes QEMU, the recorded ones.
 
     :param name: the VM's.
     :raises LaunchError: it cannot be used for that.
     :raises UnitError: systemd cannot be asked.
     """
-    require_loaded(unit)
+    require_startable(unit)
+    if await forget_restore(unit, check_mode):
+        if check_mode:
+            return Launch(argv=tuple(command_line.restore_command(record.argv, machine)), unit=unit.name)
+        unit = await systemd.read_unit(unit.name)
     own = await systemd.read_start_command(unit.name)
     # Such a unit counts as started when QEMU goes into the background.
     forks = unit.service_type == "forking"
     if record.unit_argv or executes(own, record.executable) or executes(own, record.argv[0]):
-        if own.words is None or record.unit_argv not in ([], list(own.words)):
+        # A restore that was killed may have left its own words in the unit when the VM was saved.
+        changed = unit_command.first_difference(own.words or (), record.unit_argv) if record.unit_argv else ""
+        if own.words is None or changed:
             raise LaunchError(
-                f"{unit.name} has another command now (ExecStart=) than the one by which {name} was started, so it"
-                " would start another machine than the one that was saved",
+                f"{unit.name} has another command now (ExecStart=) than the one by which {name} was started"
+                f"{f' ({changed})' if changed else ''}, so it would start another machine than the one that was saved",
                 cure=f"Undo the change (systemctl cat {unit.name}); or: {_CURE[0].lower()}{_CURE[1:]}",
             )
         daemonize = forks and command_line.daemonizes(record.argv)

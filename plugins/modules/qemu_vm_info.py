@@ -193,7 +193,7 @@ vms:
               V(opened_as_root), V(working_directory).
             - What confines it would not confine it again - V(seccomp_filter), V(security_label).
             - It runs elsewhere than a restore would start it - V(mount_namespace), V(network_namespace),
-              V(user_namespace), V(root_directory).
+              V(user_namespace), V(process_namespace), V(root_directory).
             - It would be started beside its image, or its disks would be changed - V(supervisor), V(unit_restarts),
               V(unit_helper).
             - Somebody works with its disks - V(block_job_fatal), V(block_job), V(export).

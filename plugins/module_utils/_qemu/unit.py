@@ -115,12 +115,17 @@ def executes(command: systemd.StartCommand, program: str) -> bool:
     return os.path.realpath(command.program) == os.path.realpath(program) and not command.by_shell
 
 
-def require_loaded(unit: systemd.Unit) -> None:
-    """:raises LaunchError: it is no unit that could be started."""
+def require_startable(unit: systemd.Unit) -> None:
+    """:raises LaunchError: it is no unit that could be started, or it runs."""
     if unit.load_state != "loaded":
         raise LaunchError(
             f"The unit {unit.name}, which started the VM, is {unit.load_state}",
             cure=f"See systemctl status {unit.name}; or give the VM's command in launch: command",
+        )
+    if unit.main_pid and unit.active_state != "deactivating":
+        raise LaunchError(
+            f"The unit {unit.name}, which started the VM, runs already (pid {unit.main_pid})",
+            cure="Find out what it runs; stop it if that is not this VM",
         )
 
 
@@ -250,6 +255,22 @@ async def free_unit(name: str, image: str | None = None, check_mode: bool = Fals
     return removed
 
 
+async def forget_restore(unit: systemd.Unit, check_mode: bool = False) -> bool:
+    """Remove what a restore that was killed left, which has the unit start a QEMU that waits; whether there was any.
+
+    :param unit: one that does not run; one that is just starting is stopped, as it would go on with its own command.
+    :param check_mode: only look.
+    :raises UnitError: it could not be done.
+    """
+    found = any(os.path.lexists(path) for path in _restore_files(unit.name))
+    if found and not check_mode:
+        if unit.active_state not in ("inactive", "failed"):
+            await systemd.systemctl("stop", "--", unit.name)
+        _remove_restore_files(unit.name)
+        await systemd.reload()
+    return found
+
+
 def _restore_files(name: str) -> tuple[str, str]:
     """The file of the restore's own, and the one that hides the guard."""
     return systemd.drop_in_path(systemd.RUNTIME, name, _RESTORE), systemd.drop_in_path(systemd.RUNTIME, name, _GUARD)
@@ -369,12 +390,7 @@ class LaunchedService(_LaunchedUnit):
         """
         systemd.require_root(f"start {self.name}")
         unit = await systemd.read_unit(self.name)
-        require_loaded(unit)
-        if unit.main_pid and unit.active_state != "deactivating":
-            raise LaunchError(
-                f"The unit {self.name}, which started the VM, runs already (pid {unit.main_pid})",
-                cure="Find out what it runs; stop it if that is not this VM",
-            )
+        require_startable(unit)
         if unit.active_state not in ("inactive", "failed"):
             # It is just ending, waits for a restart, or counts as active without a process (RemainAfterExit).
             await systemd.systemctl("stop", "--", self.name)

@@ -81,13 +81,13 @@ def variables_of(pid: int, facts: systemd.Unit | None) -> dict[str, str]:
 
 
 def first_difference(unit_words: t.Sequence[str], words: t.Sequence[str]) -> str:
-    """What of a QEMU's words is not its unit's, as a clause; the empty string where a start by the unit gives them.
+    """What of a command line is not its unit's, as a clause; the empty string where a start by the unit gives it.
 
     What a restore has put there is its own: the machine type that it pins, files that are appended to, and how QEMU
     waits for its state.
 
-    :param unit_words: the unit's, with variables expanded.
-    :param words: the running QEMU's.
+    :param unit_words: the unit's; with variables expanded where the others are.
+    :param words: a running QEMU's, or those that the unit had.
     """
     own, running = (command_line.restore_command(given)[: -len(_WAITING)] for given in (unit_words, words))
     if own[1:] in (running[1:], _without_pin(running)[1:]):

@@ -124,7 +124,19 @@ def _namespace_problems(process: QemuProcess, starter: int) -> list[Problem]:
         )
     if found["net"]:
         problems += _network_problems(process)
-    return problems + ([] if found["mnt"] else _root_problems(process, starter))
+    if found["mnt"] or found["user"]:
+        return problems  # which have all of its names for files and processes
+    own = [kind for kind in ("pid", "ipc") if _foreign_namespace(process.pid, starter, kind)]
+    if own:
+        problems.append(
+            Problem(
+                "process_namespace",
+                f"its QEMU (pid {process.pid}) runs in a namespace of its own ({', '.join(own)}), beyond which it sees"
+                " no processes; a restore starts it in that of the host",
+                "Start it in the host's, or as the main process of a systemd unit that makes its own",
+            )
+        )
+    return problems + _root_problems(process, starter)
 
 
 def _without_the_units_own(problems: list[Problem], unit: VmUnit) -> list[Problem]:
@@ -134,7 +146,8 @@ def _without_the_units_own(problems: list[Problem], unit: VmUnit) -> list[Proble
     for problem in problems:
         if problem.kind == "network_namespace" and unit.facts and unit.facts.private_network:
             continue
-        if problem.kind in ("mount_namespace", "user_namespace", "root_directory") and by_starter:
+        kinds = ("mount_namespace", "user_namespace", "process_namespace", "root_directory")
+        if problem.kind in kinds and by_starter:
             remaining.append(problem)
             continue
         if problem.kind not in ("network_namespace", "process_unknown"):
