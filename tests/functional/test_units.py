@@ -956,6 +956,19 @@ def test_script_that_gives_rights_up(make_service, image, save, restore):
     continuity.check()
 
 
+def test_script_that_drops_the_units_capabilities(make_service, image, save, restore):
+    service = make_service(start=False, service="User=nobody\nAmbientCapabilities=CAP_NET_RAW CAP_CHOWN")
+    drop = "/usr/bin/setpriv --inh-caps=-net_raw --ambient-caps=-net_raw"
+    service.fragment.write_text(service.fragment.read_text().replace("ExecStart=", f"ExecStart={drop} "))
+    systemctl("daemon-reload")
+    for place in service.guest.workdir, *service.guest.workdir.iterdir(), service.guest.qmp_socket.parent:
+        os.chown(place, 65534, 65534)
+    service.start()
+    save(name=VM, path=str(image))
+    status = Path(f"/proc/{restore(name=VM, path=str(image))['vm']['pid']}/status").read_text()
+    assert "CapEff:\t0000000000000001\n" in status
+
+
 def test_script_that_becomes_another_user_than_the_units(make_service, image, run_module):
     service = make_service(start=False, service="User=daemon\nAmbientCapabilities=CAP_SETUID CAP_SETGID")
     drop = "/usr/bin/setpriv --reuid=nobody --regid=nogroup --clear-groups"

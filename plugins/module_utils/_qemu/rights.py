@@ -166,8 +166,9 @@ def _options(wanted: Rights, starter: Rights | None) -> list[str]:
         options += _identity(wanted)
     if wanted.no_new_privileges and not (starter and starter.no_new_privileges):
         options.append("--no-new-privs")
-    if wanted.capabilities is not None and (starter is None or starter.uid == 0):
-        options += _capability_options(wanted, wanted.capabilities, starter.capabilities if starter else None)
+    if wanted.capabilities is not None:
+        by_root = starter is None or starter.uid == 0
+        options += _capability_options(wanted, wanted.capabilities, starter.capabilities if starter else None, by_root)
     return options
 
 
@@ -197,24 +198,29 @@ def _groups(rights: Rights) -> tuple[int, ...]:
     return tuple(sorted({*os.getgrouplist(entry.pw_name, entry.pw_gid)} - {rights.gid}))
 
 
-def _capability_options(wanted: Rights, sets: Capabilities, starter: Capabilities | None) -> list[str]:
+def _capability_options(wanted: Rights, sets: Capabilities, starter: Capabilities | None, by_root: bool) -> list[str]:
     """What takes away, and for the ambient set gives, what differs.
 
     A program that root executes is permitted what its bounding and inheritable sets have. So those of a root that has
     dropped a capability must be without it. One that another user executes is permitted what is ambient, and the
     set-user-ID programs that it runs what is in the bounding set.
+
+    :param by_root: whether the starter is root, who alone can take from the bounding set, and give.
     """
     keep = sets.bounding & sets.permitted if wanted.uid == 0 else sets.bounding
     inheritable = sets.inheritable & sets.permitted if wanted.uid == 0 else sets.inheritable
+    ambient = sets.ambient
+    had = starter or Capabilities(-1, -1, _all_capabilities(), -1)
     options = []
-    lost = (starter.bounding if starter else _all_capabilities()) & ~keep
-    if lost:
-        options.append(f"--bounding-set={','.join(f'-cap_{number}' for number in _bits(lost))}")
-    if sets.ambient or (starter.inheritable if starter else -1) & ~inheritable:
+    if by_root and had.bounding & ~keep:
+        options.append(f"--bounding-set={','.join(f'-cap_{number}' for number in _bits(had.bounding & ~keep))}")
+    if not by_root:
+        inheritable, ambient = inheritable & had.inheritable, ambient & had.ambient
+    if (by_root and ambient) or had.inheritable & ~inheritable:
         options.append(f"--inh-caps={_exactly(inheritable)}")
-    # Those of a starter go with a change from root to another user.
-    if sets.ambient or (starter.ambient if starter else -1) & ~sets.ambient:
-        options.append(f"--ambient-caps={_exactly(sets.ambient)}")
+    # Those of root go with a change to another user.
+    if (by_root and ambient) or had.ambient & ~ambient:
+        options.append(f"--ambient-caps={_exactly(ambient)}")
     return options
 
 

@@ -397,6 +397,8 @@ class StartCommand:
     by_shell: bool = False
     #: The capabilities that its processes can have, one bit for each; None where systemd cannot tell them.
     bounding: int | None = None
+    #: Those that a user other than root has in its processes.
+    ambient: int = 0
 
 
 _USER_FLAGS = {"privileged": "+", "no-setuid": "!", "ambient": "!!"}
@@ -407,10 +409,8 @@ async def read_start_command(name: str) -> StartCommand:
     path = f"/org/freedesktop/systemd1/unit/{_bus_label(name)}"
     interface = ("org.freedesktop.systemd1", path, "org.freedesktop.systemd1.Service")
     with contextlib.suppress(UnitError):  # no D-Bus, an older systemd, or words that are not UTF-8
-        text = await run_tool(
-            "busctl", "--json=short", "get-property", *interface, "ExecStartEx", "CapabilityBoundingSet"
-        )
-        return parse_bus_start_command(text)
+        asked = ("ExecStartEx", "CapabilityBoundingSet", "AmbientCapabilities")
+        return parse_bus_start_command(await run_tool("busctl", "--json=short", "get-property", *interface, *asked))
     # Asked for alone, since the arguments may have newlines.
     for key in ("ExecStartEx", "ExecStart"):  # the former since systemd 243
         text = await systemctl("show", f"--property={key}", "--", name)
@@ -428,12 +428,12 @@ def _bus_label(name: str) -> str:
 
 
 def parse_bus_start_command(text: str) -> StartCommand:
-    """The first command in what C(busctl) prints of C(ExecStartEx), with C(CapabilityBoundingSet) in the second line.
+    """The first command in what C(busctl) prints of C(ExecStartEx), C(CapabilityBoundingSet), C(AmbientCapabilities).
 
     :raises UnitError: that is not what it has printed.
     """
     try:
-        commands, bounding = (json.loads(line)["data"] for line in text.splitlines())
+        commands, bounding, ambient = (json.loads(line)["data"] for line in text.splitlines())
         if not commands:
             return StartCommand("", "")
         program, words, flags = commands[0][:3]
@@ -444,6 +444,7 @@ def parse_bus_start_command(text: str) -> StartCommand:
             expands="no-env-expand" not in flags,
             by_shell="via-shell" in flags,
             bounding=int(bounding),
+            ambient=int(ambient),
         )
     except (ValueError, KeyError, TypeError, IndexError) as exc:
         raise UnitError(f"busctl has printed what is not understood: {text[:80]!r}") from exc

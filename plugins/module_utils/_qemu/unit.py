@@ -476,7 +476,9 @@ def _given_by(unit: systemd.Unit, own: systemd.StartCommand) -> Rights | None:
     known = read_rights("self")
     every = known.capabilities.bounding if known and known.capabilities else 0
     bounding = every if own.bounding is None or "+" in own.prefix else own.bounding & every
-    sets = Capabilities(permitted=bounding if uid == 0 else 0, inheritable=0, bounding=bounding, ambient=0)
+    ambient = own.ambient & every
+    permitted = bounding if uid == 0 else ambient
+    sets = Capabilities(permitted=permitted, inheritable=ambient, bounding=bounding, ambient=ambient)
     nobody = -1 if uid is None else uid
     return Rights(nobody, 0, (), no_new_privileges=unit.no_new_privileges, capabilities=sets)
 

@@ -154,6 +154,15 @@ def test_capabilities_of_others():
     ]
 
 
+def test_starter_that_is_not_root_can_only_take_away():
+    """A unit with AmbientCapabilities=, whose script has dropped them."""
+    starter = Rights(1, 1, (), capabilities=Capabilities(0b110, 0b110, ALL, 0b110))
+    assert options(Rights(1, 1, (), capabilities=Capabilities(0b10, 0b10, 0b10, 0b10)), starter) == [
+        *("--inh-caps=-all,+cap_1", "--ambient-caps=-all,+cap_1")
+    ]
+    assert options(Rights(1, 1, (), capabilities=Capabilities(0b110, 0b110, 0, 0b110)), user(1, 1)) == []
+
+
 def test_starter_of_whom_nothing_is_known(monkeypatch):
     monkeypatch.setattr(rights_module, "_all_capabilities", lambda: 0b11)
     assert options(Rights(0, 0, (), capabilities=Capabilities(1, 0, 3, 0)), None) == [

@@ -257,22 +257,24 @@ def test_start_command_of_systemd_before_243():
 
 
 def on_the_bus(commands: list[Any], bounding: int = 2**64 - 1) -> str:
-    """What busctl prints of the two properties."""
-    return f"{json.dumps({'type': 'a(sasasttttuii)', 'data': commands})}\n{json.dumps({'data': bounding})}\n"
+    """What busctl prints of the properties."""
+    return "".join(json.dumps({"type": "x", "data": value}) + "\n" for value in (commands, bounding, 3))
 
 
 def test_start_command_with_its_words():
     words = ["/usr/bin/qemu", "-name", "a b\n; flags=", "$X", "é"]
     text = on_the_bus([["/usr/bin/qemu", words, ["ignore-failure"], 0, 0, 0, 0, 0, 0, 0], ["/bin/b", [], []]], 5)
     found = systemd.parse_bus_start_command(text)
-    assert found == systemd.StartCommand("/usr/bin/qemu", "", tuple(words), bounding=5)
+    assert found == systemd.StartCommand("/usr/bin/qemu", "", tuple(words), bounding=5, ambient=3)
     flags = ["privileged", "no-env-expand", "via-shell"]
     found = systemd.parse_bus_start_command(on_the_bus([["/usr/bin/qemu", ["q"], flags]]))
     assert (found.prefix, found.expands, found.by_shell) == ("+", False, True)
     assert systemd.parse_bus_start_command(on_the_bus([])) == systemd.StartCommand("", "")
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]\n[]", '{"data":1}\n{"data":1}', "x\ny", '{"data":[[]]}\n{"data":1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]\n[]\n[]", '{"data":1}\n' * 3, "x\ny\nz", '{"data":[[]]}\n{"data":1}\n{"data":1}']
+)
 def test_start_command_that_is_none(text):
     with pytest.raises(UnitError, match="busctl has printed what is not understood"):
         systemd.parse_bus_start_command(text)
