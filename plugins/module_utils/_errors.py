@@ -67,6 +67,10 @@ class ConflictError(RequestError):
     """What is there already (an image, a VM) forbids the operation without C(force) or an operator's decision."""
 
 
+class BusyError(ConflictError):
+    """Another run of this collection is at work on the VM or the image: the same task may be run again at its end."""
+
+
 class NotRestorableError(RequestError):
     """What surrounds the VM would keep its image from being restored, or make another machine of it."""
 
@@ -113,6 +117,14 @@ class ImageUnsupportedError(ImageError):
 
 class ImageUnsafeError(ImageError):
     """The image, or a directory on its way, is writable by others: what it says must not be run."""
+
+
+class NotVouchedError(ImageError):
+    """Nobody vouches for what the image records: its QEMU may have written it, so it must not be run."""
+
+
+class VouchingKeyError(VmopsError):
+    """The key with which this user vouches for images cannot be made or read, or others could know it."""
 
 
 # --- the process ------------------------------------------------------------------------------------------------

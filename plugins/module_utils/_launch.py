@@ -9,9 +9,15 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, LaunchError, UnitError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ConflictError,
+    LaunchError,
+    NotVouchedError,
+    UnitError,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import LaunchRecord, ParsedDomain
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head, require_safe_image
+from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, why_not_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd, unit_command
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
@@ -26,6 +32,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
     executes,
     forget_restore,
     free_unit,
+    is_guarded_for,
     require_startable,
     start_user,
 )
@@ -34,6 +41,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict i
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 _CURE = "Start it with -incoming defer and use launch: attach, or give its command"
+
+_VOUCH_CURE = (
+    "Look at its launch (vmops.qemu.qemu_save_image_info); if those are the words with which it shall be started,"
+    " vouch for them (vmops.qemu.qemu_save_image with vouch: true); or use launch: command or launch: attach"
+)
 
 
 def launch_record(process: QemuProcess, unit: VmUnit, problems: t.Sequence[Problem]) -> LaunchRecord:
@@ -62,10 +74,15 @@ def launch_record(process: QemuProcess, unit: VmUnit, problems: t.Sequence[Probl
     )
 
 
-def launch_result(record: LaunchRecord | None, unit: VmUnit | None = None) -> dict[str, t.Any]:
-    """The C(launch) return value: how a restore will start the VM, with C(launch: recorded)."""
-    if record is None or not record.replayable:
-        reason = record.reason if record else "its process is not known here"
+def launch_result(record: LaunchRecord | None, unit: VmUnit | None = None, unvouched: str = "") -> dict[str, t.Any]:
+    """The C(launch) return value: how a restore will start the VM, with C(launch: recorded).
+
+    :param unvouched: why nobody vouches for the record, as a clause, or the empty string.
+    """
+    if record is None or not record.replayable or unvouched:
+        reason = "its process is not known here"
+        if record:
+            reason = record.reason if not record.replayable else f"nobody vouches for its record: {unvouched}"
         return {"how": "none", "unit": record.unit or None if record else None, "reason": reason}
     if record.unit:
         return {"how": "unit", "unit": record.unit, "reason": starter_reason(unit)}
@@ -82,6 +99,20 @@ def starter_reason(unit: VmUnit | None) -> str:
     )
 
 
+def require_vouched(path: str, domain: ParsedDomain) -> None:
+    """Refuse what an image records, where it does, if it may not be what a save of this user's has recorded.
+
+    :raises NotVouchedError: nobody vouches for it.
+    """
+    reason = why_not_vouched(domain) if domain.launch else ""
+    if reason:
+        raise NotVouchedError(
+            path,
+            f"nobody vouches for what it records of how {domain.name} was started, and it is not run: {reason}",
+            cure=_VOUCH_CURE,
+        )
+
+
 async def recorded_launch(
     path: str, domain: ParsedDomain, machine: str, check_mode: bool = False
 ) -> tuple[Launch, str]:
@@ -90,7 +121,8 @@ async def recorded_launch(
     :param machine: the saved machine type.
     :param check_mode: change nothing.
     :raises LaunchError: it records nothing that can be used.
-    :raises ImageUnsafeError: others could have written it.
+    :raises ImageUnsafeError: others could have put it there.
+    :raises NotVouchedError: it may not be what a save of this user's has recorded.
     :raises ConflictError: it is not the image any more from which C(domain) was read.
     :raises UnitError: it records a unit, and systemd cannot be asked, or only by root.
     """
@@ -103,6 +135,7 @@ async def recorded_launch(
     # What was read before this may have come from another file, to which someone had turned a link on the way.
     if read_image_head(path).domain() != domain:
         raise ConflictError(f"{path} was replaced by another image just now", cure="Run the task again")
+    require_vouched(path, domain)
     warning = ""
     if record.unit:
         unit = await _find_unit(record.unit)
@@ -201,19 +234,29 @@ async def _launch_by_unit(
     return Launch(argv=tuple(command), cwd=record.cwd, rights=rights, unit=unit.name)
 
 
+def freeable_unit(domain: ParsedDomain, image: str) -> str:
+    """The recorded unit where it may be freed (:func:`free_units`); else the empty string.
+
+    A record for which nobody vouches could name any VM's unit: it is believed only where that unit is guarded for this
+    image, which root has written.
+    """
+    name = domain.launch.unit if domain.launch else ""
+    return name if name and (is_vouched(domain) or is_guarded_for(name, image)) else ""
+
+
 async def free_units(
-    record: LaunchRecord | None, process: QemuProcess | None, image: str, check_mode: bool = False
+    recorded: str, process: QemuProcess | None, image: str, check_mode: bool = False
 ) -> tuple[bool, str]:
     """Let the VM's unit start it from its disks again: the guest is where it should be, or there is no image.
 
-    The unit of the running QEMU is freed of any guard; the recorded one, which is only what a file says, of that of
-    this image alone.
+    The unit of the running QEMU is freed of any guard; the recorded one of that of this image alone.
 
+    :param recorded: the unit that is known to be the VM's by a record, or the empty string.
     :param check_mode: only look.
     :returns: whether there was anything to do, and what of it could not be done, or the empty string.
     """
     own = systemd.unit_of_process(process.pid) if process else ""
-    units: dict[str, str | None] = {record.unit: image} if record and record.unit else {}
+    units: dict[str, str | None] = {recorded: image} if recorded else {}
     if own:
         units[own] = None
     changed = False

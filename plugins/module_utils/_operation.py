@@ -37,7 +37,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import query_r
 
 _Result = t.TypeVar("_Result")
 
-_LONG = frozenset(("domain_xml", "cookie", "disks", "restore_problems"))
+_LONG = frozenset(("domain_xml", "cookie", "disks", "restore_problems", "launch"))
 
 #: Seconds for which QEMU may refuse to let a guest go on because it is finishing a migration.
 _FINALIZE_TIMEOUT = 30.0

@@ -58,24 +58,31 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     direct_read_reason,
-    image_identity,
     image_path,
     open_image,
     read_image_head,
     remove_image,
+    require_loadable_image,
     require_removable,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
+from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import mark_superseded, newer_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_stream
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import (
     InterruptedRestore,
     RestoreRecord,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave
-from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units, recorded_launch
+from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
+    free_units,
+    freeable_unit,
+    recorded_launch,
+    require_vouched,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     Locks,
     check_parallel_channels,
@@ -240,9 +247,13 @@ class RestoreOperation:
                 )
             if vm is None:
                 self.guest_state = f"{self.subject} is not running, and its image is untouched"
+                if self.request.launch == "recorded":
+                    # Before the files are looked at that it names.
+                    require_vouched(self.path, domain)
             if self.request.disks == "check":
                 await in_thread(self._require_last_save, head)
                 await in_thread(self._require_same_disks, head, domain, monitor is not None)
+            self._require_loadable(vm)
             stream = await self._check_image(head)
             machine = stream.machine if stream and stream.machine else domain.machine
             qemu = monitor or await self._how_to_launch(domain, machine)
@@ -392,7 +403,7 @@ class RestoreOperation:
             if head is None
             else (f"{there}; the image {self.path} was not used")
         )
-        left, _problem = await free_units(None, vm.process, self.path, self.request.check_mode)
+        left, _problem = await free_units("", vm.process, self.path, self.request.check_mode)
         if left:
             return self._result(f"{msg}; what an interrupted run left in its systemd unit is removed", vm, self.before)
         return self._result(msg, vm)
@@ -416,7 +427,7 @@ class RestoreOperation:
                 partial.release()
             return self._result(f"{vm.label} was being saved by a run that was cut off: would put it back", vm, after)
         await despite_cancellation(interrupted.undo(partial))
-        await despite_cancellation(free_units(None, vm.process, self.path))
+        await despite_cancellation(free_units("", vm.process, self.path))
         return self._result(
             f"{vm.label} was being saved by a run that was cut off: it was put back and is {run_state}", vm, after
         )
@@ -447,7 +458,7 @@ class RestoreOperation:
         await self.mark_used(head)
         await put_guest_back(monitor, "running" if running else "paused")
         await self.see_image_off(head)
-        await free_units(None, vm.process, self.path)
+        await free_units("", vm.process, self.path)
 
     async def mark_used(self, head: ImageHead) -> None:
         """Say in the image that its guest goes on, before it does: it may outlast a removal that fails, or a crash."""
@@ -482,9 +493,13 @@ class RestoreOperation:
         """:raises ConflictError: there is a newer image of the VM beside it, and its disks are that one's."""
         newer = newer_image(self.path, head)
         if newer:
+            why = (
+                f"{newer} is newer, and the VM's disks have moved on since"
+                if is_vouched(head.domain())
+                else f"{newer} is newer, or is vouched for, as this one is not"
+            )
             raise ConflictError(
-                f"{self.path} is not the last save of {self.subject}: {newer} is newer, and the VM's disks have moved"
-                " on since",
+                f"{self.path} is not the last save of {self.subject}: {why}",
                 cure=f"Restore {newer}; or, if the disks are those of the older one, use disks: ignore",
             )
 
@@ -556,6 +571,17 @@ class RestoreOperation:
         if self.surroundings is not None:
             opened = await read_all_media(monitor, process)
             self._refuse_disks(other_media(self.surroundings.media, opened, self.subject), head.header.checkpoint)
+
+    def _require_loadable(self, vm: RunningVm | None) -> None:
+        """Refuse an image with which another user could act on the QEMU that loads it.
+
+        :raises ImageUnsafeError: one could have put it there.
+        """
+        if vm is not None:
+            require_loadable_image(self.path, vm.process.uid if vm.process else None)
+        elif self.request.launch == "command":
+            require_loadable_image(self.path, os.geteuid())
+        # The recorded start asks for more, and of a QEMU that is yet to be started the user is not known.
 
     async def _check_image(self, head: ImageHead) -> StreamFacts | None:
         """Everything that the file alone can tell, before QEMU reads a byte."""
@@ -947,7 +973,7 @@ class _Transaction:
         compressor = COMPRESSORS.get(self.head.header.format)
         record = RestoreRecord(
             image=self.operation.path,
-            identity=image_identity(path),
+            identity=ImageIdentity.of(path),
             expanded=compressor is not None,
             capabilities=settings.found_capabilities,
             parameters=settings.found_parameters,
@@ -1018,7 +1044,9 @@ class _Transaction:
         kept = "kept"
         if await self.operation.see_image_off(self.head):
             kept, image = "removed", {**image, "exists": False, "state": "absent"}
-        _changed, problem = await free_units(self.domain.launch, self.vm.process, self.head.path)
+        _changed, problem = await free_units(
+            freeable_unit(self.domain, self.head.path), self.vm.process, self.head.path
+        )
         if problem:
             warnings.append(f"Its unit may still be kept from starting {label} from its disks: {problem}")
         if self.descriptors:

@@ -41,6 +41,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     UnsupportedByQemuError,
     VmNotFoundError,
     VmopsError,
+    VouchingKeyError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import all_forms
@@ -58,7 +59,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     file_system,
     flush_image,
     free_bytes,
-    image_identity,
     image_path,
     make_save_directory,
     read_image_head,
@@ -68,8 +68,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     why_unsafe_place,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import domain_problems, structure_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, vouch, why_not_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import InterruptedRestore
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save import InterruptedSave, SaveRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
@@ -134,6 +136,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict i
     warnings_of,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._version import COLLECTION_VERSION
+from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key, read_key
 from ansible_collections.vmops.qemu.plugins.module_utils._written_bound import WrittenBound
 
 #: Seconds that a QEMU that was told to quit may take to end.
@@ -148,6 +151,9 @@ _SPACE_MARGIN = 16 * 1024 * 1024
 #: Run states in which a guest can be saved. The others mean that QEMU is busy with another migration or snapshot, or
 #: that the guest is gone (shutdown, guest-panicked, internal-error).
 _SAVABLE_STATES = frozenset(("running", "paused", "prelaunch", "io-error", "watchdog"))
+
+#: Problems that are the image's own.
+_OF_THE_IMAGE = frozenset(("image_unsafe", "image_unvouched"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,8 +197,8 @@ class SaveOperation:
         self.process: QemuProcess | None = None
         #: Whether the image is complete.
         self.written = False
-        #: C(image_identity) of an image from which the guest that runs was restored: worth nothing any more.
-        self._used_image = ""
+        #: The identity of an image from which the guest that runs was restored: worth nothing any more.
+        self._used_image: ImageIdentity | None = None
         #: How image and VM were found, for diff mode.
         self.before = {"image": image_state(self.path) if self.path else "absent", "vm": "ended"}
 
@@ -287,7 +293,8 @@ class SaveOperation:
         launch = domain.launch
         if not qmp_socket or not launch:
             return False
-        words = read_configuration(launch.argv, launch.cwd).words
+        # Only what is vouched for names files that are read.
+        words = read_configuration(launch.argv, launch.cwd).words if is_vouched(domain) else launch.argv
         return os.path.abspath(qmp_socket) in command_line.qmp_addresses(words, launch.cwd)
 
     async def _is_finished_save(self, monitor: Monitor, vm: RunningVm) -> bool:
@@ -313,7 +320,7 @@ class SaveOperation:
         :raises RequestError: it is no file at all.
         """
         require_replaceable(self.path)
-        if self.request.force or (self._used_image and self._used_image == image_identity(self.path)):
+        if self.request.force or (self._used_image and self._used_image.is_that_of(self.path)):
             return
         try:
             head = self._existing_image()
@@ -438,7 +445,7 @@ class SaveOperation:
         if after_save == "resume":
             await asyncio.sleep(settling_time(_recorded_surroundings(read_image_head(self.path).domain()).media))
             await in_thread(mark_checkpoint, self.path, read_image_head(self.path))
-        await self.guard(read_image_head(self.path).domain().launch)
+        await self.guard(await _unit_of(vm.process))
         if interrupted and after_save != "quit":
             await despite_cancellation(interrupted.clean_qemu())
         await despite_cancellation(self.after_save(monitor, vm))
@@ -451,13 +458,13 @@ class SaveOperation:
         """Whether a unit of the VM's must not start it beside the image."""
         return self.request.cold_boot_guard and self.request.after_save != "resume"
 
-    async def guard(self, record: domain_xml.LaunchRecord | None) -> None:
+    async def guard(self, unit: str) -> None:
         """Keep the VM's unit, where it has one, from starting the VM from its disks while the image is there.
 
         :raises UnitError: it could not be done.
         """
-        if self.guards and record and record.unit:
-            await guard_unit(record.unit, all_forms(self.path))
+        if self.guards and unit:
+            await guard_unit(unit, all_forms(self.path))
 
     async def after_save(self, monitor: Monitor, vm: RunningVm) -> None:
         """Do with the stopped VM what was asked for; the image is complete and on disk."""
@@ -495,7 +502,7 @@ class SaveOperation:
         if self.request.after_save == "resume":
             # The image is not the guest's truth any more, but an earlier save may have guarded it. What cannot be
             # removed now is removed by the VM's next save or restore.
-            await free_units(None, vm.process, self.path)
+            await free_units("", vm.process, self.path)
 
     async def _require_no_revival(self, vm: RunningVm, process: QemuProcess, quit_at: float, waited_for: bool) -> None:
         """See that nobody has started the VM again, from its disks, as soon as its QEMU had ended.
@@ -537,6 +544,15 @@ class SaveOperation:
             "diff": {"before": self.before, "after": after or self.before},
             "warnings": warnings,
         }
+
+
+async def _unit_of(process: QemuProcess | None) -> str:
+    """The unit that starts a VM, as systemd knows it of its process; the empty string where none does.
+
+    :raises UnitError: systemd cannot be asked.
+    """
+    unit = await read_vm_unit(process) if process else None
+    return unit.name if unit and unit.starts_vm else ""
 
 
 def _recorded_surroundings(domain: domain_xml.ParsedDomain) -> Surroundings:
@@ -601,6 +617,11 @@ class _Transaction:
         #: What surrounds the VM: its media, and what stands between it and its return.
         self.surroundings = Surroundings((), ())
         self.launch_record: domain_xml.LaunchRecord | None = None
+        #: The unit that starts the VM, or the empty string.
+        self.unit = ""
+        #: With which this run vouches for what it records, None where it does not; and what to do then.
+        self.key: bytes | None = None
+        self.key_cure = ""
         #: The C(launch) return value.
         self.launch: dict[str, t.Any] = {}
         #: Whether the VM's unit may have been kept from starting the VM beside the image.
@@ -635,8 +656,10 @@ class _Transaction:
             # A QEMU that goes on is not started anew by anyone.
             guards=self.request.cold_boot_guard or self.request.after_save == "resume",
         )
-        self._require_restorable(warnings)
-        self.launch_record = self._record_launch(unit, warnings)
+        unvouched = self._find_key()
+        self._require_restorable(warnings, unvouched)
+        self.launch_record = self._record_launch(unit, warnings, unvouched)
+        self.unit = self.launch_record.unit if self.launch_record else ""
         header, xml = self._compose(image_format)
         await self._require_own_xml()
         directory = os.path.dirname(self.path)
@@ -686,12 +709,26 @@ class _Transaction:
         choice = _Choice(partial.header.format, record.parallel_channels, record.bypass_cache, {}, [])
         try:
             self.qemu_version = (await read_support(self.monitor)).version
-            domain = read_image_head(partial.path).domain()
+            head = partial.head()
+            domain = head.domain()
             self.launch_record = domain.launch
             self.surroundings = _recorded_surroundings(domain)
-            self.launch = launch_result(self.launch_record)
+            # QEMU could write to it while no run watched: only what the first run has vouched for is believed.
+            unvouched = why_not_vouched(domain)
+            if not unvouched and not self.operation._is_image_of(head, self.vm.name, self.vm.uuid, None):
+                unvouched = f"it is of another VM, {domain.name}"
+            self.launch = launch_result(self.launch_record, unvouched=unvouched)
+            if unvouched:
+                choice.warnings.append(
+                    f"{self.path}: nobody vouches for what it records, and it cannot be restored as"
+                    f" it is recorded: {unvouched}"
+                )
+                self.unit = await _unit_of(self.vm.process)
+            else:
+                self.key = read_key()
+                self.unit = domain.launch.unit if domain.launch else ""
             self.operation.guest_state = f"{self.vm.label} is being saved"
-            return await self._finish(read_image_head(partial.path).xml, choice, started, started)
+            return await self._finish(head.xml, choice, started, started)
         except BaseException as exc:
             await despite_cancellation(self._roll_back(exc))
             raise
@@ -715,8 +752,8 @@ class _Transaction:
             xml = self._final_xml(xml, choice, state, digest)
             # Before there is an image for it to look at, so that there never is one without it.
             self.bound.check()
-            self.guarded = self.launch_record is not None and self.operation.guards
-            await self.operation.guard(self.launch_record)
+            self.guarded = bool(self.unit) and self.operation.guards
+            await self.operation.guard(self.unit)
             return await despite_cancellation(self._complete(xml, choice, state, started, write_seconds))
 
     # --- before the guest is touched ---
@@ -785,7 +822,8 @@ class _Transaction:
                 raise MismatchError(
                     f"The domain_xml describes {given.name}, not {self.vm.label}", cure="Give this VM's own XML"
                 )
-            return header, domain_xml.embed(self.request.domain_xml, self._save_facts(), self.launch_record)
+            xml = domain_xml.embed(self.request.domain_xml, self._save_facts(), self.launch_record)
+            return header, self._vouched(xml)
         facts = domain_xml.DomainFacts(
             name=self.vm.name or "vm",
             uuid=self.vm.uuid,
@@ -796,7 +834,7 @@ class _Transaction:
             arch=self.vm.architecture,
             accelerator=self.vm.accelerator,
         )
-        return header, domain_xml.generate(facts, self._save_facts(), self.launch_record)
+        return header, self._vouched(domain_xml.generate(facts, self._save_facts(), self.launch_record))
 
     async def _require_own_xml(self) -> None:
         """Refuse a given XML with which the image would be found damaged as soon as it is written.
@@ -820,7 +858,20 @@ class _Transaction:
             surroundings=self.surroundings.dump(),
         )
 
-    def _require_restorable(self, warnings: list[str]) -> None:
+    def _find_key(self) -> str:
+        """The key with which this run vouches for what it records; why it cannot, as a clause, or the empty string."""
+        try:
+            self.key = read_key() if self.request.check_mode else make_key()
+        except VouchingKeyError as exc:
+            self.key_cure = exc.cure
+            return exc.what[:1].lower() + exc.what[1:]
+        return ""
+
+    def _vouched(self, xml: str) -> str:
+        """With a voucher for the record in it, which this run has made in its own memory."""
+        return vouch(xml, self.key, self.path) if self.key else xml
+
+    def _require_restorable(self, warnings: list[str], unvouched: str) -> None:
         """Refuse, in the words of the restore, what the restore would refuse.
 
         :raises NotRestorableError: there is something, and C(require_restorable) does not say that it is known, or the
@@ -828,9 +879,13 @@ class _Transaction:
         """
         label = self.vm.label
         reason = why_unsafe_place(self.path, self.request.uid, self.request.mode)
+        found = list(self.surroundings.problems)
         if reason:
-            problem = Problem("image_unsafe", reason, "Save into a directory of root's, for root")
-            self.surroundings = dataclasses.replace(self.surroundings, problems=(*self.surroundings.problems, problem))
+            found.append(Problem("image_unsafe", reason, "Save into a directory of root's, for root"))
+        if unvouched:
+            what = f"nothing would vouch for what its image records: {unvouched}"
+            found.append(Problem("image_unvouched", what, self.key_cure))
+        self.surroundings = dataclasses.replace(self.surroundings, problems=tuple(found))
         problems = self.surroundings.problems
         obstacles = blocking(problems)
         quits = self.request.after_save == "quit"
@@ -848,16 +903,18 @@ class _Transaction:
         warnings += [f"qemu_restore cannot start {label} from its image: {problem.what}" for problem in obstacles]
         warnings += warnings_of(problems, label)
 
-    def _record_launch(self, unit: VmUnit | None, warnings: list[str]) -> domain_xml.LaunchRecord | None:
+    def _record_launch(
+        self, unit: VmUnit | None, warnings: list[str], unvouched: str
+    ) -> domain_xml.LaunchRecord | None:
         """How to start this QEMU again; that it cannot be done is said now, while there still is one."""
         process = self.vm.process
         if process is None or unit is None:
             self.launch = launch_result(None)
             return None
-        # Where the image lies is looked at by each restore: it may be moved.
-        lasting = [problem for problem in self.surroundings.problems if problem.kind != "image_unsafe"]
+        # Where the image lies, and who vouches for it, is looked at by each restore: it may be moved, and vouched for.
+        lasting = [problem for problem in self.surroundings.problems if problem.kind not in _OF_THE_IMAGE]
         record = launch_record(process, unit, lasting)
-        self.launch = launch_result(record, unit)
+        self.launch = launch_result(record, unit, unvouched)
         if record.replayable and unit.starter:
             warnings.append(starter_reason(unit))
         if record.unit and self.operation.guards:
@@ -1025,7 +1082,7 @@ class _Transaction:
             digest=digest,
             surroundings=self.surroundings.dump(),
         )
-        return domain_xml.embed(xml, facts, self.launch_record)
+        return self._vouched(domain_xml.embed(xml, facts, self.launch_record))
 
     async def _complete(
         self, xml: str, choice: _Choice, state: dict[str, t.Any], started: float, write_seconds: float
@@ -1115,7 +1172,7 @@ class _Transaction:
                 self.partial.discard()
             if self.guarded:
                 # What is left of it looks for an image, and the VM's next save or restore removes it.
-                await free_units(self.launch_record, self.vm.process, self.path)
+                await free_units(self.unit, self.vm.process, self.path)
         if self.vm.process and await qemu_has_ended(self.vm.process, self.monitor.lost):
             ended = f"QEMU (pid {self.vm.process.pid}) has ended"
             self.operation.guest_state = f"{ended}, so {self.vm.label} does not run any more"

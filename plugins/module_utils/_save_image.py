@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import secrets
+import shlex
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
@@ -21,6 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageNotFoundError,
     ImagePartialError,
     RequestError,
+    one_line,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import archive, domain_xml, edit
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import require_tool
@@ -31,6 +34,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     read_at,
     read_image_head,
     remove_image,
+    require_vouchable_image,
     require_writable_directory,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
@@ -39,7 +43,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     MAGIC_SIZE,
     ImageFormat,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
+from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key, read_key
 
 _NONE = "none"
 
@@ -57,15 +64,20 @@ class SaveImageRequest:
     image_version: int | None = None
     archive: str | None = None
     space: str = "whole"
+    vouch: bool = False
     check_mode: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """A complete image and its head; C(archive) is the format of its archive, None for a plain image."""
+    """A complete image and its head; C(archive) is the format of its archive, None for a plain image.
+
+    C(signed) is whether it is vouched for with a key that there is in this run alone (check mode).
+    """
 
     head: ImageHead
     archive: ImageFormat | None
+    signed: bool = False
 
     def shown(self) -> str:
         """For diff mode, with secrets hidden."""
@@ -75,10 +87,33 @@ class _Found:
             f"archive: {self.archive.label if self.archive else _NONE}",
             f"image_version: {header.version}",
             f"vm_state: {'running' if header.was_running else 'paused'}",
+            *self._shown_vouched(),
             "domain_xml: |",
         ]
         xml = domain_xml.redact(self.head.xml, self.head.path).rstrip("\n")
         return "\n".join([*lines, *(f"  {line}".rstrip() for line in xml.split("\n"))]) + "\n"
+
+    def _shown_vouched(self) -> list[str]:
+        """What is vouched for, so that whoever does it sees what it is."""
+        domain = self.head.domain()
+        if not self.signed and not is_vouched(domain):
+            return ["vouched: false"]
+        lines = ["vouched: true"]
+        record = domain.launch
+        if record:
+            command = " ".join(shlex.quote(domain_xml.redact_argument(word)) for word in record.argv)
+            values = {
+                "vm": f"{domain.name} {domain.uuid}".rstrip(),
+                "command": command,
+                "program": record.executable,
+                "user": f"{record.uid} ({user_name(record.uid)})",
+                "group": record.gid,
+                "umask": record.umask,
+                "directory": record.cwd,
+                "unit": record.unit or _NONE,
+            }
+            lines += [f"  {key}: {one_line(str(value))}" for key, value in values.items()]
+        return lines
 
 
 class SaveImageOperation:
@@ -92,6 +127,8 @@ class SaveImageOperation:
         #: What was done, or would be, in order.
         self.done: list[str] = []
         self.warnings: list[str] = []
+        #: With which the record is vouched for; None where that is not asked for.
+        self._key: bytes | None = None
 
     def run(self) -> dict[str, t.Any]:
         """Do it.
@@ -103,6 +140,9 @@ class SaveImageOperation:
             return self._remove()
         if self.request.archive not in (None, _NONE):
             require_tool(ImageFormat.from_label(self.request.archive))
+        if self.request.vouch:
+            # In check mode none is made, and one that nobody else has will do.
+            self._key = make_key() if not self.request.check_mode else read_key() or secrets.token_bytes(32)
         try:
             with self._open(self.path) as descriptor:
                 return self._with_image(descriptor)
@@ -144,7 +184,7 @@ class SaveImageOperation:
         source = archive.archive_path(self.path, formats[0])
         found = _Found(archive.read_archive_head(source), formats[0])
         planned = self._plan(found)
-        if planned == found:
+        if (planned.head, planned.archive) == (found.head, found.archive):
             return self._result(found, planned)
         if self.request.archive is None:
             raise ConflictError(
@@ -165,7 +205,10 @@ class SaveImageOperation:
     def _plan(self, found: _Found) -> _Found:
         """What there shall be."""
         request = self.request
-        head = edit.plan_head(found.head, request.domain_xml, request.vm_state, request.image_version)
+        if self._key:
+            source = archive.archive_path(self.path, found.archive) if found.archive else self.path
+            require_vouchable_image(source)
+        head = edit.plan_head(found.head, request.domain_xml, request.vm_state, request.image_version, self._key)
         wanted = found.archive
         if request.archive is not None:
             wanted = None if request.archive == _NONE else ImageFormat.from_label(request.archive)
@@ -174,7 +217,7 @@ class SaveImageOperation:
                 f"{self.path} is in the format {head.header.format.label}, so it is compressed already",
                 cure="Leave archive out",
             )
-        return _Found(head, wanted)
+        return _Found(head, wanted, signed=self._key is not None)
 
     def _reach(self, found: _Found, planned: _Found, descriptor: int, before: _Found | None = None) -> dict[str, t.Any]:
         """Change a plain image into what is planned, by the steps that are missing."""
@@ -185,8 +228,10 @@ class SaveImageOperation:
             changes.append(f"converted to version {new.header.version}")
         if new.header.was_running != old.header.was_running:
             changes.append(f"set to be {'running' if new.header.was_running else 'paused'} after a restore")
-        if new.xml != old.xml:
+        if self.request.domain_xml is not None and new.xml != old.xml:
             changes.append("given the new domain XML")
+        if self._key and not is_vouched(old.domain()):
+            changes.append("vouched for")
         self.done += changes
         if changes and not self.request.check_mode:
             edit.write_head(descriptor, old, new)
@@ -226,7 +271,7 @@ class SaveImageOperation:
 
     def _has_changes(self) -> bool:
         request = self.request
-        return (request.domain_xml, request.vm_state, request.image_version) != (None, None, None)
+        return request.vouch or (request.domain_xml, request.vm_state, request.image_version) != (None, None, None)
 
     def _settle_archives(self, descriptor: int) -> None:
         """What to do about archives beside a complete image."""

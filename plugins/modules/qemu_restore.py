@@ -51,9 +51,12 @@ options:
         by that service again, with the service's own user, limits and helpers. Any other VM is started with its command
         line, in a transient unit of its own; where systemd does not run the host, or the task is not root's, as a
         daemon.
-      - The image, its directory and those above must belong to root or to the user of the task, and nobody else may be
-        able to write to them.
+      - For V(recorded) the image, its directory and those above must belong to root or to the user of the task, and
+        nobody else may be able to write to them. And the user of the task must vouch for what is recorded, as
+        M(vmops.qemu.qemu_save) did on this host. An image from elsewhere is vouched for with
+        O(vmops.qemu.qemu_save_image#module:vouch).
       - V(command) starts QEMU with O(command), in a transient unit or as a daemon, too.
+      - For V(command) and V(attach) the image may belong to the user as whom QEMU runs, too.
       - V(attach) expects a QEMU that waits already (C(-incoming defer)), or that someone else starts within
         O(attach_timeout). A QEMU of this name that waits is taken by the other values, too.
       - C(-incoming), C(-S), C(-loadvm) and C(-daemonize) of a command line are replaced by what a restore needs.

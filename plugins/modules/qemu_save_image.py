@@ -80,6 +80,18 @@ options:
     type: str
     choices: [whole, tight]
     default: whole
+  vouch:
+    description:
+      - With V(true), vouch for what the image records of how its VM is started, as it stands there now, so that
+        M(vmops.qemu.qemu_restore) uses it (O(vmops.qemu.qemu_restore#module:launch=recorded)). A save does so by
+        itself. It is needed for an image from another host, of an older version of this collection, or whose record
+        was changed since its save.
+      - B(Look at it first.) Whoever vouches for words has them run as the user that they name, which may be C(root).
+        RV(vmops.qemu.qemu_save_image_info#module:images) has them in C(launch), and C(--check --diff) shows them, too.
+      - The image must belong to root or the caller, in a directory to which nobody else can write.
+      - Nothing is taken back with V(false).
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
@@ -96,7 +108,7 @@ requirements:
   - For O(archive), the tool of that name (gzip, bzip2, xz, lzop or zstd) on the host with the image
 notes:
   - An image that another process has open, such as a QEMU that loads it, is not touched (on file systems that can
-    tell).
+    tell). A copy of it can be.
   - O(domain_xml), O(vm_state) and O(image_version) change an archived image, too, if O(archive) is given. It is
     expanded for that, and archived again.
 seealso:
@@ -129,6 +141,18 @@ EXAMPLES = r"""
   vmops.qemu.qemu_save_image:
     name: build7
     archive: none
+
+- name: See how a VM would be started whose image came from another host
+  vmops.qemu.qemu_save_image:
+    name: web1
+    vouch: true
+  check_mode: true
+  diff: true
+
+- name: Vouch for that
+  vmops.qemu.qemu_save_image:
+    name: web1
+    vouch: true
 
 - name: Give up a saved state
   vmops.qemu.qemu_save_image:
@@ -179,6 +203,7 @@ def main() -> None:
             "image_version": {"type": "int", "choices": [2, 3]},
             "archive": {"type": "str", "choices": ["none", "gzip", "bzip2", "xz", "lzop", "zstd"]},
             "space": {"type": "str", "choices": ["whole", "tight"], "default": "whole"},
+            "vouch": {"type": "bool", "default": False},
         },
         required_one_of=[("name", "path")],
         mutually_exclusive=[("name", "path")],

@@ -131,7 +131,8 @@ images:
       description:
         - The path of the VM's last save, where this one is an older one. Of the same VM are images with the same UUID
           or, where one has none, the same name; the last one has the latest C(saved_at) or, where that is V(null), the
-          latest C(mtime).
+          latest C(mtime). One that is vouched for, and is no checkpoint, comes after all that are not vouched for, as
+          they may say what they like.
         - Only images in the same directory are looked at. Those that are checkpoints, damaged or archived count, too,
           partial ones do not. Copies of one save do not supersede each other.
         - V(null) where there is no later one, and in what other modules return of an image.
@@ -205,10 +206,55 @@ images:
     launch_recorded:
       description: Whether the image records how its QEMU was started.
       type: bool
+    vouched:
+      description:
+        - Whether the user who looks vouches, on this host, for what the image records. A save of his has made the
+          record and nobody has rewritten it since, or he has vouched for it
+          (O(vmops.qemu.qemu_save_image#module:vouch=true)).
+        - V(null) where the image has no record of this collection.
+      type: bool
+    launch:
+      description:
+        - How the image says that its QEMU is started again; V(null) where it does not.
+        - Where C(vouched) is V(false), anyone may have written it who could once write to the image, its own QEMU above
+          all.
+      type: dict
+      contains:
+        how:
+          description:
+            - What M(vmops.qemu.qemu_restore) would do with it, V(unit) (have the systemd unit start it), V(command) or
+              V(none) (see C(reason)).
+          type: str
+        reason:
+          description: Why it would do nothing with it.
+          type: str
+        command:
+          description: QEMU's command line, with secrets hidden.
+          type: list
+          elements: str
+        program:
+          description: The file that was executed.
+          type: str
+        directory:
+          description: The working directory.
+          type: str
+        uid:
+          description: The user's number.
+          type: int
+        gid:
+          description: The group's number.
+          type: int
+        umask:
+          description: The file mode creation mask, octal, empty where it is not known.
+          type: str
+        unit:
+          description: The systemd unit, V(null) where there is none.
+          type: str
     restorable:
       description:
         - Whether M(vmops.qemu.qemu_restore) can start the VM again as the image records it
-          (O(vmops.qemu.qemu_restore#module:launch=recorded)), by what was known at the save.
+          (O(vmops.qemu.qemu_restore#module:launch=recorded)), by what was known at the save, and whether the record is
+          vouched for.
         - V(null) where the image does not record it.
       type: bool
     restore_problems:
@@ -315,14 +361,28 @@ image:
   description: The only element of RV(images).
   type: dict
   returned: when one file was asked for
+error:
+  description: The kind of the error.
+  type: str
+  returned: failure
+  sample: ImageNotFoundError
+guest_state:
+  description: Where the guest is, if it is known; empty, as nothing is touched.
+  type: str
+  returned: failure
+cure:
+  description: What to do.
+  type: str
+  returned: failure
 """
 
 import os
+import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import VmopsError, one_line
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._module import run_blocking
 
 
 def main() -> None:
@@ -339,18 +399,19 @@ def main() -> None:
     )
     options = module.params
     wanted = {"stream": options["stream"], "verify": options["verify"]}
-    try:
-        path = options["path"] or options["save_dir"]
-        if options["name"]:
-            path = image_path(None, options["save_dir"], options["name"])
-        elif os.path.isdir(path) or not options["path"]:
-            images = directory_info(path, **wanted) if os.path.exists(path) else []
-            lines = [f"{len(images)} save images in {path}", *map(describe, images)]
-            module.exit_json(changed=False, images=images, msg=one_line("; ".join(lines)))
-        image = image_info(os.path.abspath(path), others=True, **wanted)
-    except VmopsError as exc:
-        module.fail_json(**exc.as_result())
-    module.exit_json(changed=False, images=[image], image=image, msg=one_line(describe(image)))
+    path = options["path"] or options["save_dir"]
+    one = bool(options["name"]) or (bool(options["path"]) and not os.path.isdir(path))
+
+    def look() -> dict[str, t.Any]:
+        if one:
+            place = image_path(None, options["save_dir"], options["name"]) if options["name"] else path
+            image = image_info(os.path.abspath(place), others=True, **wanted)
+            return {"changed": False, "images": [image], "image": image, "msg": describe(image)}
+        images = directory_info(path, **wanted) if os.path.exists(path) else []
+        lines = [f"{len(images)} save image{'' if len(images) == 1 else 's'} in {path}", *map(describe, images)]
+        return {"changed": False, "images": images, "msg": "; ".join(lines)}
+
+    run_blocking(module, look, options["name"] or path)
 
 
 if __name__ == "__main__":

@@ -187,8 +187,8 @@ vms:
             - Its machine is not what it was configured to be - V(device_plugged), V(device_unplugged), V(cpu_added),
               V(memory_added), V(configuration_unknown).
             - Its start cannot be done again - V(inherited_descriptor), V(temporary_disks), V(preconfig),
-              V(user_unknown), V(program_unsafe), V(process_unknown), V(image_unsafe), V(unit_changed),
-              V(unit_command_unknown), V(unit_user).
+              V(user_unknown), V(program_unsafe), V(process_unknown), V(image_unsafe),
+              V(image_unvouched), V(unit_changed), V(unit_command_unknown), V(unit_user).
             - It is started as the user that it is now, with what it may do now, and that user could not start it -
               V(opened_as_root), V(working_directory).
             - What confines it would not confine it again - V(seccomp_filter), V(security_label).
@@ -231,6 +231,19 @@ vms:
         checkpoint:
           description: Whether the VM went on after that save, as in M(vmops.qemu.qemu_save_image_info).
           type: bool
+error:
+  description: The kind of the error.
+  type: str
+  returned: failure
+  sample: RequestError
+guest_state:
+  description: That no guest was touched.
+  type: str
+  returned: failure
+cure:
+  description: What to do.
+  type: str
+  returned: failure
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -268,8 +268,8 @@ def _no_head(rng: random.Random, layout: Layout) -> Mutation:
 
 # --- domain XML and cookie --------------------------------------------------------------------------------------
 
-#: What a restore takes from the stream, or does not need, whatever the XML says.
-_SHOWN = ("domain.memory", "domain.vcpus", "domain.machine", "domain.xml", "head.cookie")
+#: What a restore takes from the stream, or does not need, whatever the XML says. Another voucher starts nothing.
+_SHOWN = ("domain.memory", "domain.vcpus", "domain.machine", "domain.voucher", "domain.xml", "head.cookie")
 #: The XML is another one, in an image that has no cookie any more.
 _REPLACED = (*_SHOWN, "header.cookie_offset", "header.data_length")
 _OTHER_XML = "a restore takes name, UUID and our record from the XML, and compares the first two with the QEMU's"
@@ -519,6 +519,18 @@ def _record_argument(rng: random.Random, layout: Layout) -> Optional[Mutation]:
     match = rng.choice(arguments)
     place = rng.randrange(match.start(1), match.end(1))
     letter = rng.choice([value for value in b"abcdefgh0123456789/.-" if value != text[place]])
+    return write(HEADER_SIZE + place, bytes([letter]))
+
+
+@kind("our record with other disks", Expect.REFUSED, weight=4)
+def _record_disks(rng: random.Random, layout: Layout) -> Optional[Mutation]:
+    """As damage would, too: a number, a letter or a bracket of what is said of a disk."""
+    text = layout.read(layout.only("xml"))
+    match = re.search(rb"<vmops:surroundings>([^<]+)</vmops:surroundings>", text)
+    if match is None:
+        return None
+    place = rng.randrange(match.start(1), match.end(1))
+    letter = rng.choice([value for value in b"abcdefgh0123456789/.-{}[]," if value != text[place]])
     return write(HEADER_SIZE + place, bytes([letter]))
 
 

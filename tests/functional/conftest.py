@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key
 
 from support import CounterGuest
 from support.observe import VM
@@ -25,6 +26,12 @@ COLLECTIONS = REPOSITORY / "build" / "collections"
 OLD_QEMU = REPOSITORY / ".cache" / "qemu-7.2" / "qemu-system-x86_64"
 
 Result = dict[str, Any]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def vouching_key() -> None:
+    """The key with which saves vouch for images: made before the tests, some of which count a save's steps."""
+    make_key()
 
 
 class ModuleRun:

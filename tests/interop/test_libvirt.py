@@ -280,7 +280,7 @@ def test_our_record_survives_save_image_define(libvirt, guest, image, run_module
     libvirt.virsh("save-image-define", image, changed)
     after = info(run_module, image)
     assert "<description>seen by libvirt</description>" in after["domain_xml"]
-    assert after["launch_recorded"] is True
+    assert (after["launch_recorded"], after["vouched"]) == (True, True)
     unchanged = set(before) - {"domain_xml", "mtime", "allocated"}
     assert {key: after[key] for key in unchanged} == {key: before[key] for key in unchanged}
     assert save_image_record(after["domain_xml"]).find("{*}saved-at") is not None

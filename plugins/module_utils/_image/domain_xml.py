@@ -7,7 +7,8 @@
 Format: C(https://libvirt.org/formatdomain.html). Our record is one element in the namespace C(NAMESPACE) with one child
 per field of C(SaveFacts), and a C(launch) child with one per field of C(LaunchRecord). A value that XML or libvirt
 would change (control characters, bytes that are not UTF-8, blanks at its ends) carries C(encoding="base64"). Its
-attribute C(checksum) finds damage, such as another digit in a disk's path; without one nothing is compared.
+attribute C(checksum) finds damage, such as another digit in a disk's path; without one nothing is compared. By its
+attribute C(voucher) it is known who wrote it (:mod:`vouching`).
 
 XML from elsewhere is kept byte for byte: our record is inserted and replaced as text, at places that a parser found.
 """
@@ -120,7 +121,8 @@ def now() -> str:
 class ParsedDomain:
     """What a domain XML says. C(memory) is bytes; a number not given is 0, a text not given is empty.
 
-    C(uuid) is in the usual form, with dashes and small letters.
+    C(uuid) is in the usual form, with dashes and small letters. C(voucher) is as it stands there, and proves nothing
+    before it was compared.
     """
 
     name: str
@@ -130,6 +132,7 @@ class ParsedDomain:
     machine: str
     launch: LaunchRecord | None
     save_facts: SaveFacts | None
+    voucher: str = ""
 
 
 def generate(facts: DomainFacts, save_facts: SaveFacts, launch: LaunchRecord | None = None) -> str:
@@ -211,6 +214,7 @@ def parse(domain_xml: str, path: str = _ORIGIN) -> ParsedDomain:
         machine=os_type.attributes.get("machine", "") if os_type else "",
         launch=_from_elements(LaunchRecord, launch, path) if launch else None,
         save_facts=_from_elements(SaveFacts, record, path) if record else None,
+        voucher=record.attributes.get("voucher", "") if record else "",
     )
     if record and record.attributes.get("checksum") not in (None, "", _checksum(_record_values(record, path))):
         raise ImageFormatError(
@@ -221,10 +225,28 @@ def parse(domain_xml: str, path: str = _ORIGIN) -> ParsedDomain:
     return parsed
 
 
+def with_voucher(domain_xml: str, voucher: str, path: str = _ORIGIN) -> str:
+    """The XML with another voucher in our record, or, where that is empty, as it is.
+
+    :raises ImageFormatError: the XML is not well-formed, beyond the limits, or has no record of ours.
+    """
+    data, root = _read(domain_xml, path)
+    metadata = root.child("metadata")
+    record = metadata.child(_our("save-image")) if metadata else None
+    if record is None:
+        raise ImageFormatError(path, "the domain XML has no record of this collection")
+    if not voucher:
+        return domain_xml
+    if "voucher" in record.attributes:
+        return _edit(data, [record.attribute_edit(data, "voucher", voucher)])
+    end = record.start + len(record.start_tag(data)) - (2 if record.start_tag(data).endswith(b"/>") else 1)
+    return _edit(data, [(end, end, f" voucher={quoteattr(voucher)}".encode())])
+
+
 def redact(domain_xml: str, path: str = _ORIGIN) -> str:
     """The XML with secrets hidden, for results and logs: passwords of graphics, and those on command lines.
 
-    Our record has no checksum any more where a secret was in it.
+    Our record has no voucher any more, and no checksum where a secret was in it.
 
     :raises ImageFormatError: the XML is not well-formed or beyond the limits (then show nothing of it), or our record
         makes no sense.
@@ -235,8 +257,11 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
     waiting = [root]
     while waiting:
         element = waiting.pop()
-        if element.tag == _our("save-image") and element.attributes.get("checksum"):
-            records.append(element)
+        if element.tag == _our("save-image"):
+            if element.attributes.get("checksum"):
+                records.append(element)
+            if element.attributes.get("voucher"):
+                edits.append(element.attribute_edit(data, "voucher", ""))
         if element.tag in (_our("argument"), _our("unit-argument"), _our("surroundings")):
             shown = redact_argument(_decode_text(element, path))
             if shown != _decode_text(element, path):
@@ -255,7 +280,8 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
             if text and shown != text:
                 edits.append((element.start + len(element.start_tag(data)), element.end_tag, escape(shown).encode()))
     for record in records:
-        if any(record.start < start < record.end_tag for start, _end, _replacement in edits):
+        content = record.start + len(record.start_tag(data))
+        if any(content <= start < record.end_tag for start, _end, _replacement in edits):
             edits.append(record.attribute_edit(data, "checksum", ""))
     return _edit(data, edits)
 

@@ -53,6 +53,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     SaveImageHeader,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, vouch
+from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import read_key
 
 
 @contextlib.contextmanager
@@ -62,7 +64,7 @@ def open_for_edit(path: str) -> t.Iterator[int]:
     Others are found by C(flock), and, on local file systems, by asking the kernel for a lease, which it refuses while
     another process has the file open (such as a QEMU that loads it).
 
-    :raises ConflictError: another process has the file.
+    :raises BusyError: another run has the file.
     :raises LockHeldError: a process that is no run of this user's has locked it.
     :raises ImageNotFoundError: there is no file.
     :raises ImageFormatError: it is not a regular file.
@@ -93,6 +95,7 @@ def plan_head(
     new_xml: str | None = None,
     vm_state: str | None = None,
     image_version: int | None = None,
+    key: bytes | None = None,
 ) -> ImageHead:
     """The head as it shall be; equal to C(head) where nothing is to be changed. None leaves a part as it is.
 
@@ -101,7 +104,9 @@ def plan_head(
 
     :param new_xml: a domain XML of the same VM.
     :param vm_state: C(running) or C(paused).
-    :raises RequestError: the XML is none, is of another VM, has hidden secrets, or does not fit.
+    :param key: vouch with this key for what the image records, where this user does not do so yet.
+    :raises RequestError: the XML is none, is of another VM, has hidden secrets, or does not fit; or nothing is recorded
+        for which one could vouch.
     """
     header = head.header
     if vm_state is not None:
@@ -109,6 +114,13 @@ def plan_head(
     if image_version is not None:
         header = dataclasses.replace(header, version=image_version)
     xml = head.xml if new_xml is None else _with_record(head, new_xml)
+    if key is not None and not is_vouched(head.domain()):
+        if head.domain().save_facts is None:
+            raise RequestError(
+                f"{head.path} records nothing of this collection for which one could vouch",
+                cure="Restore it with launch: command or launch: attach",
+            )
+        xml = vouch(xml, key, head.path)
     if xml != head.xml:
         header = pack_head(head.path, header, xml, head.cookie)[0]
     return dataclasses.replace(head, header=header, xml=xml)
@@ -254,7 +266,11 @@ def _with_record(head: ImageHead, new_xml: str) -> str:
         xml = new_xml
         if old.save_facts:
             xml = domain_xml.embed(new_xml, old.save_facts, old.launch, "domain_xml")
+            xml = domain_xml.with_voucher(xml, old.voucher, "domain_xml")
         new = domain_xml.parse(xml, "domain_xml")
+        key = read_key() if is_vouched(old) and not is_vouched(new) else None
+        if key:  # a UUID was added
+            xml = vouch(xml, key, "domain_xml")
     except ImageFormatError as error:
         raise RequestError(f"The domain XML cannot be put into {head.path}: {error}", cure="Correct it") from error
     for what, old_value, new_value in (("name", old.name, new.name), ("UUID", old.uuid, new.uuid)):

@@ -20,6 +20,7 @@ import stat
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    BusyError,
     ConflictError,
     ImageAccessError,
     ImageError,
@@ -100,7 +101,7 @@ class ImageHead:
         :raises ImageFormatError: the XML makes no sense.
         """
         domain = domain_xml.parse(self.xml, self.path)
-        return dataclasses.replace(domain, launch=None, save_facts=None) if self.cookie else domain
+        return dataclasses.replace(domain, launch=None, save_facts=None, voucher="") if self.cookie else domain
 
 
 def open_image(path: str, direct: bool = False) -> int:
@@ -212,7 +213,7 @@ def _read_text(descriptor: int, offset: int, length: int, path: str, what: str) 
         raise ImageFormatError(path, f"the {what} is not UTF-8 (byte {error.start})") from error
 
 
-def image_identity(path: str) -> str:
+def file_identity(path: str) -> str:
     """What tells the file at a path from any other that was or will be there; empty where there is none.
 
     Its inode, which another file may get after it, and its time of change.
@@ -233,7 +234,7 @@ def image_lock(path: str) -> t.Iterator[None]:
 
     The lock ends with this process, however it ends.
 
-    :raises ConflictError: another run is at work on it.
+    :raises BusyError: another run is at work on it.
     :raises LockHeldError: someone else has locked it.
     """
     try:
@@ -244,10 +245,8 @@ def image_lock(path: str) -> t.Iterator[None]:
     try:
         with contextlib.ExitStack() as locks:
             hold_image(locks, descriptor, path)
-            if image_identity(path) != _identity(os.fstat(descriptor)):
-                raise ConflictError(
-                    f"{path} was replaced or removed by another run just now", cure="Run the task again"
-                )
+            if file_identity(path) != _identity(os.fstat(descriptor)):
+                raise BusyError(f"{path} was replaced or removed by another run just now", cure="Run the task again")
             yield
     finally:
         os.close(descriptor)
@@ -258,7 +257,7 @@ def hold_image(locks: contextlib.ExitStack, descriptor: int, path: str, whoever:
 
     :param whoever: the file is of this user's own making, so a lock of another user's process on it (whose QEMU was
         handed a descriptor) means nothing.
-    :raises ConflictError: another run is at work on it.
+    :raises BusyError: another run is at work on it.
     :raises LockHeldError: someone else has locked it.
     :raises ImageAccessError: it cannot be locked.
     """
@@ -267,7 +266,7 @@ def hold_image(locks: contextlib.ExitStack, descriptor: int, path: str, whoever:
     if held is None or (whoever and held.uid is not None and not held.is_run):
         return
     if held.is_run:
-        raise ConflictError(
+        raise BusyError(
             f"{path} is being saved, restored or changed by another run{held.who}",
             cure="Wait for its end, then run the task again",
         )
@@ -425,6 +424,13 @@ class PartialImage:
         """Where QEMU writes from, in bytes; all before it stays."""
         return self._header.stream_offset
 
+    def head(self) -> ImageHead:
+        """What stands in the file now, which its QEMU may have written since it was made.
+
+        :raises ImageError: it cannot be read, or is no save image any more.
+        """
+        return read_image_head(self.path, self._descriptor)
+
     def open_for_qemu(self, direct: bool = False) -> int:
         """A new write-only descriptor of its own for QEMU; the caller closes it after handing it over.
 
@@ -576,7 +582,7 @@ class PartialImage:
             raise FileNotFoundError(errno.ENOENT, "removed or replaced by another process")
 
     def _require_replaceable_target(self) -> str:
-        """Which file is at the target (C(image_identity)); empty where there is none.
+        """Which file is at the target (C(file_identity)); empty where there is none.
 
         :raises RequestError: it is not a regular file.
         """
@@ -660,22 +666,61 @@ def _empty_before_removal(descriptor: int) -> None:
 
 
 def require_safe_image(path: str) -> None:
-    """Check that nobody but root and the caller could have written the image, so that what it says may be run.
+    """Check that nobody but root and the caller could have put the image there, so that what it says may be run.
 
-    Only what is read after this check is covered by it.
+    Only what is read after this check is covered by it. Who was handed a descriptor of it may have written to it all
+    the same, which its voucher tells (:mod:`vouching`).
 
     :raises ImageUnsafeError: the file, a directory or a link on its way belongs to someone else, or may be written by
         others.
     :raises ImageError: one of them cannot be looked at.
     """
-    with image_errors(path, "look at its owner"):
-        reason = why_unsafe(path, (0, os.geteuid()))
+    reason = _why_unsafe_image(path, (0, os.geteuid()))
     if reason:
         raise ImageUnsafeError(
             path,
             f"{reason}, so others could have written the image; the command that it records is not run",
-            cure="Move the image into a directory of root's, or give the command in launch: command",
+            cure="Copy it into a directory of root's, for root and with the mode 0600, and look at its launch there",
         )
+
+
+def require_loadable_image(path: str, uid: int | None) -> None:
+    """Check that nobody but root, the caller and QEMU's own user could have put the image there that QEMU will load.
+
+    :param uid: the user as whom QEMU runs, where that is known.
+    :raises ImageUnsafeError: another user could have.
+    :raises ImageError: a part of its path cannot be looked at.
+    """
+    reason = _why_unsafe_image(path, (0, os.geteuid()) if uid is None else (0, os.geteuid(), uid))
+    if reason:
+        raise ImageUnsafeError(
+            path,
+            f"{reason}, so others could have written the image, and a QEMU"
+            + ("" if uid is None else f" of the user {uid}")
+            + " does not load it",
+            cure="If it is the right one, copy it into a directory of root's, for root and with the mode 0600; or have"
+            " QEMU run as the image's owner, and use launch: attach",
+        )
+
+
+def require_vouchable_image(path: str) -> None:
+    """Check that nobody but root and the caller can put another image there than the one for which they vouch.
+
+    :raises ImageUnsafeError: others can.
+    :raises ImageError: a part of its path cannot be looked at.
+    """
+    reason = _why_unsafe_image(path, (0, os.geteuid()))
+    if reason:
+        raise ImageUnsafeError(
+            path,
+            f"{reason}, so others can write the image, and it is not vouched for",
+            cure="Copy it into a directory of root's, for root and with the mode 0600, and look at its launch there",
+        )
+
+
+def _why_unsafe_image(path: str, trusted: t.Collection[int]) -> str:
+    with image_errors(path, "look at its owner"):
+        return why_unsafe(path, trusted)
 
 
 def why_unsafe_place(path: str, uid: int, mode: int) -> str:

@@ -54,6 +54,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import (
     head_problems,
     stream_problems,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import why_not_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 _PARTIAL_PROBLEM = "the image is partial: its save never finished, or is still being written"
@@ -121,6 +122,8 @@ def _look_at(path: str, stream: bool, verify: bool) -> tuple[dict[str, t.Any], S
         "archive": None,
         "features": [],
         "launch_recorded": False,
+        "vouched": None,
+        "launch": None,
         "restorable": None,
         "restore_problems": None,
         "disks": None,
@@ -220,6 +223,7 @@ def describe(image: dict[str, t.Any]) -> str:
     more = ", checkpoint" if image["checkpoint"] else ""
     if image["superseded_by"]:
         more += f", superseded by {os.path.basename(image['superseded_by'])}"
+    more += ", not vouched for" if image["vouched"] is False else ""
     return (
         f"{label}: {state} {image['format']} image, version {image['version']},"
         f" {_human(image['memory'] or 0)} memory, {_human(image['allocated'])} on disk{more}"
@@ -290,11 +294,41 @@ def _domain_info(head: ImageHead, domain: domain_xml.ParsedDomain) -> dict[str, 
         "vcpus": domain.vcpus,
         "machine": domain.machine,
         "launch_recorded": domain.launch is not None,
-        "restorable": domain.launch.replayable if domain.launch else None,
+        **_launch_info(domain),
         **_surroundings_info(domain.save_facts),
         "saved_at": domain.save_facts.saved_at if domain.save_facts else None,
         "qemu_version": domain.save_facts.qemu_version if domain.save_facts else None,
         "checksum": (domain.save_facts.digest or None) if domain.save_facts else None,
+    }
+
+
+def _launch_info(domain: domain_xml.ParsedDomain) -> dict[str, t.Any]:
+    """How a restore would start the VM, and whether it may."""
+    record = domain.launch
+    if domain.save_facts is None:
+        return {}
+    reason = why_not_vouched(domain)
+    info: dict[str, t.Any] = {"vouched": not reason}
+    if record is None:
+        return info
+    if reason:
+        reason = f"nobody vouches for its record: {reason}"
+    elif not record.replayable:
+        reason = record.reason or "it is not said why"
+    return {
+        **info,
+        "restorable": not reason,
+        "launch": {
+            "how": "none" if reason else "unit" if record.unit else "command",
+            "reason": reason,
+            "command": [domain_xml.redact_argument(word) for word in record.argv],
+            "program": record.executable,
+            "directory": record.cwd,
+            "uid": record.uid,
+            "gid": record.gid,
+            "umask": record.umask,
+            "unit": record.unit or None,
+        },
     }
 
 

@@ -9,6 +9,10 @@ the one with the later ``saved_at``; where an image does not record it (libvirt'
 stands for it. It is so whatever became of the later save: also a checkpoint, a damaged image and one in an archive
 supersede an older one. A partial image supersedes none, as its save never came to its end. Copies of one save do not
 supersede each other.
+
+What an image records may have been written by its VM's user (``vouching``), who could give it another VM's name and any
+time. So an image for which this user vouches, and which is no checkpoint, supersedes those of its VM for which he does
+not, and never the reverse.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import HEADER_SIZE, MAGIC_COMPLETE
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 
 #: Bytes in which most domain XMLs end.
 _FIRST_READ = 32 * 1024
@@ -45,7 +50,8 @@ _CLOCK_DIFFERENCE = 86400.0
 class Save:
     """Of which VM an image is, and when it was saved, in seconds since the epoch; ``size`` is in bytes.
 
-    ``record`` tells one save from another; it is empty where the image has none.
+    ``record`` tells one save from another; it is empty where the image has none. ``vouched`` is whether this user
+    vouches for all this: what a VM's user may have written into its image says nothing against another VM's.
     """
 
     path: str
@@ -55,6 +61,8 @@ class Save:
     mtime: float
     size: int
     record: tuple[str, str] | None
+    vouched: bool = False
+    checkpoint: bool = False
 
     @classmethod
     def of(cls, head: ImageHead, domain: ParsedDomain) -> Save:
@@ -69,6 +77,8 @@ class Save:
             mtime=head.mtime,
             size=head.size,
             record=(facts.saved_at, facts.migration) if facts and facts.migration else None,
+            vouched=is_vouched(domain),
+            checkpoint=head.header.checkpoint,
         )
 
     def is_of_same_vm(self, other: Save) -> bool:
@@ -76,14 +86,18 @@ class Save:
         return self.uuid == other.uuid if self.uuid and other.uuid else self.name == other.name
 
     def is_later_than(self, other: Save) -> bool:
-        """Whether this is another, later save of the same VM."""
-        same_save = self.record is not None and self.record == other.record
-        return self.is_of_same_vm(other) and not same_save and (self.saved, self.mtime) > (other.saved, other.mtime)
+        """Whether this is another save of the same VM and a later one, or the one for which this user vouches."""
+        if not self.is_of_same_vm(other) or (other.vouched and not self.vouched):
+            return False
+        if self.vouched and not other.vouched and not self.checkpoint:
+            return True
+        same_save = self.record is not None and self.record == other.record and self.vouched is other.vouched
+        return not same_save and (self.saved, self.mtime) > (other.saved, other.mtime)
 
 
 def last_of(saves: t.Iterable[Save]) -> Save | None:
     """The last one; None where there is none."""
-    return max(saves, key=lambda save: (save.saved, save.mtime, save.path), default=None)
+    return max(saves, key=lambda save: (save.vouched, save.saved, save.mtime, save.path), default=None)
 
 
 def superseding(saves: t.Iterable[Save], among: t.Iterable[Save]) -> dict[str, str]:
@@ -114,7 +128,7 @@ def copies(saves: t.Iterable[Save]) -> dict[str, str]:
     by_record = collections.defaultdict(list)
     for save in saves:
         if save.record:
-            by_record[save.record, save.uuid or save.name].append(save)
+            by_record[save.record, save.uuid or save.name, save.vouched].append(save)
     found = {}
     for same in by_record.values():
         original = min(same, key=lambda one: (-one.size, os.path.basename(one.path) != f"{one.name}.save", one.path))
@@ -128,7 +142,8 @@ def why_left_alone(image: t.Mapping[str, t.Any]) -> str:
     :param image: as ``directory_info`` returns it.
     """
     if image.get("superseded_by"):
-        return f"{image['superseded_by']} is a later save of {image['name']}"
+        doubt = "" if image.get("vouched") else ", or one that is vouched for"
+        return f"{image['superseded_by']} is a later save of {image['name']}{doubt}"
     if image.get("copy_of"):
         return f"it is a copy of {image['copy_of']}"
     if image.get("checkpoint") and image["state"] == "complete":
@@ -155,7 +170,8 @@ def newer_save(save: Save) -> str | None:
     :raises ImageAccessError: the directory cannot be read.
     """
     later = []
-    for candidate in _files_beside(save.path, save.saved - _CLOCK_DIFFERENCE):
+    # One that is vouched for stands above one that is not, however old it is.
+    for candidate in _files_beside(save.path, save.saved - _CLOCK_DIFFERENCE if save.vouched else None):
         head = _read_head_of(candidate, save)
         other = Save.of(head, head.domain()) if head else None
         if other and other.is_later_than(save):

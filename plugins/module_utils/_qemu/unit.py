@@ -271,6 +271,15 @@ async def forget_restore(unit: systemd.Unit, check_mode: bool = False) -> bool:
     return found
 
 
+def is_guarded_for(name: str, image: str) -> bool:
+    """Whether a unit is kept from starting while this image is there; false also where that is no unit's name."""
+    try:
+        guard = systemd.drop_in_path(systemd.PERSISTENT, name, _GUARD)
+        return systemd.quote_word(_real_path(image)) in (systemd.read_drop_in(guard) or "")
+    except UnitError:
+        return False
+
+
 def _restore_files(name: str) -> tuple[str, str]:
     """The file of the restore's own, and the one that hides the guard."""
     return systemd.drop_in_path(systemd.RUNTIME, name, _RESTORE), systemd.drop_in_path(systemd.RUNTIME, name, _GUARD)

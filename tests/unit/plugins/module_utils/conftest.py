@@ -16,6 +16,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils import _vouching_key
 from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import stream_digest
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import SaveFacts, embed
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import pack_head, read_image_head
@@ -24,6 +25,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import Im
 GOLDEN = Path(__file__).resolve().parents[3] / "fixtures" / "golden"
 PAGE = 4096
 ALIGNMENT = 1024 * 1024
+
+
+@pytest.fixture(autouse=True)
+def own_key(monkeypatch, tmp_path_factory) -> Path:
+    """Where the key is that vouches for images in a test: not the host's."""
+    place = tmp_path_factory.mktemp("key")
+    monkeypatch.setattr(_vouching_key, "ROOT_DIRECTORY", str(place / "vmops.qemu"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(place))
+    return place / "vmops.qemu" / "vouching.key"
 
 
 @pytest.fixture(scope="session")

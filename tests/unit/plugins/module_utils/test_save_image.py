@@ -16,13 +16,21 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageNotFoundError,
     ImagePartialError,
     RequestError,
+    VouchingKeyError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import archive as archive_module
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, Compressor
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import (
+    HIDDEN,
+    LaunchRecord,
+    SaveFacts,
+    embed,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_info
 from ansible_collections.vmops.qemu.plugins.module_utils._save_image import SaveImageOperation, SaveImageRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key
 
 PAGE = 4096
 XML = "<domain type='kvm'><name>web1</name><memory unit='KiB'>128</memory><graphics passwd='geheim'/></domain>"
@@ -419,3 +427,95 @@ def test_an_interrupted_change_is_put_back_by_any_run(image, monkeypatch, kill_a
 
     kill_at_each_step(set_up, lambda: run(image, domain_xml=XML), check, at_least=10, torn_too=True)
     assert len(recovered) >= 4
+
+
+# --- vouching ---
+
+
+@pytest.fixture
+def unvouched(image, builder):
+    launch = LaunchRecord(
+        ["q", "-object", "secret,id=s,data=geheim", "a b"], "/srv", "/bin/q", 0, 0, unit="web1.service"
+    )
+    builder.xml = embed(builder.xml, SaveFacts("0.1.0", "10.0.2", "2026-03-01T09:30:00Z"), launch)
+    return builder.write()
+
+
+def test_vouching_shows_what_it_is_for(unvouched, own_key):
+    before = unvouched.read_bytes()
+    would = run(unvouched, check_mode=True, vouch=True)
+    assert not own_key.exists(), "check mode makes none"
+    assert unvouched.read_bytes() == before
+    done = run(unvouched, vouch=True)
+    assert would["msg"] == f"{unvouched} would be vouched for"
+    assert done["msg"] == f"{unvouched} was vouched for"
+    assert would["diff"] == done["diff"]
+    assert "vouched: false\n" in done["diff"]["before"]
+    after = done["diff"]["after"]
+    for line in (
+        "vouched: true",
+        f"  command: q -object 'secret,id=s,data={HIDDEN}' 'a b'",
+        "  program: /bin/q",
+        "  user: 0 (root)",
+        "  directory: /srv",
+        "  unit: web1.service",
+    ):
+        assert f"{line}\n" in after
+    assert "geheim" not in str(done)
+    assert own_key.read_text().strip() not in str(done)
+    info = image_info(str(unvouched), verify=True)
+    assert (info["vouched"], info["problems"]) == (True, [])
+    for check_mode in (True, False):
+        assert not run(unvouched, check_mode=check_mode, vouch=True)["changed"]
+    assert not run(unvouched)["changed"]
+
+
+def test_vouching_changes_nothing_but_the_voucher(unvouched):
+    before = read_image_head(str(unvouched))
+    run(unvouched, vouch=True)
+    after = read_image_head(str(unvouched))
+    assert after.header == before.header
+    assert after.xml != before.xml
+    assert dataclasses.replace(after.domain(), voucher="") == before.domain()
+
+
+def test_vouching_for_an_archive(unvouched):
+    run(unvouched, archive="gzip")
+    with pytest.raises(ConflictError, match="is an archive"):
+        run(unvouched, vouch=True)
+    assert run(unvouched, vouch=True, archive="gzip")["image"]["vouched"]
+    assert not run(unvouched, vouch=True)["changed"]
+    assert run(unvouched, archive="none")["image"]["vouched"]
+
+
+def test_vouching_with_another_xml(unvouched):
+    result = run(unvouched, vouch=True, domain_xml=XML)
+    assert result["msg"] == f"{unvouched} was given the new domain XML, then vouched for"
+    assert result["image"]["vouched"]
+    assert run(unvouched, domain_xml=XML.replace("<name>", "<uuid>" + "1" * 32 + "</uuid><name>"))["image"]["vouched"]
+
+
+def test_vouching_for_nothing(builder):
+    with pytest.raises(RequestError, match="records nothing"):
+        run(builder.write(), vouch=True)
+
+
+def test_vouching_without_a_key_that_can_be_used(unvouched, own_key):
+    run(unvouched, vouch=True)
+    own_key.chmod(0o644)
+    for check_mode in (True, False):
+        with pytest.raises(VouchingKeyError):
+            run(unvouched, check_mode=check_mode, vouch=True)
+
+
+def test_vouching_that_is_killed(unvouched, own_key, kill_at_each_step):
+    """The image is then as before, or partial with its journal, or vouched for."""
+    make_key()
+    original = unvouched.read_bytes()
+
+    def check(_finished):
+        run(unvouched, vouch=True)
+        info = image_info(str(unvouched), verify=True)
+        assert (info["state"], info["vouched"], info["problems"]) == ("complete", True, [])
+
+    kill_at_each_step(lambda: unvouched.write_bytes(original), lambda: run(unvouched, vouch=True), check, at_least=6)

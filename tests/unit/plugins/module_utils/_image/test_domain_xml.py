@@ -284,6 +284,7 @@ def test_reads_libvirts_xml(golden):
         "pc-i440fx-10.0",
         None,
         None,
+        "",
     )
 
 
@@ -310,7 +311,7 @@ def test_libvirts_units(unit, factor):
 
 def test_what_is_not_said():
     domain = parse("<domain><name>n</name></domain>")
-    assert dataclasses.astuple(domain) == ("n", "", 0, 0, "", None, None)
+    assert dataclasses.astuple(domain) == ("n", "", 0, 0, "", None, None, "")
 
 
 @pytest.mark.parametrize(

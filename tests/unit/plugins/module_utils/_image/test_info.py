@@ -11,14 +11,16 @@ import pwd
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageNotFoundError
 from ansible_collections.vmops.qemu.plugins.module_utils._image import info as info_module
-from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import LaunchRecord, SaveFacts, embed
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import HIDDEN, LaunchRecord, SaveFacts, embed
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import vouch
+from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key
 
 PAGE = 4096
 KEYS = (
     "path exists state archive complete version format features vm_state byte_order name uuid memory vcpus machine"
     " domain_xml cookie size allocated stream_offset saved_at qemu_version checksum launch_recorded readable_by"
-    " problems mode owner mtime checkpoint superseded_by copy_of disks restorable restore_problems"
+    " problems mode owner mtime checkpoint superseded_by copy_of disks restorable restore_problems vouched launch"
 )
 
 
@@ -54,6 +56,8 @@ def test_an_image_of_libvirt(golden):
         "qemu_version": None,
         "checksum": None,
         "launch_recorded": False,
+        "vouched": None,
+        "launch": None,
         "restorable": None,
         "restore_problems": None,
         "disks": None,
@@ -75,11 +79,18 @@ def test_an_image_of_ours(builder):
     assert (info["saved_at"], info["qemu_version"]) == ("2026-03-01T09:30:00Z", "10.0.2")
     assert info["launch_recorded"]
     assert "geheim" not in str(info)
+    assert (info["vouched"], info["restorable"], info["launch"]["how"]) == (False, False, "none")
+    assert info["launch"]["reason"].startswith("nobody vouches for its record: ")
+    assert info["launch"]["command"] == ["q", "-object", f"secret,id=s,data={HIDDEN}"]
     assert info["readable_by"] == ["vmops.qemu"]
     assert info["stream"]["machine"] == "pc-q35-10.0"
-    assert describe(info) == (
-        f"web1: complete sparse image, version 3, 128 KiB memory, {info['allocated'] // 1024} KiB on disk"
-    )
+    told = f"web1: complete sparse image, version 3, 128 KiB memory, {info['allocated'] // 1024} KiB on disk"
+    assert describe(info) == f"{told}, not vouched for"
+    builder.xml = vouch(builder.xml, make_key())
+    info = image_info(str(builder.write()))
+    assert (info["vouched"], info["restorable"], info["launch"]["how"]) == (True, True, "command")
+    assert 'voucher=""' in info["domain_xml"], "it is shown to nobody"
+    assert describe(info).endswith(" on disk")
 
 
 def test_a_partial_image(builder):

@@ -27,6 +27,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import
     newer_image,
     why_left_alone,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import vouch
+from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key
 
 UUID = "11111111-2222-3333-4444-555555555555"
 OTHER_UUID = "21111111-2222-3333-4444-555555555555"
@@ -36,12 +38,24 @@ OTHER_UUID = "21111111-2222-3333-4444-555555555555"
 def save(tmp_path):
     """Write the head of an image: C(save("a", at="09:30:00")); C(at=None) is one without a record, as libvirt's."""
 
-    def write(name, at="09:30:00.000", vm="web1", uuid=UUID, migration="", mtime=None, complete=True, checkpoint=False):
+    def write(
+        name,
+        at="09:30:00.000",
+        vm="web1",
+        uuid=UUID,
+        migration="",
+        mtime=None,
+        complete=True,
+        checkpoint=False,
+        vouched=False,
+    ):
         element = f"<uuid>{uuid}</uuid>" if uuid else ""
         xml = f"<domain type='qemu'><name>{vm}</name>{element}<memory>1</memory></domain>"
         if at:
             facts = SaveFacts("0.1.0", "10.0.2", f"2026-03-01T{at}Z", migration=migration or f"1:2:{at}")
             xml = embed(xml, facts)
+            if vouched:
+                xml = vouch(xml, make_key())
         header = SaveImageHeader(3, ImageFormat.RAW, True, complete, 65536 - 92, checkpoint=checkpoint)
         path = tmp_path / name
         path.write_bytes(pack_head(str(path), header, xml, "")[1] + b"QEVM")
@@ -155,7 +169,7 @@ def test_checkpoints_supersede_and_are_superseded(save, tmp_path):
     assert superseded(tmp_path) == {"a.save": "c.save", "b.save": "c.save"}
     (told,) = (describe(image) for image in directory_info(str(tmp_path)) if image["checkpoint"])
     assert told.startswith("web1 (b.save): complete raw image")
-    assert told.endswith(" on disk, checkpoint, superseded by c.save")
+    assert told.endswith(" on disk, checkpoint, superseded by c.save, not vouched for")
 
 
 def test_partial_images_are_superseded_and_supersede_none(save, tmp_path):
@@ -224,7 +238,7 @@ def test_other_files_are_left_out(save, tmp_path):
 
 
 def test_images_that_were_written_long_before_are_not_opened(save, tmp_path, monkeypatch):
-    path = save("a.save")
+    path = save("a.save", vouched=True)
     save("b.save", at="09:29:00.000", mtime=1_772_357_400 - 100_000)
     save("c.save", at="09:29:00.000", mtime=1_772_357_400 - 3600)
     opened = []
@@ -271,11 +285,51 @@ def test_why_it_is_left_alone(save, tmp_path):
     shutil.copy(save("c.save", vm="web2", uuid=OTHER_UUID), tmp_path / "d.save")
     why = {os.path.basename(image["path"]): why_left_alone(image) for image in directory_info(str(tmp_path))}
     assert why == {
-        "a.save": f"{tmp_path}/b.save is a later save of web1",
+        "a.save": f"{tmp_path}/b.save is a later save of web1, or one that is vouched for",
         "b.save": "it is a checkpoint: web1 went on after this save, and its disks may have moved on",
         "c.save": "",
         "d.save": f"it is a copy of {tmp_path}/c.save",
     }
+
+
+# --- an image that says what it likes ---
+
+
+def test_what_is_not_vouched_for_supersedes_nothing_that_is(save, tmp_path):
+    """A VM's user can give his own image another VM's name and UUID, and any time."""
+    save("good.save", at="09:30:00.001", vouched=True)
+    save("forged.save", at="23:59:59.999")
+    assert superseded(tmp_path) == {"forged.save": "good.save"}
+    save("later.save", at="09:30:00.002", vouched=True)
+    assert superseded(tmp_path) == {"forged.save": "later.save", "good.save": "later.save"}
+
+
+def test_checkpoint_that_is_vouched_for_may_be_older(save, tmp_path):
+    """As where libvirt has saved a VM again whose earlier image of ours was kept."""
+    save("checkpoint.save", at="09:30:00.001", vouched=True, checkpoint=True)
+    save("libvirt.save", at=None, mtime=2_000_000_000)
+    assert superseded(tmp_path) == {}
+    save("older.save", at="09:30:00.000")
+    assert superseded(tmp_path) == {"older.save": "checkpoint.save"}
+
+
+def test_forged_copy_is_none(save, tmp_path):
+    save("good.save", migration="1:2", vouched=True)
+    with open(save("forged.save", migration="1:2"), "ab") as longer:
+        longer.write(bytes(100))
+    assert {os.path.basename(image["path"]): image["copy_of"] for image in directory_info(str(tmp_path))} == {
+        "good.save": None,
+        "forged.save": None,
+    }
+    assert superseded(tmp_path) == {"forged.save": "good.save"}
+
+
+def test_restore_of_what_is_not_vouched_for_marks_nothing_that_is(save, tmp_path):
+    save("good.save", at="09:30:00.001", vouched=True)
+    save("old.save", at="09:30:00.000")
+    forged = save("forged.save", at="23:59:59.999")
+    assert mark_superseded(forged, read_image_head(forged)) == []
+    assert checkpoints(tmp_path) == ["old.save"]
 
 
 def checkpoints(tmp_path):

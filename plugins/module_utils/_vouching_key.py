@@ -1,0 +1,156 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The key with which a user of this host vouches for what save images record: a file that nobody else can read.
+
+``/var/lib/vmops.qemu/vouching.key`` for root; ``$XDG_STATE_HOME/vmops.qemu/vouching.key`` (``~/.local/state`` where
+that is not set) for any other user. It holds 64 hexadecimal digits and a line break. It is made by the first save, and
+never shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import re
+import secrets
+import stat
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import VouchingKeyError
+from ansible_collections.vmops.qemu.plugins.module_utils._lock import named_lock
+from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
+
+ROOT_DIRECTORY = "/var/lib/vmops.qemu"
+
+_NAME = "vouching.key"
+
+#: Bytes of the key.
+_SIZE = 32
+
+#: Seconds for which another run is waited for that is just making it.
+_LOCK_TIMEOUT = 10.0
+
+_CURE = (
+    "Have it belong to its user, with the mode 0600 and 64 hexadecimal digits in it, below directories that nobody else"
+    " can write to; or remove it, and the next save makes another one"
+)
+
+
+def key_path() -> str:
+    """Where this user's key is, or would be."""
+    if os.geteuid() == 0:
+        return os.path.join(ROOT_DIRECTORY, _NAME)
+    state = os.environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(state):
+        state = os.path.join(_home(), ".local", "state")
+    return os.path.join(state, "vmops.qemu", _NAME)
+
+
+def _home() -> str:
+    """This user's home directory, whatever the environment says, which may be another user's."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return os.path.expanduser("~")
+
+
+def read_key() -> bytes | None:
+    """This user's key; None where there is none yet.
+
+    :raises VouchingKeyError: what is there cannot be read, or others could know or have written it.
+    """
+    path = key_path()
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _cannot("cannot be opened", error) from error
+    try:
+        facts = os.fstat(descriptor)
+        reason = why_unsafe(path, (0, os.geteuid()))
+        if not reason and (
+            not stat.S_ISREG(facts.st_mode)
+            or facts.st_uid != os.geteuid()
+            or stat.S_IMODE(facts.st_mode) & 0o077
+            or facts.st_nlink != 1
+        ):
+            reason = (
+                f"it belongs to the user {facts.st_uid}, has the mode {stat.S_IMODE(facts.st_mode):#o} and"
+                f" {facts.st_nlink} names"
+            )
+        if reason:
+            raise VouchingKeyError(f"The key {path} is not one that its user alone knows: {reason}", cure=_CURE)
+        text = os.read(descriptor, 2 * _SIZE + 2)
+    except OSError as error:
+        raise _cannot("cannot be read", error) from error
+    finally:
+        os.close(descriptor)
+    if not re.fullmatch(rb"[0-9A-Fa-f]{%d}\n?" % (2 * _SIZE), text):
+        raise VouchingKeyError(f"The key {path} is none: it is not {2 * _SIZE} hexadecimal digits", cure=_CURE)
+    return bytes.fromhex(text.decode("ascii").strip())
+
+
+def make_key() -> bytes:
+    """This user's key, which is made where there is none; on the storage, and the same for all runs.
+
+    :raises VouchingKeyError: it cannot be made, or what is there cannot be used.
+    """
+    key = read_key()
+    if key is not None:
+        return key
+    try:
+        _make_directory(os.path.dirname(key_path()))
+        with named_lock("vouching-key", _LOCK_TIMEOUT) as other:
+            if other is not None:
+                raise VouchingKeyError(f"The key {key_path()} is being made by another run{other}", cure="Run it again")
+            if read_key() is None:
+                _write_key(key_path())
+    except OSError as error:
+        raise _cannot("cannot be made", error) from error
+    key = read_key()
+    if key is None:
+        raise VouchingKeyError(f"The key {key_path()} was removed just now", cure="Run the task again")
+    return key
+
+
+def _make_directory(path: str) -> None:
+    """With the directories above it; each belongs to this user alone, and outlasts a crash."""
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path)
+    _make_directory(above)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    _flush(above)
+
+
+def _write_key(path: str) -> None:
+    """Under the lock: another run finds all of it or nothing."""
+    new = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):  # a run was cut off
+        os.unlink(new)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        text = memoryview(f"{secrets.token_bytes(_SIZE).hex()}\n".encode())
+        while text:
+            text = text[os.write(descriptor, text) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.rename(new, path)
+    _flush(os.path.dirname(path))
+
+
+def _flush(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cannot(what: str, error: OSError) -> VouchingKeyError:
+    return VouchingKeyError(f"The key {key_path()} {what}: {error.strerror}", cure=_CURE)
