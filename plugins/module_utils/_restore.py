@@ -632,7 +632,7 @@ class RestoreOperation:
             return Launch(argv=())  # in check mode only: someone else will start it
         if self.request.launch == "command":
             return Launch(argv=tuple(command_line.restore_command(self.request.command or [], machine)), cwd="/")
-        how, self.launch_warning = await recorded_launch(self.path, domain, machine)
+        how, self.launch_warning = await recorded_launch(self.path, domain, machine, self.request.check_mode)
         return how
 
     def _outcome(self, running: bool) -> dict[str, str]:

@@ -913,7 +913,7 @@ class _Transaction:
             return None
         # Where the image lies, and who vouches for it, is looked at by each restore: it may be moved, and vouched for.
         lasting = [problem for problem in self.surroundings.problems if problem.kind not in _OF_THE_IMAGE]
-        record = launch_record(process, unit, lasting, self.monitor)
+        record = launch_record(process, unit, lasting)
         self.launch = launch_result(record, unit, unvouched)
         if record.replayable and unit.starter:
             warnings.append(starter_reason(unit))

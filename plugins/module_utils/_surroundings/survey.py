@@ -12,6 +12,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.confinement import confinement_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.jobs import job_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.losses import runtime_losses
@@ -26,7 +27,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.process i
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.replaced_disks import replaced_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import (
-    start_identity,
     start_problems,
     started_by_unit,
 )
@@ -64,15 +64,14 @@ async def survey(
     problems += await in_stoppable_thread(memory_problems, files, sparse)
     if process is None or unit is None:
         return Surroundings(tuple(media), (*problems, _NO_PROCESS))
-    uid, _gid, unknown = start_identity(process, unit, monitor)
-    problems += unknown
-    problems += start_problems(process, unit, uid)
-    of_process, of_machine, losses = await asyncio.gather(
+    problems += start_problems(process, unit)
+    of_process, confinement, of_machine, losses = await asyncio.gather(
         in_thread(process_problems, process, started_by_unit(unit), unit),
+        in_thread(confinement_problems, process, unit, monitor.peer_pid, monitor.peer_uid),
         machine_problems(monitor, process.configuration),
         runtime_losses(monitor, process.configuration),
     )
-    problems += [*of_process, *of_machine, *losses]
+    problems += [*of_process, *confinement, *of_machine, *losses]
     if not any(problem.kind in _PASSING for problem in problems):
         problems += await replaced_media(media, monitor, process.configuration, process)
     problems += await in_thread(unit_problems, unit, process, guards and unit.starts_vm, media)
