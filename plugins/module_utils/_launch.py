@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import pwd
 import re
 import typing as t
 
@@ -14,6 +16,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml impor
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head, require_safe_image
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     DEFAULT_UMASK,
@@ -50,6 +53,22 @@ def launch_record(
         replayable=not obstacles,
         reason=obstacles[0].what if obstacles else "",
     )
+
+
+def recorded_identity(record: LaunchRecord | None) -> RecordedIdentity | None:
+    """Who ran the saved VM; None where the image does not record it."""
+    if record is None or not record.argv:
+        return None
+    uids = {record.uid}
+    # Started as root, it may have become another user.
+    user = command_line.target_user(record.argv) if record.uid == 0 else ""
+    if user:
+        number = user.partition(":")[0]
+        with contextlib.suppress(KeyError, ValueError):
+            uids.add(
+                int(number) if ":" in user and number.isascii() and number.isdigit() else pwd.getpwnam(user).pw_uid
+            )
+    return RecordedIdentity(frozenset(uids), record.unit)
 
 
 def launch_result(record: LaunchRecord | None, unit: VmUnit | None = None) -> dict[str, t.Any]:
