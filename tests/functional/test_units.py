@@ -421,6 +421,7 @@ def test_qemu_that_does_not_fit_is_ended_with_its_unit(make_service, image, save
     pristine = image.read_bytes()
     changed = pristine.replace(b"argument>64</vmops:argument>", b"argument>96</vmops:argument>", 1)
     image.write_bytes(without_record_checksum(changed))
+    assert run_module("qemu_save_image", path=str(image), vouch=True)["changed"]
     started = time.monotonic()
     result = run_module("qemu_restore", name=VM, path=str(image))
     assert result["error"] == "MismatchError"
