@@ -171,6 +171,7 @@ def test_checksum_of_a_kind_that_is_not_known(guest, image, save, run_module, re
         assert head.count(b"sha256-tree:") == 1
         file.seek(0)
         file.write(head.replace(b"sha256-tree:", b"blake9-tree:"))
+    assert run_module("qemu_save_image", path=str(image), vouch=True)["changed"]
     result = run_module("qemu_restore", name=VM, path=str(image), verify="full")
     assert result["error"] == "ImageUnsupportedError"
     assert "cannot be checked" in result["msg"]

@@ -227,7 +227,7 @@ def test_disk_that_cannot_be_checked(make_guest, image, save, restore, run_modul
         subprocess.run(["losetup", "--detach", device], check=True)
 
 
-def test_image_without_a_record_of_disks(guest, image, save, restore):
+def test_image_without_a_record_of_disks(guest, image, save, run_module, restore):
     """As one of libvirt's: restored, and said."""
     continuity = Continuity(guest)
     save(name=VM, path=str(image))
@@ -238,6 +238,7 @@ def test_image_without_a_record_of_disks(guest, image, save, restore):
     blank = data[:start] + b" " * (end - start) + data[end:]
     blank = blank[:checksum] + b" " * len(b' checksum="crc32:00000000"') + blank[checksum + 26 :]
     image.write_bytes(blank)
+    assert run_module("qemu_save_image", path=str(image), vouch=True)["changed"]
     result = restore(name=VM, path=str(image))
     assert "does not record" in str(result["warnings"])
     continuity.check()
@@ -250,6 +251,7 @@ def test_record_that_makes_no_sense(guest, image, save, run_module, restore):
     checksum = data.index(b' checksum="')
     data = data[:checksum] + b" " * 26 + data[checksum + 26 :]
     image.write_bytes(data.replace(b'{"version":1,"media"', b'{"version":7,"media"', 1))
+    assert run_module("qemu_save_image", path=str(image), vouch=True)["changed"]
     check_refused(run_module("qemu_restore", name=VM, path=str(image)), "record", image=image, kind="ImageFormatError")
     restore(name=VM, path=str(image), disks="ignore")
     continuity.check()
