@@ -133,7 +133,8 @@ images:
           or, where one has none, the same name; the last one has the latest C(saved_at) or, where that is V(null), the
           latest C(mtime).
         - Only images in the same directory are looked at. Those that are checkpoints, damaged or archived count, too,
-          partial ones do not. Copies of one save do not supersede each other.
+          partial ones do not. Copies of one save do not supersede each other, and what was saved of a user's VM does
+          not supersede what was saved of another user's.
         - V(null) where there is no later one, and in what other modules return of an image.
       type: str
       sample: /var/lib/vmops/save/web1.save

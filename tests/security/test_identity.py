@@ -167,6 +167,29 @@ def test_saved_vm_is_saved_although_another_users_qemu_has_its_name(
     check_left_alone(other, state)
 
 
+def test_another_users_save_supersedes_no_image(
+    make_guest: MakeGuest, twin: Any, save: Module, run_module: Module, restore: Module, image: Path
+) -> None:
+    """His VM has the UUID of the saved one, which stands in that one's words."""
+    uuid = "3f0c1a52-9a39-4f3e-9d0e-6a4b7f0a1c11"
+    guest = make_guest(uuid=uuid, observer=True)
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    other = twin("-uuid", uuid, name=OTHER_VM)
+    shown = {vm["pid"]: vm for vm in run_module("qemu_vm_info", save_dir=str(image.parent))["vms"]}
+    assert shown[other.process.pid]["image"] is None
+    his = image.with_name("his.save")
+    save(name=OTHER_VM, path=str(his))
+    found = run_module("qemu_save_image_info", path=str(image.parent))["images"]
+    assert {entry["path"]: entry["superseded_by"] for entry in found} == {str(image): None, str(his): None}
+    result = restore(name=OTHER_VM, path=str(his))
+    try:
+        restore(name=VM, path=str(image))
+        continuity.check()
+    finally:
+        os.kill(result["vm"]["pid"], signal.SIGKILL)
+
+
 @pytest.mark.parametrize("by", ["name", "socket"])
 def test_image_is_not_loaded_into_another_users_qemu(
     guest: CounterGuest, twin: Any, save: Module, run_module: Module, image: Path, by: str

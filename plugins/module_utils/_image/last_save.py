@@ -9,6 +9,9 @@ the one with the later ``saved_at``; where an image does not record it (libvirt'
 stands for it. It is so whatever became of the later save: also a checkpoint, a damaged image and one in an archive
 supersede an older one. A partial image supersedes none, as its save never came to its end. Copies of one save do not
 supersede each other.
+
+A user chooses the name and the UUID of his VMs: what was saved of them supersedes nothing that was saved of another
+user's, root's among them. What was saved of root's, or does not record whose it was, may supersede all.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ _CLOCK_DIFFERENCE = 86400.0
 class Save:
     """Of which VM an image is, and when it was saved, in seconds since the epoch; ``size`` is in bytes.
 
-    ``record`` tells one save from another; it is empty where the image has none.
+    ``record`` tells one save from another; it is empty where the image has none. ``uid`` is the user as whom the VM
+    ran, where the image records it.
     """
 
     path: str
@@ -55,6 +59,7 @@ class Save:
     mtime: float
     size: int
     record: tuple[str, str] | None
+    uid: int | None = None
 
     @classmethod
     def of(cls, head: ImageHead, domain: ParsedDomain) -> Save:
@@ -69,16 +74,21 @@ class Save:
             mtime=head.mtime,
             size=head.size,
             record=(facts.saved_at, facts.migration) if facts and facts.migration else None,
+            uid=domain.launch.uid if domain.launch else None,
         )
 
     def is_of_same_vm(self, other: Save) -> bool:
         """Whether both are of one VM."""
         return self.uuid == other.uuid if self.uuid and other.uuid else self.name == other.name
 
+    def may_supersede(self, other: Save) -> bool:
+        """Whether both are of one VM, and whose this was may say so."""
+        return self.is_of_same_vm(other) and (not self.uid or self.uid == other.uid)
+
     def is_later_than(self, other: Save) -> bool:
         """Whether this is another, later save of the same VM."""
         same_save = self.record is not None and self.record == other.record
-        return self.is_of_same_vm(other) and not same_save and (self.saved, self.mtime) > (other.saved, other.mtime)
+        return self.may_supersede(other) and not same_save and (self.saved, self.mtime) > (other.saved, other.mtime)
 
 
 def last_of(saves: t.Iterable[Save]) -> Save | None:
@@ -114,7 +124,7 @@ def copies(saves: t.Iterable[Save]) -> dict[str, str]:
     by_record = collections.defaultdict(list)
     for save in saves:
         if save.record:
-            by_record[save.record, save.uuid or save.name].append(save)
+            by_record[save.record, save.uuid or save.name, save.uid].append(save)
     found = {}
     for same in by_record.values():
         original = min(same, key=lambda one: (-one.size, os.path.basename(one.path) != f"{one.name}.save", one.path))
@@ -183,7 +193,7 @@ def mark_superseded(path: str, head: ImageHead) -> list[str]:
         if other is None or other.header.checkpoint:
             continue
         found = Save.of(other, other.domain())
-        if found.is_of_same_vm(save) and not found.is_later_than(save):
+        if save.may_supersede(found) and not found.is_later_than(save):
             try:
                 with image_lock(candidate):
                     mark_checkpoint(candidate, other)
