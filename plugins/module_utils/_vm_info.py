@@ -32,11 +32,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmopsError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, require_tool
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
-from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_record, launch_result
+from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_record, launch_result, recorded_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import connect_by_process
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import connect_by_process, is_trusted
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import query_state, read_support
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
@@ -221,6 +221,7 @@ class _Vm:
             image
             for image in self.images
             if (image["uuid"] == uuid if uuid and image["uuid"] else bool(name) and image["name"] == name)
+            and self._may_be_of_its_user(image)
         ]
         if not found:
             return None
@@ -237,6 +238,14 @@ class _Vm:
             ),
         )
         return {key: image[key] for key in ("path", "state", "saved_at", "checkpoint")}
+
+    def _may_be_of_its_user(self, image: dict[str, t.Any]) -> bool:
+        """Whether an image does not record that another user ran the VM: anyone's may have its name and UUID."""
+        if not image["launch_recorded"] or is_trusted(self.process.uid, None):
+            return True
+        with contextlib.suppress(ImageError):
+            return is_trusted(self.process.uid, recorded_identity(read_image_head(image["path"]).domain()))
+        return False
 
 
 def _formats(mapped_ram: bool) -> list[str]:

@@ -134,7 +134,8 @@ images:
           latest C(mtime). One that is vouched for, and is no checkpoint, comes after all that are not vouched for, as
           they may say what they like.
         - Only images in the same directory are looked at. Those that are checkpoints, damaged or archived count, too,
-          partial ones do not. Copies of one save do not supersede each other.
+          partial ones do not. Copies of one save do not supersede each other, and what was saved of a user's VM does
+          not supersede what was saved of another user's.
         - V(null) where there is no later one, and in what other modules return of an image.
       type: str
       sample: /var/lib/vmops/save/web1.save

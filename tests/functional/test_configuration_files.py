@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -208,8 +209,9 @@ def test_processes_that_only_call_themselves_qemu(tmp_path: Path) -> None:
     os.truncate(tmp_path / "huge", 1 << 40)
     (tmp_path / "loop").symlink_to("loop")
     names = ("fifo", "huge", "loop", "/dev/zero", "/dev/tty", "/proc/kmsg", "/dev/fd/0", "/proc/self/environ")
+    program = shutil.copy("/bin/sh", tmp_path / QEMU)
     processes = [
-        subprocess.Popen(["qemu-system-x86_64", "-c", "read x", "-readconfig", name], executable="/bin/sh",
+        subprocess.Popen([QEMU, "-c", "read x", "-readconfig", name], executable=program,
                          stdin=subprocess.PIPE, cwd=tmp_path)
         for name in names
     ]  # fmt: skip

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pwd
@@ -21,7 +22,8 @@ from typing import Any, Callable
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.lookup.restore_program import make_program
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_identity
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import file_identity
+from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from security.conftest import Attacker
 
 from support import CounterGuest
@@ -155,7 +157,7 @@ def test_saved_vm_is_saved_although_another_users_qemu_has_its_name(
     guest: CounterGuest, twin: Any, save: Module, image: Path, kind: str
 ) -> None:
     save(name=VM, path=str(image))
-    before = image_identity(str(image))
+    before = file_identity(str(image))
     words, state = STATES[kind]
     other = twin(*words)
     for options in ({}, {"force": True}):
@@ -163,8 +165,31 @@ def test_saved_vm_is_saved_although_another_users_qemu_has_its_name(
         assert not result["changed"]
         assert "already saved" in result["msg"]
         assert f"pid {other.process.pid}" in str(result["warnings"])
-        assert image_identity(str(image)) == before
+        assert file_identity(str(image)) == before
     check_left_alone(other, state)
+
+
+def test_another_users_save_supersedes_no_image(
+    make_guest: MakeGuest, twin: Any, save: Module, run_module: Module, restore: Module, image: Path
+) -> None:
+    """His VM has the UUID of the saved one, which stands in that one's words."""
+    uuid = "3f0c1a52-9a39-4f3e-9d0e-6a4b7f0a1c11"
+    guest = make_guest(uuid=uuid, observer=True)
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    other = twin("-uuid", uuid, name=OTHER_VM)
+    shown = {vm["pid"]: vm for vm in run_module("qemu_vm_info", save_dir=str(image.parent))["vms"]}
+    assert shown[other.process.pid]["image"] is None
+    his = image.with_name("his.save")
+    save(name=OTHER_VM, path=str(his))
+    found = run_module("qemu_save_image_info", path=str(image.parent))["images"]
+    assert {entry["path"]: entry["superseded_by"] for entry in found} == {str(image): None, str(his): None}
+    result = restore(name=OTHER_VM, path=str(his))
+    try:
+        restore(name=VM, path=str(image))
+        continuity.check()
+    finally:
+        os.kill(result["vm"]["pid"], signal.SIGKILL)
 
 
 @pytest.mark.parametrize("by", ["name", "socket"])
@@ -274,7 +299,7 @@ def test_set_user_id_program_is_nobodys_qemu(attacker: Attacker, run_module: Mod
 def restore_note(image: Path) -> str:
     record = {
         "image": str(image),
-        "identity": image_identity(str(image)),
+        "identity": dataclasses.asdict(ImageIdentity.of(str(image))),
         "expanded": True,
         "capabilities": {},
         "parameters": {},

@@ -13,6 +13,9 @@ supersede each other.
 What an image records may have been written by its VM's user (``vouching``), who could give it another VM's name and any
 time. So an image for which this user vouches, and which is no checkpoint, supersedes those of its VM for which he does
 not, and never the reverse.
+
+A user chooses the name and the UUID of his VMs: what was saved of them supersedes nothing that was saved of another
+user's, root's among them. What was saved of root's, or does not record whose it was, may supersede all.
 """
 
 from __future__ import annotations
@@ -51,7 +54,8 @@ class Save:
     """Of which VM an image is, and when it was saved, in seconds since the epoch; ``size`` is in bytes.
 
     ``record`` tells one save from another; it is empty where the image has none. ``vouched`` is whether this user
-    vouches for all this: what a VM's user may have written into its image says nothing against another VM's.
+    vouches for all this: what a VM's user may have written into its image says nothing against another VM's. ``uid`` is
+    the user as whom the VM ran, where the image records it.
     """
 
     path: str
@@ -63,6 +67,7 @@ class Save:
     record: tuple[str, str] | None
     vouched: bool = False
     checkpoint: bool = False
+    uid: int | None = None
 
     @classmethod
     def of(cls, head: ImageHead, domain: ParsedDomain) -> Save:
@@ -79,15 +84,20 @@ class Save:
             record=(facts.saved_at, facts.migration) if facts and facts.migration else None,
             vouched=is_vouched(domain),
             checkpoint=head.header.checkpoint,
+            uid=domain.launch.uid if domain.launch else None,
         )
 
     def is_of_same_vm(self, other: Save) -> bool:
         """Whether both are of one VM."""
         return self.uuid == other.uuid if self.uuid and other.uuid else self.name == other.name
 
+    def may_supersede(self, other: Save) -> bool:
+        """Whether both are of one VM, and whose this was may say so."""
+        return self.is_of_same_vm(other) and (not self.uid or self.uid == other.uid)
+
     def is_later_than(self, other: Save) -> bool:
         """Whether this is another save of the same VM and a later one, or the one for which this user vouches."""
-        if not self.is_of_same_vm(other) or (other.vouched and not self.vouched):
+        if not self.may_supersede(other) or (other.vouched and not self.vouched):
             return False
         if self.vouched and not other.vouched and not self.checkpoint:
             return True
@@ -128,7 +138,7 @@ def copies(saves: t.Iterable[Save]) -> dict[str, str]:
     by_record = collections.defaultdict(list)
     for save in saves:
         if save.record:
-            by_record[save.record, save.uuid or save.name, save.vouched].append(save)
+            by_record[save.record, save.uuid or save.name, save.uid, save.vouched].append(save)
     found = {}
     for same in by_record.values():
         original = min(same, key=lambda one: (-one.size, os.path.basename(one.path) != f"{one.name}.save", one.path))
@@ -199,7 +209,7 @@ def mark_superseded(path: str, head: ImageHead) -> list[str]:
         if other is None or other.header.checkpoint:
             continue
         found = Save.of(other, other.domain())
-        if found.is_of_same_vm(save) and not found.is_later_than(save):
+        if save.may_supersede(found) and not found.is_later_than(save):
             try:
                 with image_lock(candidate):
                     mark_checkpoint(candidate, other)
