@@ -166,9 +166,7 @@ class _Follower:
 
         What is at work publishes itself only from some moment on, so the look before the start may have missed it.
         """
-        result = run.result
-        met = result.get("error") == "ConflictError" and "another run" in str(result.get("msg"))
-        if not met:
+        if run.result.get("error") != "BusyError":
             return False
         now = time.monotonic()
         run.begun_until = run.begun_until or now + self._options["timeout"]

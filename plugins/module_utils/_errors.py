@@ -67,6 +67,10 @@ class ConflictError(RequestError):
     """What is there already (an image, a VM) forbids the operation without C(force) or an operator's decision."""
 
 
+class BusyError(ConflictError):
+    """Another run of this collection is at work on the VM or the image: the same task may be run again at its end."""
+
+
 class NotRestorableError(RequestError):
     """What surrounds the VM would keep its image from being restored, or make another machine of it."""
 

@@ -17,7 +17,7 @@ import json
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import MigrationError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_identity
+from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, find_notes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     IDLE_STATES,
@@ -36,8 +36,8 @@ class RestoreRecord:
     """One restore, as it is noted in QEMU."""
 
     image: str
-    #: C(image_identity) of the image when the restore began.
-    identity: str
+    #: ``ImageIdentity`` of the image when the restore began.
+    identity: ImageIdentity
     #: Whether a tool expands the image for QEMU, so that only the run itself learns whether it did so without error.
     expanded: bool
     #: The capabilities and parameters that the restore changes, with the values that it found.
@@ -47,6 +47,16 @@ class RestoreRecord:
     def opaque(self) -> str:
         """The text for C(add-fd)."""
         return _PREFIX + json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def parse(cls, note: str) -> RestoreRecord:
+        """Read what follows the prefix.
+
+        :raises KeyError, TypeError: it is another version's.
+        :raises ValueError: it is no JSON text.
+        """
+        values = json.loads(note)
+        return cls(**{**values, "identity": ImageIdentity(**values["identity"])})
 
 
 class InterruptedRestore:
@@ -62,13 +72,13 @@ class InterruptedRestore:
     async def find(cls, monitor: Monitor) -> InterruptedRestore | None:
         """Look for one; a note that cannot be read (another version's) is left alone."""
         for fdset, note in await find_notes(monitor, _PREFIX):
-            with contextlib.suppress(TypeError, ValueError):
-                return cls(monitor, RestoreRecord(**json.loads(note)), fdset)
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                return cls(monitor, RestoreRecord.parse(note), fdset)
         return None
 
     def is_of_image(self, path: str) -> bool:
         """Whether the file at the path is the image that was being restored."""
-        return self.record.identity == image_identity(path)
+        return self.record.identity.is_that_of(path)
 
     async def wait(self, vm: RunningVm) -> str:
         """Wait for the load that QEMU may still be busy with.

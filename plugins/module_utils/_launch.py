@@ -18,18 +18,27 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import LaunchRecord, ParsedDomain
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head, require_safe_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, why_not_vouched
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd, unit_command
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     DEFAULT_UMASK,
     Launch,
     QemuProcess,
     startable_program,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, free_unit, is_guarded_for
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import start_identity
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Rights, parse_capabilities, parse_groups
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
+    VmUnit,
+    executes,
+    forget_restore,
+    free_unit,
+    is_guarded_for,
+    require_startable,
+    start_user,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import started_by_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem, blocking
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 _CURE = "Start it with -incoming defer and use launch: attach, or give its command"
 
@@ -39,27 +48,29 @@ _VOUCH_CURE = (
 )
 
 
-def launch_record(
-    process: QemuProcess, unit: VmUnit, problems: t.Sequence[Problem], monitor: Monitor | None
-) -> LaunchRecord:
-    """How a running QEMU is started again.
+def launch_record(process: QemuProcess, unit: VmUnit, problems: t.Sequence[Problem]) -> LaunchRecord:
+    """How a running QEMU is started again: as the user that it is now, and with what it may do now.
 
     :param unit: its unit.
     :param problems: what was found to stand between the VM and its return.
-    :param monitor: a session with it, where there is one.
     """
-    uid, gid, _problems = start_identity(process, unit, monitor)
     obstacles = blocking(problems)
+    rights = process.rights
+    by_unit = started_by_unit(unit) and unit.command is not None
     return LaunchRecord(
         argv=list(process.argv),
         cwd=process.cwd,
         executable=process.executable,
-        uid=uid,
-        gid=gid,
+        uid=process.uid,
+        gid=process.gid,
         umask=f"{process.umask:04o}",
         unit=unit.name if unit.starts_vm else "",
         replayable=not obstacles,
         reason=obstacles[0].what if obstacles else "",
+        groups=rights.named_groups if rights else "",
+        no_new_privileges=bool(rights and rights.no_new_privileges),
+        capabilities=str(rights.capabilities) if rights else "",
+        unit_argv=list(unit.command.words or ()) if by_unit and unit.command else [],
     )
 
 
@@ -102,10 +113,13 @@ def require_vouched(path: str, domain: ParsedDomain) -> None:
         )
 
 
-async def recorded_launch(path: str, domain: ParsedDomain, machine: str) -> tuple[Launch, str]:
+async def recorded_launch(
+    path: str, domain: ParsedDomain, machine: str, check_mode: bool = False
+) -> tuple[Launch, str]:
     """What the image at the path records, as a QEMU that waits for its state; and a warning, or the empty string.
 
     :param machine: the saved machine type.
+    :param check_mode: change nothing.
     :raises LaunchError: it records nothing that can be used.
     :raises ImageUnsafeError: others could have put it there.
     :raises NotVouchedError: it may not be what a save of this user's has recorded.
@@ -122,20 +136,13 @@ async def recorded_launch(path: str, domain: ParsedDomain, machine: str) -> tupl
     if read_image_head(path).domain() != domain:
         raise ConflictError(f"{path} was replaced by another image just now", cure="Run the task again")
     require_vouched(path, domain)
-    program, reason = startable_program(record.argv, record.executable, record.uid)
-    if reason:
-        raise LaunchError(f"The recorded command of {domain.name} cannot be used again: {reason}", cure=_CURE)
-    argv = [program, *record.argv[1:]]
     warning = ""
     if record.unit:
         unit = await _find_unit(record.unit)
         if unit:
             systemd.require_root(f"start {unit.name}, which is how {domain.name} was started")
-            # Such a unit counts as started when QEMU goes into the background.
-            daemonize = unit.service_type == "forking" and command_line.daemonizes(argv)
-            command = command_line.restore_command(argv, machine, daemonize)
-            return Launch(argv=tuple(command), cwd=record.cwd, unit=unit.name), ""
-        reason = command_line.why_not_replayable(read_configuration(argv, record.cwd).words)
+            return await _launch_by_unit(unit, record, domain.name, machine, check_mode), ""
+        reason = command_line.why_not_replayable(read_configuration(record.argv, record.cwd).words)
         if reason:
             raise LaunchError(
                 f"{record.unit}, which started {domain.name}, is not on this host, and without it the recorded command"
@@ -146,13 +153,85 @@ async def recorded_launch(path: str, domain: ParsedDomain, machine: str) -> tupl
             f"{record.unit}, which started {domain.name}, is not on this host: it was started without it, and will not"
             " be there after the host's next reboot"
         )
-    # Whatever it says of itself: a record may be older than this check, or forged.
-    reason = command_line.why_not_replayable(read_configuration(argv, record.cwd).words)
-    if reason:
-        raise LaunchError(f"The recorded command of {domain.name} cannot be used again: {reason}", cure=_CURE)
+    argv, rights = _recorded_words(record, domain.name)
     command = command_line.restore_command(argv, machine)
     umask = int(record.umask, 8) if re.fullmatch("0?[0-7]{3}", record.umask) else DEFAULT_UMASK
-    return Launch(argv=tuple(command), cwd=record.cwd, uid=record.uid, gid=record.gid, umask=umask), warning
+    return Launch(argv=tuple(command), cwd=record.cwd, rights=rights, umask=umask), warning
+
+
+def _recorded_words(record: LaunchRecord, name: str, by_unit: bool = False) -> tuple[list[str], Rights]:
+    """The words of the process, with which it may be started again, and with what.
+
+    :param name: the VM's.
+    :param by_unit: whether its unit gives it its descriptors.
+    :raises LaunchError: they cannot be used again.
+    """
+    program, reason = startable_program(record.argv, record.executable, record.uid)
+    argv = [program, *record.argv[1:]]
+    if not reason and not by_unit:
+        # Whatever it says of itself: a record may be older than this check, or forged.
+        reason = command_line.why_not_replayable(read_configuration(argv, record.cwd).words)
+    groups, capabilities = parse_groups(record.groups), parse_capabilities(record.capabilities)
+    if not reason and (groups is None or (capabilities is None and record.capabilities)):
+        reason = "its groups or capabilities are none"
+    if record.uid != 0:
+        argv = command_line.without_change_of_user(argv)
+    elif not reason and not record.capabilities and command_line.changes_user(argv):
+        # Older versions of this collection took a VM of another user's for root's by such words.
+        reason = "it changes its user by itself, and whether root started it was not recorded"
+    if reason:
+        raise LaunchError(f"The recorded command of {name} cannot be used again: {reason}", cure=_CURE)
+    rights = Rights(
+        record.uid,
+        record.gid,
+        groups if capabilities else None,
+        no_new_privileges=record.no_new_privileges,
+        capabilities=capabilities,
+    )
+    return argv, rights
+
+
+async def _launch_by_unit(
+    unit: systemd.Unit, record: LaunchRecord, name: str, machine: str, check_mode: bool
+) -> Launch:
+    """A start by the VM's unit: with the unit's own words, or, where it executes what becomes QEMU, the recorded ones.
+
+    :param name: the VM's.
+    :raises LaunchError: it cannot be used for that.
+    :raises UnitError: systemd cannot be asked.
+    """
+    require_startable(unit)
+    if await forget_restore(unit, check_mode):
+        if check_mode:
+            return Launch(argv=tuple(command_line.restore_command(record.argv, machine)), unit=unit.name)
+        unit = await systemd.read_unit(unit.name)
+    own = await systemd.read_start_command(unit.name)
+    # Such a unit counts as started when QEMU goes into the background.
+    forks = unit.service_type == "forking"
+    if record.unit_argv or executes(own, record.executable) or executes(own, record.argv[0]):
+        # A restore that was killed may have left its own words in the unit when the VM was saved.
+        changed = unit_command.first_difference(own.words or (), record.unit_argv) if record.unit_argv else ""
+        if own.words is None or changed:
+            raise LaunchError(
+                f"{unit.name} has another command now (ExecStart=) than the one by which {name} was started"
+                f"{f' ({changed})' if changed else ''}, so it would start another machine than the one that was saved",
+                cure=f"Undo the change (systemctl cat {unit.name}); or: {_CURE[0].lower()}{_CURE[1:]}",
+            )
+        daemonize = forks and command_line.daemonizes(record.argv)
+        # By the recorded words it is known where its monitor is.
+        known = command_line.restore_command(record.argv, machine, daemonize)
+        words = command_line.restore_command(own.words, machine, daemonize)
+        return Launch(argv=tuple(known), cwd=record.cwd, unit=unit.name, unit_argv=tuple(words))
+    argv, rights = _recorded_words(record, name, by_unit=True)
+    uid = start_user(unit, own)
+    if uid not in (0, record.uid) and not unit.dynamic_user:
+        raise LaunchError(
+            f"{unit.name} has the user {unit.user}, and {name} was another one's ({user_name(record.uid)}) when it was"
+            " saved",
+            cure=f"Give {unit.name} that user (User=); or: {_CURE[0].lower()}{_CURE[1:]}",
+        )
+    command = command_line.restore_command(argv, machine, forks and command_line.daemonizes(argv))
+    return Launch(argv=tuple(command), cwd=record.cwd, rights=rights, unit=unit.name)
 
 
 def freeable_unit(domain: ParsedDomain, image: str) -> str:

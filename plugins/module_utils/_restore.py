@@ -58,7 +58,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     direct_read_reason,
-    image_identity,
     image_path,
     open_image,
     read_image_head,
@@ -67,6 +66,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     require_removable,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
+from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import mark_superseded, newer_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_stream
@@ -632,7 +632,7 @@ class RestoreOperation:
             return Launch(argv=())  # in check mode only: someone else will start it
         if self.request.launch == "command":
             return Launch(argv=tuple(command_line.restore_command(self.request.command or [], machine)), cwd="/")
-        how, self.launch_warning = await recorded_launch(self.path, domain, machine)
+        how, self.launch_warning = await recorded_launch(self.path, domain, machine, self.request.check_mode)
         return how
 
     def _outcome(self, running: bool) -> dict[str, str]:
@@ -973,7 +973,7 @@ class _Transaction:
         compressor = COMPRESSORS.get(self.head.header.format)
         record = RestoreRecord(
             image=self.operation.path,
-            identity=image_identity(path),
+            identity=ImageIdentity.of(path),
             expanded=compressor is not None,
             capabilities=settings.found_capabilities,
             parameters=settings.found_parameters,

@@ -59,7 +59,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     file_system,
     flush_image,
     free_bytes,
-    image_identity,
     image_path,
     make_save_directory,
     read_image_head,
@@ -69,6 +68,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     why_unsafe_place,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import domain_problems, structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, vouch, why_not_vouched
@@ -197,8 +197,8 @@ class SaveOperation:
         self.process: QemuProcess | None = None
         #: Whether the image is complete.
         self.written = False
-        #: C(image_identity) of an image from which the guest that runs was restored: worth nothing any more.
-        self._used_image = ""
+        #: The identity of an image from which the guest that runs was restored: worth nothing any more.
+        self._used_image: ImageIdentity | None = None
         #: How image and VM were found, for diff mode.
         self.before = {"image": image_state(self.path) if self.path else "absent", "vm": "ended"}
 
@@ -320,7 +320,7 @@ class SaveOperation:
         :raises RequestError: it is no file at all.
         """
         require_replaceable(self.path)
-        if self.request.force or (self._used_image and self._used_image == image_identity(self.path)):
+        if self.request.force or (self._used_image and self._used_image.is_that_of(self.path)):
             return
         try:
             head = self._existing_image()
@@ -913,7 +913,7 @@ class _Transaction:
             return None
         # Where the image lies, and who vouches for it, is looked at by each restore: it may be moved, and vouched for.
         lasting = [problem for problem in self.surroundings.problems if problem.kind not in _OF_THE_IMAGE]
-        record = launch_record(process, unit, lasting, self.monitor)
+        record = launch_record(process, unit, lasting)
         self.launch = launch_result(record, unit, unvouched)
         if record.replayable and unit.starter:
             warnings.append(starter_reason(unit))

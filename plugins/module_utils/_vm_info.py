@@ -46,7 +46,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import read_vm
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import start_identity, start_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import start_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import survey
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
@@ -162,9 +162,7 @@ class _Vm:
 
     async def ask(self) -> None:
         """Ask QEMU for the rest."""
-        uid, _gid, problems = start_identity(self.process, self.unit, None)
-        problems += start_problems(self.process, self.unit, uid)
-        self.result["launch"] = self._launch(problems, None)
+        self.result["launch"] = self._launch(start_problems(self.process, self.unit))
         self.result["image"] = self._find_image()
         try:
             monitor = await connect_by_process(self.process, _GREETING_TIMEOUT)
@@ -197,7 +195,7 @@ class _Vm:
             "qemu_version": support.version,
             "qmp_socket": _shown(monitor.address),
             "monitor": "answers",
-            "launch": self._launch(surroundings.problems, monitor),
+            "launch": self._launch(surroundings.problems),
             "problems": [problem.as_result() for problem in surroundings.problems],
             "save_support": {
                 "mapped_ram": support.mapped_ram,
@@ -207,9 +205,9 @@ class _Vm:
             "blockers": blockers,
         }
 
-    def _launch(self, problems: t.Sequence[Problem], monitor: Monitor | None) -> dict[str, t.Any]:
+    def _launch(self, problems: t.Sequence[Problem]) -> dict[str, t.Any]:
         """The C(launch) of the result."""
-        return launch_result(launch_record(self.process, self.unit, problems, monitor), self.unit)
+        return launch_result(launch_record(self.process, self.unit, problems), self.unit)
 
     def _find_image(self) -> dict[str, t.Any] | None:
         """The VM's image: by uuid where both have one, else by name; of several its last save.

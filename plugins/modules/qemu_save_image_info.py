@@ -361,14 +361,28 @@ image:
   description: The only element of RV(images).
   type: dict
   returned: when one file was asked for
+error:
+  description: The kind of the error.
+  type: str
+  returned: failure
+  sample: ImageNotFoundError
+guest_state:
+  description: Where the guest is, if it is known; empty, as nothing is touched.
+  type: str
+  returned: failure
+cure:
+  description: What to do.
+  type: str
+  returned: failure
 """
 
 import os
+import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import VmopsError, one_line
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._module import run_blocking
 
 
 def main() -> None:
@@ -385,18 +399,19 @@ def main() -> None:
     )
     options = module.params
     wanted = {"stream": options["stream"], "verify": options["verify"]}
-    try:
-        path = options["path"] or options["save_dir"]
-        if options["name"]:
-            path = image_path(None, options["save_dir"], options["name"])
-        elif os.path.isdir(path) or not options["path"]:
-            images = directory_info(path, **wanted) if os.path.exists(path) else []
-            lines = [f"{len(images)} save images in {path}", *map(describe, images)]
-            module.exit_json(changed=False, images=images, msg=one_line("; ".join(lines)))
-        image = image_info(os.path.abspath(path), others=True, **wanted)
-    except VmopsError as exc:
-        module.fail_json(**exc.as_result())
-    module.exit_json(changed=False, images=[image], image=image, msg=one_line(describe(image)))
+    path = options["path"] or options["save_dir"]
+    one = bool(options["name"]) or (bool(options["path"]) and not os.path.isdir(path))
+
+    def look() -> dict[str, t.Any]:
+        if one:
+            place = image_path(None, options["save_dir"], options["name"]) if options["name"] else path
+            image = image_info(os.path.abspath(place), others=True, **wanted)
+            return {"changed": False, "images": [image], "image": image, "msg": describe(image)}
+        images = directory_info(path, **wanted) if os.path.exists(path) else []
+        lines = [f"{len(images)} save image{'' if len(images) == 1 else 's'} in {path}", *map(describe, images)]
+        return {"changed": False, "images": images, "msg": "; ".join(lines)}
+
+    run_blocking(module, look, options["name"] or path)
 
 
 if __name__ == "__main__":

@@ -188,16 +188,20 @@ vms:
               V(memory_added), V(configuration_unknown).
             - Its start cannot be done again - V(inherited_descriptor), V(temporary_disks), V(preconfig),
               V(user_unknown), V(program_unsafe), V(process_unknown), V(image_unsafe),
-              V(image_unvouched).
+              V(image_unvouched), V(unit_changed), V(unit_command_unknown), V(unit_user).
+            - It is started as the user that it is now, with what it may do now, and that user could not start it -
+              V(opened_as_root), V(working_directory).
+            - What confines it would not confine it again - V(seccomp_filter), V(security_label).
             - It runs elsewhere than a restore would start it - V(mount_namespace), V(network_namespace),
-              V(user_namespace), V(root_directory).
+              V(user_namespace), V(process_namespace), V(root_directory).
             - It would be started beside its image, or its disks would be changed - V(supervisor), V(unit_restarts),
               V(unit_helper).
             - Somebody works with its disks - V(block_job_fatal), V(block_job), V(export).
             - Its memory lies where it outlives QEMU - V(memory_file), V(memory_read_only), V(memory_disk_lost).
             - These do not block. What is lost - V(vnc_password), V(spice_password), V(host_forward), V(throttle),
               V(write_threshold), V(object_added), V(netdev_added), V(dirty_bitmap), V(finished_job),
-              V(cpu_affinity), V(priority), V(resource_limits), V(oom_score), V(memory_policy), V(log_begun_anew).
+              V(cpu_affinity), V(priority), V(resource_limits), V(oom_score), V(memory_policy), V(log_begun_anew),
+              V(groups), V(capabilities).
             - What cannot be known - V(supervisor_unknown), V(unit_helper_unknown), V(memory_disk_unwatched).
             - A restore also says V(disk_written), V(disk_gone) and V(disk_unchecked).
           type: str
@@ -227,6 +231,19 @@ vms:
         checkpoint:
           description: Whether the VM went on after that save, as in M(vmops.qemu.qemu_save_image_info).
           type: bool
+error:
+  description: The kind of the error.
+  type: str
+  returned: failure
+  sample: RequestError
+guest_state:
+  description: That no guest was touched.
+  type: str
+  returned: failure
+cure:
+  description: What to do.
+  type: str
+  returned: failure
 """
 
 from ansible.module_utils.basic import AnsibleModule

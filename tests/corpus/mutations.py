@@ -522,6 +522,18 @@ def _record_argument(rng: random.Random, layout: Layout) -> Optional[Mutation]:
     return write(HEADER_SIZE + place, bytes([letter]))
 
 
+@kind("our record with other disks", Expect.REFUSED, weight=4)
+def _record_disks(rng: random.Random, layout: Layout) -> Optional[Mutation]:
+    """As damage would, too: a number, a letter or a bracket of what is said of a disk."""
+    text = layout.read(layout.only("xml"))
+    match = re.search(rb"<vmops:surroundings>([^<]+)</vmops:surroundings>", text)
+    if match is None:
+        return None
+    place = rng.randrange(match.start(1), match.end(1))
+    letter = rng.choice([value for value in b"abcdefgh0123456789/.-{}[]," if value != text[place]])
+    return write(HEADER_SIZE + place, bytes([letter]))
+
+
 @kind(
     "our record in another place",
     Expect.HARMLESS,

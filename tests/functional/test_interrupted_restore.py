@@ -14,7 +14,7 @@ import os
 import signal
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_identity
+from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import RestoreRecord
 
 from support import Monitor
@@ -27,7 +27,7 @@ def leave_note(guest, image, *, expanded=False, used=None, **parameters):
     """What a restore from the image notes, in the guest's QEMU, with settings that it would have changed."""
     record = RestoreRecord(
         image=str(image),
-        identity=used or image_identity(str(image)),
+        identity=used or ImageIdentity.of(str(image)),
         expanded=expanded,
         capabilities=CHANGED,
         parameters=parameters,
@@ -90,7 +90,7 @@ def test_killed_when_the_guest_runs_but_its_image_is_there(guest, image, save, r
 
 def test_a_newer_image_is_not_taken_for_the_one_that_was_restored(guest, image, save, restore):
     save(name=VM, path=str(image), after_save="resume")
-    leave_note(guest, image, used="0:0:0")
+    leave_note(guest, image, used=ImageIdentity("0:0:0", ""))
     restore(name=VM, path=str(image))
     assert image.exists()
 

@@ -6,8 +6,8 @@
 
 A run without a fault, through a proxy, gives the steps. Then the run is done again for each step and fault, with a real
 QEMU and a real guest behind the proxy. C(MONITOR_FAULTS=all) does every fault at every moment of every step of every
-operation, which takes an hour; without it each step of a sparse save and of a restore meets one fault of each kind,
-and the other operations meet some, chosen by C(MONITOR_SEED). C(MONITOR_OPERATIONS) names some operations, with commas
+operation, which takes an hour; without it each step of a sparse save and of a restore meets faults of two kinds, and
+the other operations meet some, chosen by C(MONITOR_SEED). C(MONITOR_OPERATIONS) names some operations, with commas
 between.
 """
 
@@ -34,6 +34,7 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils import _errors
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 from support import CounterGuest, GuestError, MonitorError, find_qemu_pids, gaps, listening_wrapper
 from support.guest import REPOSITORY
@@ -44,8 +45,9 @@ from support.preloaded import PreloadedModules
 ALL = os.environ.get("MONITOR_FAULTS") == "all"
 SEED = int(os.environ.get("MONITOR_SEED") or 1)
 
-#: How many faults the operations meet that are not done thoroughly.
+#: How many faults the operations meet that are not done thoroughly, and how many kinds each step of the others.
 SAMPLE = 6
+KINDS_EACH = 2
 
 #: Each has a guest of its own; they wait more than they work.
 WORKERS = 4
@@ -64,7 +66,7 @@ BOUND = 20.0
 #: The same with the product's own times, of which the longest is that for one answer.
 PATIENT_BOUND = 120.0
 
-#: The kinds of faults, of which each step meets one, by what they have in common.
+#: The kinds of faults, by what they have in common.
 KINDS = (
     ("cut", "cut for good"),
     ("hang", "hang for good", "QEMU frozen"),
@@ -92,7 +94,7 @@ class Operation:
     first_fault: Optional[Fault] = None
     #: Whether the module starts the QEMU, in a wrapper that stays beside it.
     launches: bool = False
-    #: Whether each step meets every kind of fault, also in a short run of the tests.
+    #: Whether each step meets a fault, also in a short run of the tests.
     thorough: bool = False
 
 
@@ -184,6 +186,10 @@ class Stand:
         self.socket = self.guest.observer_socket.with_name("proxy.sock")
         self.boot()
         self.settings = settings(self.guest)
+        self.succeed("qemu_save", after_save="resume")
+        #: What an undisturbed save records of the guest's disks.
+        self.media = self.recorded_media()
+        self.image.unlink()
         #: Where the counter was set back: QEMU was killed when the guest had gone on, and its image was still there.
         self.set_back: list[tuple[int, int]] = []
 
@@ -289,6 +295,8 @@ class Stand:
         assert found.alive or found.complete or fault.kind == "QEMU killed", f"the guest is lost: {result['msg']}"
         if not result.get("failed"):
             outcome = "success" if reached else "not reached"
+            if operation.module == "qemu_save":
+                assert self.recorded_media() == self.media, "success, but not all is recorded"
             if operation.module == "qemu_save" and "after_save" not in operation.options:
                 assert found.complete, f"success, but {found}"
                 self.guest.wait_exit()
@@ -318,6 +326,15 @@ class Stand:
                 assert is_true(found), f"it says {said!r}, but {found}: {result['msg']}"
                 return
         raise AssertionError(f"not a final sentence: {said!r} ({found}): {result['msg']}")
+
+    def recorded_media(self) -> list[object]:
+        """What the image records of its guest's disks, without what is another in each save."""
+        facts = read_image_head(str(self.image)).domain().save_facts
+        assert facts
+        return [
+            (medium.backend, medium.read_only, [(file.path, file.format, file.uncheckable) for file in medium.files])
+            for medium in Surroundings.parse(facts.surroundings).media
+        ]
 
     def look(self) -> Found:
         complete = self.image.exists() and self.image.read_bytes()[:16] == b"LibvirtQemudSave"
@@ -383,6 +400,7 @@ Case = tuple[Operation, Fault]
 
 def choose(operation: Operation, steps: Sequence[Step], choices: random.Random) -> list[Fault]:
     """The faults that an operation meets in this run of the tests."""
+    each = KINDS_EACH if operation.thorough and not ALL else len(KINDS)
     groups = [
         [
             Fault(step, moment, kind)
@@ -391,7 +409,7 @@ def choose(operation: Operation, steps: Sequence[Step], choices: random.Random) 
             if not (kind == "hollow" and step.command in EMPTY_IS_PROPER)
         ]
         for step in steps
-        for kinds in KINDS
+        for kinds in choices.sample(KINDS, each)
     ]
     if ALL:
         return [fault for group in groups for fault in group]

@@ -149,6 +149,14 @@ def test_user_namespace(start_by):
 
 
 @only_root
+@pytest.mark.parametrize("prefix", [["unshare", "--ipc"], ["unshare", "--pid", "--fork", "--kill-child"]])
+def test_namespace_of_its_own_processes(start_by, prefix):
+    problem = problems_of(start_by(prefix)).get("process_namespace")
+    assert problem is not None
+    assert problem.blocks
+
+
+@only_root
 def test_root_directory(start_by, tmp_path):
     jail = tmp_path / "jail"
     jail.mkdir()

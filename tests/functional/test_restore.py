@@ -129,24 +129,21 @@ def wait_for_boot(guest, pid=None):
 
 @pytest.mark.parametrize("how", ["started-as-nobody", "run-with"])
 def test_vm_of_another_user_is_started_as_that_user(make_guest, image, save, restore, how):
-    process = None
-    if how == "run-with":
-        guest = make_guest(extra_args=["-run-with", "user=nobody"])
-    else:
-        guest = make_guest(start=False)
-        guest.prepare()
-        for place in guest.workdir, *guest.workdir.parents[:3]:
-            place.chmod(0o755)
-        os.chown(guest.workdir, 65534, 65534)
-        os.chown(guest.qmp_socket.parent, 65534, 65534)
-        as_nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
-        process = subprocess.Popen([*as_nobody, *guest.argv()], cwd=guest.workdir, stdin=subprocess.DEVNULL)
-        wait_for_boot(guest, process.pid)
+    guest = make_guest(start=False, extra_args=["-run-with", "user=nobody"] if how == "run-with" else [])
+    guest.prepare()
+    for place in guest.workdir, *guest.workdir.parents[:3]:
+        place.chmod(0o755)
+    os.chown(guest.workdir, 65534, 65534)
+    os.chown(guest.qmp_socket.parent, 65534, 65534)
+    as_nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    command = guest.argv() if how == "run-with" else [*as_nobody, *guest.argv()]
+    process = subprocess.Popen(command, cwd=guest.workdir, stdin=subprocess.DEVNULL)
+    wait_for_boot(guest, process.pid)
     assert os.stat(f"/proc/{guest.pid}").st_uid == 65534
+    os.chown(guest.serial_log, 65534, 65534)  # root opened it, where root started QEMU
     continuity = Continuity(guest)
     save(name=VM, path=str(image))
-    if process:
-        process.wait()
+    process.wait()
     restored = restore(name=VM, path=str(image))
     assert os.stat(f"/proc/{restored['vm']['pid']}").st_uid == 65534
     continuity.check()

@@ -14,7 +14,7 @@ import pytest
 
 from support.observe import OTHER_VM, VM, Continuity, run_state, wait_until
 
-AT_ONCE = 5  # seconds, of which the start of a module takes most on a busy machine
+AT_ONCE = 10  # seconds, of which the start of a module takes most on a busy machine
 
 SLOW = {"bandwidth": "2M", "parallel_channels": 1}
 
@@ -51,7 +51,7 @@ def test_while_a_vm_is_saved(big_guest, image, start_module, way):
     started = time.monotonic()
     second = start_module("qemu_restore" if way == "restore" else "qemu_save", **options).result()
     assert time.monotonic() - started < AT_ONCE
-    assert second["error"] == "ConflictError", second["msg"]
+    assert second["error"] == "BusyError", second["msg"]
     assert f"by another run (pid {first.process.pid})" in second["msg"]
     assert is_partial(image)
     result = stop(first)
@@ -81,7 +81,7 @@ def test_while_an_image_is_restored(guest, image, save, start_module, module):
     started = time.monotonic()
     second = start_module(module, path=str(image), **options).result()
     assert time.monotonic() - started < AT_ONCE
-    assert second["error"] == "ConflictError", second["msg"]
+    assert second["error"] == "BusyError", second["msg"]
     assert str(image) in second["msg"]
     assert image.exists()
     first.process.send_signal(signal.SIGCONT)
@@ -97,7 +97,7 @@ def test_two_restores_at_once_of_which_one_wins(guest, image, save, start_module
     results = [run.result() for run in runs]
     # A loser that came late found the guest running.
     assert sum(result.get("changed", False) for result in results) == 1
-    assert {result.get("error") for result in results if result.get("failed")} <= {"ConflictError"}
+    assert {result.get("error") for result in results if result.get("failed")} <= {"BusyError", "ConflictError"}
     continuity.check()
 
 
@@ -106,7 +106,7 @@ def test_two_vms_saved_to_one_path_at_once(make_guest, image, start_module):
     one = make_guest(VM, memory_mib=256, block_mib=128)
     other = make_guest(OTHER_VM, memory_mib=256, block_mib=128)
     continuity = Continuity(other)
-    slow = start_module("qemu_save", name=OTHER_VM, path=str(image), bandwidth="32M", parallel_channels=1)
+    slow = start_module("qemu_save", name=OTHER_VM, path=str(image), bandwidth="8M", parallel_channels=1)
     wait_until(lambda: is_partial(image))
     first = start_module("qemu_save", name=VM, path=str(image)).result()
     assert first["changed"], first["msg"]

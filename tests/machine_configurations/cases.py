@@ -928,7 +928,7 @@ def by(*prefix: str) -> Callable[[list[str]], list[str]]:
 
 
 case("-daemonize, absolute paths", lambda place: ("-daemonize", *qcow2(place)))
-case("-run-with user=", own_user)
+refused("-run-with user=", ("working_directory", "opened_as_root"), own_user)
 case("-sandbox on", "-sandbox", "on,spawn=deny")
 case("-pidfile, -msg", lambda place: ("-pidfile", place / "pid", "-msg", "timestamp=on"))
 said("A log by -D", "log_begun_anew", lambda place: ("-D", place / "log", "-d", "guest_errors"))

@@ -66,7 +66,9 @@ class LaunchRecord:
     """How the saved QEMU had been started; strings are bytes decoded as UTF-8 with C(surrogateescape).
 
     C(umask) is octal; empty where it is not known. C(replayable) is false where running C(argv) again cannot work, and
-    C(reason) says why.
+    C(reason) says why. C(groups) are the supplementary groups, numbers joined by blanks, and C(capabilities) the
+    process's sets; where these are empty neither they nor C(no_new_privileges) were recorded. C(unit_argv) is what the
+    unit had for its QEMU, with its variables; empty where the unit does not execute QEMU itself.
     """
 
     argv: list[str]
@@ -78,6 +80,10 @@ class LaunchRecord:
     unit: str = ""
     replayable: bool = True
     reason: str = ""
+    groups: str = ""
+    no_new_privileges: bool = False
+    capabilities: str = ""
+    unit_argv: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +262,7 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
                 records.append(element)
             if element.attributes.get("voucher"):
                 edits.append(element.attribute_edit(data, "voucher", ""))
-        if element.tag in (_our("argument"), _our("surroundings")):
+        if element.tag in (_our("argument"), _our("unit-argument"), _our("surroundings")):
             shown = redact_argument(_decode_text(element, path))
             if shown != _decode_text(element, path):
                 name = element.tag[len(_our("")) :]
@@ -317,7 +323,7 @@ def redact_argument(argument: str) -> str:
 
 # --- our record -------------------------------------------------------------------------------------------------
 
-_ELEMENT_OF_FIELD = {"argv": "argument"}
+_ELEMENT_OF_FIELD = {"argv": "argument", "unit_argv": "unit-argument"}
 _Record = t.TypeVar("_Record", LaunchRecord, SaveFacts)
 
 
@@ -366,7 +372,7 @@ def _from_elements(kind: type[_Record], parent: _Element, path: str) -> _Record:
         texts = [_decode_text(element, path) for element in parent.children_named(_our(name))]
         if any("\0" in text for text in texts):
             raise ImageFormatError(path, f"our record in the domain XML has a NUL in {name}")
-        if field.name == "argv":
+        if field.name in _ELEMENT_OF_FIELD:  # as many elements as it has words
             values[field.name] = texts
         elif texts:
             values[field.name] = _value(texts[0], str(field.type), name, path)

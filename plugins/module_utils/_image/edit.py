@@ -64,7 +64,7 @@ def open_for_edit(path: str) -> t.Iterator[int]:
     Others are found by C(flock), and, on local file systems, by asking the kernel for a lease, which it refuses while
     another process has the file open (such as a QEMU that loads it).
 
-    :raises ConflictError: another process has the file.
+    :raises BusyError: another run has the file.
     :raises LockHeldError: a process that is no run of this user's has locked it.
     :raises ImageNotFoundError: there is no file.
     :raises ImageFormatError: it is not a regular file.

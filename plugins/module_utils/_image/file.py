@@ -20,6 +20,7 @@ import stat
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    BusyError,
     ConflictError,
     ImageAccessError,
     ImageError,
@@ -212,7 +213,7 @@ def _read_text(descriptor: int, offset: int, length: int, path: str, what: str) 
         raise ImageFormatError(path, f"the {what} is not UTF-8 (byte {error.start})") from error
 
 
-def image_identity(path: str) -> str:
+def file_identity(path: str) -> str:
     """What tells the file at a path from any other that was or will be there; empty where there is none.
 
     Its inode, which another file may get after it, and its time of change.
@@ -233,7 +234,7 @@ def image_lock(path: str) -> t.Iterator[None]:
 
     The lock ends with this process, however it ends.
 
-    :raises ConflictError: another run is at work on it.
+    :raises BusyError: another run is at work on it.
     :raises LockHeldError: someone else has locked it.
     """
     try:
@@ -244,10 +245,8 @@ def image_lock(path: str) -> t.Iterator[None]:
     try:
         with contextlib.ExitStack() as locks:
             hold_image(locks, descriptor, path)
-            if image_identity(path) != _identity(os.fstat(descriptor)):
-                raise ConflictError(
-                    f"{path} was replaced or removed by another run just now", cure="Run the task again"
-                )
+            if file_identity(path) != _identity(os.fstat(descriptor)):
+                raise BusyError(f"{path} was replaced or removed by another run just now", cure="Run the task again")
             yield
     finally:
         os.close(descriptor)
@@ -258,7 +257,7 @@ def hold_image(locks: contextlib.ExitStack, descriptor: int, path: str, whoever:
 
     :param whoever: the file is of this user's own making, so a lock of another user's process on it (whose QEMU was
         handed a descriptor) means nothing.
-    :raises ConflictError: another run is at work on it.
+    :raises BusyError: another run is at work on it.
     :raises LockHeldError: someone else has locked it.
     :raises ImageAccessError: it cannot be locked.
     """
@@ -267,7 +266,7 @@ def hold_image(locks: contextlib.ExitStack, descriptor: int, path: str, whoever:
     if held is None or (whoever and held.uid is not None and not held.is_run):
         return
     if held.is_run:
-        raise ConflictError(
+        raise BusyError(
             f"{path} is being saved, restored or changed by another run{held.who}",
             cure="Wait for its end, then run the task again",
         )
@@ -583,7 +582,7 @@ class PartialImage:
             raise FileNotFoundError(errno.ENOENT, "removed or replaced by another process")
 
     def _require_replaceable_target(self) -> str:
-        """Which file is at the target (C(image_identity)); empty where there is none.
+        """Which file is at the target (C(file_identity)); empty where there is none.
 
         :raises RequestError: it is not a regular file.
         """

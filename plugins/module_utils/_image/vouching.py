@@ -74,5 +74,9 @@ def _values(record: domain_xml.LaunchRecord | domain_xml.SaveFacts | None) -> li
     """The fields that are not as they are by default, by name; None where there is no record."""
     if record is None:
         return None
-    values = [(field.name, getattr(record, field.name), field.default) for field in dataclasses.fields(record)]
-    return sorted((name, value) for name, value, default in values if value != default)
+    found = []
+    for field in dataclasses.fields(record):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if getattr(record, field.name) != default:
+            found.append((field.name, getattr(record, field.name)))
+    return sorted(found)

@@ -11,6 +11,7 @@ comes in, so that whoever asked may rely on what QEMU's documentation says.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import typing as t
 
@@ -62,11 +63,11 @@ _ANSWERS: dict[str, Shape] = {
     "qom-list": [{"name": _WORD, "type": _WORD}],
     "query-block": [
         {
-            "device?": _WORD,
+            "device": _WORD,
             "qdev?": _WORD,
             "inserted?": {
-                "node-name?": _WORD,
-                "ro?": bool,
+                "node-name": _WORD,
+                "ro": bool,
                 "image?": {"filename?": _PATH},
                 **dict.fromkeys(("bps?", "bps_rd?", "bps_wr?", "iops?", "iops_rd?", "iops_wr?"), _SIZE),
                 "write_threshold?": _SIZE,
@@ -77,11 +78,11 @@ _ANSWERS: dict[str, Shape] = {
     "query-block-jobs": [{"device": _WORD, "type": _WORD}],
     "query-cpus-fast": [dict],
     "query-fdsets": [
-        {"fdset-id": Number(0, 2**63 - 1), "fds": [{"fd?": Number(0, 2**31 - 1), "opaque?": _PATH}]},
+        {"fdset-id": Number(0, 2**63 - 1), "fds": [{"fd": Number(0, 2**31 - 1), "opaque?": _PATH}]},
     ],
     "query-jobs": [{"id": _WORD, "type": _WORD, "status": _WORD}],
     "query-kvm": {"enabled": bool},
-    "query-memdev": [{"id?": _WORD, "prealloc?": bool}],
+    "query-memdev": [{"id?": _WORD, "prealloc": bool}],
     "query-memory-devices": [
         {"type": _WORD, "data": {"id?": _WORD, "memdev?": _WORD, "size?": _MEMORY}},
     ],
@@ -99,7 +100,7 @@ _ANSWERS: dict[str, Shape] = {
     "query-name": {"name?": _WORD},
     "query-named-block-nodes": [
         {
-            "node-name?": _WORD,
+            "node-name": _WORD,
             "drv": _WORD,
             "file": _PATH,
             "dirty-bitmaps?": [{"name?": _WORD, "persistent": bool}],
@@ -141,19 +142,14 @@ def message_problem(data: bytes) -> str:
     return ""
 
 
-_OUTSIDE_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = dict(zip(b"[{]}", (1, 1, -1, -1)))
 
 
 def _depth(data: bytes) -> int:
-    depth = deepest = 0
-    for found in _OUTSIDE_TEXT.finditer(data):
-        sign = found.group()
-        if sign in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif sign in b"]}":
-            depth -= 1
-    return deepest
+    brackets = _TEXT.sub(b"", data).translate(None, _NO_BRACKETS)
+    return max(itertools.accumulate(map(_STEPS.__getitem__, brackets)), default=0)
 
 
 def answer_problem(command: str, answer: object) -> str:

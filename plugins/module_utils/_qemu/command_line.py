@@ -299,9 +299,36 @@ def changes_user(argv: t.Sequence[str]) -> bool:
     )
 
 
+def without_change_of_user(argv: t.Sequence[str]) -> list[str]:
+    """A command line without what makes QEMU another user, which only root may: it is started as that user instead."""
+    kept: list[str] = []
+    position = 0
+    for option in options(argv):
+        kept += argv[position : option.start]
+        position = option.end
+        if option.name == "runas":
+            continue
+        pairs = option_pairs(option.argument or "") if option.name == "run-with" else []
+        rest = [(key, value) for key, value in pairs if key != "user"]
+        if len(rest) == len(pairs):
+            kept += argv[option.start : option.end]
+        elif rest:
+            kept += [argv[option.start], ",".join(f"{key}={value.replace(',', ',,')}" for key, value in rest)]
+    return [*kept, *argv[position:]]
+
+
 def daemonizes(argv: t.Sequence[str]) -> bool:
     """Whether QEMU goes into the background when it is up (C(-daemonize))."""
     return any(option.name == "daemonize" for option in options(argv))
+
+
+def start_options(argv: t.Sequence[str], daemonize: bool = False) -> list[CommandOption]:
+    """The options that a restore takes out.
+
+    :param daemonize: leave C(-daemonize) where it is.
+    """
+    names = _START_OPTIONS - {"daemonize"} if daemonize else _START_OPTIONS
+    return [option for option in options(argv) if option.name in names]
 
 
 def restore_command(argv: t.Sequence[str], machine: str = "", daemonize: bool = False) -> list[str]:
@@ -321,13 +348,13 @@ def restore_command(argv: t.Sequence[str], machine: str = "", daemonize: bool = 
             f"The saved machine type {machine!r} is not the name of one, so no QEMU is started with it",
             cure="The image is damaged or forged: restore an intact copy, or start the VM from its disks",
         )
-    start_options = _START_OPTIONS - {"daemonize"} if daemonize else _START_OPTIONS
+    taken_out = start_options(argv, daemonize)
     kept: list[str] = []
     position = 0
     appending = _appending_words(argv)
     for option in options(argv):
         kept += argv[position : option.start]
-        if option.name not in start_options:
+        if option not in taken_out:
             kept += appending.get(option.start, argv[option.start : option.end])
         position = option.end
     kept += argv[position:]

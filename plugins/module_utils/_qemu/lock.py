@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import BusyError, ConflictError
 from ansible_collections.vmops.qemu.plugins.module_utils._lock import named_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
@@ -24,7 +24,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Qe
 def vm_lock(process: QemuProcess) -> t.Iterator[None]:
     """Hold the lock of a VM's QEMU; without effect where it has ended.
 
-    :raises ConflictError: another run holds it, or there is no place for it.
+    :raises BusyError: another run holds it.
+    :raises ConflictError: there is no place for it.
     """
     try:
         birth = int(read_process_stat(process.pid)[START_TICKS])
@@ -41,7 +42,7 @@ def vm_lock(process: QemuProcess) -> t.Iterator[None]:
                 cure="Give the directory to the user that runs the task, with the mode 0700",
             ) from exc
         if holder is not None:
-            raise ConflictError(
+            raise BusyError(
                 f"{label} is being saved or restored by another run{holder}",
                 cure="Wait for its end, then run the task again",
             )

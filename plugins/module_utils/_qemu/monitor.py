@@ -75,6 +75,9 @@ GREETING_TIMEOUT = 8.0
 #: Seconds until a command must have been answered. QEMU answers at once, except where it flushes disks (stop, quit).
 COMMAND_TIMEOUT = 60.0
 
+#: The class of QEMU's error for a command that it does not have.
+_COMMAND_NOT_FOUND = "CommandNotFound"
+
 Event = t.Dict[str, t.Any]
 
 #: The events that are looked for, and how many of them are kept: a save has some ten. Others are dropped as they come.
@@ -253,6 +256,21 @@ class Monitor:
             raise self._lost_error("")
         return answer
 
+    async def execute_if_known(self, command: str, arguments: dict[str, t.Any] | None = None) -> t.Any:
+        """As :meth:`execute`, for commands that not every supported QEMU has: None where this one does not.
+
+        Any other refusal is none: what QEMU does not say must not be taken for what is not there.
+
+        :raises CommandError: QEMU has the command, and answered with an error.
+        :raises MonitorError: as :meth:`execute`.
+        """
+        try:
+            return await self.execute(command, arguments)
+        except CommandError as exc:
+            if exc.error_class != _COMMAND_NOT_FOUND:
+                raise
+            return None
+
     def send_descriptor(self, descriptor: int) -> None:
         """Pass a descriptor with the next command (C(add-fd), C(getfd)); the caller keeps its own copy.
 
@@ -354,6 +372,8 @@ async def _open_session(address: str, timeout: float) -> _Session:
     """As :meth:`Monitor.connect`."""
     logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
     logging.getLogger("qemu.qmp").propagate = False
+    # Where a connection ends under several commands, each says so itself; asyncio would print a line as well.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     shown = _shown(address)
     busy = MonitorBusyError(
         f"The QMP socket {shown} did not greet within {timeout:g} seconds: another client holds it"

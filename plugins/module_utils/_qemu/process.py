@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import pwd
 import re
 import select
 import signal
@@ -37,6 +36,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_li
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import (
+    Rights,
+    read_rights,
+    read_status,
+    rights_of,
+    start_words,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
@@ -52,17 +58,14 @@ _START_INTERVAL = 0.05
 MAX_COMMAND_LINE = 512 * 1024
 MAX_WORDS = 16 * 1024
 
-#: Bytes of a status file in /proc at most; its longest line are the groups, of which the kernel allows 65536.
-_MAX_STATUS = 1024 * 1024
+#: Bytes of the counters of a process in /proc at most.
+_MAX_COUNTERS = 64 * 1024
 
 #: File names of QEMU's; with a dot where a distribution wraps it (C(.qemu-system-x86_64-wrapped)).
 _EMULATOR = re.compile(r"\.?(?:qemu|kvm|qemu-kvm|qemu-system-.+)")
 
 #: The umask of a QEMU of which none is known. This process's own may let everyone use what it creates, its monitor too.
 DEFAULT_UMASK = 0o022
-
-#: The user or group id (uid_t)-1, with which setreuid changes nothing: root would stay root.
-_NO_CHANGE = 2**32 - 1
 
 #: All that a launched QEMU inherits: what it was started with by its first owner is not known, and what the
 #: controller's session happens to hold (tokens, SSH agents) is none of its business.
@@ -86,6 +89,8 @@ class QemuProcess:
     umask: int = DEFAULT_UMASK
     #: Whether C(cwd) and C(executable) are what /proc says, rather than guessed for another user's process.
     visible: bool = True
+    #: What the kernel says that it may do; None where it does not say all.
+    rights: Rights | None = dataclasses.field(default=None, compare=False)
     #: What it was configured to be, as far as that can be told now. It is the same process when a file has changed.
     configuration: Configuration = dataclasses.field(default=Configuration((), ()), compare=False)
 
@@ -148,6 +153,7 @@ def _look_at(pid: int) -> QemuProcess | UnreadableProcess | None:
     if not any(_is_emulator(path) for path in (argv[0], executable)):
         return None
     configuration = read_configuration(argv, cwd, pid, owner.st_uid)
+    umask, rights = _read_status(pid)
     return QemuProcess(
         pid=pid,
         name=command_line.guest_name(configuration.words),
@@ -155,7 +161,8 @@ def _look_at(pid: int) -> QemuProcess | UnreadableProcess | None:
         cwd=cwd,
         executable=executable,
         visible=visible,
-        umask=_read_umask(base),
+        umask=umask,
+        rights=rights,
         uid=owner.st_uid,
         gid=owner.st_gid,
         configuration=configuration,
@@ -170,19 +177,14 @@ def _unreadable(pid: int, uid: int, data: bytes) -> UnreadableProcess | None:
     return UnreadableProcess(pid, uid) if any(_is_emulator(name) for name in names) else None
 
 
-def _read_umask(base: str) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        for key, value in _read_status(base):
-            if key == "Umask":  # from Linux 4.7 on
-                return int(value, 8)
-    return DEFAULT_UMASK
-
-
-def _read_status(base: str) -> t.Iterator[tuple[str, str]]:
-    """The keys and values of a process's status; raises OSError."""
-    for line in read_bounded(f"{base}/status", _MAX_STATUS).decode("ascii", "replace").split("\n"):
-        key, _colon, value = line.partition(":")
-        yield key, value
+def _read_status(pid: int) -> tuple[int, Rights | None]:
+    """The umask of a process, and what it may do."""
+    try:
+        status = read_status(pid)
+        umask = int(status.get("Umask", f"{DEFAULT_UMASK:o}"), 8)  # from Linux 4.7 on
+    except (OSError, ValueError):
+        return DEFAULT_UMASK, None
+    return umask, rights_of(status)
 
 
 def _is_emulator(path: str) -> bool:
@@ -286,7 +288,7 @@ def bytes_read(pid: int) -> int:
 
     :raises OSError: it has ended, or is another user's.
     """
-    return int(read_bounded(f"/proc/{pid}/io", _MAX_STATUS).split()[1])  # rchar
+    return int(read_bounded(f"/proc/{pid}/io", _MAX_COUNTERS).split()[1])  # rchar
 
 
 def work_done(pid: int) -> tuple[int, int] | None:
@@ -295,7 +297,7 @@ def work_done(pid: int) -> tuple[int, int] | None:
     As coarse as that, since one that only waits does a little now and then, too.
     """
     try:
-        read, written = (int(word) for word in read_bounded(f"/proc/{pid}/io", _MAX_STATUS).split()[1:4:2])
+        read, written = (int(word) for word in read_bounded(f"/proc/{pid}/io", _MAX_COUNTERS).split()[1:4:2])
         stat_fields = read_process_stat(pid)
         ticks = int(stat_fields[USER_TICKS]) + int(stat_fields[SYSTEM_TICKS])
     except (OSError, ValueError, IndexError):
@@ -310,7 +312,7 @@ def resident_bytes(pid: int) -> int | None:
     """
     total = 0
     try:
-        for key, value in _read_status(f"/proc/{pid}"):
+        for key, value in read_status(pid).items():
             if key in ("VmRSS", "VmSwap", "HugetlbPages"):
                 total += int(value.split()[0]) * 1024
     except (OSError, ValueError, IndexError):
@@ -400,15 +402,17 @@ def _why_not_trusted(program: str, uid: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """How to start a QEMU; C(uid) and C(gid) of -1 mean this process's own."""
+    """How to start a QEMU."""
 
     argv: tuple[str, ...]
     cwd: str = "/"
-    uid: int = -1
-    gid: int = -1
+    #: As whom, and with what; None for what whoever starts it has: this process, systemd, or the unit.
+    rights: Rights | None = None
     umask: int = DEFAULT_UMASK
-    #: The systemd service that shall start it, with that service's own user; empty for none.
+    #: The systemd service that shall start it; empty for none.
     unit: str = ""
+    #: The unit's own words, in which systemd expands variables; empty where it executes ``argv``.
+    unit_argv: tuple[str, ...] = ()
 
 
 class LaunchedQemu(t.Protocol):
@@ -460,28 +464,21 @@ class LaunchedProcess:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         how = self.how
+        before = start_words(how.rights, read_rights("self"), how.cwd)
         log = self._log.open()
         try:
-            identity: dict[str, t.Any] = {}
-            if os.geteuid() == 0 and how.uid > 0:
-                if max(how.uid, how.gid) >= _NO_CHANGE:
-                    raise OverflowError(f"{max(how.uid, how.gid)} is no user or group")
-                group = how.gid if how.gid >= 0 else None
-                identity = {"user": how.uid, "group": group, "extra_groups": _groups(how.uid)}
             return subprocess.Popen(
-                how.argv,
+                [*before, *how.argv],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=how.cwd,
+                cwd="/" if before else how.cwd,
                 env=LAUNCH_ENVIRONMENT,
                 close_fds=True,
                 start_new_session=True,
                 umask=how.umask,
-                **identity,
             )
-        # ValueError: a NUL in a word; OverflowError: a user id that is none.
-        except (OSError, subprocess.SubprocessError, ValueError, OverflowError) as exc:
+        except (OSError, subprocess.SubprocessError, ValueError) as exc:  # ValueError: a NUL in a word
             raise LaunchError(
                 f"{how.argv[0]} could not be started in {how.cwd}: {exc}",
                 cure="Check that the emulator is installed where the command says, and that its directory is there",
@@ -530,11 +527,3 @@ class LaunchedProcess:
             # It is meant to live on: keep subprocess from warning that it was not waited for.
             self._process.returncode = 0
         self._log.close()
-
-
-def _groups(uid: int) -> list[int]:
-    try:
-        entry = pwd.getpwuid(uid)
-    except KeyError:
-        return []
-    return os.getgrouplist(entry.pw_name, entry.pw_gid)

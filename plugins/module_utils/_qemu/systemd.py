@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import signal
 import subprocess
+import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
@@ -47,12 +49,21 @@ _MAX_UNIT_NAME = 255
 #: The settings of a service with commands that run beside its main process, in the order in which they do.
 HELPER_SETTINGS = ("ExecCondition", "ExecStartPre", "ExecStartPost", "ExecStop", "ExecStopPost")
 
+#: The settings of a service that systemd brings about by seccomp filters.
+_FILTER_SETTINGS = (
+    *("SystemCallFilter", "SystemCallArchitectures", "SystemCallLog", "RestrictAddressFamilies", "RestrictNamespaces"),
+    *("RestrictRealtime", "RestrictSUIDSGID", "LockPersonality", "MemoryDenyWriteExecute", "PrivateDevices"),
+    *("ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectClock", "ProtectHostname"),
+)
+
 #: What is asked of a unit; no value of these has a newline, but the commands.
 _PROPERTIES = (
     *("Id", "LoadState", "ActiveState", "SubState", "Result", "Job", "MainPID", "ExecMainStatus", "Type"),
     *("FragmentPath", "DropInPaths", "Transient", "ConditionResult", "InvocationID"),
     *("Restart", "WorkingDirectory", "RuntimeDirectory", "RuntimeDirectoryPreserve", "PrivateTmp"),
     *("PrivateNetwork", "NetworkNamespacePath", "OnSuccess", "Environment", "EnvironmentFiles"),
+    *("User", "DynamicUser", "NoNewPrivileges"),
+    *_FILTER_SETTINGS,
     *HELPER_SETTINGS,
 )
 
@@ -118,6 +129,14 @@ class Unit:
     #: The variables that it sets, and the files with more of them.
     environment: tuple[tuple[str, str], ...] = ()
     environment_files: tuple[str, ...] = ()
+    #: The user of its processes (C(User=)), a name or a number; empty for root.
+    user: str = ""
+    #: Whether its user is made for each of its runs.
+    dynamic_user: bool = False
+    #: Whether its processes may not gain privileges by programs that they run.
+    no_new_privileges: bool = False
+    #: Whether any of its settings gives its processes seccomp filters.
+    has_filters: bool = False
     helpers: tuple[HelperCommand, ...] = ()
 
 
@@ -336,6 +355,10 @@ def parse_units(text: str) -> list[Unit]:
                 environment_files=tuple(
                     re.findall(r"^EnvironmentFiles=(.*?)(?: \(ignore_errors=\w+\))?$", block, re.MULTILINE)
                 ),
+                user=keys.get("User", ""),
+                dynamic_user=keys.get("DynamicUser") == "yes",
+                no_new_privileges=keys.get("NoNewPrivileges") == "yes",
+                has_filters=any(keys.get(name, "") not in ("", "no", "~") for name in _FILTER_SETTINGS),
                 helpers=tuple(commands[int(number)] for number in re.findall(r"^Command=(\d+)$", block, re.MULTILINE)),
             )
         )
@@ -365,6 +388,17 @@ class StartCommand:
     program: str
     #: The characters before it in C(ExecStart=) that say as whom it runs.
     prefix: str
+    #: Its words, with its own name first: specifiers (C(%i)) are expanded in them, and variables are not yet; None
+    #: where systemd cannot tell them.
+    words: tuple[str, ...] | None = None
+    #: Whether systemd expands variables in them when it starts them.
+    expands: bool = True
+    #: Whether a shell reads them.
+    by_shell: bool = False
+    #: The capabilities that its processes can have, one bit for each; None where systemd cannot tell them.
+    bounding: int | None = None
+    #: Those that a user other than root has in its processes.
+    ambient: int = 0
 
 
 _USER_FLAGS = {"privileged": "+", "no-setuid": "!", "ambient": "!!"}
@@ -372,6 +406,11 @@ _USER_FLAGS = {"privileged": "+", "no-setuid": "!", "ambient": "!!"}
 
 async def read_start_command(name: str) -> StartCommand:
     """The first command of a service's C(ExecStart=); raises as :func:`read_units`."""
+    path = f"/org/freedesktop/systemd1/unit/{_bus_label(name)}"
+    interface = ("org.freedesktop.systemd1", path, "org.freedesktop.systemd1.Service")
+    with contextlib.suppress(UnitError):  # no D-Bus, an older systemd, or words that are not UTF-8
+        asked = ("ExecStartEx", "CapabilityBoundingSet", "AmbientCapabilities")
+        return parse_bus_start_command(await run_tool("busctl", "--json=short", "get-property", *interface, *asked))
     # Asked for alone, since the arguments may have newlines.
     for key in ("ExecStartEx", "ExecStart"):  # the former since systemd 243
         text = await systemctl("show", f"--property={key}", "--", name)
@@ -380,15 +419,48 @@ async def read_start_command(name: str) -> StartCommand:
     return parse_start_command(text)
 
 
+def _bus_label(name: str) -> str:
+    """A unit's name as a part of its object's path on D-Bus (sd-bus's bus_label_escape)."""
+    return "".join(
+        char if char.isascii() and (char.isalpha() or (char.isdigit() and position)) else f"_{ord(char):02x}"
+        for position, char in enumerate(name)
+    )
+
+
+def parse_bus_start_command(text: str) -> StartCommand:
+    """The first command in what C(busctl) prints of C(ExecStartEx), C(CapabilityBoundingSet), C(AmbientCapabilities).
+
+    :raises UnitError: that is not what it has printed.
+    """
+    try:
+        commands, bounding, ambient = (json.loads(line)["data"] for line in text.splitlines())
+        if not commands:
+            return StartCommand("", "")
+        program, words, flags = commands[0][:3]
+        return StartCommand(
+            program=str(program),
+            prefix=_user_prefix(flags),
+            words=tuple(str(word) for word in words),
+            expands="no-env-expand" not in flags,
+            by_shell="via-shell" in flags,
+            bounding=int(bounding),
+            ambient=int(ambient),
+        )
+    except (ValueError, KeyError, TypeError, IndexError) as exc:
+        raise UnitError(f"busctl has printed what is not understood: {text[:80]!r}") from exc
+
+
+def _user_prefix(flags: t.Collection[str]) -> str:
+    return "".join(sign for flag, sign in _USER_FLAGS.items() if flag in flags)
+
+
 def parse_start_command(text: str) -> StartCommand:
     """The first command in what C(systemctl show) prints of C(ExecStartEx) or C(ExecStart)."""
     program = re.match(r"\s*\w+=\{ path=(.*?) ; argv\[\]=", text, re.DOTALL)
     # What follows the flags is systemd's own, so the last place is the right one, whatever the arguments say.
     flags = re.search(r".* ; flags=([a-z- ]*) ; start_time=", text, re.DOTALL)
     names = flags.group(1).split() if flags else []
-    return StartCommand(
-        program.group(1) if program else "", "".join(sign for flag, sign in _USER_FLAGS.items() if flag in names)
-    )
+    return StartCommand(program.group(1) if program else "", _user_prefix(names))
 
 
 # --- writing ----------------------------------------------------------------------------------------------------
@@ -399,15 +471,17 @@ def escape_specifiers(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def quote_word(word: str) -> str:
+def quote_word(word: str, variables: bool = False) -> str:
     """One word of a command in a unit file, so that it arrives as it is: any bytes but NUL.
 
     In double quotes with C escapes; a doubled percent sign and dollar sign stand for one.
+
+    :param variables: leave dollar signs as they are, for systemd to expand the variables (systemd.service(5)).
     """
     quoted = ""
     for byte in word.encode("utf-8", "surrogateescape"):
         char = chr(byte)
-        if char in "%$":
+        if char == "%" or (char == "$" and not variables):
             quoted += char * 2
         elif char in '"\\' or not 0x20 <= byte < 0x7F:
             quoted += f"\\x{byte:02x}"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import grp
 import os
 import pwd
 import re
@@ -32,6 +31,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     LaunchedQemu,
     ProcessWatch,
     QemuProcess,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import (
+    Capabilities,
+    Rights,
+    read_rights,
+    start_words,
 )
 
 _GUARD = "50-vmops-saved.conf"
@@ -75,6 +80,8 @@ class VmUnit:
     may_start_vm: bool = False
     #: What systemd says of it; None where there is none.
     facts: systemd.Unit | None = None
+    #: What it executes, where it starts the VM.
+    command: systemd.StartCommand | None = None
 
     @property
     def starts_vm(self) -> bool:
@@ -98,9 +105,41 @@ async def read_vm_unit(process: QemuProcess, known: t.Mapping[str, systemd.Unit]
         return VmUnit(name, f"{name} is a transient unit, which is gone after its end", facts=unit)
     if unit.main_pid != process.pid:
         return VmUnit(name, f"it is not the main process of {name}", may_start_vm=True, facts=unit)
-    program = (await systemd.read_start_command(name)).program
-    is_qemu = os.path.realpath(program) == os.path.realpath(process.executable)
-    return VmUnit(name, "", "" if is_qemu else program, facts=unit)
+    command = await systemd.read_start_command(name)
+    starter = "" if executes(command, process.executable) else command.program
+    return VmUnit(name, "", starter, facts=unit, command=command)
+
+
+def executes(command: systemd.StartCommand, program: str) -> bool:
+    """Whether a unit executes this QEMU itself, rather than what becomes it."""
+    return os.path.realpath(command.program) == os.path.realpath(program) and not command.by_shell
+
+
+def require_startable(unit: systemd.Unit) -> None:
+    """:raises LaunchError: it is no unit that could be started, or it runs."""
+    if unit.load_state != "loaded":
+        raise LaunchError(
+            f"The unit {unit.name}, which started the VM, is {unit.load_state}",
+            cure=f"See systemctl status {unit.name}; or give the VM's command in launch: command",
+        )
+    if unit.main_pid and unit.active_state != "deactivating":
+        raise LaunchError(
+            f"The unit {unit.name}, which started the VM, runs already (pid {unit.main_pid})",
+            cure="Find out what it runs; stop it if that is not this VM",
+        )
+
+
+def start_user(unit: systemd.Unit, command: systemd.StartCommand) -> int | None:
+    """The user as whom a unit executes its command at first; None where it is not known.
+
+    With a C(+) or an exclamation mark before the command that is root, whatever C(User=) says.
+    """
+    if command.prefix or not (unit.user or unit.dynamic_user):
+        return 0
+    try:
+        return int(unit.user) if unit.user.isdecimal() else pwd.getpwnam(unit.user).pw_uid
+    except (KeyError, OverflowError):
+        return None
 
 
 # --- the guard --------------------------------------------------------------------------------------------------
@@ -180,8 +219,8 @@ def _fits_in_line(path: str) -> bool:
     return path.isprintable() and path == path.strip() and not path.endswith("\\")
 
 
-def _command(words: t.Sequence[str]) -> str:
-    return " ".join(systemd.quote_word(word) for word in words)
+def _command(words: t.Sequence[str], variables: bool = False) -> str:
+    return " ".join(systemd.quote_word(word, variables) for word in words)
 
 
 def _mount_point(directory: str) -> str:
@@ -214,6 +253,22 @@ async def free_unit(name: str, image: str | None = None, check_mode: bool = Fals
     if removed and systemd.is_running():
         await systemd.reload()
     return removed
+
+
+async def forget_restore(unit: systemd.Unit, check_mode: bool = False) -> bool:
+    """Remove what a restore that was killed left, which has the unit start a QEMU that waits; whether there was any.
+
+    :param unit: one that does not run; one that is just starting is stopped, as it would go on with its own command.
+    :param check_mode: only look.
+    :raises UnitError: it could not be done.
+    """
+    found = any(os.path.lexists(path) for path in _restore_files(unit.name))
+    if found and not check_mode:
+        if unit.active_state not in ("inactive", "failed"):
+            await systemd.systemctl("stop", "--", unit.name)
+        _remove_restore_files(unit.name)
+        await systemd.reload()
+    return found
 
 
 def is_guarded_for(name: str, image: str) -> bool:
@@ -259,15 +314,11 @@ def choose_launch(how: Launch, log_path: str, vm_name: str) -> LaunchedQemu:
 
 
 def _fits_in_transient_unit(how: Launch, log_path: str) -> bool:
-    """Whether systemd takes it: over D-Bus only UTF-8, and only users and groups that have a name."""
+    """Whether systemd takes it: over D-Bus only UTF-8."""
     try:
         for word in (*how.argv, how.cwd, log_path):
             word.encode()
-        if how.uid > 0:
-            pwd.getpwuid(how.uid)
-            if how.gid >= 0:
-                grp.getgrgid(how.gid)
-    except (UnicodeEncodeError, KeyError):
+    except UnicodeEncodeError:
         return False
     return True
 
@@ -348,22 +399,13 @@ class LaunchedService(_LaunchedUnit):
         """
         systemd.require_root(f"start {self.name}")
         unit = await systemd.read_unit(self.name)
-        if unit.load_state != "loaded":
-            raise LaunchError(
-                f"The unit {self.name}, which started the VM, is {unit.load_state}",
-                cure=f"See systemctl status {self.name}; or give the VM's command in launch: command",
-            )
-        if unit.main_pid and unit.active_state != "deactivating":
-            raise LaunchError(
-                f"The unit {self.name}, which started the VM, runs already (pid {unit.main_pid})",
-                cure="Find out what it runs; stop it if that is not this VM",
-            )
+        require_startable(unit)
         if unit.active_state not in ("inactive", "failed"):
             # It is just ending, waits for a restart, or counts as active without a process (RemainAfterExit).
             await systemd.systemctl("stop", "--", self.name)
         drop_in, hidden_guard = _restore_files(self.name)
         self._changed = True
-        text = restore_text(self.how, unit.service_type, await systemd.read_start_command(self.name))
+        text = restore_text(self.how, unit, await systemd.read_start_command(self.name))
         systemd.write_drop_in(drop_in, text, mode=0o600)
         systemd.hide_drop_in(hidden_guard)
         await systemd.reload()
@@ -400,11 +442,12 @@ class LaunchedService(_LaunchedUnit):
             await systemd.reload()
 
 
-def restore_text(how: Launch, service_type: str, own: systemd.StartCommand) -> str:
+def restore_text(how: Launch, unit: systemd.Unit, own: systemd.StartCommand) -> str:
     """What makes a unit start a QEMU that waits for its state.
 
-    :param service_type: the unit's C(Type=).
+    :param unit: as systemd has it.
     :param own: the unit's own command.
+    :raises LaunchError: it cannot be started with its own rights alone.
     """
     lines = [
         "# Made by vmops.qemu.qemu_restore for one start: QEMU waits for its saved state. It is removed after that.",
@@ -413,12 +456,40 @@ def restore_text(how: Launch, service_type: str, own: systemd.StartCommand) -> s
         "Restart=no",
     ]
     daemonizes = command_line.daemonizes(how.argv)
-    if service_type in _TOLD_TYPES and not (service_type == "forking" and daemonizes):
+    if unit.service_type in _TOLD_TYPES and not (unit.service_type == "forking" and daemonizes):
         lines.append("Type=simple")
-    if os.path.realpath(own.program) != os.path.realpath(how.argv[0]) and not daemonizes:
+    if how.unit_argv:
+        program, *words = how.unit_argv
+        # Without variables' names the words are those of the unit, whatever flags it has.
+        flags = f"{own.prefix}{'' if own.expands else ':'}{'@' if own.words and own.words[0] != own.program else ''}"
+        named = [own.program, program] if "@" in flags else [own.program]
+        command = f"{flags}{' '.join([*map(systemd.quote_word, named), _command(words, variables=True)])}"
+        return "\n".join([*lines, "ExecStart=", f"ExecStart={command}", ""])
+    before = start_words(how.rights, _given_by(unit, own), "" if daemonizes else how.cwd)
+    if not before and os.path.realpath(own.program) != os.path.realpath(how.argv[0]) and not daemonizes:
         # The program that became QEMU may have gone elsewhere; a QEMU that daemonizes has gone to the root itself.
         lines.append(f"WorkingDirectory={systemd.escape_specifiers(how.cwd)}")
-    return "\n".join([*lines, "ExecStart=", f"ExecStart={own.prefix}{_command(how.argv)}", ""])
+    return "\n".join([*lines, "ExecStart=", f"ExecStart={own.prefix}{_command([*before, *how.argv])}", ""])
+
+
+def _given_by(unit: systemd.Unit, own: systemd.StartCommand) -> Rights | None:
+    """With what a unit executes its command, as far as a program that it starts could have less.
+
+    :raises LaunchError: its user is not known.
+    """
+    uid = start_user(unit, own)
+    if uid is None and not unit.dynamic_user:
+        raise LaunchError(
+            f"{unit.name} has the user {unit.user}, who is not known", cure=f"See systemctl cat {unit.name}"
+        )
+    known = read_rights("self")
+    every = known.capabilities.bounding if known and known.capabilities else 0
+    bounding = every if own.bounding is None or "+" in own.prefix else own.bounding & every
+    ambient = own.ambient & every
+    permitted = bounding if uid == 0 else ambient
+    sets = Capabilities(permitted=permitted, inheritable=ambient, bounding=bounding, ambient=ambient)
+    nobody = -1 if uid is None else uid
+    return Rights(nobody, 0, (), no_new_privileges=unit.no_new_privileges, capabilities=sets)
 
 
 def _how_it_ended(unit: systemd.Unit) -> str:
@@ -447,7 +518,9 @@ class LaunchedTransientUnit(_LaunchedUnit):
         program, *arguments = self.how.argv
         path = os.path.join(self.how.cwd, program) if "/" in program else program
         found = shutil.which(path, path=LAUNCH_ENVIRONMENT["PATH"])
-        if found is None or not os.path.isdir(self.how.cwd):
+        # Of the directory of another user's QEMU it is that user who must find it.
+        before = start_words(self.how.rights, read_rights(1), self.how.cwd)
+        if found is None or not (before or os.path.isdir(self.how.cwd)):
             raise LaunchError(
                 f"{program} could not be started in {self.how.cwd}: there is no such program or directory",
                 cure="Check that the emulator is installed where the command says, and that its directory is there",
@@ -458,29 +531,24 @@ class LaunchedTransientUnit(_LaunchedUnit):
             if (await systemd.read_unit(self.name)).load_state != "not-found":
                 # Another VM of this name, or one that is just ending.
                 self.name = f"{self.name[: -len('.service')]}-{os.getpid()}.service"
-            command = [systemd.escape_environment(word) for word in (found, *arguments)]
-            await systemd.run_tool("systemd-run", *self._options(), "--", *command)
+            command = [systemd.escape_environment(word) for word in (*before, found, *arguments)]
+            await systemd.run_tool("systemd-run", *self._options("/" if before else self.how.cwd), "--", *command)
         except UnitError as exc:
             raise LaunchError(
                 f"{program} could not be started in the unit {self.name}: {exc.what}",
                 cure=f"See systemctl status {self.name} and the journal",
             ) from exc
 
-    def _options(self) -> list[str]:
-        options = [
+    def _options(self, cwd: str) -> list[str]:
+        return [
             *("--quiet", "--collect", "--no-ask-password", f"--unit={self.name}", "--service-type=exec"),
             "--description=QEMU VM that vmops.qemu has restored",
-            f"--property=WorkingDirectory={self.how.cwd}",
+            f"--property=WorkingDirectory={cwd}",
             f"--property=StandardOutput=append:{self.log}",
             f"--property=StandardError=append:{self.log}",
             f"--property=UMask={self.how.umask:04o}",
             *(f"--setenv={key}={value}" for key, value in LAUNCH_ENVIRONMENT.items()),
         ]
-        if self.how.uid > 0:
-            options.append(f"--uid={self.how.uid}")
-            if self.how.gid >= 0:
-                options.append(f"--gid={self.how.gid}")
-        return options
 
     async def stderr(self) -> str:
         """What QEMU wrote since its start, the end at most (4 KiB)."""

@@ -10,7 +10,6 @@ import dataclasses
 import re
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
@@ -134,11 +133,8 @@ def _process_behind(monitor: Monitor, name: str) -> QemuProcess | None:
 
 async def read_ram_blocks(monitor: Monitor) -> list[RamBlock]:
     """The VM's RAM blocks that migrate, or an empty list where QEMU (before 6.2) cannot list them."""
-    try:
-        text = (await monitor.execute("x-query-ramblock"))["human-readable-text"]
-    except CommandError:
-        return []
-    return [block for block in parse_ram_blocks(text) if block.name]
+    listed = await monitor.execute_if_known("x-query-ramblock")
+    return [block for block in parse_ram_blocks(listed["human-readable-text"]) if block.name] if listed else []
 
 
 def parse_ram_blocks(text: str) -> list[RamBlock]:

@@ -15,7 +15,6 @@ import asyncio
 import dataclasses
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 
 #: Drivers that hand the data of what is below them through as it is; what is below gives the format.
@@ -121,7 +120,7 @@ async def read_block_graph(monitor: Monitor) -> BlockGraph:
     drives, nodes, edges, with_id, without_id = await asyncio.gather(
         monitor.execute("query-block"),
         monitor.execute("query-named-block-nodes", {"flat": True}),
-        _query_edges(monitor),
+        monitor.execute_if_known("x-debug-query-block-graph"),
         monitor.execute("qom-list", {"path": "/machine/peripheral"}),
         monitor.execute("qom-list", {"path": "/machine/peripheral-anon"}),
     )
@@ -132,24 +131,16 @@ async def read_block_graph(monitor: Monitor) -> BlockGraph:
     )
 
 
-async def _query_edges(monitor: Monitor) -> dict[str, t.Any] | None:
-    try:
-        graph: dict[str, t.Any] = await monitor.execute("x-debug-query-block-graph")
-    except CommandError:
-        return None
-    return graph
-
-
 def parse_drives(answer: t.Sequence[dict[str, t.Any]]) -> tuple[Drive, ...]:
     """The drives in the answer to ``query-block``, in QEMU's order: that of their creation."""
     found = []
     for entry in answer:
-        inserted = entry.get("inserted") or {}
+        inserted = entry.get("inserted")
         drive = Drive(
-            backend=entry.get("device", ""),
+            backend=entry["device"],
             qdev=entry.get("qdev", ""),
-            node=inserted.get("node-name", ""),
-            read_only=bool(inserted.get("ro", False)),
+            node=inserted["node-name"] if inserted else "",
+            read_only=inserted["ro"] if inserted else False,
         )
         found.append(drive)
     return tuple(found)
@@ -179,7 +170,6 @@ def parse_nodes(answer: t.Sequence[dict[str, t.Any]], graph: t.Mapping[str, t.An
             children=tuple(edges.get(entry["node-name"], ())),
         )
         for entry in answer
-        if "node-name" in entry
     }
 
 

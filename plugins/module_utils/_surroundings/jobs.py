@@ -12,9 +12,7 @@ The kinds: ``block_job_fatal`` (the save would fail when all is written, or kill
 from __future__ import annotations
 
 import asyncio
-import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
@@ -35,14 +33,14 @@ async def job_problems(monitor: Monitor) -> list[Problem]:
     jobs, block_jobs, exports, nodes = await asyncio.gather(
         monitor.execute("query-jobs"),
         monitor.execute("query-block-jobs"),
-        _query_exports(monitor),
+        monitor.execute_if_known("query-block-exports"),  # not before QEMU 5.2
         monitor.execute("query-named-block-nodes", {"flat": True}),
     )
     found = {job["id"]: (job["type"], job["status"]) for job in jobs}
     for job in block_jobs:
         found.setdefault(job["device"], (job["type"], job.get("status", "running")))
     problems = [_job_problem(name, kind, status) for name, (kind, status) in found.items()]
-    for export in exports:
+    for export in exports or ():
         what = f"the {export['type']} export {export['id']} gives others a disk of it ({export['node-name']})"
         problems.append(Problem("export", what, "Let its clients finish, and end it (block-export-del)"))
     bitmaps = (bitmap for node in nodes for bitmap in node.get("dirty-bitmaps", ()))
@@ -52,14 +50,6 @@ async def job_problems(monitor: Monitor) -> list[Problem]:
         what = f"the dirty bitmap {', '.join(names)} is kept in memory alone and ends with its QEMU"
         problems.append(Problem("dirty_bitmap", what, "Make the next backup a full one", blocks=False))
     return problems
-
-
-async def _query_exports(monitor: Monitor) -> list[dict[str, t.Any]]:
-    try:
-        exports: list[dict[str, t.Any]] = await monitor.execute("query-block-exports")
-    except CommandError:  # QEMU before 5.2
-        return []
-    return exports
 
 
 def _job_problem(name: str, kind: str, status: str) -> Problem:

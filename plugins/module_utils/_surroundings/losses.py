@@ -10,7 +10,6 @@ import collections
 import re
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, Setting
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -38,7 +37,7 @@ async def runtime_losses(monitor: Monitor, configuration: Configuration) -> list
     """What a restore by the configuration does not bring back, without harm to the guest's data; none of it blocks.
 
     Kinds: ``vnc_password``, ``spice_password``, ``host_forward``, ``throttle``, ``write_threshold``. What this QEMU
-    cannot be asked is left out. The size of the balloon is none: it is a part of the guest's state.
+    has no command for is left out. The size of the balloon is none: it is a part of the guest's state.
 
     :raises MonitorError: QEMU cannot be asked.
     """
@@ -46,10 +45,7 @@ async def runtime_losses(monitor: Monitor, configuration: Configuration) -> list
     if configuration.unknown:
         return losses  # what was set from the start cannot be told from what was set later
     losses += _changed_forwards(await _usernet(monitor), configuration)
-    try:
-        disks = await monitor.execute("query-block")
-    except CommandError:
-        return losses
+    disks = await monitor.execute("query-block")
     return [*losses, *_changed_limits(disks, configuration), *_thresholds(disks)]
 
 
@@ -85,11 +81,8 @@ def _lost_password(display: str, protocol: str) -> Problem:
 
 
 async def _usernet(monitor: Monitor) -> list[str]:
-    try:
-        text = await monitor.execute("human-monitor-command", {"command-line": "info usernet"})
-    except CommandError:
-        return []
-    return str(text).splitlines()
+    text = await monitor.execute_if_known("human-monitor-command", {"command-line": "info usernet"})
+    return str(text or "").splitlines()
 
 
 def _changed_forwards(lines: t.Iterable[str], configuration: Configuration) -> t.Iterator[Problem]:

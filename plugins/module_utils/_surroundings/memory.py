@@ -26,7 +26,6 @@ import stat
 import threading
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RamBlock, parse_ram_blocks
@@ -100,11 +99,8 @@ async def memory_files(monitor: Monitor, process: QemuProcess | None) -> list[Me
         for entry in await monitor.execute("qom-list", {"path": "/objects"})
         if entry["type"].startswith("child<memory-backend-")
     }
-    try:
-        blocks = parse_ram_blocks((await monitor.execute("x-query-ramblock"))["human-readable-text"])
-    except CommandError:  # QEMU before 6.2
-        blocks = []
-    blocks = [block for block in blocks if block.address]
+    listed = await monitor.execute_if_known("x-query-ramblock")  # not before QEMU 6.2
+    blocks = [block for block in parse_ram_blocks(listed["human-readable-text"] if listed else "") if block.address]
     if process is None or not blocks:
         why = "its process is not known here" if process is None else "this QEMU does not say where its memory is"
         return await _unseen(monitor, backends, disks, why)
@@ -112,7 +108,7 @@ async def memory_files(monitor: Monitor, process: QemuProcess | None) -> list[Me
         mappings = _file_mappings(process.pid, blocks)
     except OSError as exc:
         return await _unseen(monitor, backends, disks, f"its mappings cannot be read: {exc.strerror}")
-    allocated = {entry["id"] for entry in await monitor.execute("query-memdev") if entry.get("prealloc")}
+    allocated = {entry.get("id") for entry in await monitor.execute("query-memdev") if entry["prealloc"]}
     pmem = [disk for disk in disks if disk.device_type == "virtio-pmem"]
     found = []
     for block, parts in mappings:

@@ -25,6 +25,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Qe
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import supervisor_problem
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 #: The place of the nice value in what :func:`read_process_stat` gives.
 _NICE = 16
@@ -123,7 +124,19 @@ def _namespace_problems(process: QemuProcess, starter: int) -> list[Problem]:
         )
     if found["net"]:
         problems += _network_problems(process)
-    return problems + ([] if found["mnt"] else _root_problems(process, starter))
+    if found["mnt"] or found["user"]:
+        return problems  # which have all of its names for files and processes
+    own = [kind for kind in ("pid", "ipc") if _foreign_namespace(process.pid, starter, kind)]
+    if own:
+        problems.append(
+            Problem(
+                "process_namespace",
+                f"its QEMU (pid {process.pid}) runs in a namespace of its own ({', '.join(own)}), beyond which it sees"
+                " no processes; a restore starts it in that of the host",
+                "Start it in the host's, or as the main process of a systemd unit that makes its own",
+            )
+        )
+    return problems + _root_problems(process, starter)
 
 
 def _without_the_units_own(problems: list[Problem], unit: VmUnit) -> list[Problem]:
@@ -133,7 +146,8 @@ def _without_the_units_own(problems: list[Problem], unit: VmUnit) -> list[Proble
     for problem in problems:
         if problem.kind == "network_namespace" and unit.facts and unit.facts.private_network:
             continue
-        if problem.kind in ("mount_namespace", "user_namespace", "root_directory") and by_starter:
+        kinds = ("mount_namespace", "user_namespace", "process_namespace", "root_directory")
+        if problem.kind in kinds and by_starter:
             remaining.append(problem)
             continue
         if problem.kind not in ("network_namespace", "process_unknown"):
@@ -246,6 +260,15 @@ def _root_problems(process: QemuProcess, starter: int) -> list[Problem]:
                 " RootDirectory=",
             )
         ]
+    if process.uid != 0:
+        return [
+            Problem(
+                "root_directory",
+                f"its QEMU (pid {process.pid}) went into {root} by itself (chroot) before it gave root up, and a"
+                f" restore starts it as {user_name(process.uid)}, who may not",
+                "Start the VM by a systemd unit with User= and RootDirectory=",
+            )
+        ]
     relative = relative_names(process.configuration.words)
     if not relative:
         return []
@@ -288,6 +311,12 @@ _IMPLIED = {"drive": "file", "qmp": "", "serial": "", "monitor": ""}
 
 def relative_names(argv: t.Sequence[str]) -> list[str]:
     """The names of files on a command line that count from the directory in which QEMU was started."""
+    # A name with a colon before any slash is a protocol (nbd:…).
+    return [name for name in file_names(argv) if not re.match(r"/|[\w+.-]+:", name)]
+
+
+def file_names(argv: t.Sequence[str]) -> list[str]:
+    """The names of files on a command line, and of other things that QEMU opens (``nbd:…``)."""
     found = []
     for option in command_line.options(argv):
         argument = option.argument or ""
@@ -302,8 +331,7 @@ def relative_names(argv: t.Sequence[str]) -> list[str]:
             keys = command_line.parse_option_string(argument, "file" if option.name == "drive" else "implied")
             if keys.get("abstract") != "on":
                 found += [keys[key] for key in sorted(_FILE_KEYS & keys.keys())]
-    # A name with a colon before any slash is a protocol (nbd:…).
-    return [name for name in found if name and name != "no" and not re.match(r"/|[\w+.-]+:", name)]
+    return [name for name in found if name and name != "no"]
 
 
 # --- what is lost -----------------------------------------------------------------------------------------------

@@ -2,15 +2,18 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Whether what started a VM could start it again: its words, its user, and its program."""
+"""Whether what started a VM could start it again: its words, its user, its program, and its unit's own command.
+
+It is started as the user that it is now: its words are what it says of itself, and no proof that root started it.
+"""
 
 from __future__ import annotations
 
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd, unit_command
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, startable_program
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, start_user
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 _OTHER_START = "Restore it with launch: command and a command line that needs none of it, or with launch: attach"
 
@@ -26,28 +29,8 @@ def started_by_unit(unit: VmUnit) -> bool:
     return unit.starts_vm and not unit.starter
 
 
-def start_identity(process: QemuProcess, unit: VmUnit, monitor: Monitor | None) -> tuple[int, int, list[Problem]]:
-    """The user and group as whom a QEMU is started again, and what of that cannot be known.
-
-    A QEMU that changes its user by itself is started again as who started it, and its own words are no proof of who
-    that was.
-
-    :param monitor: a session with it, where there is one.
-    """
-    uid, gid = process.uid, process.gid
-    if not command_line.changes_user(process.configuration.words) or unit.starts_vm or uid == 0:
-        return uid, gid, []
-    if monitor is None or (monitor.peer_pid, monitor.peer_uid) == (process.pid, 0):
-        return 0, 0, []
-    what = "it changes its user, and its QMP server does not show that root started it"
-    return uid, gid, [Problem("user_unknown", what, "Start it as that user (systemd's User=) in the first place")]
-
-
-def start_problems(process: QemuProcess, unit: VmUnit, uid: int) -> list[Problem]:
-    """Why the recorded start would not start the VM again.
-
-    :param uid: of :func:`start_identity`.
-    """
+def start_problems(process: QemuProcess, unit: VmUnit) -> list[Problem]:
+    """Why the recorded start would not start the VM again."""
     by_unit = started_by_unit(unit)
     problems = [
         Problem(kind, what, _CURES[kind], loses_data=kind == "temporary_disks")
@@ -58,7 +41,83 @@ def start_problems(process: QemuProcess, unit: VmUnit, uid: int) -> list[Problem
             what = "it is another user's process, of which only root may know all"
             problems.append(Problem("process_unknown", what, "Run the task as root (become)"))
         return problems
-    _program, reason = startable_program(process.argv, process.executable, uid)
+    _program, reason = startable_program(process.argv, process.executable, process.uid)
     if reason:
         problems.append(Problem("program_unsafe", reason, _OTHER_START))
+    if unit.starts_vm and unit.command is not None and unit.facts is not None:
+        if by_unit:
+            problems += _own_command_problems(process, unit.name, unit.facts, unit.command)
+        else:
+            problems += _starter_problems(process, unit.name, unit.facts, unit.command)
+    elif process.rights is not None and not process.rights.one_user:
+        problems.append(_several_users(process))
     return problems
+
+
+def _several_users(process: QemuProcess) -> Problem:
+    return Problem(
+        "user_unknown",
+        f"its QEMU (pid {process.pid}) runs as several users or groups at once, as a set-user-ID program does, so as"
+        " whom to start it again is not known",
+        "Start it as one user, without a set-user-ID program",
+    )
+
+
+def _own_command_problems(
+    process: QemuProcess, name: str, facts: systemd.Unit, command: systemd.StartCommand
+) -> list[Problem]:
+    """A restore starts what the unit has for its QEMU now, which need not be what runs."""
+    if command.words is None:
+        return [
+            Problem(
+                "unit_command_unknown",
+                f"the command of {name} (ExecStart=) cannot be read from systemd (busctl), and what the process says"
+                " of itself is not run in its place",
+                "See whether D-Bus runs on this host, and the words of the command are UTF-8",
+            )
+        ]
+    variables: dict[str, str] = {}
+    words = list(command.words)
+    if command.expands:
+        variables = unit_command.variables_of(process.pid, facts) if unit_command.has_variables(words) else {}
+        words = unit_command.expanded(words, variables)
+    difference = unit_command.first_difference(words, process.argv)
+    if difference:
+        return [
+            Problem(
+                "unit_changed",
+                f"its QEMU (pid {process.pid}) has other words than {name} has now ({difference}), so a start by the"
+                " unit would be of another machine",
+                f"Restart the VM by {name}, or undo the unit's change (systemctl cat {name}; systemctl daemon-reload)",
+            )
+        ]
+    daemonize = facts.service_type == "forking" and command_line.daemonizes(process.argv)
+    hidden = unit_command.hidden_start_option(command.words, variables, daemonize) if command.expands else ""
+    if hidden:
+        return [
+            Problem(
+                "unit_command_unknown",
+                f"{name} has {hidden} in a variable of its command, which a restore has to take out, and cannot",
+                f"Write it into the command itself (systemctl edit {name})",
+            )
+        ]
+    return []
+
+
+def _starter_problems(
+    process: QemuProcess, name: str, facts: systemd.Unit, command: systemd.StartCommand
+) -> list[Problem]:
+    """A restore executes QEMU by its own words in the place of the program that became it: with no more rights."""
+    if process.rights is not None and not process.rights.one_user:
+        return [_several_users(process)]
+    uid = start_user(facts, command)
+    if facts.dynamic_user or uid in (0, process.uid):
+        return []
+    return [
+        Problem(
+            "unit_user",
+            f"{name} has the user {facts.user}, and its QEMU (pid {process.pid}) is {user_name(process.uid)}'s: a"
+            " restore by the unit could not start it as that user",
+            f"Give {name} that user (User=)",
+        )
+    ]

@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_stoppable_thread, in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.confinement import confinement_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.jobs import job_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.losses import runtime_losses
@@ -24,7 +27,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.process i
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.replaced_disks import replaced_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import (
-    start_identity,
     start_problems,
     started_by_unit,
 )
@@ -53,18 +55,23 @@ async def survey(
     :param guards: whether the save keeps the VM's unit, if it can, from starting the VM beside its image.
     :raises MonitorError: QEMU cannot be asked.
     """
-    problems = await job_problems(monitor)
-    files = await memory_files(monitor, process)
-    media = await read_media(monitor, process) + await in_thread(memory_media, files)
+    problems: list[Problem] = []
+    jobs, files, media = await asyncio.gather(
+        job_problems(monitor), memory_files(monitor, process), read_media(monitor, process)
+    )
+    problems += jobs
+    media += await in_thread(memory_media, files)
     problems += await in_stoppable_thread(memory_problems, files, sparse)
     if process is None or unit is None:
         return Surroundings(tuple(media), (*problems, _NO_PROCESS))
-    uid, _gid, unknown = start_identity(process, unit, monitor)
-    problems += unknown
-    problems += start_problems(process, unit, uid)
-    problems += await in_thread(process_problems, process, started_by_unit(unit), unit)
-    problems += await machine_problems(monitor, process.configuration)
-    problems += await runtime_losses(monitor, process.configuration)
+    problems += start_problems(process, unit)
+    of_process, confinement, of_machine, losses = await asyncio.gather(
+        in_thread(process_problems, process, started_by_unit(unit), unit),
+        in_thread(confinement_problems, process, unit, monitor.peer_pid, monitor.peer_uid),
+        machine_problems(monitor, process.configuration),
+        runtime_losses(monitor, process.configuration),
+    )
+    problems += [*of_process, *confinement, *of_machine, *losses]
     if not any(problem.kind in _PASSING for problem in problems):
         problems += await replaced_media(media, monitor, process.configuration, process)
     problems += await in_thread(unit_problems, unit, process, guards and unit.starts_vm, media)
@@ -76,5 +83,5 @@ async def read_all_media(monitor: Monitor, process: QemuProcess | None) -> list[
 
     :raises MonitorError: QEMU cannot be asked.
     """
-    media = await read_media(monitor, process)
-    return media + await in_thread(memory_media, await memory_files(monitor, process))
+    media, files = await asyncio.gather(read_media(monitor, process), memory_files(monitor, process))
+    return media + await in_thread(memory_media, files)

@@ -22,7 +22,7 @@ import sys
 from typing import Any
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
-    ConflictError,
+    BusyError,
     ImageNotFoundError,
     VmopsError,
     one_line,
@@ -96,8 +96,8 @@ class Restorer:
             while not self.stopped:
                 try:
                     result = await self.bounded(path, deadline)
-                except ConflictError as error:
-                    if "another run" not in error.what or asyncio.get_running_loop().time() > deadline:
+                except BusyError as error:
+                    if asyncio.get_running_loop().time() > deadline:
                         return complain(f"{path}: {error}")
                     await asyncio.sleep(BUSY_INTERVAL)
                     if not os.path.exists(path):

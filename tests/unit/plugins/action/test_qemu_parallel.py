@@ -12,7 +12,7 @@ import types
 import pytest
 from ansible_collections.vmops.qemu.plugins.action import qemu_parallel
 
-BUSY = {"failed": True, "error": "ConflictError", "msg": "it is being saved by another run (pid 7). Wait for its end."}
+BUSY = {"failed": True, "error": "BusyError", "msg": "it is being saved by another run (pid 7). Wait for its end."}
 
 
 class Host:

@@ -492,7 +492,10 @@ def test_redacts_a_domain_and_nothing_else():
     assert redact(xml).endswith(xml[xml.index("</entry></sysinfo>") :])
 
 
-SECRET = st.text(alphabet=st.characters(codec="ascii", categories=("L", "N")), min_size=12, max_size=20)
+# With a digit, as the record's own words have none: Hypothesis tries words of the code, too.
+SECRET = st.text(alphabet=st.characters(codec="ascii", categories=("L", "N")), min_size=12, max_size=20).map(
+    "7{}7".format
+)
 
 
 @given(

@@ -41,7 +41,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     PartialImage,
-    image_identity,
+    file_identity,
     image_lock,
     read_image_head,
 )
@@ -376,14 +376,14 @@ def mark(path):
 @pytest.mark.parametrize("name", ["raw", "zstd", "sparse-paused"])
 def test_mark_touches_one_word(copy_of, name):
     path = copy_of(f"{name}.save")
-    before, identity = path.read_bytes(), image_identity(str(path))
+    before, identity = path.read_bytes(), file_identity(str(path))
     mark(path)
     after = path.read_bytes()
     assert (before[:88], before[92:]) == (after[:88], after[92:])
     assert before[88:92] != after[88:92]
     assert read_image_head(str(path)).header.checkpoint
     # A run that was cut off knows it by that.
-    assert image_identity(str(path)) == identity
+    assert file_identity(str(path)) == identity
     mark(path)
     assert path.read_bytes() == after
 

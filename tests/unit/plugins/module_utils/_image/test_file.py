@@ -31,9 +31,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     MAX_TEXT_SIZE,
     PartialImage,
     direct_read_reason,
+    file_identity,
     flush_image,
     free_bytes,
-    image_identity,
     image_lock,
     image_path,
     leftovers,
@@ -316,12 +316,12 @@ def test_the_lock_stays_after_finish_until_release(partial, target):
 
 
 def test_identity_tells_one_file_from_another(target):
-    assert image_identity(target) == ""
+    assert file_identity(target) == ""
     Path(target).write_text("one")
-    one = image_identity(target)
+    one = file_identity(target)
     Path(target + ".other").write_text("one")
     os.rename(target + ".other", target)
-    assert image_identity(target) not in (one, "")
+    assert file_identity(target) not in (one, "")
 
 
 def test_discard_may_be_repeated_and_leaves_a_stranger(partial):

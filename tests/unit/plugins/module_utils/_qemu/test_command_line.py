@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import (
     CommandOption,
+    changes_user,
     daemonizes,
     guest_name,
     machine_type,
@@ -18,6 +19,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line impo
     vcpu_count,
     vm_uuid,
     why_not_replayable,
+    without_change_of_user,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -544,3 +546,22 @@ def test_sizes_that_no_host_has(digits):
 
 def test_cpus_that_no_host_has():
     assert vcpu_count([QEMU, "-smp", "sockets=9999999,cores=9999999,threads=9999999"]) == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("words", "rest"),
+    [
+        (["-runas", "nobody", "-m", "64"], ["-m", "64"]),
+        (["--run-with", "user=nobody"], []),
+        (
+            ["-run-with", "user=65534:65534,chroot=/a,,b,async-teardown=on"],
+            ["-run-with", "chroot=/a,,b,async-teardown=on"],
+        ),
+        (["-run-with", "chroot=/a,user=b", "x"], ["-run-with", "chroot=/a", "x"]),
+        (["-run-with", "chroot=/a"], ["-run-with", "chroot=/a"]),
+        (["-name", "-runas", "-append", "user=a"], ["-name", "-runas", "-append", "user=a"]),
+    ],
+)
+def test_change_of_user_is_left_out(words, rest):
+    assert without_change_of_user(["qemu", *words]) == ["qemu", *rest]
+    assert not changes_user(["qemu", *rest])

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import time
+from typing import Any
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
@@ -254,6 +256,35 @@ def test_start_command_of_systemd_before_243():
     assert systemd.parse_start_command("") == systemd.StartCommand("", "")
 
 
+def on_the_bus(commands: list[Any], bounding: int = 2**64 - 1) -> str:
+    """What busctl prints of the properties."""
+    return "".join(json.dumps({"type": "x", "data": value}) + "\n" for value in (commands, bounding, 3))
+
+
+def test_start_command_with_its_words():
+    words = ["/usr/bin/qemu", "-name", "a b\n; flags=", "$X", "é"]
+    text = on_the_bus([["/usr/bin/qemu", words, ["ignore-failure"], 0, 0, 0, 0, 0, 0, 0], ["/bin/b", [], []]], 5)
+    found = systemd.parse_bus_start_command(text)
+    assert found == systemd.StartCommand("/usr/bin/qemu", "", tuple(words), bounding=5, ambient=3)
+    flags = ["privileged", "no-env-expand", "via-shell"]
+    found = systemd.parse_bus_start_command(on_the_bus([["/usr/bin/qemu", ["q"], flags]]))
+    assert (found.prefix, found.expands, found.by_shell) == ("+", False, True)
+    assert systemd.parse_bus_start_command(on_the_bus([])) == systemd.StartCommand("", "")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]\n[]\n[]", '{"data":1}\n' * 3, "x\ny\nz", '{"data":[[]]}\n{"data":1}\n{"data":1}']
+)
+def test_start_command_that_is_none(text):
+    with pytest.raises(UnitError, match="busctl has printed what is not understood"):
+        systemd.parse_bus_start_command(text)
+
+
+def test_unit_on_the_bus():
+    assert systemd._bus_label("a-b@q\\x2dz.service") == "a_2db_40q_5cx2dz_2eservice"
+    assert systemd._bus_label("1a1.service") == "_31a1_2eservice"
+
+
 # --- quoting ---
 
 
@@ -273,6 +304,10 @@ def test_quoted_words(data):
     # Every one of them is doubled, so that none is left that means something.
     assert re.fullmatch(r'"(?:[^%$"\\]|%%|\$\$|\\x[0-9a-f]{2})*"', quoted)
     assert unquote(quoted) == word
+
+
+def test_quoted_word_with_variables():
+    assert systemd.quote_word("${A}%i $$", variables=True) == '"${A}%%i $$"'
 
 
 def test_escapes():

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
@@ -14,6 +16,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import S
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import unit as unit_module
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Launch, LaunchedProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Capabilities, Rights
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import StartCommand
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
     choose_launch,
@@ -109,8 +112,14 @@ def test_only_root_can_guard(monkeypatch):
 # --- the restore's own start ---
 
 
-def restored(argv=ARGV, service_type="simple", own=None, cwd="/"):
-    return lines(restore_text(Launch(argv=tuple(argv), cwd=cwd), service_type, own or StartCommand(QEMU, "")))
+def loaded(service_type="simple", **facts):
+    words = "Id=a.service\nLoadState=loaded\nActiveState=inactive\n"
+    return dataclasses.replace(systemd.parse_units(words)[0], service_type=service_type, **facts)
+
+
+def restored(argv=ARGV, service_type="simple", own=None, cwd="/", rights=None, **facts):
+    how = Launch(argv=tuple(argv), cwd=cwd, rights=rights)
+    return lines(restore_text(how, loaded(service_type, **facts), own or StartCommand(QEMU, "")))
 
 
 def test_start_of_a_restore():
@@ -148,6 +157,49 @@ def test_prefix():
     assert restored(own=StartCommand(QEMU, "+"))[-1].startswith(f'ExecStart=+"{QEMU}"')
 
 
+@pytest.mark.parametrize(
+    ("own", "start"),
+    [
+        (StartCommand(QEMU, "", (QEMU,)), f'"{QEMU}"'),
+        (StartCommand(QEMU, "+", (QEMU,), expands=False), f'+:"{QEMU}"'),
+        (StartCommand(QEMU, "!", ("vm",)), f'!@"{QEMU}" "vm"'),
+    ],
+)
+def test_units_own_words_are_left_to_systemd(own, start):
+    """Variables are expanded by it, and specifiers were."""
+    words = (own.words[0], "$MORE", "a=${B}%i$$", "-S")
+    how = Launch(argv=ARGV, cwd="/srv", unit_argv=words)
+    found = lines(restore_text(how, loaded(), own))
+    assert found[-1] == f'ExecStart={start} "$MORE" "a=${{B}}%%i$$" "-S"'
+    assert not any(line.startswith("WorkingDirectory") for line in found)
+
+
+def test_program_that_becomes_qemu_does_not_give_it_more(monkeypatch):
+    """The unit's user is root, whom its script was told to give up."""
+    sets = Capabilities(0, 0, 0b111, 0)
+    own = StartCommand("/usr/local/bin/start-vm", "", bounding=0b111)
+    rights = Rights(65534, 65534, (12,), no_new_privileges=True, capabilities=sets)
+    command = restored(own=own, cwd="/srv", rights=rights)[-1]
+    setpriv = shutil.which("setpriv")
+    assert command.startswith(
+        f'ExecStart="{setpriv}" "--reuid=65534" "--regid=65534" "--groups=12" "--no-new-privs" "--" '
+    )
+    assert f'"--chdir=/srv" "{setpriv}" "--" "{QEMU}"' in command
+    its_own = restored(own=own, cwd="/srv", rights=rights, user="65534", no_new_privileges=True)
+    assert "setpriv" not in its_own[-1]
+    assert "WorkingDirectory=/srv" in its_own
+
+
+def test_user_of_a_unit():
+    own = StartCommand(QEMU, "")
+    assert unit_module.start_user(loaded(), own) == 0
+    assert unit_module.start_user(loaded(user="nobody"), own) == 65534
+    assert unit_module.start_user(loaded(user="1234"), own) == 1234
+    assert unit_module.start_user(loaded(user="nobody"), StartCommand(QEMU, "+")) == 0
+    assert unit_module.start_user(loaded(user="no such user"), own) is None
+    assert unit_module.start_user(loaded(dynamic_user=True), own) is None
+
+
 def test_program_that_becomes_qemu_may_have_gone_elsewhere():
     own = StartCommand("/usr/local/bin/start-vm", "")
     assert "WorkingDirectory=/srv/100%%" in restored(own=own, cwd="/srv/100%")
@@ -164,10 +216,8 @@ def test_program_that_becomes_qemu_may_have_gone_elsewhere():
     [
         Launch(argv=(QEMU, "\udcff")),
         Launch(argv=ARGV, cwd="/srv/\udcff"),
-        Launch(argv=ARGV, uid=4294967000),
-        Launch(argv=ARGV, uid=1, gid=4294967000),
     ],
-    ids=["argument", "directory", "user", "group"],
+    ids=["argument", "directory"],
 )
 def test_what_systemd_does_not_take_is_started_without_it(monkeypatch, how):
     monkeypatch.setattr(systemd, "is_running", lambda: True)
