@@ -58,8 +58,8 @@ RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
         "bypass_cache": "bool",
         "reasons": "dict",
     },
-    "qemu_vm_info": {"msg": "str", "vms": "list"},
-    "qemu_save_image_info": {"msg": "str", "images": "list", "image": "dict"},
+    "qemu_vm_info": {**_ERROR, "msg": "str", "vms": "list"},
+    "qemu_save_image_info": {**_ERROR, "msg": "str", "images": "list", "image": "dict"},
     "qemu_save_image": {**_ERROR, "msg": "str", "image": "dict"},
     "qemu_progress": {"operations": "list", "jobs": "dict", "library": "bool"},
 }
