@@ -150,6 +150,10 @@ class MonitorProtocolError(MonitorError):
     """Something listens there, but it does not speak QMP."""
 
 
+class MonitorForeignError(MonitorError):
+    """Another process answers at the QMP socket than the one that is looked for, or it is not known which."""
+
+
 class MonitorBusyError(MonitorError):
     """The monitor did not greet in time: another client holds it, or QEMU hangs."""
 
@@ -180,6 +184,10 @@ class MigrationError(VmopsError):
 
 class MismatchError(VmopsError):
     """The image does not fit the QEMU that shall load it (machine type, memory, name, uuid)."""
+
+
+class ForeignQemuError(MismatchError):
+    """The QEMU that shall load the image is that of a user who may not have the guest's memory."""
 
 
 class DiskMismatchError(MismatchError):

@@ -26,6 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
     query_state,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, has_open
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 
 _PREFIX = "vmops.qemu restore "
@@ -62,23 +63,30 @@ class RestoreRecord:
 class InterruptedRestore:
     """A restore that an earlier run left in QEMU; found by :meth:`find`."""
 
-    def __init__(self, monitor: Monitor, record: RestoreRecord, fdset: int) -> None:
+    def __init__(self, monitor: Monitor, process: QemuProcess | None, record: RestoreRecord, fdset: int) -> None:
         self._monitor = monitor
+        self._process = process
         self.record = record
         self._settings = MigrationSettings(monitor, record.capabilities, record.parameters)
         self._descriptors = DescriptorSet(monitor, number=fdset)
 
     @classmethod
-    async def find(cls, monitor: Monitor) -> InterruptedRestore | None:
-        """Look for one; a note that cannot be read (another version's) is left alone."""
+    async def find(cls, monitor: Monitor, process: QemuProcess | None) -> InterruptedRestore | None:
+        """Look for one; a note that cannot be read (another version's) is left alone.
+
+        :param process: the QEMU that answers, where it is known.
+        """
         for fdset, note in await find_notes(monitor, _PREFIX):
             with contextlib.suppress(KeyError, TypeError, ValueError):
-                return cls(monitor, RestoreRecord.parse(note), fdset)
+                return cls(monitor, process, RestoreRecord.parse(note), fdset)
         return None
 
     def is_of_image(self, path: str) -> bool:
-        """Whether the file at the path is the image that was being restored."""
-        return self.record.identity.is_that_of(path)
+        """Whether the file at the path is the image that was being restored.
+
+        Any QEMU can say so; but the one to which it was handed has it open.
+        """
+        return self._process is not None and has_open(self._process.pid, path) and self.record.identity.is_that_of(path)
 
     async def wait(self, vm: RunningVm) -> str:
         """Wait for the load that QEMU may still be busy with.

@@ -31,6 +31,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
     query_state,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, has_open
 
 _PREFIX = "vmops.qemu save "
 
@@ -57,20 +58,26 @@ class SaveRecord:
 class InterruptedSave:
     """A save that an earlier run left in QEMU; found by :meth:`find`."""
 
-    def __init__(self, monitor: Monitor, record: SaveRecord, fdset: int, migration_status: str) -> None:
+    def __init__(
+        self, monitor: Monitor, process: QemuProcess | None, record: SaveRecord, fdset: int, migration_status: str
+    ) -> None:
         self._monitor = monitor
+        self._process = process
         self.record = record
         self.settings = MigrationSettings(monitor, record.capabilities, record.parameters)
         self.descriptors = DescriptorSet(monitor, number=fdset)
         self._migration_status = migration_status
 
     @classmethod
-    async def find(cls, monitor: Monitor) -> InterruptedSave | None:
-        """Look for one; a note that cannot be read (another version's) is left alone."""
+    async def find(cls, monitor: Monitor, process: QemuProcess | None) -> InterruptedSave | None:
+        """Look for one; a note that cannot be read (another version's) is left alone.
+
+        :param process: the QEMU that answers, where it is known.
+        """
         for fdset, note in await find_notes(monitor, _PREFIX):
             with contextlib.suppress(TypeError, ValueError):
                 record = SaveRecord(**json.loads(note))
-                return cls(monitor, record, fdset, (await query_state(monitor))["status"])
+                return cls(monitor, process, record, fdset, (await query_state(monitor))["status"])
         return None
 
     def has_stream(self, run_state: str) -> bool:
@@ -83,12 +90,14 @@ class InterruptedSave:
         )
 
     def adopt_file(self) -> PartialImage | None:
-        """Take over its partial image; None where that is gone.
+        """Take over its partial image; None where that is gone, or is not open in QEMU, which can name any file.
 
         :raises ConflictError: the run that made it is still at work.
         :raises RequestError: what the note names is not a partial image's path.
         :raises ImageError: it cannot be opened or read.
         """
+        if self._process is None or not has_open(self._process.pid, self.record.partial):
+            return None
         try:
             return PartialImage.adopt(self.record.partial)
         except ImageNotFoundError:

@@ -20,6 +20,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, why_not_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd, unit_command
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     DEFAULT_UMASK,
     Launch,
@@ -72,6 +73,14 @@ def launch_record(process: QemuProcess, unit: VmUnit, problems: t.Sequence[Probl
         capabilities=str(rights.capabilities) if rights else "",
         unit_argv=list(unit.command.words or ()) if by_unit and unit.command else [],
     )
+
+
+def recorded_identity(domain: ParsedDomain | None) -> RecordedIdentity | None:
+    """Who ran the saved VM; None where no image records it, or nobody vouches for its record."""
+    record = domain.launch if domain else None
+    if domain is None or record is None or not record.argv or not is_vouched(domain):
+        return None
+    return RecordedIdentity(record.uid, record.unit)
 
 
 def launch_result(record: LaunchRecord | None, unit: VmUnit | None = None, unvouched: str = "") -> dict[str, t.Any]:

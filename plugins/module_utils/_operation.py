@@ -17,21 +17,28 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageError,
     ImageNotFoundError,
     MonitorError,
+    MonitorLostError,
     MonitorMissingError,
     RequestError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, image_lock, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import (
+    RecordedIdentity,
+    choose_process,
+    connect_by_process,
+    is_behind,
+    is_trusted,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.lock import vm_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import query_state
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     ProcessWatch,
     QemuProcess,
-    connect_by_process,
-    find_process,
+    find_processes,
+    is_alive,
     list_processes,
-    read_process,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import query_run_state
 
@@ -76,15 +83,26 @@ class Locks(contextlib.ExitStack):
         self.enter_context(image_lock(path))
 
 
-async def connect_to_vm(name: str | None, qmp_socket: str | None, locks: Locks) -> Monitor | None:
+async def connect_to_vm(
+    name: str | None,
+    qmp_socket: str | None,
+    locks: Locks,
+    warnings: list[str],
+    recorded: RecordedIdentity | None = None,
+    must_match: bool = False,
+) -> Monitor | None:
     """A session with the VM's QEMU, by socket or through the running processes; None where it does not run.
 
     That nothing answers at a socket is not enough to say so: its path may be misspelt, or the socket removed.
 
     :param locks: holds the VM's lock afterwards.
+    :param warnings: gets a sentence where other users' QEMUs have its name, too.
+    :param recorded: who ran the VM when it was saved, where its image says so.
+    :param must_match: that a QEMU of that name is the VM only if it is theirs, root's or the caller's.
     :raises ConflictError: another run works on it.
     :raises MonitorError: it runs, but its monitor cannot be used.
     :raises VmAmbiguousError: several run.
+    :raises UnitError: systemd cannot be asked whether the recorded unit is there.
     """
     if qmp_socket:
         address = qmp_socket if ":" in qmp_socket else os.path.abspath(qmp_socket)
@@ -95,20 +113,29 @@ async def connect_to_vm(name: str | None, qmp_socket: str | None, locks: Locks) 
         try:
             return await Monitor.connect(address)
         except MonitorMissingError as exc:
-            for running in list_processes():
-                if (name and running.name == name) or address in running.qmp_addresses:
-                    exc.what += f", but {running.name} runs (pid {running.pid})"
+            found = [
+                process
+                for process in list_processes()
+                if (name and process.name == name) or address in process.qmp_addresses
+            ]
+            for running in found:
+                if is_trusted(running.uid, recorded) or not must_match:
+                    exc.what += f", but {running.name} runs ({running.who})"
                     exc.cure = "Name one of its sockets: " + (", ".join(running.qmp_addresses) or "it has none")
                     raise
             return None
-    process = find_process(name) if name else None
+    if not name:
+        return None
+    choice = await choose_process(name, find_processes(name), recorded, must_match)
+    warnings += choice.warnings(name)
+    process = choice.process
     if process is None:
         return None
     locks.take_vm(process)
     try:
         return await connect_by_process(process)
     except MonitorError:
-        if read_process(process.pid) == process:
+        if is_alive(process):
             raise
         return None  # it ended just now, as after a save of another run
 
@@ -121,10 +148,10 @@ async def qemu_has_ended(process: QemuProcess | None, lost: bool) -> bool:
     if process is None:
         return False
     if lost:
-        watch = ProcessWatch(process.pid)
+        watch = ProcessWatch.of(process)
         await watch.wait_at_most(1.0)
         watch.close()
-    return read_process(process.pid) != process
+    return not is_alive(process)
 
 
 async def twice(monitor: Monitor, process: QemuProcess | None, work: t.Callable[[], t.Awaitable[_Result]]) -> _Result:
@@ -139,6 +166,12 @@ async def twice(monitor: Monitor, process: QemuProcess | None, work: t.Callable[
         if await qemu_has_ended(process, monitor.lost):
             raise
         await monitor.connect_again()
+        if process is not None and not is_behind(monitor, process):
+            await monitor.close()
+            raise MonitorLostError(
+                f"QEMU's connection at {monitor.shown_address} ended, and it is not known to answer there any more",
+                cure="Run the task again",
+            ) from None
         return await work()
 
 

@@ -28,6 +28,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import (
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     DiskMismatchError,
+    ForeignQemuError,
     ImageError,
     ImageFormatError,
     ImageNotFoundError,
@@ -80,6 +81,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_save impor
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
     free_units,
     freeable_unit,
+    recorded_identity,
     recorded_launch,
     require_vouched,
 )
@@ -100,6 +102,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._progress import Measur
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, pass_named_descriptor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import (
+    RecordedIdentity,
+    process_behind,
+    why_not_to_load,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     Migration,
     MigrationSettings,
@@ -215,10 +222,13 @@ class RestoreOperation:
             raise MismatchError(
                 f"{self.path} holds {domain.name}, not {self.request.name}", cure="Correct name or path"
             )
-        monitor = await self._find(name)
+        recorded = recorded_identity(domain)
+        monitor = await self._find(name, recorded, must_match=head is not None)
         try:
             vm = await read_vm(monitor) if monitor else None
-            if vm is not None:
+            if monitor and vm is not None:
+                if head:
+                    self._require_trusted(monitor, vm.process, recorded)
                 self.process = vm.process
                 self.before["vm"] = vm.run_state
                 self.guest_state = f"{vm.label} was not touched (QEMU's run state is {vm.run_state})"
@@ -226,7 +236,7 @@ class RestoreOperation:
                 if vm.process:
                     self.locks.take_vm(vm.process)
             if monitor and vm:
-                interrupted = await InterruptedRestore.find(monitor)
+                interrupted = await InterruptedRestore.find(monitor, vm.process)
                 if interrupted:
                     result = await self._end_interrupted_restore(monitor, vm, head, interrupted)
                     if result:
@@ -285,13 +295,17 @@ class RestoreOperation:
             )
         return head
 
-    async def _find(self, name: str | None) -> Monitor | None:
-        """A session with the VM's QEMU, if one runs already, or is started by someone else in time (C(attach))."""
+    async def _find(self, name: str | None, recorded: RecordedIdentity | None, must_match: bool) -> Monitor | None:
+        """A session with the VM's QEMU, if one runs already, or is started by someone else in time (C(attach)).
+
+        The parameters are those of C(connect_to_vm).
+        """
         waits = self.request.launch == "attach" and not self.request.check_mode
         deadline = time.monotonic() + (self.request.attach_timeout if waits else 0.0)
         while True:
             try:
-                monitor = await connect_to_vm(name, self.request.qmp_socket, self.locks)
+                warnings: list[str] = []
+                monitor = await connect_to_vm(name, self.request.qmp_socket, self.locks, warnings, recorded, must_match)
             except (MonitorMissingError, MonitorProtocolError):
                 # One that is just starting has no socket yet, or has closed it again.
                 monitor = None
@@ -300,6 +314,7 @@ class RestoreOperation:
             if monitor or self.request.launch != "attach" or time.monotonic() >= deadline:
                 break
             await asyncio.sleep(_ATTACH_INTERVAL)
+        self.warnings += warnings
         if monitor is None and (waits or self.request.attach_timeout <= 0):
             self._require_launch()
         return monitor
@@ -312,6 +327,18 @@ class RestoreOperation:
                 f"There is no QEMU of {self.subject} to attach to{waited}",
                 cure="Start it with -incoming defer, or use launch: recorded",
                 guest_state=f"{self.subject} is not running, and its image is untouched",
+            )
+
+    def _require_trusted(
+        self, monitor: Monitor, process: QemuProcess | None, recorded: RecordedIdentity | None
+    ) -> None:
+        """:raises ForeignQemuError: this QEMU's user may not have the guest's memory, and is not to be believed."""
+        reason = why_not_to_load(monitor, process, recorded)
+        if reason:
+            raise ForeignQemuError(
+                f"{self.path} is not loaded into another user's QEMU: {reason}",
+                cure="Start the QEMU as that user, as the caller, or as root, which may become another user (-run-with"
+                " user=); or name another qmp_socket",
             )
 
     def _require_same_vm(self, vm: RunningVm, domain: domain_xml.ParsedDomain | None) -> None:
@@ -380,7 +407,7 @@ class RestoreOperation:
 
     async def _with_running_vm(self, monitor: Monitor, vm: RunningVm, head: ImageHead | None) -> dict[str, t.Any]:
         """A VM that is there is not restored over; a save that was cut short before its end is undone."""
-        interrupted = await InterruptedSave.find(monitor)
+        interrupted = await InterruptedSave.find(monitor, vm.process)
         if head and vm.run_state == "postmigrate" and await is_last_migration(monitor, head):
             return await self._continue_saved_vm(monitor, vm, head, interrupted)
         if interrupted:
@@ -712,7 +739,7 @@ async def _end_qemu(monitor: Monitor, vm: RunningVm) -> None:
         with contextlib.suppress(MonitorMissingError):
             await twice(monitor, None, lambda: monitor.execute("quit"))
         return
-    watch = ProcessWatch(vm.process.pid)
+    watch = ProcessWatch.of(vm.process)
     try:
         if not monitor.lost:
             # It may end before it answers, or be gone already.
@@ -827,7 +854,7 @@ class _Transaction:
                 )
             try:
                 self.monitor = await Monitor.connect(addresses[0])
-                if self.monitor.peer_pid is None or self.launched.is_or_started(self.monitor.peer_pid):
+                if self._is_launched(self.monitor, how):
                     return
                 # Someone else listened there before; our QEMU has not come to it yet.
                 await self.monitor.close()
@@ -841,6 +868,16 @@ class _Transaction:
                         cure=f"See its log {self.launched.log}",
                     ) from exc
             await asyncio.sleep(_LAUNCH_INTERVAL)
+
+    def _is_launched(self, monitor: Monitor, how: Launch) -> bool:
+        """Whether the QEMU that was started here may answer on a monitor, or whoever listens for it."""
+        process = process_behind(monitor)
+        pid = process.pid if process else monitor.peer_pid
+        if pid is not None:
+            return self.launched is not None and self.launched.is_or_started(pid)
+        # Behind a TCP port of a container, say; but not one that somebody else has taken.
+        wanted = how.rights.uid if how.rights else os.geteuid()
+        return monitor.peer_uid is None or monitor.peer_uid in (0, os.geteuid(), wanted)
 
     # --- loading ---
 

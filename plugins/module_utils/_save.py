@@ -78,6 +78,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
     free_units,
     launch_record,
     launch_result,
+    recorded_identity,
     starter_reason,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
@@ -110,8 +111,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Mo
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     ProcessWatch,
     QemuProcess,
+    doubtful_note,
     resident_bytes,
-    unreadable_note,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.revival import boot_time, look_for_revival, was_reaped
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
@@ -193,6 +194,8 @@ class SaveOperation:
         self.subject = request.name or request.qmp_socket or "the VM"
         self.path = image_path(request.path, request.save_dir, request.name) if request.path or request.name else ""
         self.locks = Locks()
+        #: What is to be known of other QEMUs that have the VM's name.
+        self.warnings: list[str] = []
         #: The VM's QEMU, as soon as it is known.
         self.process: QemuProcess | None = None
         #: Whether the image is complete.
@@ -222,7 +225,17 @@ class SaveOperation:
     async def _run(self) -> dict[str, t.Any]:
         if self.path:
             self.locks.take_image(self.path)
-        monitor = await connect_to_vm(self.request.name or self._image_name(), self.request.qmp_socket, self.locks)
+        head = self._readable_image()
+        domain = head.domain() if head else None
+        monitor = await connect_to_vm(
+            self.request.name or (domain.name if domain else None),
+            self.request.qmp_socket,
+            self.locks,
+            self.warnings,
+            recorded=recorded_identity(domain),
+            # A complete image stands for the VM: another user's QEMU of its name does not replace it.
+            must_match=head is not None and head.header.complete and not head.header.checkpoint,
+        )
         if monitor is None:
             return self._already_saved()
         async with monitor:
@@ -247,7 +260,7 @@ class SaveOperation:
                 )
             raise VmNotFoundError(
                 f"No running QEMU is named {self.request.name}, and there is no image at {self.path}:"
-                " there is nothing to save" + unreadable_note(),
+                " there is nothing to save" + doubtful_note(),
                 cure="Check the name (ps -C qemu-system-x86_64 -o args), or give the VM's qmp_socket",
             )
         if not head.header.complete:
@@ -270,11 +283,12 @@ class SaveOperation:
             )
         return self.result(f"{self.subject} is already saved in {self.path} and does not run", None)
 
-    def _image_name(self) -> str | None:
-        """The name of the VM in the image at the path, where there is one that can be read."""
+    def _readable_image(self) -> ImageHead | None:
+        """The head of the image at the path, where there is one of this VM that can be read."""
         with contextlib.suppress(ImageError):
             head = self._existing_image()
-            return head.domain().name if head else None
+            if head and self.request.name in (None, head.domain().name):
+                return head
         return None
 
     def _existing_image(self) -> ImageHead | None:
@@ -360,7 +374,7 @@ class SaveOperation:
             self.locks.take_image(self.path)
         self.before = {"image": image_state(self.path), "vm": vm.run_state}
         await self._end_interrupted_restore(monitor, vm)
-        interrupted = await InterruptedSave.find(monitor)
+        interrupted = await InterruptedSave.find(monitor, vm.process)
         if interrupted:
             partial = interrupted.adopt_file()
             if partial and interrupted.has_stream(vm.run_state) and partial.header.format not in COMPRESSORS:
@@ -386,7 +400,7 @@ class SaveOperation:
 
         :raises ConflictError: it was cut off before its guest ran.
         """
-        restore = await InterruptedRestore.find(monitor)
+        restore = await InterruptedRestore.find(monitor, vm.process)
         if restore is None:
             return
         if vm.run_state != "running":
@@ -394,7 +408,8 @@ class SaveOperation:
                 f"{vm.label} was being restored from {restore.record.image} by a run that was cut off",
                 cure=f"Run qemu_restore with path {restore.record.image}, which ends that restore, then save",
             )
-        self._used_image = restore.record.identity
+        if restore.is_of_image(self.path):
+            self._used_image = restore.record.identity
         if not self.request.check_mode:
             await despite_cancellation(restore.clean_qemu())
 
@@ -479,7 +494,7 @@ class SaveOperation:
             self.guest_state = f"{vm.label} runs, and {image_is_safe}"
         else:
             self.guest_state = f"{vm.label} is stopped and {image_is_safe}"
-            watch = ProcessWatch(vm.process.pid) if vm.process else None
+            watch = ProcessWatch.of(vm.process) if vm.process else None
             quit_at, waited_for = boot_time(), vm.process is not None and waits_for(vm.process.pid)
             # The connection may end before the answer comes; what it answers does not count, but that it ends.
             with contextlib.suppress(MonitorError):
@@ -533,7 +548,7 @@ class SaveOperation:
     def result(self, msg: str, vm: RunningVm | None, after: dict[str, str] | None = None) -> dict[str, t.Any]:
         """The return values of a run that wrote nothing; with C(after), of one that changed, or would change."""
         image = image_result(self.path)
-        warnings = []
+        warnings = list(self.warnings)
         if self.request.checksum and not self.request.check_mode and image["checksum"] is None:
             warnings.append(f"{image['path']} has no checksum: the run that saved it was not asked for one")
         return {
@@ -706,7 +721,9 @@ class _Transaction:
         self.partial, self.settings, self.descriptors = partial, interrupted.settings, interrupted.descriptors
         self.adopted = self.touched = self.migration.started = True
         record = interrupted.record
-        choice = _Choice(partial.header.format, record.parallel_channels, record.bypass_cache, {}, [])
+        choice = _Choice(
+            partial.header.format, record.parallel_channels, record.bypass_cache, {}, list(self.operation.warnings)
+        )
         try:
             self.qemu_version = (await read_support(self.monitor)).version
             head = partial.head()
@@ -774,7 +791,7 @@ class _Transaction:
 
     def _choose_format(self, support: MigrationSupport) -> tuple[ImageFormat, dict[str, str], list[str]]:
         reasons: dict[str, str] = {}
-        warnings: list[str] = []
+        warnings = list(self.operation.warnings)
         label = self.request.format
         if label is None:
             if self.request.image_version == 2:

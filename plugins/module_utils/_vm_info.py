@@ -22,6 +22,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageNotFoundError,
     MonitorBusyError,
     MonitorError,
+    MonitorForeignError,
     MonitorLostError,
     MonitorMissingError,
     MonitorProtocolError,
@@ -35,13 +36,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import imag
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_record, launch_result
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import connect_by_process
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import query_state, read_support
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
-    connect_by_process,
+    list_doubtful,
     list_processes,
-    list_unreadable,
     resident_bytes,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit
@@ -59,6 +60,7 @@ _MONITOR_STATES = (
     (VmNotFoundError, "none"),
     (MonitorBusyError, "busy"),
     (MonitorMissingError, "missing"),
+    (MonitorForeignError, "foreign"),
     (MonitorProtocolError, "invalid"),
     (MonitorLostError, "lost"),
     (CommandError, "answers"),
@@ -91,7 +93,7 @@ class VmInfoOperation:
         """
         wanted = self.request.name
         processes = [process for process in list_processes() if wanted is None or process.name in wanted]
-        self.warnings += [f"Not every VM may be listed: {process}" for process in list_unreadable()]
+        self.warnings += [f"Not every VM may be listed: {process}" for process in list_doubtful()]
         images = await in_thread(self._read_images)
         units = await self._read_units(processes)
         vms = [_Vm(process, unit, images) for process, unit in zip(processes, units)]

@@ -46,6 +46,7 @@ notes:
   - A QEMU monitor serves one client at a time, so that another one has to wait while this module asks (less than a
     second).
   - As another user than root, only that user's own VMs can be asked.
+  - A process that only says that it is a QEMU, and executes something else, is no VM; it is told in a warning.
 seealso:
   - module: vmops.qemu.qemu_save
   - module: vmops.qemu.qemu_restore
@@ -126,8 +127,9 @@ vms:
     monitor:
       description:
         - V(answers), V(busy) (another client holds it, or QEMU hangs), V(missing) (nothing listens at its path),
-          V(none) (its command line opens none that can be reached), V(denied) (this user may not use it), V(invalid)
-          (it does not speak QMP) or V(lost) (QEMU ended meanwhile).
+          V(none) (its command line opens none that can be reached), V(denied) (this user may not use it), V(foreign)
+          (another process answers there, or it is not known which), V(invalid) (it does not speak QMP) or V(lost) (QEMU
+          ended meanwhile).
       type: str
     reason:
       description: Why it cannot be asked, empty where it can.

@@ -78,17 +78,17 @@ class Attacker:
         return process
 
     def python(self, script: str, *arguments: str | Path, named: str = "") -> subprocess.Popen[str]:
-        """Run one of the scripts in C(attackers/); with C(named) as a program of that name, as a QEMU has one."""
+        """Run one of the scripts in C(attackers/); with C(named) by a program of that name, as a QEMU has one."""
         argv = ["/usr/bin/python3", str(ATTACKERS / script), *(str(word) for word in arguments)]
         copy = self.programs / script
         shutil.copyfile(ATTACKERS / script, copy)
         copy.chmod(0o644)
         argv[1] = str(copy)
         if named:
-            # Its own words are what a process says of itself: a link to the interpreter, called by any name.
+            # What it executes, too, has the name: a copy of the interpreter.
             program = self.programs / named
             if not program.exists():
-                program.symlink_to("/usr/bin/python3")
+                shutil.copy(os.path.realpath("/usr/bin/python3"), program)
             argv[0] = str(program)
         return self.start(argv)
 

@@ -6,7 +6,8 @@
 
 It listens at a path of its own, which the module is given as C(qmp_socket); QEMU and its command line know nothing of
 it. Bytes and descriptors pass both ways. The peer of the module's connection is then the process with the proxy, not
-QEMU, as where QEMU was handed a socket that someone else listens on: the module finds the VM's process by its name.
+QEMU, as where QEMU was handed a socket that someone else listens on. So QEMU is handed the connection, too (C(getfd)):
+by that it is known to be behind it.
 """
 
 from __future__ import annotations
@@ -200,7 +201,10 @@ class _Session:
         self._asked = b""
         self._said = b""
         self._descriptors: list[int] = []
-        self._outstanding: collections.deque[tuple[Step, Any]] = collections.deque()
+        self._outstanding: collections.deque[tuple[Optional[Step], Any]] = collections.deque()
+        #: The answer to the first command, until QEMU holds the connection.
+        self._held_back: Optional[tuple[Step, Any, dict[str, Any], bytes]] = None
+        self._handed = False
         self._hangs = False
 
     def run(self) -> None:
@@ -266,6 +270,17 @@ class _Session:
 
     def _answered(self, message: dict[str, Any], line: bytes) -> None:
         step, identifier = self._outstanding.popleft()
+        if step is None:
+            assert self._held_back is not None
+            step, identifier, message, line = self._held_back
+        elif not self._handed:
+            # QEMU executes nothing before the first command, which is qmp_capabilities.
+            self._handed = True
+            self._held_back = step, identifier, message, line
+            self._outstanding.append((None, None))
+            hand_over = {"execute": "getfd", "arguments": {"fdname": "proxied"}}
+            socket.send_fds(self._qemu, [json.dumps(hand_over).encode()], [self._client.fileno()])
+            return
         kind = self._proxy.fault(step, INSTEAD)
         if kind == "error":
             self._answer({"error": {"class": "GenericError", "desc": MADE_UP}}, identifier)

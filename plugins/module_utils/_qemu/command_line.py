@@ -293,10 +293,18 @@ def vcpu_count(argv: t.Sequence[str]) -> int:
 
 def changes_user(argv: t.Sequence[str]) -> bool:
     """Whether QEMU, started as root, becomes another user by itself (C(-runas), C(-run-with user=))."""
-    return any(
-        option.name == "runas" or (option.name == "run-with" and "user" in parse_option_string(option.argument or ""))
-        for option in options(argv)
-    )
+    return bool(target_user(argv))
+
+
+def target_user(argv: t.Sequence[str]) -> str:
+    """The user that QEMU, started as root, becomes by itself: a name or C(UID:GID); empty where it stays root."""
+    user = ""
+    for option in options(argv):
+        if option.name == "runas":
+            user = option.argument or ""
+        elif option.name == "run-with":
+            user = parse_option_string(option.argument or "").get("user", user)
+    return user
 
 
 def without_change_of_user(argv: t.Sequence[str]) -> list[str]:

@@ -18,7 +18,6 @@ import errno
 import logging
 import os
 import socket
-import struct
 import sys
 import time
 import traceback
@@ -41,6 +40,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.answers import (
     message_problem,
     with_believable_time,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.socket_end import SocketEnd, other_end
 
 if os.environ.get("VMOPS_QEMU_QMP"):
     # The controller's copy of the library, which the action plugin brought along for this run; the host's comes first.
@@ -121,8 +121,7 @@ class _Session(t.NamedTuple):
     """A connection that has greeted."""
 
     client: QMPClient
-    peer_pid: int | None
-    peer_uid: int | None
+    end: SocketEnd
     descriptors: bool
 
 
@@ -139,10 +138,8 @@ class Monitor:
         self._begin(session)
 
     def _begin(self, session: _Session) -> None:
-        #: The process that listens on the UNIX socket, from SO_PEERCRED; None for TCP or a foreign PID namespace.
-        self.peer_pid = session.peer_pid
-        #: The user that this process was when it began to listen; None where C(peer_pid) is.
-        self.peer_uid = session.peer_uid
+        #: The other end of the connection, as the kernel knows it.
+        self.end = session.end
         #: Whether descriptors can be passed (UNIX sockets only).
         self.passes_descriptors = session.descriptors
         self._client = session.client
@@ -176,7 +173,8 @@ class Monitor:
         """
         await self.close()
         session = await _open_session(self.address, GREETING_TIMEOUT)
-        changed = session.peer_pid != self.peer_pid
+        listener = (self.end.listener, self.end.listener_birth, self.end.uid)
+        changed = (session.end.listener, session.end.listener_birth, session.end.uid) != listener
         self._begin(session)
         if changed:
             await self._give_up()
@@ -212,6 +210,21 @@ class Monitor:
     async def _end_client(self) -> BaseException | None:
         (cause,) = await asyncio.gather(self._client.disconnect(), return_exceptions=True)
         return cause
+
+    @property
+    def shown_address(self) -> str:
+        """The address for messages."""
+        return _shown(self.address)
+
+    @property
+    def peer_pid(self) -> int | None:
+        """The process that began to listen on the UNIX socket; None for TCP or a foreign PID namespace."""
+        return self.end.listener
+
+    @property
+    def peer_uid(self) -> int | None:
+        """The user that this process was when it began to listen; over TCP, who accepted the connection, if known."""
+        return self.end.uid
 
     @property
     def lost(self) -> bool:
@@ -382,7 +395,6 @@ async def _open_session(address: str, timeout: float) -> _Session:
         " monitor (-qmp unix:…) and name it in qmp_socket",
     )
     connection = await _open_socket(address, timeout, busy)
-    peer_pid, peer_uid = _peer(connection)
     client = _Client(f"vmops.qemu {shown}")
     try:
         await within(timeout, client.connect(connection))
@@ -403,7 +415,11 @@ async def _open_session(address: str, timeout: float) -> _Session:
     finally:
         if client.runstate is not Runstate.RUNNING:
             connection.close()
-    return _Session(client, peer_pid, peer_uid, connection.family == socket.AF_UNIX)
+    try:
+        end = other_end(connection)
+    except OSError:  # it was closed by now
+        end = SocketEnd()
+    return _Session(client, end, connection.family == socket.AF_UNIX)
 
 
 def event_seconds(event: Event) -> float:
@@ -482,15 +498,6 @@ def _reachable(path: str) -> t.Iterator[str]:
         yield f"/proc/self/fd/{directory}/{os.path.basename(path)}"
     finally:
         os.close(directory)
-
-
-def _peer(connection: socket.socket) -> tuple[int | None, int | None]:
-    """Process and user at the other end, as they were when they began to listen (unix(7))."""
-    if connection.family != socket.AF_UNIX:
-        return None, None
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, _gid = struct.unpack("iII", credentials)
-    return (int(pid), int(uid)) if pid else (None, None)
 
 
 def _shown(address: str) -> str:

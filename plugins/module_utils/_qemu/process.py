@@ -13,18 +13,13 @@ import os
 import re
 import select
 import signal
+import stat
 import subprocess
 import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import TooLongError, read_bounded
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
-    LaunchError,
-    MonitorError,
-    MonitorMissingError,
-    VmAmbiguousError,
-    VmNotFoundError,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
 from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import (
     PARENT,
     START_TICKS,
@@ -35,7 +30,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import (
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import (
     Rights,
     read_rights,
@@ -48,10 +42,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 #: Seconds that a killed process may take to end.
 _KILL_TIMEOUT = 30.0
-
-#: Seconds within which a QEMU that was just started opens its monitors, and between two looks for them.
-_START_TIMEOUT = 10.0
-_START_INTERVAL = 0.05
 
 #: Bytes and words of a command line that are read at most. A VM of libvirt's has 5 to 20 KiB of it, and one with 255
 #: disks some 200 KiB; but what stands in /proc is the process's own memory, which any user makes gigabytes long.
@@ -85,6 +75,8 @@ class QemuProcess:
     executable: str
     uid: int
     gid: int
+    #: When it was started, in the kernel's ticks since the boot: another process may get its number, but not with this.
+    birth: int = 0
     #: The permissions that what it creates (its sockets, its logs) does not get.
     umask: int = DEFAULT_UMASK
     #: Whether C(cwd) and C(executable) are what /proc says, rather than guessed for another user's process.
@@ -93,6 +85,11 @@ class QemuProcess:
     rights: Rights | None = dataclasses.field(default=None, compare=False)
     #: What it was configured to be, as far as that can be told now. It is the same process when a file has changed.
     configuration: Configuration = dataclasses.field(default=Configuration((), ()), compare=False)
+
+    @property
+    def who(self) -> str:
+        """The process as messages name it."""
+        return f"pid {self.pid} of the user {user_name(self.uid)}"
 
     @property
     def qmp_addresses(self) -> list[str]:
@@ -108,16 +105,18 @@ class QemuProcess:
 
 
 @dataclasses.dataclass(frozen=True)
-class UnreadableProcess:
-    """A process that says it is a QEMU, with a command line that is too long to be one's."""
+class DoubtfulProcess:
+    """A process that says it is a QEMU, and is not taken for one."""
 
     pid: int
     uid: int
+    #: Why not, as a clause.
+    reason: str
 
     def __str__(self) -> str:
         return (
-            f"the process with the pid {self.pid} of the user {user_name(self.uid)} has a command line of more than"
-            f" {MAX_COMMAND_LINE >> 10} KiB, or {MAX_WORDS} words, so it is not taken for a QEMU"
+            f"the process with the pid {self.pid} of the user {user_name(self.uid)} {self.reason}, so it is not taken"
+            " for a QEMU"
         )
 
 
@@ -127,33 +126,73 @@ def read_process(pid: int) -> QemuProcess | None:
     return found if isinstance(found, QemuProcess) else None
 
 
-def _look_at(pid: int) -> QemuProcess | UnreadableProcess | None:
+def is_alive(process: QemuProcess) -> bool:
+    """Whether this very process still runs, whatever it says of itself by now."""
+    watch = ProcessWatch.of(process)
+    try:
+        return not watch.ended
+    finally:
+        watch.close()
+
+
+def _birth(pid: int) -> int | None:
+    """When a process was started, in ticks since the boot; None where there is none."""
+    try:
+        return int(read_process_stat(pid)[START_TICKS])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _look_at(pid: int) -> QemuProcess | DoubtfulProcess | None:
+    if not _claims_to_be_qemu(pid):
+        return None
+    # What follows is of one process only if its number was that one's all the time.
+    birth = _birth(pid)
+    found = None if birth is None else _read(pid, birth)
+    return found if _birth(pid) == birth else None
+
+
+def _claims_to_be_qemu(pid: int) -> bool:
+    """Whether its first word, or its program, has the name of a QEMU."""
+    try:
+        first = read_bounded(f"/proc/{pid}/cmdline", MAX_COMMAND_LINE)
+    except TooLongError as exc:
+        first = exc.beginning
+    except OSError:
+        return False
+    names = [os.fsdecode(first[: max(0, first.find(b"\0"))])] if first else []
+    with contextlib.suppress(OSError):
+        names.append(_without_deleted(os.readlink(f"/proc/{pid}/exe")))
+    return bool(first) and any(_is_emulator(name) for name in names)
+
+
+def _read(pid: int, birth: int) -> QemuProcess | DoubtfulProcess | None:
     base = f"/proc/{pid}"
     try:
-        owner = os.stat(base)
+        status = read_status(pid)
+        uid, gid = (int(status[key].split()[1]) for key in ("Uid", "Gid"))
+        too_long = f"has a command line of more than {MAX_COMMAND_LINE >> 10} KiB, or {MAX_WORDS} words"
         try:
             data = read_bounded(f"{base}/cmdline", MAX_COMMAND_LINE)
-        except TooLongError as exc:
-            return _unreadable(pid, owner.st_uid, exc.beginning)
+        except TooLongError:
+            return DoubtfulProcess(pid, uid, too_long)
         if data.count(b"\0") > MAX_WORDS:
-            return _unreadable(pid, owner.st_uid, data)
+            return DoubtfulProcess(pid, uid, too_long)
         words = data.split(b"\0")[:-1]
         if not words:
             return None
         argv = tuple(os.fsdecode(word) for word in words)
         try:
-            executable, cwd, visible = os.readlink(f"{base}/exe"), os.readlink(f"{base}/cwd"), True
+            executable, cwd, visible = _without_deleted(os.readlink(f"{base}/exe")), os.readlink(f"{base}/cwd"), True
         except PermissionError:
             # Another user's: its command line can be read, the rest only by root.
             executable, cwd, visible = argv[0], "/", False
-    except OSError:
+        reason = _why_no_qemu(base, executable, uid, visible)
+    except (OSError, KeyError, ValueError, IndexError):
         return None
-    replaced = executable.endswith(" (deleted)")
-    executable = executable[: -len(" (deleted)")] if replaced else executable
-    if not any(_is_emulator(path) for path in (argv[0], executable)):
-        return None
-    configuration = read_configuration(argv, cwd, pid, owner.st_uid)
-    umask, rights = _read_status(pid)
+    if reason:
+        return DoubtfulProcess(pid, uid, reason)
+    configuration = read_configuration(argv, cwd, pid, uid)
     return QemuProcess(
         pid=pid,
         name=command_line.guest_name(configuration.words),
@@ -161,30 +200,37 @@ def _look_at(pid: int) -> QemuProcess | UnreadableProcess | None:
         cwd=cwd,
         executable=executable,
         visible=visible,
-        umask=umask,
-        rights=rights,
-        uid=owner.st_uid,
-        gid=owner.st_gid,
+        birth=birth,
+        umask=_umask_of(status),
+        rights=rights_of(status),
+        uid=uid,
+        gid=gid,
         configuration=configuration,
     )
 
 
-def _unreadable(pid: int, uid: int, data: bytes) -> UnreadableProcess | None:
-    """One that is too long; None where it does not even say that it is a QEMU."""
-    names = [os.fsdecode(data[: data.find(b"\0")])] if b"\0" in data[:4096] else []
-    with contextlib.suppress(OSError):
-        names.append(os.readlink(f"/proc/{pid}/exe"))
-    return UnreadableProcess(pid, uid) if any(_is_emulator(name) for name in names) else None
+def _why_no_qemu(base: str, executable: str, uid: int, visible: bool) -> str:
+    """Why what is executed is no QEMU, whatever its words say, or not that of its user; else the empty string.
+
+    Whoever executes a set-user-ID program gives it its words, and is not the user whose process it then is.
+    """
+    if not _is_emulator(executable):
+        return f"says that it is one, but executes {executable}"
+    if visible and uid in (0, os.geteuid()) and os.stat(f"{base}/exe").st_mode & (stat.S_ISUID | stat.S_ISGID):
+        return f"executes {executable}, which changes its user (set-user-ID)"
+    return ""
 
 
-def _read_status(pid: int) -> tuple[int, Rights | None]:
-    """The umask of a process, and what it may do."""
+def _without_deleted(path: str) -> str:
+    """The path in a link of C(/proc) to a file that may have been removed since, as by an upgrade."""
+    return path[: -len(" (deleted)")] if path.endswith(" (deleted)") else path
+
+
+def _umask_of(status: t.Mapping[str, str]) -> int:
     try:
-        status = read_status(pid)
-        umask = int(status.get("Umask", f"{DEFAULT_UMASK:o}"), 8)  # from Linux 4.7 on
-    except (OSError, ValueError):
-        return DEFAULT_UMASK, None
-    return umask, rights_of(status)
+        return int(status.get("Umask", f"{DEFAULT_UMASK:o}"), 8)  # from Linux 4.7 on
+    except ValueError:
+        return DEFAULT_UMASK
 
 
 def _is_emulator(path: str) -> bool:
@@ -208,18 +254,18 @@ def _cleans_up_after(process: QemuProcess, others: t.Mapping[int, QemuProcess]) 
     return parent is not None and (parent.argv, parent.uid) == (process.argv, process.uid)
 
 
-def list_unreadable() -> list[UnreadableProcess]:
+def list_doubtful() -> list[DoubtfulProcess]:
     """The processes that :func:`list_processes` leaves out, although they say that they are QEMUs."""
-    return [process for process in _look_at_all() if isinstance(process, UnreadableProcess)]
+    return [process for process in _look_at_all() if isinstance(process, DoubtfulProcess)]
 
 
-def unreadable_note() -> str:
+def doubtful_note() -> str:
     """What is to be added where a VM was not found, since it may be one of these; or the empty string."""
-    found = list_unreadable()
+    found = list_doubtful()
     return f" ({'; '.join(str(process) for process in found[:3])})" if found else ""
 
 
-def _look_at_all() -> t.Iterator[QemuProcess | UnreadableProcess]:
+def _look_at_all() -> t.Iterator[QemuProcess | DoubtfulProcess]:
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
         found = _look_at(pid)
         if found:
@@ -231,50 +277,24 @@ def find_processes(name: str) -> list[QemuProcess]:
     return [process for process in list_processes() if process.name == name]
 
 
-def find_process(name: str) -> QemuProcess | None:
-    """The one QEMU process whose C(-name) is this, or None.
-
-    :raises VmAmbiguousError: there are several.
-    """
-    found = find_processes(name)
-    if len(found) > 1:
-        pids = ", ".join(str(process.pid) for process in found)
-        raise VmAmbiguousError(
-            f"{len(found)} running QEMU processes are named {name} (pid {pids})",
-            cure="Name the one you mean by its qmp_socket",
-        )
-    return found[0] if found else None
-
-
-async def connect_by_process(process: QemuProcess, timeout: float | None = None) -> Monitor:
-    """A session on the first of the VM's QMP servers that is free.
-
-    One that was started just now, perhaps by a restore that was killed at once, may not have opened them yet.
-
-    :param timeout: seconds until a server must have greeted; None for the usual.
-    :raises VmNotFoundError: its configuration opens none.
-    :raises MonitorError: none of them could be used; the first one's error.
-    """
-    while True:
-        problems: list[MonitorError] = []
-        for address in process.qmp_addresses:
-            try:
-                return await Monitor.connect(address, timeout)
-            except MonitorError as exc:
-                problems.append(exc)
-        starting = all(isinstance(problem, MonitorMissingError) for problem in problems)
-        if not problems or not starting or _age(process.pid) > _START_TIMEOUT:
-            break
-        await asyncio.sleep(_START_INTERVAL)
-    if problems:
-        raise problems[0]
-    raise VmNotFoundError(
-        f"{process.name} runs (pid {process.pid}), but its configuration opens no QMP server that can be reached",
-        cure="Start it with -qmp unix:PATH,server=on,wait=off, or name its socket in qmp_socket",
-    )
+def has_open(pid: int, path: str) -> bool:
+    """Whether a process has the file at a path open under the name that it has now; False where that cannot be told."""
+    try:
+        wanted = os.stat(path)
+        name = os.path.basename(os.path.realpath(path))
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for number in numbers:
+        with contextlib.suppress(OSError):
+            link = f"/proc/{pid}/fd/{number}"
+            # By name first: others of its files may be on a server that does not answer.
+            if os.path.basename(os.readlink(link)) == name and os.path.samestat(os.stat(link), wanted):
+                return True
+    return False
 
 
-def _age(pid: int) -> float:
+def age(pid: int) -> float:
     """Seconds since a process was started; infinite for one that has ended."""
     try:
         started = int(read_process_stat(pid)[START_TICKS])
@@ -329,6 +349,14 @@ class ProcessWatch:
             self._descriptor: int | None = os.pidfd_open(pid)
         except (ProcessLookupError, PermissionError):
             self._descriptor = None
+
+    @classmethod
+    def of(cls, process: QemuProcess) -> ProcessWatch:
+        """Of a process that was looked at before: where another one has its number by now, it has ended."""
+        watch = cls(process.pid)
+        if _birth(process.pid) != process.birth:
+            watch.close()
+        return watch
 
     @property
     def ended(self) -> bool:

@@ -10,12 +10,9 @@ import dataclasses
 import re
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import process_behind
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
-    QemuProcess,
-    find_processes,
-    read_process,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
@@ -45,7 +42,7 @@ class RunningVm:
     machine: str
     architecture: str
     accelerator: str
-    #: Its process on this host, where it is one (a monitor over TCP may lead elsewhere).
+    #: Its process on this host, where it is known (a monitor may lead elsewhere).
     process: QemuProcess | None
 
     @property
@@ -108,27 +105,8 @@ async def read_vm(monitor: Monitor) -> RunningVm:
         machine=machine[: -len("-machine")] if machine.endswith("-machine") else machine,
         architecture=str((await monitor.execute("query-target"))["arch"]),
         accelerator="kvm" if kvm["enabled"] else "tcg",
-        process=_process_behind(monitor, name),
+        process=process_behind(monitor),
     )
-
-
-def _process_behind(monitor: Monitor, name: str) -> QemuProcess | None:
-    """The process that answers on the monitor.
-
-    The socket's peer is whoever called listen(): QEMU itself, or the program that handed QEMU a ready socket. In the
-    latter case the process list decides, if it is clear.
-    """
-    if monitor.peer_pid is not None:
-        process = read_process(monitor.peer_pid)
-        # Where its name cannot be known, its being the peer says more than the name of another process.
-        if process is not None and (process.name == name or process.configuration.unknown):
-            return process
-    found = [
-        process
-        for process in find_processes(name)
-        if monitor.peer_pid is not None or monitor.address in process.qmp_addresses
-    ]
-    return found[0] if len(found) == 1 else None
 
 
 async def read_ram_blocks(monitor: Monitor) -> list[RamBlock]:

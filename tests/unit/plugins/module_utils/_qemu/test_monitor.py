@@ -18,11 +18,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorMissingError,
     MonitorProtocolError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import (
-    Monitor,
-    _open_socket,
-    _peer,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, _open_socket
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.socket_end import other_end
 
 BUSY = MonitorBusyError("busy")
 
@@ -32,7 +29,7 @@ def connect(address: str) -> tuple[object, int | None]:
 
     async def open_and_close() -> tuple[object, int | None]:
         with await _open_socket(address, 5, BUSY) as connection:
-            return connection.getpeername(), _peer(connection)[0]
+            return connection.getpeername(), other_end(connection).listener
 
     return asyncio.run(open_and_close())
 

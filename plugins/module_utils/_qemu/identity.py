@@ -1,0 +1,231 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Who a QEMU is: which process answers on a monitor, and which of those that have a VM's name is that VM's.
+
+Any user's process may have any name, name any socket in its words, and answer on a socket of its own whatever it likes.
+So a process counts by what the kernel says of it: its user, its systemd unit, and that it holds the other end of the
+connection. What cannot be known so is unknown, and nothing is decided by a name alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    MonitorError,
+    MonitorForeignError,
+    MonitorMissingError,
+    VmAmbiguousError,
+    VmNotFoundError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+    QemuProcess,
+    age,
+    list_processes,
+    read_process,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
+
+#: Seconds within which a QEMU that was just started opens its monitors, and between two looks for them.
+_START_TIMEOUT = 10.0
+_START_INTERVAL = 0.05
+
+#: Processes that are named in one message.
+_NAMED = 3
+
+_CHOOSE = "Name the one you mean by its qmp_socket"
+
+
+# --- the process behind a monitor -------------------------------------------------------------------------------
+
+
+def process_behind(monitor: Monitor) -> QemuProcess | None:
+    """The QEMU that answers on a monitor; None where that is not known: it is never guessed.
+
+    It is whoever began to listen on the UNIX socket, where that is a QEMU. Where it is not (systemd or libvirt handed
+    QEMU the socket, or the monitor is at a TCP port), it is the QEMU that holds the other end of this very connection,
+    of the user who opened that, or of anyone where root or the caller did: others cannot have passed it on to another
+    user's QEMU for an answer that is not theirs.
+    """
+    end = monitor.end
+    listener = read_process(end.listener) if end.listener is not None else None
+    if listener is not None and _is_of_opener(listener, end.uid):
+        if end.listener_birth is not None:
+            if listener.birth == end.listener_birth:
+                return listener
+        elif end.is_held_by(listener.pid) or (end.inode is None and listener.uid == end.uid):
+            return listener
+    if end.inode is None or end.uid is None:
+        return None
+    holders = [
+        process for process in list_processes() if _is_of_opener(process, end.uid) and end.is_held_by(process.pid)
+    ]
+    return holders[0] if len(holders) == 1 else None
+
+
+def _is_of_opener(process: QemuProcess, uid: int | None) -> bool:
+    """Whether a process may answer on a connection that was opened by a user."""
+    return uid in (process.uid, 0, os.geteuid())
+
+
+def is_behind(monitor: Monitor, process: QemuProcess) -> bool:
+    """Whether this very process is known to answer on a monitor."""
+    found = process_behind(monitor)
+    return found is not None and (found.pid, found.birth) == (process.pid, process.birth)
+
+
+def was_started_by_root(monitor: Monitor, process: QemuProcess) -> bool:
+    """Whether root started this process, which has become another user since (C(-runas), C(-run-with user=))."""
+    end = monitor.end
+    return (end.listener, end.uid) == (process.pid, 0) and end.listener_birth in (None, process.birth)
+
+
+async def connect_by_process(process: QemuProcess, timeout: float | None = None) -> Monitor:
+    """A session on the first of the VM's QMP servers that is free and is answered by this very process.
+
+    One that was started just now, perhaps by a restore that was killed at once, may not have opened them yet.
+
+    :param timeout: seconds until a server must have greeted; None for the usual.
+    :raises VmNotFoundError: its configuration opens none.
+    :raises MonitorError: none of them could be used; the first one's error.
+    """
+    while True:
+        problems: list[MonitorError] = []
+        for address in process.qmp_addresses:
+            try:
+                monitor = await Monitor.connect(address, timeout)
+            except MonitorError as exc:
+                problems.append(exc)
+                continue
+            if is_behind(monitor, process):
+                return monitor
+            problems.append(_foreign(monitor, process))
+            await monitor.close()
+        starting = all(isinstance(problem, MonitorMissingError) for problem in problems)
+        if not problems or not starting or age(process.pid) > _START_TIMEOUT:
+            break
+        await asyncio.sleep(_START_INTERVAL)
+    if problems:
+        raise problems[0]
+    raise VmNotFoundError(
+        f"{process.name} runs (pid {process.pid}), but its configuration opens no QMP server that can be reached",
+        cure="Start it with -qmp unix:PATH,server=on,wait=off, or name its socket in qmp_socket",
+    )
+
+
+def _foreign(monitor: Monitor, process: QemuProcess) -> MonitorForeignError:
+    other = process_behind(monitor)
+    uid = monitor.peer_uid
+    who = other.who if other else "an unknown process" + (f" of the user {user_name(uid)}" if uid is not None else "")
+    return MonitorForeignError(
+        f"{monitor.shown_address} is named in the command line of {process.name or 'a VM without a name'}"
+        f" ({process.who}), but is answered by {who}",
+        cure="Name the VM's own QMP socket in qmp_socket",
+    )
+
+
+# --- the process of a name --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedIdentity:
+    """Who ran a VM when it was saved, as its image records it."""
+
+    uid: int
+    #: The systemd unit that started it; empty where none did.
+    unit: str = ""
+
+    def __str__(self) -> str:
+        return user_name(self.uid)
+
+
+def is_trusted(uid: int | None, recorded: RecordedIdentity | None) -> bool:
+    """Whether a user is root, the caller, or the one that is recorded."""
+    return uid in (0, os.geteuid()) or (recorded is not None and uid == recorded.uid)
+
+
+class Choice(t.NamedTuple):
+    """Of the QEMUs that have a VM's name, the one that is the VM, and those that are not."""
+
+    process: QemuProcess | None
+    strangers: list[QemuProcess]
+
+    def warnings(self, name: str) -> list[str]:
+        """A sentence about the strangers, where there are some."""
+        if not self.strangers:
+            return []
+        one = len(self.strangers) == 1
+        return [
+            f"Another QEMU is named {name}, too, and was left alone: {_describe(self.strangers)}"
+            if one
+            else f"{len(self.strangers)} other QEMUs are named {name}, too, and were left alone:"
+            f" {_describe(self.strangers)}"
+        ]
+
+
+async def choose_process(
+    name: str, found: t.Sequence[QemuProcess], recorded: RecordedIdentity | None, must_match: bool
+) -> Choice:
+    """Which of the QEMUs of a name is the VM: one of root's, of the caller's, or of those whom the image records.
+
+    :param recorded: what the VM's image records; None where there is none, or it says nothing of this.
+    :param must_match: that a QEMU of anyone else is not the VM, although it is the only one of this name: its image
+        stands for the VM, and is not to be believed used, or loaded elsewhere.
+    :raises VmAmbiguousError: it may be several, or whether it is the VM cannot be told.
+    """
+    ours = [process for process in found if is_trusted(process.uid, recorded)]
+    if recorded and recorded.unit:
+        outside = [process for process in ours if not is_trusted(process.uid, None) and _is_outside(process, recorded)]
+        if outside and await _is_on_this_host(recorded.unit):
+            inside = [process for process in ours if process not in outside]
+            if not inside and must_match:
+                raise VmAmbiguousError(
+                    f"{name} was started by {recorded.unit} when it was saved, and a QEMU of that name and user runs"
+                    f" outside of that unit: {_describe(outside)}",
+                    cure=f"If it is the VM, {_CHOOSE[0].lower()}{_CHOOSE[1:]}; else end it",
+                )
+            ours = inside or outside
+    strangers = [process for process in found if process not in ours]
+    if not ours and not must_match:
+        ours, strangers = strangers, []
+    if len(ours) > 1:
+        raise VmAmbiguousError(f"{len(ours)} running QEMUs are named {name}: {_describe(ours)}", cure=_CHOOSE)
+    return Choice(ours[0] if ours else None, strangers)
+
+
+def _is_outside(process: QemuProcess, recorded: RecordedIdentity) -> bool:
+    return systemd.unit_of_process(process.pid) != recorded.unit
+
+
+async def _is_on_this_host(unit: str) -> bool:
+    """Whether there is such a unit, without which the VM is started by no unit. Raises UnitError."""
+    if not systemd.is_running() or not systemd.is_unit_name(unit):
+        return False
+    return (await systemd.read_unit(unit)).load_state != "not-found"
+
+
+def _describe(processes: t.Sequence[QemuProcess]) -> str:
+    named = [process.who for process in processes[:_NAMED]]
+    more = len(processes) - len(named)
+    return "; ".join(named) + (f"; and {more} more" if more else "")
+
+
+def why_not_to_load(monitor: Monitor, process: QemuProcess | None, recorded: RecordedIdentity | None) -> str:
+    """Why the QEMU behind a monitor must not be given the memory of a saved VM, as a clause; else the empty string.
+
+    :param process: that QEMU, where it is known.
+    :param recorded: what the VM's image records.
+    """
+    uid = process.uid if process else monitor.peer_uid
+    if is_trusted(uid, recorded) or (process is not None and was_started_by_root(monitor, process)):
+        return ""
+    who = process.who if process else f"a process of the user {user_name(uid)}" if uid is not None else "unknown"
+    owner = f"the saved VM ran as {recorded}" if recorded else "the image does not record as whom the saved VM ran"
+    return f"the QEMU at {monitor.shown_address} is {who}, and {owner}"

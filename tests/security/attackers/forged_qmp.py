@@ -1,0 +1,88 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A QMP server that is no QEMU: forged_qmp.py ADDRESS NAME NOTE RUN_STATE.
+
+It says that a run was cut off in it, by the note of an fdset. ADDRESS is a path or HOST:PORT. Runs as the attacker,
+with the host's own Python.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+
+address, name, note, run_state = sys.argv[1:]
+
+answers = {
+    "query-name": {"name": name} if name else {},
+    "query-uuid": {"UUID": "00000000-0000-0000-0000-000000000000"},
+    "query-memory-size-summary": {"base-memory": 64 << 20},
+    "qom-get": "pc-i440fx-10.0-machine",
+    "query-kvm": {"enabled": False, "present": False},
+    "query-cpus-fast": [{}],
+    "query-target": {"arch": "x86_64"},
+    "query-status": {"status": run_state, "running": run_state == "running"},
+    "query-version": {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""},
+    "query-migrate": {"status": "failed"},
+    "query-migrate-capabilities": [{"capability": "mapped-ram", "state": False}],
+    "query-migrate-parameters": {"max-bandwidth": 1 << 27, "multifd-channels": 2, "direct-io": False},
+    "query-fdsets": [{"fdset-id": 0, "fds": [{"fd": 9, "opaque": note}]}],
+    "query-memory-devices": [],
+    "query-qmp-schema": [],
+    "query-block": [],
+    "query-named-block-nodes": [],
+    "query-block-jobs": [],
+    "query-jobs": [],
+    "query-chardev": [],
+    "query-iothreads": [],
+    "qom-list": [],
+    "query-yank": [],
+    "x-query-ramblock": {"human-readable-text": ""},
+}
+
+GREETING = {"QMP": {"version": answers["query-version"], "capabilities": []}}
+
+
+def serve(connection):
+    connection.sendall(json.dumps(GREETING).encode() + b"\n")
+    text, decoder = "", json.JSONDecoder()
+    while True:
+        piece = connection.recv(4096)
+        if not piece:
+            return
+        text = (text + piece.decode()).lstrip()
+        while text:
+            try:
+                request, end = decoder.raw_decode(text)
+            except ValueError:
+                break
+            text = text[end:].lstrip()
+            reply = {"return": answers.get(request["execute"], {})}
+            if "id" in request:
+                reply["id"] = request["id"]
+            connection.sendall(json.dumps(reply).encode() + b"\n")
+            # It does what makes a run take the process behind it for one that hangs.
+            if request["execute"] == "quit":
+                return
+
+
+if "/" in address:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(address)
+    os.chmod(address, 0o777)
+else:
+    server = socket.create_server((address.split(":")[0], int(address.split(":")[1])))
+server.listen(5)
+print("ready", flush=True)
+while True:
+    client, _address = server.accept()
+
+    def run(connection=client):
+        with contextlib.suppress(OSError, ValueError), connection:
+            serve(connection)
+
+    threading.Thread(target=run, daemon=True).start()
