@@ -21,7 +21,7 @@ from typing import Any, Callable
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.lookup.restore_program import make_program
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_identity
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import file_identity
 from security.conftest import Attacker
 
 from support import CounterGuest
@@ -155,7 +155,7 @@ def test_saved_vm_is_saved_although_another_users_qemu_has_its_name(
     guest: CounterGuest, twin: Any, save: Module, image: Path, kind: str
 ) -> None:
     save(name=VM, path=str(image))
-    before = image_identity(str(image))
+    before = file_identity(str(image))
     words, state = STATES[kind]
     other = twin(*words)
     for options in ({}, {"force": True}):
@@ -163,7 +163,7 @@ def test_saved_vm_is_saved_although_another_users_qemu_has_its_name(
         assert not result["changed"]
         assert "already saved" in result["msg"]
         assert f"pid {other.process.pid}" in str(result["warnings"])
-        assert image_identity(str(image)) == before
+        assert file_identity(str(image)) == before
     check_left_alone(other, state)
 
 
@@ -274,7 +274,7 @@ def test_set_user_id_program_is_nobodys_qemu(attacker: Attacker, run_module: Mod
 def restore_note(image: Path) -> str:
     record = {
         "image": str(image),
-        "identity": image_identity(str(image)),
+        "identity": file_identity(str(image)),
         "expanded": True,
         "capabilities": {},
         "parameters": {},
