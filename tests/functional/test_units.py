@@ -871,6 +871,7 @@ def test_words_that_qemu_has_forged(make_service, image, save, run_module, resto
     changed = pristine.replace(b">-fw_cfg</vmops:argument>", b">-XX_cfg</vmops:argument>", 1)
     assert changed != pristine
     image.write_bytes(without_record_checksum(changed))
+    assert run_module("qemu_restore", name=VM, path=str(image))["error"] == "NotVouchedError"
     # As one who has saved it before that was found out.
     assert run_module("qemu_save_image", path=str(image), vouch=True)["changed"]
     words = argv_of(restore(name=VM, path=str(image))["vm"]["pid"])

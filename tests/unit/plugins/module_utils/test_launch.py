@@ -7,8 +7,13 @@ from __future__ import annotations
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import LaunchRecord, SaveFacts, embed, parse
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import vouch
-from ansible_collections.vmops.qemu.plugins.module_utils._launch import freeable_unit, launch_result
+from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
+    freeable_unit,
+    launch_result,
+    recorded_identity,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_text
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key
 
@@ -62,3 +67,13 @@ def test_why_it_is_not_started():
         "unit": "web1.service",
         "reason": "nobody vouches for its record: there is no key",
     }
+
+
+def test_who_ran_the_saved_vm():
+    assert recorded_identity(domain("web1.service", vouched=True)) == RecordedIdentity(0, "web1.service")
+
+
+def test_who_ran_it_is_not_known_where_nobody_vouches():
+    """Whom the record names could be whoever has written it."""
+    assert recorded_identity(domain("web1.service")) is None
+    assert recorded_identity(None) is None

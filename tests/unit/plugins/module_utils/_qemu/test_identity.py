@@ -11,8 +11,6 @@ import os
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import VmAmbiguousError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import LaunchRecord
-from ansible_collections.vmops.qemu.plugins.module_utils._launch import recorded_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import identity, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity, choose_process
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
@@ -20,8 +18,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Qe
 ME = os.geteuid()
 #: Users that are neither root nor the caller.
 VMS, OTHERS, NOBODY = 100107, 100108, 165534
-RECORDED = RecordedIdentity(frozenset({VMS}))
-IN_UNIT = RecordedIdentity(frozenset({VMS}), "vm@web1.service")
+RECORDED = RecordedIdentity(VMS)
+IN_UNIT = RecordedIdentity(VMS, "vm@web1.service")
 
 
 def qemu(pid: int, uid: int) -> QemuProcess:
@@ -111,30 +109,3 @@ def test_strangers_are_counted():
     found = [qemu(pid, NOBODY) for pid in range(100)]
     (warning,) = asyncio.run(choose_process("web1", found, RECORDED, True)).warnings("web1")
     assert "and 97 more" in warning
-
-
-def launch(uid: int, *words: str) -> LaunchRecord:
-    return LaunchRecord(["qemu", *words], "/", "/usr/bin/qemu", uid, uid)
-
-
-@pytest.mark.parametrize(
-    ("record", "uids"),
-    [
-        (launch(VMS), {VMS}),
-        (launch(0), {0}),
-        (launch(0, "-runas", f"{VMS}:{VMS}"), {0, VMS}),
-        (launch(0, "-run-with", "user=nobody,async-teardown=on"), {0, 65534}),
-        (launch(0, "-runas", "no-such-user"), {0}),
-        (launch(0, "-runas", "9" * 99999 + ":1"), {0}),
-        (launch(NOBODY, "-runas", f"{VMS}:{VMS}"), {NOBODY}),
-    ],
-)
-def test_what_an_image_records(record, uids):
-    found = recorded_identity(record)
-    assert found is not None
-    assert found.uids == uids
-
-
-def test_what_an_image_does_not_record():
-    assert recorded_identity(None) is None
-    assert recorded_identity(LaunchRecord([], "/", "", 0, 0)) is None
