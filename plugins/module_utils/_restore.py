@@ -385,25 +385,19 @@ class RestoreOperation:
             await monitor.close()
             self._require_launch()
             return None
-        await despite_cancellation(self._go_on_loaded(monitor, wanted, interrupted, head if of_this else None))
         run_state = "running" if wanted else "paused"
+
+        async def finish() -> bool:
+            used = head if of_this else None
+            removed = await self.finish(used, vm.process, "", lambda: put_guest_back(monitor, run_state))
+            # Last, as its note tells a later run that the image is used up.
+            await interrupted.clean_qemu()
+            return removed
+
+        removed = await despite_cancellation(finish())
         self.guest_state = f"{vm.label} is {run_state}"
-        after = {"image": "absent" if self.request.remove_image or not of_this else "complete", "vm": run_state}
+        after = {"image": "absent" if removed or not of_this else "complete", "vm": run_state}
         return self._result(f"{vm.label} was restored by an earlier run that was cut off: it is {run_state}", vm, after)
-
-    async def _go_on_loaded(
-        self, monitor: Monitor, running: bool, interrupted: InterruptedRestore, head: ImageHead | None
-    ) -> None:
-        """The end of a restore, as in the transaction: the guest, the image, and QEMU's note last.
-
-        :param head: that of the image, where it is still there.
-        """
-        if head:
-            await self.mark_used(head)
-        await put_guest_back(monitor, "running" if running else "paused")
-        if head:
-            await self.see_image_off(head)
-        await interrupted.clean_qemu()
 
     async def _with_running_vm(self, monitor: Monitor, vm: RunningVm, head: ImageHead | None) -> dict[str, t.Any]:
         """A VM that is there is not restored over; a save that was cut short before its end is undone."""
@@ -482,12 +476,32 @@ class RestoreOperation:
     ) -> None:
         if interrupted:
             await interrupted.clean_qemu()
-        await self.mark_used(head)
-        await put_guest_back(monitor, "running" if running else "paused")
-        await self.see_image_off(head)
-        await free_units("", vm.process, self.path)
+        await self.finish(head, vm.process, "", lambda: put_guest_back(monitor, "running" if running else "paused"))
 
-    async def mark_used(self, head: ImageHead) -> None:
+    async def finish(
+        self,
+        head: ImageHead | None,
+        process: QemuProcess | None,
+        recorded_unit: str,
+        go_on: t.Callable[[], t.Awaitable[object]],
+    ) -> bool:
+        """The one ending of a restore, however it was come to: the image's mark, the guest, the image, the VM's unit.
+
+        :param head: that of the image, where it is there, and the one that was loaded.
+        :param recorded_unit: the unit that the image names, where it may be believed.
+        :param go_on: brings the guest to where it shall be.
+        :returns: whether the image was removed.
+        """
+        if head:
+            await self._mark_used(head)
+        await go_on()
+        removed = head is not None and await self._see_image_off(head)
+        _changed, problem = await free_units(recorded_unit, process, self.path)
+        if problem:
+            self.warnings.append(f"Its unit may still be kept from starting {self.subject} from its disks: {problem}")
+        return removed
+
+    async def _mark_used(self, head: ImageHead) -> None:
         """Say in the image that its guest goes on, before it does: it may outlast a removal that fails, or a crash."""
         try:
             await in_thread(mark_checkpoint, self.path, head)
@@ -497,7 +511,7 @@ class RestoreOperation:
                     f"The image does not say that its guest went on, and must not be restored again: {exc.what}"
                 )
 
-    async def see_image_off(self, head: ImageHead) -> bool:
+    async def _see_image_off(self, head: ImageHead) -> bool:
         """With the guest where it should be: no older save must take the place of this one; whether it was removed."""
         try:
             self.warnings += await in_thread(mark_superseded, self.path, head)
@@ -1069,23 +1083,10 @@ class _Transaction:
         )
         warnings = self.operation.warnings
         warnings += [self.operation.launch_warning] if self.operation.launch_warning else []
-        await self.operation.mark_used(self.head)
-        run_state = await twice(self.monitor, self.vm.process, lambda: self._let_go_on(running))
-        if (run_state == "running") != running:
-            raise MigrationError(
-                f"{label} was loaded, but is in QEMU's run state {run_state}",
-                guest_state=f"{label} is loaded; its image {self.head.path} was kept",
-                cure="Look at the guest; let it go on with QMP cont",
-            )
-        self.operation.guest_state = f"{label} {'runs' if running else 'is paused'}"
+        unit = freeable_unit(self.domain, self.head.path)
         kept = "kept"
-        if await self.operation.see_image_off(self.head):
+        if await self.operation.finish(self.head, self.vm.process, unit, lambda: self._go_on(running)):
             kept, image = "removed", {**image, "exists": False, "state": "absent"}
-        _changed, problem = await free_units(
-            freeable_unit(self.domain, self.head.path), self.vm.process, self.head.path
-        )
-        if problem:
-            warnings.append(f"Its unit may still be kept from starting {label} from its disks: {problem}")
         if self.descriptors:
             # Last, as the note in it tells a later run that the image is used up.
             await twice(self.monitor, self.vm.process, self.descriptors.remove)
@@ -1096,7 +1097,7 @@ class _Transaction:
             "msg": f"{label} was restored from {self.head.path} in {duration:.1f} s and"
             f" {'runs' if running else 'is paused'}; the image was {kept}",
             "image": image,
-            "vm": self.vm.as_result(run_state),
+            "vm": self.vm.as_result(),
             "launched": self.launched is not None,
             "running_at": round(event_seconds(resume), 3) if resume else None,
             "unit": (unit_of_process(self.vm.process.pid) if self.vm.process else "") or None,
@@ -1107,6 +1108,22 @@ class _Transaction:
             "warnings": warnings,
             "diff": {"before": self.operation.before, "after": self.operation._outcome(running)},
         }
+
+    async def _go_on(self, running: bool) -> None:
+        """The guest as it shall be, also over a new connection.
+
+        :raises MigrationError: it does not come to that.
+        """
+        label = self.domain.name
+        run_state = await twice(self.monitor, self.vm.process, lambda: self._let_go_on(running))
+        if (run_state == "running") != running:
+            raise MigrationError(
+                f"{label} was loaded, but is in QEMU's run state {run_state}",
+                guest_state=f"{label} is loaded; its image {self.head.path} was kept",
+                cure="Look at the guest; let it go on with QMP cont",
+            )
+        self.operation.guest_state = f"{label} {'runs' if running else 'is paused'}"
+        self.vm = dataclasses.replace(self.vm, run_state=run_state)
 
     async def _let_go_on(self, running: bool) -> str:
         """QEMU's settings as they were found, and then the guest; its run state."""

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
+from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import RestoreRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Launch, read_process
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
@@ -478,19 +480,45 @@ def test_unit_that_is_not_there_any_more(make_service, image, save, restore):
     continuity.check()
 
 
+def leave_restore(service: Service, image: Path) -> None:
+    """What a restore that is killed leaves in the VM's unit."""
+    etc, run = service.directories
+    for directory in etc, run:
+        directory.mkdir(parents=True, exist_ok=True)
+    (etc / "50-vmops-saved.conf").write_text(guard_text([str(image)]))
+    (run / "50-vmops-saved.conf").symlink_to("/dev/null")
+    (run / "zzz-vmops-restore.conf").write_text("[Service]\nRestart=no\nExecStart=\nExecStart=/bin/false\n")
+    systemctl("daemon-reload")
+    assert service.get("Restart") == "no"
+
+
+def test_restore_killed_when_the_guest_is_loaded(make_service, image, save, restore):
+    """The next run brings guest, image and QEMU to where they should be, and the unit at once, too."""
+    service = make_service(service=ALWAYS)
+    continuity = Continuity(service.guest)
+    save(name=VM, path=str(image))
+    restore(name=VM, path=str(image), state="paused", remove_image=False)
+    service.guest.adopt_restarted()
+    leave_restore(service, image)
+    record = RestoreRecord(
+        image=str(image), identity=ImageIdentity.of(str(image)), expanded=False, capabilities={}, parameters={}
+    )
+    with image.open("rb") as file, Monitor(service.guest.observer_socket) as monitor:
+        monitor.execute("add-fd", {"opaque": record.opaque()}, fd=file.fileno())
+    result = restore(name=VM, path=str(image))
+    assert "cut off" in result["msg"]
+    assert not image.exists()
+    assert service.changes() == []
+    assert service.get("Restart") == "always"
+    continuity.check()
+
+
 def test_what_a_killed_restore_left_is_removed(make_service, image, save, restore, run_module):
     service = make_service(service=ALWAYS)
     continuity = Continuity(service.guest)
-    etc, run = service.directories
 
     def leave():
-        for directory in etc, run:
-            directory.mkdir(parents=True, exist_ok=True)
-        (etc / "50-vmops-saved.conf").write_text(guard_text([str(image)]))
-        (run / "50-vmops-saved.conf").symlink_to("/dev/null")
-        (run / "zzz-vmops-restore.conf").write_text("[Service]\nRestart=no\nExecStart=\nExecStart=/bin/false\n")
-        systemctl("daemon-reload")
-        assert service.get("Restart") == "no"
+        leave_restore(service, image)
 
     leave()
     predicted = run_module("qemu_restore", name=VM, path=str(image), check=True)
