@@ -101,7 +101,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Measure, Publisher
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, pass_named_descriptor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import (
     RecordedIdentity,
     process_behind,
@@ -1046,9 +1046,7 @@ class _Transaction:
                 source = self.expanded
                 files.append(write_end)
                 self.expander = await Filter.start(compressor.expand_command(), stdin=files[0], stdout=write_end)
-            name = f"vmops-restore-{os.getpid()}"
-            await pass_named_descriptor(self.monitor, source, name)
-            return f"fd:{name}"
+            return await self.descriptors.pass_named(source)
         finally:
             for descriptor in files:
                 os.close(descriptor)

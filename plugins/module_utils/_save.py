@@ -98,7 +98,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Publisher
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, pass_named_descriptor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     IDLE_STATES,
     Migration,
@@ -641,8 +641,6 @@ class _Transaction:
         self.launch: dict[str, t.Any] = {}
         #: Whether the VM's unit may have been kept from starting the VM beside the image.
         self.guarded = False
-        #: QEMU's name for a descriptor that C(getfd) took, where there are no fdsets.
-        self.named_descriptor = ""
         #: The tool that QEMU writes to, for a compressed format.
         self.compressor: Filter | None = None
         #: Whether anything was done to the guest that has to be undone.
@@ -1017,9 +1015,7 @@ class _Transaction:
                 files += make_pipe()
                 command = COMPRESSORS[choice.format].compress_command()
                 self.compressor = await Filter.start(command, stdin=files[-2], stdout=files[0])
-            self.named_descriptor = f"vmops-save-{os.getpid()}"
-            await pass_named_descriptor(self.monitor, files[-1], self.named_descriptor)
-            return f"fd:{self.named_descriptor}"
+            return await self.descriptors.pass_named(files[-1])
         finally:
             for descriptor in files:
                 os.close(descriptor)
@@ -1164,10 +1160,6 @@ class _Transaction:
         if self.migration.started:
             await self.migration.settle()
         await self.settings.restore()
-        if self.named_descriptor:
-            # The migration has taken it, unless it never came to that.
-            with contextlib.suppress(CommandError):
-                await self.monitor.execute("closefd", {"fdname": self.named_descriptor})
         await self.descriptors.remove()
 
     async def _roll_back(self, cause: BaseException) -> None:

@@ -274,3 +274,30 @@ def test_descriptor_that_was_passed_but_not_answered_for_is_taken_back(guest, tm
 
     with (tmp_path / "file").open("wb") as file:
         asyncio.run(cut_off())
+
+
+def test_descriptors_that_a_killed_run_left_are_taken_back(big_guest, tmp_path):
+    """Also the one that was passed for a stream, of which no fdset tells."""
+
+    def count() -> int:
+        return len(os.listdir(f"/proc/{big_guest.pid}/fd"))
+
+    async def pass_them() -> int:
+        async with await monitor_module.Monitor.connect(str(big_guest.qmp_socket)) as monitor:
+            descriptors = DescriptorSet(monitor, "note")
+            with (tmp_path / "file").open("wb") as file:
+                await descriptors.add(file.fileno())
+                assert await descriptors.pass_named(file.fileno()) == f"fd:vmops-fdset-{descriptors.number}"
+            assert descriptors.number is not None
+            return descriptors.number
+
+    async def take_back(number: int) -> None:
+        async with await monitor_module.Monitor.connect(str(big_guest.qmp_socket)) as monitor:
+            await DescriptorSet(monitor, number=number).remove()
+
+    with Monitor(big_guest.observer_socket):
+        before = count()
+        number = asyncio.run(pass_them())
+        wait_until(lambda: count() == before + 2)
+        asyncio.run(take_back(number))
+        wait_until(lambda: count() == before)

@@ -11,14 +11,10 @@ two: a buffered one for the stream and one that was opened separately with O_DIR
 
 from __future__ import annotations
 
+import contextlib
+
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, MigrationError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-
-
-async def pass_named_descriptor(monitor: Monitor, descriptor: int, name: str) -> None:
-    """Pass one descriptor for a migration URI C(fd:NAME): a pipe, or a file in QEMU before 11.0."""
-    monitor.send_descriptor(descriptor)
-    await monitor.execute("getfd", {"fdname": name})
 
 
 async def find_notes(monitor: Monitor, prefix: str) -> list[tuple[int, str]]:
@@ -42,6 +38,8 @@ class DescriptorSet:
         self._monitor = monitor
         self._opaque = opaque
         self._asked = False
+        # Of one that was found it is not known.
+        self._may_have_named = number is not None
         self.number = number
 
     async def add(self, *descriptors: int) -> None:
@@ -67,8 +65,22 @@ class DescriptorSet:
         """The migration URI of the stream that starts C(offset) bytes into the file."""
         return f"file:/dev/fdset/{self.number},offset={offset:#x}"
 
+    async def pass_named(self, descriptor: int) -> str:
+        """Pass one more, by C(getfd): a pipe, or a file in QEMU before 11.0; the migration URI (C(fd:NAME)).
+
+        Its name has the set's number in it, so that a later run that finds the set can take it back, too.
+        """
+        self._may_have_named = True
+        self._monitor.send_descriptor(descriptor)
+        await self._monitor.execute("getfd", {"fdname": self._name})
+        return f"fd:{self._name}"
+
+    @property
+    def _name(self) -> str:
+        return f"vmops-fdset-{self.number}"
+
     async def remove(self) -> None:
-        """Take the set out of QEMU again; a migration that runs has its own copies.
+        """Take the set out of QEMU again, and the named one; a migration that runs has its own copies.
 
         :raises MonitorError: it may still be there.
         """
@@ -78,6 +90,10 @@ class DescriptorSet:
             self.number = next((number for number, rest in notes if not rest), None)
         if self.number is None:
             return
+        if self._may_have_named:
+            # A migration has taken it, unless it never came to that.
+            with contextlib.suppress(CommandError):
+                await self._monitor.execute("closefd", {"fdname": self._name})
         try:
             await self._monitor.execute("remove-fd", {"fdset-id": self.number})
         except CommandError:
