@@ -149,7 +149,7 @@ def _label_problems(pid: int, starter: int) -> list[Problem]:
     if not own or "unconfined" in own or own in (_label(starter), _label(os.getpid())):
         return []
     with contextlib.suppress(OSError):
-        if own.split(" (")[0] == os.readlink(f"/proc/{pid}/exe"):
+        if own.partition(" (")[0] == os.readlink(f"/proc/{pid}/exe"):
             return []
     return [
         Problem(
