@@ -16,13 +16,13 @@ import dataclasses
 import json
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, ImageError, ImageNotFoundError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError, ImageNotFoundError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     PartialImage,
     read_image_head,
     target_of_partial,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._operation import is_last_migration, put_guest_back
+from ansible_collections.vmops.qemu.plugins.module_utils._operation import call_off_save, is_last_migration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, find_notes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     IDLE_STATES,
@@ -110,12 +110,7 @@ class InterruptedSave:
         """
         migration = Migration(self._monitor)
         migration.started = True
-        if self.record.run_state == "running":
-            # At once, while the migration is being cancelled; at its very end QEMU refuses, then it is asked again.
-            with contextlib.suppress(CommandError):
-                await self._monitor.execute("cont")
-        await migration.cancel()
-        await put_guest_back(self._monitor, self.record.run_state)
+        await call_off_save(self._monitor, migration, self.record.run_state)
         await self.clean_qemu()
         if partial:
             partial.discard()

@@ -31,7 +31,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import (
     is_trusted,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.lock import vm_lock
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import query_state
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import Migration, query_state
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     ProcessWatch,
@@ -173,6 +173,21 @@ async def twice(monitor: Monitor, process: QemuProcess | None, work: t.Callable[
                 cure="Run the task again",
             ) from None
         return await work()
+
+
+async def call_off_save(monitor: Monitor, migration: Migration, run_state: str) -> str:
+    """Cancel what QEMU writes, and let the guest go on as before: at once, while the migration is being cancelled.
+
+    :param run_state: QEMU's run state before the save.
+    :returns: the run state now.
+    :raises MonitorError: it could not be done.
+    """
+    if run_state == "running" and await migration.is_active():
+        # At the migration's very end QEMU refuses; then it is asked again.
+        with contextlib.suppress(CommandError):
+            await monitor.execute("cont")
+    await migration.cancel()
+    return await put_guest_back(monitor, run_state)
 
 
 async def put_guest_back(monitor: Monitor, run_state: str) -> str:

@@ -25,7 +25,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import (
     in_thread,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
-    CommandError,
     ConflictError,
     ImageError,
     ImageFormatError,
@@ -83,6 +82,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import (
     Locks,
+    call_off_save,
     check_parallel_channels,
     connect_to_vm,
     default_parallel_channels,
@@ -1196,12 +1196,7 @@ class _Transaction:
         """
         label = self.vm.label
         if self.touched:
-            if self.vm.run_state == "running" and await self.migration.is_active():
-                # At once: it may run while the migration is being cancelled. At the migration's very end QEMU refuses.
-                with contextlib.suppress(CommandError):
-                    await self.monitor.execute("cont")
-            await self.migration.cancel()
-            run_state = await put_guest_back(self.monitor, self.vm.run_state)
+            run_state = await call_off_save(self.monitor, self.migration, self.vm.run_state)
             self.put_back = (
                 f"{label} runs again"
                 if run_state == "running"
