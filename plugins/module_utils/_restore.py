@@ -63,6 +63,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     open_image,
     read_image_head,
     remove_image,
+    require_image_of,
     require_loadable_image,
     require_removable,
 )
@@ -218,10 +219,8 @@ class RestoreOperation:
         domain = head.domain() if head else None
         name = self.request.name or (domain.name if domain else None)
         self.subject = name or self.subject
-        if domain and self.request.name and domain.name != self.request.name:
-            raise MismatchError(
-                f"{self.path} holds {domain.name}, not {self.request.name}", cure="Correct name or path"
-            )
+        if domain:
+            require_image_of(self.path, domain.name, self.request.name)
         recorded = recorded_identity(domain)
         monitor = await self._find(name, recorded, must_match=head is not None)
         try:

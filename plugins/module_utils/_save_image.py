@@ -34,6 +34,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     read_at,
     read_image_head,
     remove_image,
+    require_image_of,
     require_vouchable_image,
     require_writable_directory,
 )
@@ -169,6 +170,7 @@ class SaveImageOperation:
         if not self.request.check_mode:
             archive.remove_archive_leftovers(self.path)
         found = _Found(head, None)
+        require_image_of(self.path, head.domain().name, self.request.name)
         self._settle_archives(descriptor)
         return self._reach(found, self._plan(found), descriptor)
 
@@ -183,6 +185,7 @@ class SaveImageOperation:
             raise ConflictError(f"There is more than one archive of {self.path}: {names}", cure="Remove all but one")
         source = archive.archive_path(self.path, formats[0])
         found = _Found(archive.read_archive_head(source), formats[0])
+        require_image_of(source, found.head.domain().name, self.request.name)
         planned = self._plan(found)
         if (planned.head, planned.archive) == (found.head, found.archive):
             return self._result(found, planned)
@@ -303,6 +306,8 @@ class SaveImageOperation:
             try:
                 with self._open(path) as descriptor:
                     found = self._require_ours(path, descriptor, image_format)
+                    if found:  # one that is damaged may go, whosever it was
+                        require_image_of(path, found.head.domain().name, self.request.name)
                     before = before or found
                     if not self.request.check_mode:
                         edit.drop_journal(path, descriptor)

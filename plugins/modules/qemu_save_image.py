@@ -19,6 +19,7 @@ options:
   name:
     description:
       - The VM's name; its image is the name with C(.save) in O(save_dir).
+      - With O(path), the VM that the image must hold.
       - One of O(name) and O(path) is needed.
     type: str
   path:
@@ -206,7 +207,6 @@ def main() -> None:
             "vouch": {"type": "bool", "default": False},
         },
         required_one_of=[("name", "path")],
-        mutually_exclusive=[("name", "path")],
         supports_check_mode=True,
     )
     show_without_secrets(module, [module.params["domain_xml"] or ""], redact)

@@ -28,6 +28,7 @@ options:
     description:
       - The VM's name; its image is the name with C(.save) in O(save_dir), or an archive of it.
       - Without O(path) and O(name), all images in O(save_dir) are read.
+      - With the O(path) of an image, the VM that it must hold; with that of a directory, the VM whose images are read.
     type: str
   save_dir:
     description:
@@ -381,7 +382,7 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path, require_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
 from ansible_collections.vmops.qemu.plugins.module_utils._module import run_blocking
 
@@ -395,24 +396,27 @@ def main() -> None:
             "stream": {"type": "bool", "default": False},
             "verify": {"type": "bool", "default": False},
         },
-        mutually_exclusive=[("path", "name")],
         supports_check_mode=True,
     )
     options = module.params
     wanted = {"stream": options["stream"], "verify": options["verify"]}
     path = options["path"] or options["save_dir"]
-    one = bool(options["name"]) or (bool(options["path"]) and not os.path.isdir(path))
+    name = options["name"]
+    one = not os.path.isdir(path) if options["path"] else bool(name)
 
     def look() -> dict[str, t.Any]:
         if one:
-            place = image_path(None, options["save_dir"], options["name"]) if options["name"] else path
-            image = image_info(os.path.abspath(place), others=True, **wanted)
+            place = image_path(options["path"], options["save_dir"], name)
+            image = image_info(place, others=True, **wanted)
+            if image["name"] is not None:
+                require_image_of(place, image["name"], name)
             return {"changed": False, "images": [image], "image": image, "msg": describe(image)}
         images = directory_info(path, **wanted) if os.path.exists(path) else []
+        images = [image for image in images if name in (None, image["name"])]
         lines = [f"{len(images)} save image{'' if len(images) == 1 else 's'} in {path}", *map(describe, images)]
         return {"changed": False, "images": images, "msg": "; ".join(lines)}
 
-    run_blocking(module, look, options["name"] or path)
+    run_blocking(module, look, name or path)
 
 
 if __name__ == "__main__":

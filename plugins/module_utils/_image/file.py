@@ -27,6 +27,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageFormatError,
     ImageUnsafeError,
     LockHeldError,
+    MismatchError,
     RequestError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
@@ -68,6 +69,16 @@ def image_path(path: str | None, save_dir: str, name: str | None) -> str:
             f"The VM's name {name!r} cannot stand in a file name", cure="Give the image's path in the path option"
         )
     return os.path.join(os.path.abspath(save_dir), f"{name}.save")
+
+
+def require_image_of(path: str, found: str, name: str | None) -> None:
+    """Check that an image holds the VM for which it is used, where both are said.
+
+    :param found: the name of the VM that it holds.
+    :raises MismatchError: it holds another one.
+    """
+    if name and found != name:
+        raise MismatchError(f"{path} holds {found or 'a VM without a name'}, not {name}", cure="Correct name or path")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------

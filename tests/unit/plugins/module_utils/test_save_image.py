@@ -15,6 +15,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageFormatError,
     ImageNotFoundError,
     ImagePartialError,
+    MismatchError,
     RequestError,
     VouchingKeyError,
 )
@@ -519,3 +520,29 @@ def test_vouching_that_is_killed(unvouched, own_key, kill_at_each_step):
         assert (info["state"], info["vouched"], info["problems"]) == ("complete", True, [])
 
     kill_at_each_step(lambda: unvouched.write_bytes(original), lambda: run(unvouched, vouch=True), check, at_least=6)
+
+
+# --- the VM that an image must hold ---
+
+
+@pytest.mark.parametrize("archived", [False, True])
+@pytest.mark.parametrize("options", [{"vm_state": "paused"}, {"archive": "gzip"}, {"state": "absent"}])
+def test_image_of_another_vm(image, options, archived):
+    if archived:
+        run(image, archive="gzip")
+    before = listing(image.parent)
+    request = SaveImageRequest("web2", str(image), "/x", **options)
+    with pytest.raises(MismatchError, match="holds web1, not web2"):
+        SaveImageOperation(request).run()
+    assert listing(image.parent) == before
+
+
+def test_image_of_the_vm_that_is_named(image):
+    assert SaveImageOperation(SaveImageRequest("web1", str(image), "/x", state="absent")).run()["changed"]
+    assert not image.exists()
+
+
+def test_damaged_image_is_removed_whosever_it_was(image):
+    image.write_bytes(image.read_bytes()[:64])
+    assert SaveImageOperation(SaveImageRequest("web2", str(image), "/x", state="absent")).run()["changed"]
+    assert not image.exists()
