@@ -856,5 +856,9 @@ def test_partial_images_that_another_user_planted(shared, victim, guest, save, r
     assert {names[0].name, *(path.name for path in names[3:])} <= set(left)
     assert victim.read_text() == "precious"
     guest.wait_exit()
+    # From a directory of all nothing is loaded.
+    mine = shared.with_name("mine")
+    mine.mkdir(mode=0o700)
+    image = image.rename(mine / image.name)
     restore(name=VM, path=str(image), launch="command", command=guest.argv())
     continuity.check()
