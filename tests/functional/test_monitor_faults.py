@@ -54,7 +54,7 @@ WORKERS = 4
 
 #: The product's patience, in seconds, cut down for the runs that meet a fault.
 SHORT = {
-    "_qemu.monitor": {"COMMAND_TIMEOUT": 1.0, "GREETING_TIMEOUT": 1.0},
+    "_qemu.monitor": {"COMMAND_TIMEOUT": 3.0, "GREETING_TIMEOUT": 1.0},
     "_qemu.migration": {"LOOK_INTERVAL": 0.5},
     "_save": {"QUIT_TIMEOUT": 2.0},
     "_restore": {"LAUNCH_TIMEOUT": 3.0},

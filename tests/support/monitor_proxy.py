@@ -113,15 +113,16 @@ class MonitorProxy:
     def __exit__(
         self, _kind: Optional[type[BaseException]], _error: Optional[BaseException], _trace: Optional[TracebackType]
     ) -> None:
-        if self._frozen:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._frozen, signal.SIGCONT)
         self._stop_listening()
         for client in self._clients:
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
+        # When no session can freeze it any more: a run may have ended before its fault was done.
+        if self._frozen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._frozen, signal.SIGCONT)
         for client in self._clients:
             client.close()
 
