@@ -16,6 +16,7 @@ from typing import Any, Callable
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import ask_block
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.jobs import job_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
@@ -80,7 +81,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., PausedQemu]]:
 def problems_of(qemu: PausedQemu) -> list[Problem]:
     async def look() -> list[Problem]:
         async with await Monitor.connect(str(qemu.qmp_socket)) as monitor:
-            return await job_problems(monitor)
+            return await job_problems(monitor, await ask_block(monitor))
 
     return asyncio.run(look())
 

@@ -18,6 +18,7 @@ from typing import Any, Union
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import read_process
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import ask_block
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.losses import runtime_losses
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.machine import machine_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -58,7 +59,7 @@ class Machine:
             assert process is not None
             started = time.monotonic()
             found = await machine_problems(monitor, process.configuration)
-            found += await runtime_losses(monitor, process.configuration)
+            found += await runtime_losses(monitor, process.configuration, await ask_block(monitor))
             self.milliseconds = (time.monotonic() - started) * 1000
             return found
 

@@ -188,18 +188,21 @@ def _problem(value: object, shape: Shape, place: str) -> str:
     if isinstance(shape, Text) and isinstance(value, str) and len(value) > shape.most:
         return f"{place} has {len(value)} characters, more than {shape.most}"
     if isinstance(shape, list) and isinstance(value, list):
-        parts = [(item, shape[0], f"an item of {place}") for item in value]
+        item_place = f"an item of {place}"
+        for item in value:
+            problem = _problem(item, shape[0], item_place)
+            if problem:
+                return problem
     elif isinstance(shape, dict) and isinstance(value, dict):
-        parts = []
+        missing = next((key for key in shape if key[-1] != "?" and key not in value), "")
+        if missing:
+            return f"{place} has no {missing}"
         for key, inner in shape.items():
             name = key.rstrip("?")
-            if name in value:
-                parts.append((value[name], inner, name))
-            elif name == key:
-                return f"{place} has no {name}"
-    else:
-        return ""
-    return next((problem for problem in (_problem(*part) for part in parts) if problem), "")
+            problem = _problem(value[name], inner, name) if name in value else ""
+            if problem:
+                return problem
+    return ""
 
 
 def _kind(shape: Shape) -> type:

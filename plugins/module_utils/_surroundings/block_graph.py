@@ -112,7 +112,17 @@ def _edge_order(edge: str) -> tuple[int, int, str]:
     return rank, int(number) if number.isdigit() else 0, edge
 
 
-async def read_block_graph(monitor: Monitor) -> BlockGraph:
+@dataclasses.dataclass(frozen=True)
+class BlockAnswers:
+    """What QEMU has answered about its block graph, which takes it some milliseconds for many disks: asked once."""
+
+    #: To ``query-block``, and to ``query-named-block-nodes``.
+    drives: list[dict[str, t.Any]]
+    nodes: list[dict[str, t.Any]]
+    graph: BlockGraph
+
+
+async def ask_block(monitor: Monitor) -> BlockAnswers:
     """Ask QEMU for all of it, in one round trip.
 
     :raises MonitorError: QEMU was lost, or refused.
@@ -124,11 +134,12 @@ async def read_block_graph(monitor: Monitor) -> BlockGraph:
         monitor.execute("qom-list", {"path": "/machine/peripheral"}),
         monitor.execute("qom-list", {"path": "/machine/peripheral-anon"}),
     )
-    return BlockGraph(
+    graph = BlockGraph(
         drives=parse_drives(drives),
         nodes=parse_nodes(nodes, edges),
         hidden=(*_hidden(with_id, "/machine/peripheral"), *_hidden(without_id, "/machine/peripheral-anon")),
     )
+    return BlockAnswers(drives, nodes, graph)
 
 
 def parse_drives(answer: t.Sequence[dict[str, t.Any]]) -> tuple[Drive, ...]:

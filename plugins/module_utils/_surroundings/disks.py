@@ -16,9 +16,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Qe
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_device import block_device_size
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import (
     PROTOCOLS,
+    BlockAnswers,
     BlockGraph,
     Layer,
-    read_block_graph,
+    ask_block,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium, MediumFile
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.open_files import OpenFiles
@@ -35,15 +36,16 @@ _DEVICES = frozenset(("host_device", "host_cdrom"))
 _NOTHING = frozenset(("null-co", "null-aio"))
 
 
-async def read_media(monitor: Monitor, process: QemuProcess | None) -> list[Medium]:
+async def read_media(monitor: Monitor, process: QemuProcess | None, block: BlockAnswers | None = None) -> list[Medium]:
     """What QEMU has open for each drive now: for an image's record, when its migration has completed.
 
     Drives without a medium have no files, and devices whose storage QEMU does not see have one that is uncheckable.
 
     :param process: the QEMU; None where it is not known on this host, and then nothing is checkable.
+    :param block: what QEMU has answered just now, where it was asked already.
     :raises MonitorError: QEMU was lost, or refused.
     """
-    graph = await read_block_graph(monitor)
+    graph = (block or await ask_block(monitor)).graph
     fdsets: dict[int, list[int]] = {}
     if any(node.filename.startswith("/dev/fdset/") for node in graph.nodes.values()):
         fdsets = {

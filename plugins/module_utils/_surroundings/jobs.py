@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import BlockAnswers
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 #: The one job that bears a save. With a backup or a commit, in whatever state, QEMU (7.2 to 10.0) cannot give up its
@@ -25,16 +26,16 @@ _BEARABLE_JOBS = frozenset(("mirror",))
 _FINISHED = frozenset(("concluded", "aborting", "null"))
 
 
-async def job_problems(monitor: Monitor) -> list[Problem]:
+async def job_problems(monitor: Monitor, block: BlockAnswers) -> list[Problem]:
     """The jobs, exports and dirty bitmaps that a save would break or lose, in one round trip.
 
+    :param block: what QEMU has answered about its nodes.
     :raises MonitorError: QEMU was lost, or refused.
     """
-    jobs, block_jobs, exports, nodes = await asyncio.gather(
+    jobs, block_jobs, exports = await asyncio.gather(
         monitor.execute("query-jobs"),
         monitor.execute("query-block-jobs"),
         monitor.execute_if_known("query-block-exports"),  # not before QEMU 5.2
-        monitor.execute("query-named-block-nodes", {"flat": True}),
     )
     found = {job["id"]: (job["type"], job["status"]) for job in jobs}
     for job in block_jobs:
@@ -43,7 +44,7 @@ async def job_problems(monitor: Monitor) -> list[Problem]:
     for export in exports or ():
         what = f"the {export['type']} export {export['id']} gives others a disk of it ({export['node-name']})"
         problems.append(Problem("export", what, "Let its clients finish, and end it (block-export-del)"))
-    bitmaps = (bitmap for node in nodes for bitmap in node.get("dirty-bitmaps", ()))
+    bitmaps = (bitmap for node in block.nodes for bitmap in node.get("dirty-bitmaps", ()))
     # Those without a name are the jobs' own.
     names = sorted({bitmap["name"] for bitmap in bitmaps if bitmap.get("name") and not bitmap["persistent"]})
     if names:

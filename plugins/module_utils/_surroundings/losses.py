@@ -12,6 +12,7 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, Setting
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import BlockAnswers
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 _ON = ("on", "yes", "true", "y")
@@ -33,7 +34,7 @@ _LIMITS = {
 }
 
 
-async def runtime_losses(monitor: Monitor, configuration: Configuration) -> list[Problem]:
+async def runtime_losses(monitor: Monitor, configuration: Configuration, block: BlockAnswers) -> list[Problem]:
     """What a restore by the configuration does not bring back, without harm to the guest's data; none of it blocks.
 
     Kinds: ``vnc_password``, ``spice_password``, ``host_forward``, ``throttle``, ``write_threshold``. What this QEMU
@@ -45,8 +46,7 @@ async def runtime_losses(monitor: Monitor, configuration: Configuration) -> list
     if configuration.unknown:
         return losses  # what was set from the start cannot be told from what was set later
     losses += _changed_forwards(await _usernet(monitor), configuration)
-    disks = await monitor.execute("query-block")
-    return [*losses, *_changed_limits(disks, configuration), *_thresholds(disks)]
+    return [*losses, *_changed_limits(block.drives, configuration), *_thresholds(block.drives)]
 
 
 # --- passwords ---

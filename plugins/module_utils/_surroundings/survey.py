@@ -12,6 +12,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import ask_block
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.confinement import confinement_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.jobs import job_problems
@@ -56,8 +57,9 @@ async def survey(
     :raises MonitorError: QEMU cannot be asked.
     """
     problems: list[Problem] = []
+    block = await ask_block(monitor)
     jobs, files, media = await asyncio.gather(
-        job_problems(monitor), memory_files(monitor, process), read_media(monitor, process)
+        job_problems(monitor, block), memory_files(monitor, process), read_media(monitor, process, block)
     )
     problems += jobs
     media += await in_thread(memory_media, files)
@@ -69,7 +71,7 @@ async def survey(
         in_thread(process_problems, process, started_by_unit(unit), unit),
         in_thread(confinement_problems, process, unit, monitor.peer_pid, monitor.peer_uid),
         machine_problems(monitor, process.configuration),
-        runtime_losses(monitor, process.configuration),
+        runtime_losses(monitor, process.configuration, block),
     )
     problems += [*of_process, *confinement, *of_machine, *losses]
     if not any(problem.kind in _PASSING for problem in problems):
