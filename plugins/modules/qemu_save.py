@@ -204,6 +204,7 @@ EXAMPLES = r"""
     image_version: 2
     format: sparse
     domain_xml: "{{ lookup('ansible.builtin.file', 'db1.xml') }}"
+    require_restorable: false # of a domain of libvirt's: libvirt brings it back
 
 - name: Save a VM whose image is going to be copied to another host
   vmops.qemu.qemu_save:

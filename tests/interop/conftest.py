@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from functional.conftest import image, restore, run_module, save, start_module
+from functional.conftest import image, restore, run_module, start_module
 
 from support.libvirt import Libvirt, LibvirtGuest
 from support.observe import VM
@@ -21,6 +21,18 @@ __all__ = ["image", "restore", "run_module", "save", "start_module"]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "smoke: the few that show in a minute that libvirt and we read each other")
+
+
+@pytest.fixture
+def save(run_module: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Save a domain, which has descriptors that only libvirt can give it: it comes back by libvirt, or by a command."""
+
+    def run(**options: Any) -> dict[str, Any]:
+        result = run_module("qemu_save", require_restorable=False, **options)
+        assert not result.get("failed"), result["msg"]
+        return result
+
+    return run
 
 
 @pytest.fixture(scope="session")
