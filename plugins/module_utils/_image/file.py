@@ -686,13 +686,7 @@ def require_safe_image(path: str) -> None:
         others.
     :raises ImageError: one of them cannot be looked at.
     """
-    reason = _why_unsafe_image(path, (0, os.geteuid()))
-    if reason:
-        raise ImageUnsafeError(
-            path,
-            f"{reason}, so others could have written the image; the command that it records is not run",
-            cure="Copy it into a directory of root's, for root and with the mode 0600, and look at its launch there",
-        )
+    _require_own_image(path, "could have written the image; the command that it records is not run")
 
 
 def require_loadable_image(path: str, uid: int | None) -> None:
@@ -720,11 +714,19 @@ def require_vouchable_image(path: str) -> None:
     :raises ImageUnsafeError: others can.
     :raises ImageError: a part of its path cannot be looked at.
     """
+    _require_own_image(path, "can write the image, and it is not vouched for")
+
+
+def _require_own_image(path: str, consequence: str) -> None:
+    """As :func:`require_safe_image` and :func:`require_vouchable_image`.
+
+    :param consequence: what others can do, and what is not done for that.
+    """
     reason = _why_unsafe_image(path, (0, os.geteuid()))
     if reason:
         raise ImageUnsafeError(
             path,
-            f"{reason}, so others can write the image, and it is not vouched for",
+            f"{reason}, so others {consequence}",
             cure="Copy it into a directory of root's, for root and with the mode 0600, and look at its launch there",
         )
 
