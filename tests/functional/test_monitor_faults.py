@@ -347,6 +347,9 @@ class Stand:
             assert not self.guest.adopt_restarted(), f"it cannot be looked at: {error}"
             return Found(False, "", complete, False)
 
+    def is_checkpoint(self) -> bool:
+        return self.image.exists() and read_image_head(str(self.image)).header.checkpoint
+
     def leftovers(self) -> set[str]:
         return set(os.listdir(self.image.parent)) - {self.image.name, f"{self.image.name}.log"}
 
@@ -359,6 +362,13 @@ class Stand:
             assert killed, "the guest is lost"
             result = self.run("qemu_save", **options)
             assert result["error"] == "VmNotFoundError", result["msg"]
+        elif operation.module == "qemu_save" and not self.guest.alive() and self.is_checkpoint():
+            # Its guest may have gone on, so that this is not its state: the run must not say that it is saved.
+            assert killed, "the guest is lost"
+            result = self.run("qemu_save", **options)
+            assert result["error"] == "VmNotFoundError", result["msg"]
+            assert self.is_checkpoint(), "the checkpoint is lost"
+            self.image.unlink()
         elif operation.module == "qemu_save":
             goes_on = options.get("after_save") == "resume"
             if goes_on and self.guest.alive() and self.image.exists():
