@@ -41,7 +41,11 @@ def recorded() -> dict[Key, Row]:
     rows = {}
     for path in RESULTS.glob("*.json"):
         row = json.loads(path.read_text(encoding="utf-8"))
-        rows[row["group"], row["text"]] = row["result"], ", ".join(f"`{kind}`" for kind in row["kinds"]), steady(row["why"])
+        rows[row["group"], row["text"]] = (
+            row["result"],
+            ", ".join(f"`{kind}`" for kind in row["kinds"]),
+            steady(row["why"]),
+        )
     return rows
 
 
