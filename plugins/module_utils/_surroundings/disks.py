@@ -88,21 +88,21 @@ def _file(layer: Layer, files: OpenFiles | None, reason: str) -> MediumFile:
         reason = f"QEMU's {driver} keeps nothing"
     else:
         reason = f"QEMU reads it with its {driver} driver, and this host has no file of it"
-    return MediumFile(name, layer.format, uncheckable=reason)
+    return MediumFile(name, layer.described, uncheckable=reason)
 
 
 def _host_file(layer: Layer, files: OpenFiles | None, reason: str) -> MediumFile:
     if files is None:
-        return MediumFile(layer.node.filename, layer.format, uncheckable=reason)
+        return MediumFile(layer.node.filename, layer.described, uncheckable=reason)
     found = files.find(layer.node.filename)
     facts = found.facts
     if facts is None:
-        return MediumFile(found.path, layer.format, uncheckable=found.reason)
+        return MediumFile(found.path, layer.described, uncheckable=found.reason)
     if stat.S_ISREG(facts.st_mode):
-        return MediumFile(found.path, layer.format, facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_dev)
+        return MediumFile(found.path, layer.described, facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_dev)
     return MediumFile(
         found.path,
-        layer.format,
+        layer.described,
         size=block_device_size(facts.st_rdev),
         inode=facts.st_ino,
         device_number=facts.st_dev,

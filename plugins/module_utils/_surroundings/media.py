@@ -21,7 +21,8 @@ class MediumFile:
 
     #: The absolute path by which this host reaches it, or QEMU's own name for what is no file (``nbd://…``).
     path: str
-    #: The driver that reads it: ``qcow2``, ``raw``, ``luks`` …
+    #: The driver that reads it: ``qcow2``, ``raw``, ``luks`` …; where the drive is only a part of it, that follows, as
+    #: in ``raw, 1048576 bytes from 512``.
     format: str
     size: int = 0
     mtime_ns: int = 0
