@@ -66,7 +66,7 @@ Shape = t.Union[type, Number, Text, "Either", t.List["Shape"], t.Dict[str, "Shap
 _ANSWERS: dict[str, Shape] = {
     "add-fd": {"fdset-id": Number(0, 2**63 - 1)},
     "human-monitor-command": str,
-    "qom-get": Either(_WORD, bool),  # of a type or a path, and of whether a device was plugged in
+    "qom-get": Either(_WORD, bool, Number(0, 2**32)),  # a type, a path, whether it was plugged in, an address
     "qom-list": [{"name": _WORD, "type": _WORD}],
     "query-block": [
         {

@@ -100,6 +100,8 @@ class BlockGraph:
     drives: tuple[Drive, ...]
     nodes: t.Mapping[str, BlockNode]
     hidden: tuple[HiddenStorage, ...] = ()
+    #: The types of the drives' devices that an option or a command has made, by their paths.
+    devices: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def below(self, node: str) -> list[BlockNode]:
         """A node and all nodes below it."""
@@ -165,9 +167,27 @@ async def ask_block(monitor: Monitor) -> BlockAnswers:
     graph = BlockGraph(
         drives=parse_drives(drives),
         nodes=parse_nodes(nodes, edges),
+        devices=_drive_devices(drives, {"/machine/peripheral": with_id, "/machine/peripheral-anon": without_id}),
         hidden=(*_hidden(with_id, "/machine/peripheral"), *_hidden(without_id, "/machine/peripheral-anon")),
     )
     return BlockAnswers(drives, nodes, graph)
+
+
+def device_path(qdev: str) -> str:
+    """The path of a drive's device in QEMU's tree of objects.
+
+    :param qdev: as ``query-block`` gives it: an id, or the path of the device or of a part of it.
+    """
+    parts = qdev.split("/")
+    return "/".join(parts[:4]) if qdev.startswith("/") else f"/machine/peripheral/{qdev}"
+
+
+def _drive_devices(
+    drives: t.Sequence[dict[str, t.Any]], devices: t.Mapping[str, t.Sequence[dict[str, t.Any]]]
+) -> dict[str, str]:
+    wanted = {device_path(drive["qdev"]) for drive in drives if drive.get("qdev")}
+    types = {f"{path}/{each['name']}": each["type"] for path, found in devices.items() for each in found}
+    return {path: types[path][len("child<") : -1] for path in sorted(wanted & set(types))}
 
 
 def parse_drives(answer: t.Sequence[dict[str, t.Any]]) -> tuple[Drive, ...]:

@@ -43,6 +43,9 @@ class Medium:
     node: str
     read_only: bool
     files: tuple[MediumFile, ...] = ()
+    #: Where the guest finds its device: the address on its bus, and the bus where it has a name of its own; empty where
+    #: unknown.
+    place: str = ""
 
     @property
     def label(self) -> str:
@@ -50,5 +53,5 @@ class Medium:
         return self.backend or self.qdev or self.node or "a disk"
 
     def as_result(self) -> dict[str, t.Any]:
-        """An element of the ``disks`` return value, and of the image's record."""
-        return dataclasses.asdict(self)
+        """An element of the ``disks`` return value."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "place"}
