@@ -198,7 +198,8 @@ vms:
               V(user_namespace), V(process_namespace), V(root_directory).
             - It would be started beside its image, or its disks would be changed - V(supervisor), V(unit_restarts),
               V(unit_helper).
-            - Somebody works with its disks - V(block_job_fatal), V(block_job), V(export).
+            - Somebody works with its disks - V(block_job_fatal), V(block_filter), V(block_job),
+              V(export).
             - Its memory lies where it outlives QEMU - V(memory_file), V(memory_read_only), V(memory_disk_lost).
             - These do not block. What is lost - V(vnc_password), V(spice_password), V(host_forward), V(throttle),
               V(write_threshold), V(object_added), V(netdev_added), V(dirty_bitmap), V(finished_job),

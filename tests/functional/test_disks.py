@@ -131,18 +131,21 @@ def test_files_of_each_drive(start, disks, qemu):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"driver": "throttle", "throttle-group": "g", "file": {"driver": "qcow2", "file": "T"}}, "qcow2 qcow2 qcow2"),
-        ({"driver": "copy-on-read", "file": {"driver": "raw", "file": "A"}}, "raw"),
-        ({"driver": "raw", "offset": 4096, "size": 65536, "file": {"driver": "blkdebug", "image": "A"}}, "raw"),
-        ({"driver": "preallocate", "file": "A"}, "raw"),
-        ("A", "raw"),
+        ({"driver": "throttle", "throttle-group": "g", "file": {"driver": "qcow2", "file": "T"}}, ["qcow2"] * 3),
+        ({"driver": "copy-on-read", "file": {"driver": "raw", "file": "A"}}, ["raw"]),
+        (
+            {"driver": "raw", "offset": 4096, "size": 65536, "file": {"driver": "blkdebug", "image": "A"}},
+            ["raw, 65536 bytes from 4096"],
+        ),
+        ({"driver": "preallocate", "file": "A"}, ["raw"]),
+        ("A", ["raw"]),
         (
             {
                 "driver": "quorum",
                 "vote-threshold": 1,
                 "children": [{"driver": "raw", "file": "A"}, {"driver": "raw", "file": "B"}],
             },
-            "raw raw",
+            ["raw", "raw"],
         ),
     ],
     ids=["throttle", "copy-on-read", "offset-blkdebug", "preallocate", "protocol", "quorum"],
@@ -164,7 +167,7 @@ def test_filters_are_looked_through(start, disks, qemu, options, expected):
         qemu=qemu,
     )
     medium = medium_of(vm)
-    assert formats(medium) == expected.split()
+    assert formats(medium) == expected
     assert paths(medium)[0] == ("top.qcow2" if "qcow2" in expected else "a.img")
     check_files(medium)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -122,6 +123,28 @@ def test_job(start, name, qemu):
     assert problem.cure
     # What is said to be fatal is, and nothing else; what a stream does comes later.
     assert migrated(vm) == ("failed" if problem.fails_save and name != "stream" else "completed")
+
+
+@pytest.mark.parametrize("qemu", ["own", "7.2"])
+def test_filter(start, tmp_path, qemu):
+    """As backup tools put one above a disk: QEMU says nothing of it before it fails."""
+    if qemu == "7.2" and not OLD_QEMU.exists():
+        pytest.skip("no QEMU 7.2 in .cache")
+    for name in ("other", "target"):
+        make_disk(tmp_path / f"{name}.img", size="4M")
+    nodes = [
+        *({"driver": "file", "node-name": name, "filename": f"{name}.img"} for name in ("other", "target")),
+        {"driver": "copy-before-write", "node-name": "f", "file": "other", "target": "target"},
+    ]
+    words = [word for node in nodes for word in ("-blockdev", json.dumps(node))]
+    vm = start(*words, "-device", "virtio-scsi-pci", **({"qemu": str(OLD_QEMU)} if qemu == "7.2" else {}))
+    # Below nothing it does no harm.
+    assert problems_of(vm) == []
+    vm.execute("device_add", {"driver": "scsi-hd", "drive": "f", "id": "disk0"})
+    (problem,) = problems_of(vm)
+    assert (problem.kind, problem.blocks, problem.fails_save) == ("block_filter", True, True)
+    assert "the copy-before-write node f" in problem.what
+    assert migrated(vm) == "failed"
 
 
 def test_stream_kills_qemu_after_the_save(start, tmp_path):

@@ -337,6 +337,17 @@ CHANGED: list[tuple[str, list[Step], list[str]]] = [
         ["device_del /machine/peripheral-anon/device[0]", "device_add usb-mouse"],
         ["device_plugged", "device_unplugged"],
     ),
+    ("-usb -device usb-tablet,id=x", ["device_del x", "device_add usb-tablet,id=x"], ["device_plugged"]),
+    (
+        "-usb -device usb-tablet",
+        ["device_del /machine/peripheral-anon/device[0]", "device_add usb-tablet"],
+        ["device_plugged", "device_unplugged"],
+    ),
+    (
+        "-netdev user,id=n -device qemu-xhci -device usb-net,netdev=n,id=nic0",
+        ["device_del nic0", "netdev_add user,id=m", "device_add usb-net,netdev=m,id=nic0,port=2"],
+        ["device_plugged", "netdev_added"],
+    ),
     (SOCKETS, [("device_add", SOCKET_2)], ["cpu_added"]),
     (SOCKETS, [("device_add", {**SOCKET_2, "id": "cpu9"})], ["cpu_added"]),
     (
@@ -431,6 +442,23 @@ def test_device_that_the_guest_let_go(device: str, name: str, machine: Callable[
     running = machine(f"{DISK} -device {device}")
     assert running.problems([f"device_del {name}"]) == []
     assert running.kinds(EJECT) == ["device_unplugged"]
+
+
+def test_device_without_an_option_of_its_own_that_the_guest_let_go(machine: Callable[..., Machine]) -> None:
+    running = machine("-nic user,model=e1000")
+    with PlainMonitor(running.socket) as monitor:
+        (name,) = (
+            each["name"]
+            for each in monitor.execute("qom-list", {"path": "/machine/unattached"})
+            if each["type"] == "child<e1000>"
+        )
+    slot = "o /w 0xae08 4"  # without a display it is in slot 2
+    assert running.kinds([f"device_del /machine/unattached/{name}", EJECT[0], slot]) == ["device_unplugged"]
+
+
+@pytest.mark.parametrize("name", ["pc", "q35", "isapc", "microvm"])
+def test_machine_types_have_all_their_devices(name: str, machine: Callable[..., Machine]) -> None:
+    assert machine("-smp 2" if name != "isapc" else "", name, defaults=True).problems() == []
 
 
 def test_disk_of_the_short_form_that_the_guest_let_go(machine: Callable[..., Machine]) -> None:

@@ -232,6 +232,68 @@ def test_network_disk(start, disks):
         server.wait()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-drive if=virtio,format=raw,file=null-co://,file.size=1M",
+        "-blockdev null-aio,node-name=n,size=1048576,read-zeroes=on -device virtio-blk-pci,drive=n",
+        "-drive if=floppy,format=raw,readonly=on,file=fat:floppy:share",
+        "-drive if=virtio,format=raw,readonly=on,file=fat:share",
+        "-drive if=virtio,readonly=on,file=fat:16:share",
+        "-blockdev vvfat,read-only=on,node-name=n,dir={place}/share,label=x -device virtio-blk-pci,drive=n",
+    ],
+)
+def test_media_that_qemu_calls_by_their_options(start, disks, words):
+    (disks / "share").mkdir()
+    check_kinds(start(*words.format(place=disks).split()))
+
+
+def test_directory_that_was_changed(start, disks):
+    for name in ("share", "other"):
+        (disks / name).mkdir()
+    vm = start("-drive", "if=none,id=cd0,media=cdrom,file=fat:share", "-device", "ide-cd,drive=cd0")
+    check_kinds(vm)
+    vm.execute("blockdev-change-medium", {"device": "cd0", "filename": "fat:other", "format": "raw"})
+    check_kinds(vm, "disk_replaced")
+
+
+# --- parts of files ---
+
+FILE = ("-blockdev", "file,node-name=f,filename=a.img,read-only=on")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-blockdev raw,node-name=n,offset=512,size=65536,file=f -device virtio-blk-pci,drive=n",
+        "-blockdev raw,node-name=i,offset=512,file=f -blockdev raw,node-name=n,size=65536,file=i"
+        " -device virtio-blk-pci,drive=n",
+        "-drive if=virtio,format=raw,offset=1k,size=64K,file=b.img",
+        "-drive if=virtio,offset=1024,file=b.img",
+        "-drive if=virtio,format=raw,offset=0,file=b.img",
+    ],
+)
+def test_part_of_a_file(start, disks, words):
+    check_kinds(start(*FILE, *(word.replace("raw,node", "raw,read-only=on,node") for word in words.split())))
+
+
+def test_other_part_of_the_same_file(start, disks):
+    part = "raw,read-only=on,node-name=n,offset=512,size=65536,file=f"
+    vm = start(*FILE, "-blockdev", part, "-device", "virtio-scsi-pci", "-device", "scsi-cd,drive=n,id=cd")
+    check_kinds(vm)
+    other = {"driver": "raw", "read-only": True, "size": 65536, "file": "f"}
+    vm.execute("blockdev-reopen", {"options": [{**other, "node-name": "n", "offset": 131072}]})
+    (problem,) = check_kinds(vm, "disk_chain")
+    assert "65536 bytes from 131072" in problem.what
+    vm.execute("blockdev-reopen", {"options": [{**other, "node-name": "n", "offset": 512}]})
+    check_kinds(vm)
+    vm.execute("blockdev-add", {**other, "node-name": "m", "offset": 131072})
+    vm.execute("blockdev-open-tray", {"id": "cd"})
+    vm.execute("blockdev-remove-medium", {"id": "cd"})
+    vm.execute("blockdev-insert-medium", {"id": "cd", "node-name": "m"})
+    check_kinds(vm, "disk_chain")
+
+
 # --- snapshots ---
 
 NAMED = ["-drive", "if=virtio,format=raw,file=a.img", "-drive", "if=virtio,format=raw,file=b.img"]

@@ -195,6 +195,44 @@ def test_media_of_the_qemu_that_waits(start, disks, change, expected):
     assert kinds(other_media(before, media_of(waiting), LABEL)) == expected
 
 
+NODES = ["-blockdev", "file,node-name=a,filename=a.img", "-blockdev", "file,node-name=b,filename=b.img"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "devices", "other"),
+    [
+        ("pc", "virtio-blk-pci,drive=a,id=x virtio-blk-pci,drive=b,id=y", "second first"),
+        ("pc", "virtio-blk-pci,drive=a,id=x,addr=5 virtio-blk-pci,drive=b,id=y,addr=6", "5 6"),
+        ("q35", "virtio-blk-pci,drive=a,id=x,bus=p virtio-blk-pci,drive=b,id=y,bus=r", "=p =r"),
+        ("pc", "virtio-scsi scsi-hd,drive=a,id=x,scsi-id=1 scsi-hd,drive=b,id=y,scsi-id=2", "1 2"),
+        ("pc", "virtio-scsi scsi-hd,drive=a,id=x,lun=1 scsi-hd,drive=b,id=y,lun=2", "1 2"),
+        ("pc", "ide-hd,drive=a,id=x,bus=ide.0,unit=0 ide-hd,drive=b,id=y,bus=ide.0,unit=1", "0 1"),
+    ],
+)
+def test_disks_in_each_others_place(start, disks, machine, devices, other):
+    """QEMU loads such an image without an error, and the guest takes each disk for the other."""
+    words = devices.split()
+    if machine == "q35":
+        words = ["pcie-root-port,id=p,chassis=1", "pcie-root-port,id=r,chassis=2", *words]
+    first, second = other.split()
+    if first == "second":
+        swapped = words[::-1]
+    else:
+        swapped = [*words[:-2], words[-2][: -len(first)] + second, words[-1][: -len(second)] + first]
+
+    def options(devices: list[str]) -> list[str]:
+        return [*NODES, *(word for device in devices for word in ("-device", device))]
+
+    with start(*options(words), machine=machine) as saved:
+        before = record_of(saved, disks / "state")
+    with start(*options(words), "-incoming", "defer", machine=machine) as waiting:
+        assert other_media(before, media_of(waiting), LABEL) == []
+    waiting = start(*options(swapped), "-incoming", "defer", machine=machine)
+    problems = other_media(before, media_of(waiting), LABEL)
+    assert kinds(problems) == ["disk_replaced", "disk_replaced"]
+    assert "in another place" in problems[0].what
+
+
 def test_medium_that_was_ejected_or_changed_before_the_save(start, disks):
     with start(*SAVED) as saved:
         saved.execute("eject", {"device": "cd", "force": True})

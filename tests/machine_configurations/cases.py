@@ -578,6 +578,53 @@ def plugged_disk(guest: Guest, place: Place) -> None:
     )
 
 
+def two_nodes(place: Place) -> Words:
+    words = []
+    for number in ("0", "1"):
+        path = place.disk(f"d{number}.qcow2")
+        words += ["-blockdev", f"driver=qcow2,node-name=n{number},file.driver=file,file.filename={path}"]
+        words += ["-device", f"virtio-blk-pci,drive=n{number},id=disk{number}"]
+    return words
+
+
+def swap_places(guest: Guest, place: Place) -> None:
+    """Each is in the slot of the other then, and has its own id and file."""
+    for number in ("0", "1"):
+        unplug(f"disk{number}")(guest, place)
+    for number in ("1", "0"):
+        qmp(guest, ("device_add", {"driver": "virtio-blk-pci", "drive": f"n{number}", "id": f"disk{number}"}))
+
+
+refused("Two disks unplugged, and plugged in in the other order", "device_plugged", two_nodes, change=swap_places)
+
+
+def slice_of_it(guest: Guest, _place: Place) -> None:
+    qmp(
+        guest,
+        ("blockdev-add", {"driver": "raw", "node-name": "part", "offset": MIB, "size": MIB, "file": "n0"}),
+        ("qom-set", {"path": "/machine/peripheral/disk0", "property": "drive", "value": "part"}),
+    )
+
+
+refused("A part of the disk given to the guest in its place", "disk_chain", nodes, change=slice_of_it)
+case(
+    "A part of a file",
+    lambda place: virtio(f"format=raw,offset=512,size=1M,file={place.file('d.raw')}"),
+)
+case("Directory as a disk", lambda place: virtio(f"readonly=on,file=fat:{place.folder('fat')}"))
+case("Nothing as a disk", *virtio("format=raw,file=null-co://,file.size=1M"))
+
+
+def fleecing(guest: Guest, place: Place) -> None:
+    target = {"driver": "file", "filename": str(place.file("target.raw"))}
+    qmp(
+        guest,
+        ("blockdev-add", {"driver": "copy-before-write", "node-name": "above", "file": "n0", "target": target}),
+        ("qom-set", {"path": "/machine/peripheral/disk0", "property": "drive", "value": "above"}),
+    )
+
+
+refused("Copy before write above the disk", ("block_filter", "disk_chain"), nodes, change=fleecing)
 refused("Disk plugged in", ("device_plugged", "disk_added"), change=plugged_disk)
 
 # --- other devices that come and go ---
@@ -610,6 +657,15 @@ refused(
         ("device_add", {"driver": "e1000", "netdev": "n0", "id": "nic0"}),
     ),
 )
+
+
+def unplug_from_machine(guest: Guest, place: Place) -> None:
+    devices = guest.qmp("qom-list", {"path": "/machine/unattached"})
+    name = next(device["name"] for device in devices if device["type"] == "child<e1000>")
+    unplug(f"/machine/unattached/{name}")(guest, place)
+
+
+refused("Network card of -nic unplugged", "device_unplugged", "-nic", "user,model=e1000", change=unplug_from_machine)
 refused(
     "USB tablet unplugged",
     "device_unplugged",

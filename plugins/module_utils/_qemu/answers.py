@@ -43,6 +43,13 @@ class Text:
     most: int
 
 
+class Either:
+    """One of two shapes, of different types."""
+
+    def __init__(self, *shapes: Shape) -> None:
+        self.shapes = shapes
+
+
 #: Bytes or the like, of which QEMU has 64 bits.
 _SIZE = Number(0, 2**63 - 1)
 #: Bytes of memory: more than an x86 host can address.
@@ -51,15 +58,15 @@ _MEMORY = Number(0, 2**56)
 _WORD = Text(4096)
 _PATH = Text(64 * 1024)
 
-#: A type; a number in a range; a text; a list of one shape; or keys and their shapes, those that may be missing with a
-#: question mark.
-Shape = t.Union[type, Number, Text, t.List["Shape"], t.Dict[str, "Shape"]]
+#: A type; a number in a range; a text; one of several; a list of one shape; or keys and their shapes, those that may be
+#: missing with a question mark.
+Shape = t.Union[type, Number, Text, "Either", t.List["Shape"], t.Dict[str, "Shape"]]
 
 #: By command, the parts of the answer that are used. All other commands answer with an object in which nothing is.
 _ANSWERS: dict[str, Shape] = {
     "add-fd": {"fdset-id": Number(0, 2**63 - 1)},
     "human-monitor-command": str,
-    "qom-get": _WORD,  # of the one property that is asked for, a type
+    "qom-get": Either(_WORD, bool, Number(0, 2**32)),  # a type, a path, whether it was plugged in, an address
     "qom-list": [{"name": _WORD, "type": _WORD}],
     "query-block": [
         {
@@ -178,6 +185,9 @@ def with_believable_time(event: dict[str, t.Any], now: float) -> dict[str, t.Any
 
 
 def _problem(value: object, shape: Shape, place: str) -> str:
+    if isinstance(shape, Either):
+        problems = [_problem(value, each, place) for each in shape.shapes]
+        return "" if "" in problems else problems[0]
     kind = _kind(shape)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         return f"{place} is of the type {type(value).__name__}, not {kind.__name__}"

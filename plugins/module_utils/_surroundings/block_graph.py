@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
@@ -48,6 +49,8 @@ class BlockNode:
     filename: str
     #: The names of the edges to the nodes below, and the names of these.
     children: tuple[tuple[str, str], ...] = ()
+    #: The part of what is below that a raw node gives (``slice_of``); empty where it is all.
+    part: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,20 @@ class Layer:
     """A node at the graph's end, and the format in which the nodes above it read it."""
 
     node: BlockNode
+    #: Empty where QEMU is to find it.
     format: str
+    #: The part that the nodes above give of it; empty where it is all.
+    part: str = ""
+
+    @property
+    def described(self) -> str:
+        """Format and part, as a medium's file has them."""
+        return f"{self.format}, {self.part}" if self.part else self.format
+
+    def is_read_as(self, described: str) -> bool:
+        """Whether it is what another layer is ``described`` as."""
+        other_format, _comma, other_part = described.partition(", ")
+        return other_part == self.part and self.format in ("", other_format)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,24 +100,38 @@ class BlockGraph:
     drives: tuple[Drive, ...]
     nodes: t.Mapping[str, BlockNode]
     hidden: tuple[HiddenStorage, ...] = ()
+    #: The types of the drives' devices that an option or a command has made, by their paths.
+    devices: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def below(self, node: str) -> list[BlockNode]:
+        """A node and all nodes below it."""
+        found: dict[str, BlockNode] = {}
+        waiting = [node]
+        while waiting:
+            here = self.nodes.get(waiting.pop())
+            if here is not None and here.name not in found:
+                found[here.name] = here
+                waiting.extend(child for _edge, child in here.children)
+        return list(found.values())
 
     def layers(self, node: str) -> list[Layer]:
         """The ends of the graph below a node: the active layer's file and data file first, backing files last."""
         found: list[Layer] = []
         seen: set[str] = set()
-        waiting = [(node, "raw")]
+        waiting = [(node, "raw", "")]
         while waiting:
-            name, outer_format = waiting.pop()
+            name, outer_format, outer_part = waiting.pop()
             if name in seen:
                 continue
             seen.add(name)
             here = self.nodes.get(name) or BlockNode(name, "", "")
             if here.driver in PROTOCOLS or not here.children:
-                found.append(Layer(here, outer_format))
+                found.append(Layer(here, outer_format, outer_part))
                 continue
+            part = " of ".join(filter(None, (outer_part, here.part)))
             inner_format = outer_format if here.driver in FILTERS else here.driver
             below = sorted(here.children, key=lambda edge: _edge_order(edge[0]))
-            waiting.extend((child, inner_format) for _edge, child in reversed(below))
+            waiting.extend((child, inner_format, part) for _edge, child in reversed(below))
         return found
 
 
@@ -137,9 +167,27 @@ async def ask_block(monitor: Monitor) -> BlockAnswers:
     graph = BlockGraph(
         drives=parse_drives(drives),
         nodes=parse_nodes(nodes, edges),
+        devices=_drive_devices(drives, {"/machine/peripheral": with_id, "/machine/peripheral-anon": without_id}),
         hidden=(*_hidden(with_id, "/machine/peripheral"), *_hidden(without_id, "/machine/peripheral-anon")),
     )
     return BlockAnswers(drives, nodes, graph)
+
+
+def device_path(qdev: str) -> str:
+    """The path of a drive's device in QEMU's tree of objects.
+
+    :param qdev: as ``query-block`` gives it: an id, or the path of the device or of a part of it.
+    """
+    parts = qdev.split("/")
+    return "/".join(parts[:4]) if qdev.startswith("/") else f"/machine/peripheral/{qdev}"
+
+
+def _drive_devices(
+    drives: t.Sequence[dict[str, t.Any]], devices: t.Mapping[str, t.Sequence[dict[str, t.Any]]]
+) -> dict[str, str]:
+    wanted = {device_path(drive["qdev"]) for drive in drives if drive.get("qdev")}
+    types = {f"{path}/{each['name']}": each["type"] for path, found in devices.items() for each in found}
+    return {path: types[path][len("child<") : -1] for path in sorted(wanted & set(types))}
 
 
 def parse_drives(answer: t.Sequence[dict[str, t.Any]]) -> tuple[Drive, ...]:
@@ -179,9 +227,40 @@ def parse_nodes(answer: t.Sequence[dict[str, t.Any]], graph: t.Mapping[str, t.An
             driver=entry["drv"],
             filename=entry["file"],
             children=tuple(edges.get(entry["node-name"], ())),
+            part=_part(entry["file"]) if entry["drv"] == "raw" else "",
         )
         for entry in answer
     }
+
+
+def slice_of(options: t.Mapping[str, t.Any]) -> str:
+    """The part of what is below it that a raw node gives by its options, in words; empty where it is all."""
+    offset, size = (_bytes(options.get(key, 0)) for key in ("offset", "size"))
+    if "size" in options:
+        return f"{size} bytes from {offset}"
+    return f"all from {offset}" if offset else ""
+
+
+def _part(name: str) -> str:
+    """:param name: QEMU's name for a raw node, which is its options where they are not those of any raw node."""
+    if not name.startswith("json:"):
+        return ""
+    try:
+        options = json.loads(name[len("json:") :])
+    except (ValueError, RecursionError):
+        return "a part that QEMU does not say"  # it cuts off a name of more than 4095 bytes
+    return slice_of(options) if isinstance(options, dict) else ""
+
+
+#: Suffixes of sizes in QEMU's options.
+_UNITS = {unit: 1024**power for power, unit in enumerate("bkmgtpe")}
+
+
+def _bytes(value: object) -> object:
+    """A size as a number of bytes; as it is where it is none."""
+    text = str(value).lower()
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in _UNITS else (text, "b")
+    return int(number) * _UNITS[unit] if number.isdigit() else value
 
 
 def _hidden(devices: t.Sequence[dict[str, t.Any]], place: str) -> list[HiddenStorage]:

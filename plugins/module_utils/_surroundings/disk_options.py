@@ -24,6 +24,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_gra
     BlockGraph,
     BlockNode,
     Layer,
+    slice_of,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.qcow2_header import (
     Qcow2Header,
@@ -206,11 +207,11 @@ class _Tree:
         """The ends below a node."""
         return BlockGraph((), self._nodes).layers(name)
 
-    def _add(self, driver: str, filename: str = "", children: t.Sequence[tuple[str, str]] = ()) -> str:
+    def _add(self, driver: str, filename: str = "", children: t.Sequence[tuple[str, str]] = (), part: str = "") -> str:
         if len(self._nodes) >= _MAX_NODES:
             raise UnknownMediumError(f"it would have more than {_MAX_NODES} layers")
         name = f"{len(self._nodes)}"
-        self._nodes[name] = BlockNode(name, driver, filename, tuple(children))
+        self._nodes[name] = BlockNode(name, driver, filename, tuple(children), part)
         return name
 
     def add_reference(self, name: str) -> str:
@@ -258,8 +259,7 @@ class _Tree:
         if driver in PROTOCOLS:
             if driver in ("file", "host_device", "host_cdrom"):
                 return self._add("file", self._path(keys.get("filename", "")))
-            values = [value for key, value in keys.items() if key.startswith(_LOCATION)]
-            return self._add(driver, "\n".join(values))
+            return self._add(driver, _place(keys))
         file = self._child(keys, "file") if _gives(keys, "file") else ""
         if not driver and keys.get("filename"):
             return self.add_name(keys["filename"], "", {})
@@ -273,6 +273,8 @@ class _Tree:
         """A format over a node that reads a file."""
         if driver in PROTOCOLS:
             return file
+        # What is no file of this host is never written in a format that QEMU has to find by itself but raw.
+        driver = driver or ("" if self._place_of(file) else "raw")
         header = self._header(driver, file)
         driver = driver or ("qcow2" if header else "")
         children = [("file", file)]
@@ -290,7 +292,7 @@ class _Tree:
             children.append(("backing", self.add_name(header.backing, backing_format, below, place)))
         elif "backing" not in keys and driver in _WITH_BACKING:
             raise UnknownMediumError(f"the header of its {driver} file is not read here")
-        return self._add(driver, "", children)
+        return self._add(driver, "", children, slice_of(keys) if driver in ("", "raw") else "")
 
     def _children(self, keys: Keys) -> list[tuple[str, str]]:
         numbered = {".".join(key.split(".")[:2]) for key in keys if re.match(r"children\.\d+(\.|$)", key)}
@@ -333,10 +335,28 @@ class _Tree:
 
 #: What keys that say where a medium is begin with.
 _LOCATION = (
-    *("conf", "cookie", "device", "dir", "export", "filename", "group", "host", "image", "initiator-name", "lun"),
-    *("namespace", "path", "pool", "port", "server", "snapshot", "sslverify", "target", "tls-", "transport", "url"),
-    *("user", "vdi", "volume"),
+    *("conf", "device", "dir", "export", "filename", "group", "host", "image", "lun"),
+    *("namespace", "path", "pool", "port", "server", "snapshot", "target", "transport", "url", "user", "vdi", "volume"),
 )
+
+#: Names of what holds nothing, and what stands before the directory in the name of a vvfat medium.
+_NOTHING = ("null-co:", "null-aio:")
+_FAT = re.compile(r"fat:(?:(?:12|16|32|floppy|rw):)*")
+
+
+def resource_place(name: str) -> str:
+    """What of the name of a medium that is no file of this host says where it is."""
+    if name.startswith("json:"):
+        # So QEMU calls what has no other name; the rest of it are options of how it is read.
+        try:
+            return _place(_json_keys(name))
+        except UnknownMediumError:
+            return name
+    return "" if name.startswith(_NOTHING) else _FAT.sub("", name, count=1)
+
+
+def _place(keys: Keys) -> str:
+    return "\n".join(value for key, value in keys.items() if key.startswith(_LOCATION))
 
 
 def _network_driver(protocol: str) -> str:

@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import stat
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread, within
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_device import block_device_size
@@ -20,6 +22,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_gra
     BlockGraph,
     Layer,
     ask_block,
+    device_path,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium, MediumFile
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.open_files import OpenFiles
@@ -35,6 +38,13 @@ _PASSWORD_IN_URL = re.compile(r"(?<=://)([^/@:?#]*):[^/@?#]*@")
 _DEVICES = frozenset(("host_device", "host_cdrom"))
 _NOTHING = frozenset(("null-co", "null-aio"))
 
+#: By the beginnings of their types, the properties that say where disks are on their bus.
+_ADDRESSES = {
+    "virtio-blk-pci": ("legacy-addr",),
+    "scsi-": ("channel", "scsi-id", "lun"),
+    "ide-": ("unit",),
+}
+
 
 async def read_media(monitor: Monitor, process: QemuProcess | None, block: BlockAnswers | None = None) -> list[Medium]:
     """What QEMU has open for each drive now: for an image's record, when its migration has completed.
@@ -46,15 +56,36 @@ async def read_media(monitor: Monitor, process: QemuProcess | None, block: Block
     :raises MonitorError: QEMU was lost, or refused.
     """
     graph = (block or await ask_block(monitor)).graph
+    places = dict(zip(graph.devices, await asyncio.gather(*(_place(monitor, *each) for each in graph.devices.items()))))
     fdsets: dict[int, list[int]] = {}
     if any(node.filename.startswith("/dev/fdset/") for node in graph.nodes.values()):
         fdsets = {
             entry["fdset-id"]: [fd["fd"] for fd in entry["fds"]] for entry in await monitor.execute("query-fdsets")
         }
     try:
-        return await within(_HOST_TIMEOUT, in_thread(_look, graph, process, fdsets))
+        media = await within(_HOST_TIMEOUT, in_thread(_look, graph, process, fdsets))
     except asyncio.TimeoutError:
-        return _media(graph, None, f"its file system did not answer within {_HOST_TIMEOUT:g} seconds")
+        media = _media(graph, None, f"its file system did not answer within {_HOST_TIMEOUT:g} seconds")
+    return [dataclasses.replace(medium, place=places.get(device_path(medium.qdev), "")) for medium in media]
+
+
+async def _place(monitor: Monitor, device: str, kind: str) -> str:
+    """Where the guest finds a disk's device, as far as its bus numbers its devices."""
+    names = next((names for prefix, names in _ADDRESSES.items() if kind.startswith(prefix)), ())
+    words = [await _property(monitor, device, name) for name in names]
+    if not words or "" in words:
+        return ""
+    bus = await _property(monitor, device, "parent_bus")
+    # Others are named by QEMU, in the order of its options.
+    named = bus.rpartition("/")[2] if bus.startswith("/machine/peripheral/") else ""
+    return " ".join(filter(None, (named, *words)))
+
+
+async def _property(monitor: Monitor, device: str, name: str) -> str:
+    try:
+        return str(await monitor.execute("qom-get", {"path": device, "property": name}))
+    except CommandError:
+        return ""
 
 
 def _look(graph: BlockGraph, process: QemuProcess | None, fdsets: dict[int, list[int]]) -> list[Medium]:
@@ -88,21 +119,21 @@ def _file(layer: Layer, files: OpenFiles | None, reason: str) -> MediumFile:
         reason = f"QEMU's {driver} keeps nothing"
     else:
         reason = f"QEMU reads it with its {driver} driver, and this host has no file of it"
-    return MediumFile(name, layer.format, uncheckable=reason)
+    return MediumFile(name, layer.described, uncheckable=reason)
 
 
 def _host_file(layer: Layer, files: OpenFiles | None, reason: str) -> MediumFile:
     if files is None:
-        return MediumFile(layer.node.filename, layer.format, uncheckable=reason)
+        return MediumFile(layer.node.filename, layer.described, uncheckable=reason)
     found = files.find(layer.node.filename)
     facts = found.facts
     if facts is None:
-        return MediumFile(found.path, layer.format, uncheckable=found.reason)
+        return MediumFile(found.path, layer.described, uncheckable=found.reason)
     if stat.S_ISREG(facts.st_mode):
-        return MediumFile(found.path, layer.format, facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_dev)
+        return MediumFile(found.path, layer.described, facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_dev)
     return MediumFile(
         found.path,
-        layer.format,
+        layer.described,
         size=block_device_size(facts.st_rdev),
         inode=facts.st_ino,
         device_number=facts.st_dev,

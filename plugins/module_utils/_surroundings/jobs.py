@@ -5,8 +5,9 @@
 """What somebody else is doing with a VM's disks just now, which ends with its QEMU, or keeps it from being saved.
 
 The kinds: ``block_job_fatal`` (the save would fail when all is written, or kill the guest; no option may override it),
-``block_job`` (it would be lost without a word), ``export`` (its clients would lose it), and, without blocking,
-``finished_job`` (a result that nobody has fetched) and ``dirty_bitmap`` (the next backup is a full one).
+``block_filter`` (the same of a node that was put above a disk), ``block_job`` (it would be lost without a word),
+``export`` (its clients would lose it), and, without blocking, ``finished_job`` (a result that nobody has fetched) and
+``dirty_bitmap`` (the next backup is a full one).
 """
 
 from __future__ import annotations
@@ -14,13 +15,20 @@ from __future__ import annotations
 import asyncio
 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import BlockAnswers
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import (
+    BlockAnswers,
+    BlockGraph,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 #: The one job that bears a save. With a backup or a commit, in whatever state, QEMU (7.2 to 10.0) cannot give up its
 #: disks when the migration completes: it fails with "Bad address"; with a paused backup it may hang. With a stream it
 #: gives them up, and dies of SIGABRT when the job writes the next time: the image may not be complete yet then.
 _BEARABLE_JOBS = frozenset(("mirror",))
+
+#: Nodes with which it is the same as with these jobs (measured: "Bad address") where the guest writes through them,
+#: from the start or put in later.
+_FATAL_FILTERS = frozenset(("copy-before-write",))
 
 #: States (``JobStatus``) of a job that does nothing any more.
 _FINISHED = frozenset(("concluded", "aborting", "null"))
@@ -41,6 +49,8 @@ async def job_problems(monitor: Monitor, block: BlockAnswers) -> list[Problem]:
     for job in block_jobs:
         found.setdefault(job["device"], (job["type"], job.get("status", "running")))
     problems = [_job_problem(name, kind, status) for name, (kind, status) in found.items()]
+    if not problems:  # the filters of jobs go with them
+        problems += _filter_problems(block.graph)
     for export in exports or ():
         what = f"the {export['type']} export {export['id']} gives others a disk of it ({export['node-name']})"
         problems.append(Problem("export", what, "Let its clients finish, and end it (block-export-del)"))
@@ -51,6 +61,21 @@ async def job_problems(monitor: Monitor, block: BlockAnswers) -> list[Problem]:
         what = f"the dirty bitmap {', '.join(names)} is kept in memory alone and ends with its QEMU"
         problems.append(Problem("dirty_bitmap", what, "Make the next backup a full one", blocks=False))
     return problems
+
+
+def _filter_problems(graph: BlockGraph) -> list[Problem]:
+    below = {node.name: node for drive in graph.drives if not drive.read_only for node in graph.below(drive.node)}
+    cure = "Take it out (blockdev-del), as what has put it in does at its end, or start the VM without it"
+    return [
+        Problem(
+            "block_filter",
+            f"a disk is written to through the {node.driver} node {node.name}, and QEMU cannot be saved meanwhile",
+            cure,
+            fails_save=True,
+        )
+        for node in below.values()
+        if node.driver in _FATAL_FILTERS
+    ]
 
 
 def _job_problem(name: str, kind: str, status: str) -> Problem:

@@ -6,17 +6,22 @@
 
 QEMU keeps what ``-device`` and ``device_add`` make apart from what belongs to the machine type: a device with an id is
 a child of ``/machine/peripheral`` with this name, one without an id of ``/machine/peripheral-anon``, where only its
-type can be compared. Of the short options only few make such devices (tried with QEMU 7.2 and 10.0): ``-drive
+type can be compared. What was unplugged and plugged in again may be in another place (QEMU gives it the first free
+slot), and two disks may have changed theirs: QEMU says of each device whether it came after the machine's start. Of
+the short options only few make such devices (tried with QEMU 7.2 and 10.0): ``-drive
 if=virtio``, ``-virtfs``, ``-debugcon``, and, before 7.2, ``-watchdog``; NICs of ``-nic`` and ``-net``, displays, sound
 of ``-audio``, ``-usbdevice``, serial ports and all other disks belong to the machine.
 """
 
 from __future__ import annotations
 
+import asyncio
 import collections
+import dataclasses
 import re
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, Setting
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -30,6 +35,9 @@ _VIRTIO_TRANSPORTS = ("-pci", "-ccw", "-device")
 _CPU = re.compile(r".*-cpu(?:-core)?|cpu-.*")
 _MEMORY = re.compile(r"pc-dimm|nvdimm|virtio-p?mem(?:-.*)?")
 
+#: A child of ``/machine/unattached`` that is a device of the machine's own.
+_NUMBERED = re.compile(r"device\[([0-9]{1,9})\]")
+
 #: Options for a disk whose interface is the one that the machine type prefers.
 _DISK_OPTIONS = ("hda", "hdb", "hdc", "hdd", "cdrom")
 
@@ -39,8 +47,22 @@ _NETWORK_ROW = re.compile(r"(?: \\ )?(?:[\w.-]+: )?(?P<name>[A-Za-z][\w.-]*): in
 _CURE = "Undo the change, or start the VM once from its disks with a configuration that has it"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Device:
+    """A device that an option or a command has made."""
+
+    #: Its id; of one without, QEMU's name for it.
+    name: str
+    #: Its QOM type.
+    kind: str
+    #: Whether it was made when the machine had begun.
+    later: bool
+
+
 async def machine_problems(monitor: Monitor, configuration: Configuration) -> list[Problem]:
     """What was plugged in, unplugged or added since the VM's start, so that its configuration does not describe it.
+
+    A device that was unplugged and plugged in again counts as plugged in: where it is now cannot be told.
 
     Kinds: ``configuration_unknown``, ``device_plugged``, ``device_unplugged``, ``cpu_added``, ``memory_added``, which
     block; ``object_added`` and ``netdev_added``, which do not, since what uses them is a device. The size of a
@@ -58,11 +80,12 @@ async def machine_problems(monitor: Monitor, configuration: Configuration) -> li
             )
             for clause in configuration.unknown
         ]
-    named = await _children(monitor, "/machine/peripheral")
-    unnamed = await _children(monitor, "/machine/peripheral-anon")
+    named = await _devices(monitor, "/machine/peripheral")
+    unnamed = await _devices(monitor, "/machine/peripheral-anon")
     return [
-        *_compare_named(dict(named), configuration),
-        *await _compare_unnamed([kind for _name, kind in unnamed], monitor, configuration),
+        *_compare_named({device.name: device for device in named}, configuration),
+        *await _compare_unnamed(unnamed, monitor, configuration),
+        *await _gaps_in_machine(monitor),
         *_added_objects(await _children(monitor, "/objects"), configuration),
         *await _added_netdevs(monitor, configuration),
     ]
@@ -74,6 +97,19 @@ async def _children(monitor: Monitor, path: str) -> list[tuple[str, str]]:
     return [
         (item["name"], item["type"][len("child<") : -1]) for item in properties if item["type"].startswith("child<")
     ]
+
+
+async def _devices(monitor: Monitor, path: str) -> list[_Device]:
+    found = await _children(monitor, path)
+    later = await asyncio.gather(*(_was_plugged(monitor, f"{path}/{name}") for name, _kind in found))
+    return [_Device(name, kind, plugged) for (name, kind), plugged in zip(found, later)]
+
+
+async def _was_plugged(monitor: Monitor, path: str) -> bool:
+    try:
+        return await monitor.execute("qom-get", {"path": path, "property": "hotplugged"}) is not False
+    except CommandError:
+        return True  # it has gone meanwhile: it comes and goes
 
 
 def _types(driver: str) -> list[str]:
@@ -97,7 +133,7 @@ def _unplugged(what: str) -> Problem:
     return Problem("device_unplugged", f"{what} was unplugged after the VM's start, and would come back", _CURE)
 
 
-def _compare_named(actual: t.Mapping[str, str], configuration: Configuration) -> t.Iterator[Problem]:
+def _compare_named(actual: t.Mapping[str, _Device], configuration: Configuration) -> t.Iterator[Problem]:
     expected = {
         setting.keys["id"]: setting.keys.get("driver", "") for setting in configuration.of("device") if _id(setting)
     }
@@ -105,13 +141,16 @@ def _compare_named(actual: t.Mapping[str, str], configuration: Configuration) ->
         expected["debugcon"] = "isa-debugcon"
     # QEMU itself plugs and unplugs the device that the guest may lose while it is migrated.
     absent = {_id(setting) for setting in configuration.of("device") if "failover_pair_id" in setting.keys}
-    for name, kind in actual.items():
+    for name, device in actual.items():
+        kind = device.kind
         if name not in expected:
             yield _plugged(f"the device {name} ({kind})", kind)
         elif kind not in _types(expected[name]):
             yield Problem(
                 "device_plugged", f"the device {name} was a {expected[name]} at the VM's start, and is a {kind}", _CURE
             )
+        elif device.later and name not in absent:
+            yield _plugged(f"the device {name} ({kind}) was unplugged, and another of this id", kind)
     for name, driver in expected.items():
         if name not in actual and name not in absent:
             yield _unplugged(f"the device {name} ({driver})")
@@ -121,7 +160,7 @@ def _id(setting: Setting) -> str:
     return setting.keys.get("id", "")
 
 
-async def _compare_unnamed(actual: list[str], monitor: Monitor, configuration: Configuration) -> list[Problem]:
+async def _compare_unnamed(actual: list[_Device], monitor: Monitor, configuration: Configuration) -> list[Problem]:
     """Devices without an id have nothing but their types in common with their options."""
     devices = [setting.keys for setting in configuration.of("device") if not _id(setting)]
     expected = [keys.get("driver", "") for keys in devices if "failover_pair_id" not in keys]
@@ -131,7 +170,7 @@ async def _compare_unnamed(actual: list[str], monitor: Monitor, configuration: C
     expected += ["virtio-blk" for keys in disks if keys.get("if") == "virtio"]
     xen = [keys for keys in disks if keys.get("if") == "xen"]
     expected += ["xen-cdrom" if keys.get("media") == "cdrom" else "xen-disk" for keys in xen]
-    left = collections.Counter(actual)
+    left = collections.Counter(device.kind for device in actual if not device.later)
     missing = _take(left, expected)
     of_machine = ["virtio-blk" for keys in disks if "if" not in keys]
     of_machine += ["virtio-blk"] * len(configuration.of(*_DISK_OPTIONS))
@@ -139,6 +178,7 @@ async def _compare_unnamed(actual: list[str], monitor: Monitor, configuration: C
         missing += _take(left, of_machine)
     return [
         *(_plugged(f"a device ({kind}) without an id", kind) for kind in left.elements()),
+        *(_plugged(f"a device ({device.kind}) without an id", device.kind) for device in actual if device.later),
         *(_unplugged(f"a device ({driver}) without an id") for driver in missing),
     ]
 
@@ -158,8 +198,24 @@ def _take(counter: collections.Counter[str], drivers: t.Iterable[str]) -> list[s
 
 async def _prefers_virtio(monitor: Monitor) -> bool:
     """Whether a disk without ``if=`` is a virtio disk: on s390x, and on the machine types named ``virt``."""
-    machine = str(await monitor.execute("qom-get", {"path": "/machine", "property": "type"}))
-    return machine.startswith(("virt-", "s390-ccw-virtio"))
+    return (await _machine_type(monitor)).startswith(("virt-", "s390-ccw-virtio"))
+
+
+async def _machine_type(monitor: Monitor) -> str:
+    return str(await monitor.execute("qom-get", {"path": "/machine", "property": "type"}))
+
+
+async def _gaps_in_machine(monitor: Monitor) -> list[Problem]:
+    """Devices that no option has made one by one (a network card of ``-nic``, a CPU of ``-smp``), and which are gone.
+
+    QEMU numbers them as they come, and after the start of each machine type (of QEMU 7.2 and 10.0, for 14
+    architectures) no number is missing but with powernv.
+    """
+    matches = [_NUMBERED.fullmatch(name) for name, _kind in await _children(monitor, "/machine/unattached")]
+    numbers = {int(match.group(1)) for match in matches if match}
+    if not numbers or max(numbers) == len(numbers) - 1 or (await _machine_type(monitor)).startswith("powernv"):
+        return []
+    return [_unplugged("a device that belongs to its machine (a network card of -nic, or a CPU)")]
 
 
 def _added_objects(actual: list[tuple[str, str]], configuration: Configuration) -> t.Iterator[Problem]:

@@ -21,7 +21,8 @@ class MediumFile:
 
     #: The absolute path by which this host reaches it, or QEMU's own name for what is no file (``nbd://…``).
     path: str
-    #: The driver that reads it: ``qcow2``, ``raw``, ``luks`` …
+    #: The driver that reads it: ``qcow2``, ``raw``, ``luks`` …; where the drive is only a part of it, that follows, as
+    #: in ``raw, 1048576 bytes from 512``.
     format: str
     size: int = 0
     mtime_ns: int = 0
@@ -42,6 +43,9 @@ class Medium:
     node: str
     read_only: bool
     files: tuple[MediumFile, ...] = ()
+    #: Where the guest finds its device: the address on its bus, and the bus where it has a name of its own; empty where
+    #: unknown.
+    place: str = ""
 
     @property
     def label(self) -> str:
@@ -49,5 +53,5 @@ class Medium:
         return self.backend or self.qdev or self.node or "a disk"
 
     def as_result(self) -> dict[str, t.Any]:
-        """An element of the ``disks`` return value, and of the image's record."""
-        return dataclasses.asdict(self)
+        """An element of the ``disks`` return value."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "place"}

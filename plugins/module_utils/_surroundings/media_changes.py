@@ -139,8 +139,16 @@ def other_media(recorded: t.Iterable[Medium], opened: t.Iterable[Medium], label:
             what = f"{label} has {new_files[0].path} in the drive {drive}, in which was nothing when it was saved"
             problems.append(Problem("disk_added", what, _SAME_MEDIA))
         else:
-            problems.extend(_other_files(drive, old_files, new_files))
+            problems.extend(_other_files(drive, old_files, new_files) or _other_place(drive, old, new))
     return problems
+
+
+def _other_place(drive: str, old: Medium | None, new: Medium | None) -> list[Problem]:
+    """Two disks of one kind in each other's slot load without an error, and the guest takes each for the other."""
+    if not old or not new or not old.place or not new.place or old.place == new.place:
+        return []
+    what = f"the guest would find the disk {drive} in another place: at {old.place} then, and at {new.place} now"
+    return [Problem("disk_replaced", what, _SAME_MEDIA)]
 
 
 def _by_key(media: t.Iterable[Medium]) -> dict[_Key, Medium]:

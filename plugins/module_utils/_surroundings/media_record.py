@@ -61,6 +61,7 @@ def _parse_medium(value: object, place: str) -> Medium:
         **{key: _a_text(fields, key, place) for key in ("backend", "qdev", "node")},
         read_only=read_only,
         files=tuple(_parse_file(item, f"file {number} of {place}") for number, item in enumerate(files, 1)),
+        place=_a_text({"place": "", **fields}, "place", place),  # not in images of earlier versions
     )
 
 

@@ -235,7 +235,7 @@ async def _unseen(
         pmem = disk is not None and disk.device_type == "virtio-pmem"
         path = ""
         if kind == "memory-backend-file":
-            path = await monitor.execute("qom-get", {"path": f"/objects/{name}", "property": "mem-path"})
+            path = str(await monitor.execute("qom-get", {"path": f"/objects/{name}", "property": "mem-path"}))
         elif not pmem:
             continue  # it is new with each QEMU
         found.append(

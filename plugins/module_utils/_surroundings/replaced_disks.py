@@ -7,8 +7,8 @@
 A snapshot, a mirror, a commit, another CD: each drive is held against its own option, file by file, by the inodes.
 
 The kinds: ``disk_replaced`` (the option gives another file, or another medium, or none), ``disk_chain`` (other layers
-below the same file), ``disk_added`` and ``disk_missing`` (a drive with a medium that no option gives, and one whose
-option is there while it is not), and ``disk_unknown``, where it cannot be told. All of them block.
+below the same file, or another part of it), ``disk_added`` and ``disk_missing`` (a drive with a medium that no option
+gives, and one whose option is there while it is not), and ``disk_unknown``, where it cannot be told. All of them block.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disk_opti
     ConfiguredMedia,
     Keys,
     UnknownMediumError,
+    resource_place,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium, MediumFile
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -176,9 +177,8 @@ class _Comparison:
             if not same:
                 kind = "disk_chain" if number else "disk_replaced"
                 return Problem(kind, _difference(label, files, layers), _CURE)
-        formats = [(file.format, layer.format) for file, layer in zip(files, layers)]
-        # QEMU finds the format of what is given without one.
-        if len(files) != len(layers) or any(before and now != before for now, before in formats):
+        same = all(layer.is_read_as(file.format) for file, layer in zip(files, layers))
+        if len(files) != len(layers) or not same:
             kind = "disk_chain" if files and layers else "disk_replaced"
             return Problem(kind, _difference(label, files, layers), _CURE)
         return unknown
@@ -196,7 +196,7 @@ def _is_resource(file: MediumFile, layer: Layer) -> bool:
     """Whether a name that QEMU reports is of what its options name, as far as words tell: it spells it otherwise."""
     if os.path.isabs(file.path) or file.inode:
         return False
-    reported, given = _words(file.path), _words(layer.node.filename)
+    reported, given = _words(resource_place(file.path)), _words(resource_place(layer.node.filename))
     return reported == given
 
 
@@ -225,7 +225,7 @@ def _names(layers: t.Sequence[Layer]) -> str:
     names = []
     for layer in layers:
         name = " ".join(layer.node.filename.split())
-        names.append(f"{name} ({layer.format})" if layer.format else name)
+        names.append(f"{name} ({layer.described})" if layer.described else name)
     return " over ".join(names) or "empty"
 
 

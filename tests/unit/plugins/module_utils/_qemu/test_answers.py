@@ -28,6 +28,7 @@ TIME = {"seconds": 1, "microseconds": 2}
         ("query-cpus-fast", [{"cpu-index": 0}]),
         ("query-block", [{"device": "", "inserted": {"node-name": "#block1", "ro": False}}, {"device": "cd"}]),
         ("qom-get", "pc-i440fx-10.0-machine"),
+        ("qom-get", False),
         ("stop", {}),
         ("a command that nobody has heard of", {"what": 1}),
     ],

@@ -14,7 +14,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_rec
 FILE = MediumFile("/vm/a.img", "raw", 1 << 40, 1_700_000_000_123_456_789, 17, 64769)
 MEDIA = [
     Medium("virtio0", "/machine/x", "#block123", False, (FILE, MediumFile("/vm/b\udcff.img", "qcow2"))),
-    Medium("", "cd0", "", False),
+    Medium("", "cd0", "", False, place="03.0"),
     Medium("net", "", "n", True, (MediumFile("nbd://h/e", "raw", uncheckable="it is a server's"),)),
 ]
 
@@ -29,6 +29,13 @@ def record() -> Any:
 
 def test_record_is_read_back_through_json():
     assert parse_media(record()) == MEDIA
+
+
+def test_record_of_an_earlier_version_has_no_places():
+    value = record()
+    for medium in value:
+        del medium["place"]
+    assert [medium.place for medium in parse_media(value)] == [""] * 3
 
 
 def test_what_a_newer_version_adds_is_passed_over():
@@ -46,7 +53,7 @@ def test_what_is_no_record(value):
 @pytest.mark.parametrize(
     ("key", "bad"),
     [
-        *((key, bad) for key in ("backend", "qdev", "node") for bad in BAD_TEXTS),
+        *((key, bad) for key in ("backend", "qdev", "node", "place") for bad in BAD_TEXTS),
         *(("read_only", bad) for bad in (None, 0, 1, "true")),
         *(("files", bad) for bad in BAD_LISTS),
     ],
