@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageUnsafeError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import create_archive, expand_archive
+from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import open_for_edit
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import PartialImage
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 from security.conftest import Attacker
@@ -114,3 +117,59 @@ def test_fifo_in_the_place_of_a_record(
     options = {"vm_state": "paused"} if mode == "vm_state" else {"archive": "zstd", "space": "tight"}
     result = start_module("qemu_save_image", path=str(his), **options).result(timeout=30)
     assert result["failed"], result["msg"]
+
+
+@pytest.mark.parametrize("where", ["his own", "root's, by his link", "root's, in his", "root's"])
+def test_image_that_shall_belong_to_him(
+    attacker: Attacker, guest: Any, tmp_path: Path, run_module: Any, where: str
+) -> None:
+    """With a file of his in a directory of root's programs he would have root execute it."""
+    roots = tmp_path / "programs"
+    roots.mkdir(mode=0o755)
+    place = attacker.home / "place"
+    if where == "root's":
+        place = roots
+    elif where == "root's, by his link":
+        place.symlink_to(roots)
+    else:
+        place.mkdir(mode=0o755)
+        if where == "his own":
+            os.chown(place, attacker.uid, attacker.gid)
+    path = place / "web1.save"
+    result = run_module(
+        "qemu_save", name=VM, path=str(path), owner="nobody", after_save="resume", require_restorable=False
+    )
+    if where in ("his own", "root's"):
+        assert not result.get("failed"), result["msg"]
+        assert path.stat().st_uid == attacker.uid
+        return
+    assert result["error"] == "ImageUnsafeError", result["msg"]
+    assert "lead its path to any directory" in result["msg"]
+    assert "place" in result["msg"]
+    assert list(roots.iterdir()) == []
+    assert guest.alive()
+
+
+def test_archive_is_expanded_for_its_owner_in_its_own_directory_alone(attacker: Attacker, tmp_path: Path) -> None:
+    """He turns the directory when the archive has been opened."""
+    his = attacker.home / "his"
+    his.mkdir()
+    path = his / "web1.save"
+    xml = f"<domain type='qemu'><name>{VM}</name><memory unit='MiB'>16</memory></domain>"
+    partial = PartialImage.create(str(path), SaveImageHeader(2, ImageFormat.RAW, was_running=True), xml)
+    partial.finish()
+    partial.release()
+    with open_for_edit(str(path)) as descriptor:
+        create_archive(str(path), descriptor, ImageFormat.GZIP)
+    archive = his / "web1.save.tar.gz"
+    for each in (his, archive):
+        os.chown(each, attacker.uid, attacker.gid)
+    archive.chmod(0o755)
+    roots = tmp_path / "programs"
+    roots.mkdir(mode=0o755)
+    with open_for_edit(str(archive)) as descriptor:
+        his.rename(attacker.home / "away")
+        his.symlink_to(roots)
+        with pytest.raises(ImageUnsafeError, match="lead its path to any directory"):
+            expand_archive(str(path), descriptor, ImageFormat.GZIP)
+    assert list(roots.iterdir()) == []

@@ -55,6 +55,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     file_id_of,
     flush_image,
     free_bytes,
+    give_file,
     open_image,
     read_at,
     read_image_head,
@@ -341,7 +342,7 @@ def expand_archive(path: str, archive: int, image_format: ImageFormat) -> None:
                 with image_errors(temporary, "set the image's size"):
                     os.ftruncate(target, reader.size)
             with image_errors(temporary, "make the image complete"):
-                _copy_access(facts, target)
+                _copy_access(facts, temporary, target)
                 os.fsync(target)
                 problems = structure_problems(source, target)
                 if problems:
@@ -391,7 +392,7 @@ def _archive(path: str, descriptor: int, archive: int, state: Unfinished, ranges
                     offset, size = chunks[index][-1]
                     _punch(descriptor, start, offset + size)
         with image_errors(partial, "flush the archive"):
-            _copy_access(facts, archive)
+            _copy_access(facts, partial, archive)
             os.fsync(archive)
         if not tight:
             _check(partial, archive, state.image_format, path, descriptor, ranges)
@@ -833,11 +834,11 @@ def _rename_to_free_name(temporary: str, path: str) -> None:
             os.rename(temporary, path)
 
 
-def _copy_access(facts: os.stat_result, descriptor: int) -> None:
-    """Owner and permission bits of another file; raises OSError."""
+def _copy_access(facts: os.stat_result, path: str, descriptor: int) -> None:
+    """Owner and permission bits of another file; raises OSError, and ImageUnsafeError as C(give_file)."""
     mine = os.fstat(descriptor)
     if (mine.st_uid, mine.st_gid) != (facts.st_uid, facts.st_gid):
-        os.fchown(descriptor, facts.st_uid, facts.st_gid)
+        give_file(path, descriptor, facts.st_uid, facts.st_gid)
     os.fchmod(descriptor, stat.S_IMODE(facts.st_mode) & 0o777)
 
 

@@ -40,7 +40,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._lock import (
     named_lock,
     unlock,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe, why_unsafe_directory
+from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import (
+    why_replaceable,
+    why_unsafe,
+    why_unsafe_directory,
+)
 
 MAX_TEXT_SIZE = 4 * 1024 * 1024
 """Bytes of domain XML, and of cookie, that are read at most: what libvirt's own protocol carries (4 MiB)."""
@@ -401,6 +405,7 @@ class PartialImage:
         :raises ImageNotFoundError: the directory does not exist.
         :raises ImageSpaceError: the file system is full.
         :raises ImageAccessError: the file cannot be created, owned as asked, or written.
+        :raises ImageUnsafeError: whoever it shall belong to could have led its path to a directory of root's.
         """
         target = os.path.abspath(target_path)
         text, cookie_offset = _text_area(target, xml, cookie)
@@ -413,7 +418,7 @@ class PartialImage:
             image._lock()
             with image_errors(image.path, f"set owner {uid}:{gid} and mode {mode:#o}"):
                 if (uid, gid) != (-1, -1):
-                    os.fchown(image._descriptor, uid, gid)
+                    give_file(image.path, image._descriptor, uid, gid)
                 os.fchmod(image._descriptor, mode)
             stream_offset = -(-(HEADER_SIZE + len(text) + EDIT_ROOM) // STREAM_ALIGNMENT) * STREAM_ALIGNMENT
             image._cookie = cookie
@@ -766,6 +771,34 @@ def _require_own_image(path: str, consequence: str) -> None:
 def _why_unsafe_image(path: str, trusted: t.Collection[int]) -> str:
     with image_errors(path, "look at its owner"):
         return why_unsafe(path, trusted)
+
+
+def give_file(path: str, descriptor: int, uid: int, gid: int) -> None:
+    """Set owner and group of a file that was just made.
+
+    Who can lead its path to another directory, such as one of programs that root runs, is not given a file there.
+
+    :param uid: numeric owner, -1 for its own. :param gid: numeric group, -1 for its own.
+    :raises ImageUnsafeError: the new owner, or another user, could have done that.
+    :raises OSError: it cannot be set, or the file is not there any more.
+    """
+    directory = os.path.dirname(os.path.abspath(path))
+    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        named = os.stat(os.path.basename(path), dir_fd=place, follow_symlinks=False)
+        if not os.path.samestat(named, os.fstat(descriptor)):
+            raise FileNotFoundError(errno.ENOENT, "removed or replaced by another process")
+        if uid not in (-1, 0, os.geteuid(), os.fstat(place).st_uid):
+            reason = why_replaceable(directory, (0, os.geteuid()))
+            if reason:
+                raise ImageUnsafeError(
+                    path,
+                    f"{reason}, so others could lead its path to any directory, and it is not given to the user {uid}",
+                    cure="Give the path of a directory that only root can replace, or one of that user's own",
+                )
+        os.fchown(descriptor, uid, gid)
+    finally:
+        os.close(place)
 
 
 def why_unsafe_place(path: str, uid: int, mode: int) -> str:
