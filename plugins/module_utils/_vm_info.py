@@ -30,6 +30,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     UnitError,
     VmNotFoundError,
     VmopsError,
+    one_line,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, require_tool
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path, read_image_head
@@ -175,7 +176,7 @@ class _Vm:
         except VmopsError as exc:
             states = (state for error, state in _MONITOR_STATES if isinstance(exc, error))
             self.result["monitor"] = next(states, "invalid")
-            self.result["reason"] = exc.what
+            self.result["reason"] = one_line(exc.what)
         self.result["image"] = self._find_image()
 
     def give_up(self, reason: str) -> None:
@@ -185,7 +186,9 @@ class _Vm:
     def fail(self, error: Exception) -> None:
         """What nobody has thought of, which may be of its user's making, is told of it alone."""
         self.result["monitor"] = "invalid"
-        self.result["reason"] = f"met an unexpected error, please report it: {type(error).__name__}: {str(error)[:300]}"
+        self.result["reason"] = one_line(
+            f"met an unexpected error, please report it: {type(error).__name__}: {str(error)[:300]}"
+        )
 
     async def _answers(self, monitor: Monitor) -> dict[str, t.Any]:
         """What QEMU says of its VM."""
