@@ -26,6 +26,23 @@ def one_line(text: str) -> str:
     return _NOT_SHOWN.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
 
 
+#: What no UTF-8 can hold: Python's stand-ins for the bytes of a name that is none.
+_NO_UTF8 = re.compile("[\ud800-\udfff]")
+
+
+def tellable(value: t.Any) -> t.Any:
+    """A module's return value, with C(\\udcff) and the like, as in messages, for what is no UTF-8.
+
+    Names of VMs and files may be any bytes. Ansible (ansible-core 2.19) refuses a result with one of these, so that one
+    user's QEMU would keep all of the host from being told of.
+    """
+    if isinstance(value, str):
+        return _NO_UTF8.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), value)
+    if isinstance(value, dict):
+        return {tellable(key): tellable(content) for key, content in value.items()}
+    return [tellable(content) for content in value] if isinstance(value, (list, tuple)) else value
+
+
 class VmopsError(Exception):
     """Base of all errors that this collection raises.
 

@@ -18,7 +18,7 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import MigrationError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, find_notes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, find_notes, parse_note
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     IDLE_STATES,
     Migration,
@@ -56,8 +56,11 @@ class RestoreRecord:
         :raises KeyError, TypeError: it is another version's.
         :raises ValueError: it is no JSON text.
         """
-        values = json.loads(note)
-        return cls(**{**values, "identity": ImageIdentity(**values["identity"])})
+        values = parse_note(note, image=str, identity=dict, capabilities=dict, parameters=dict)
+        identity = values["identity"]
+        if not all(isinstance(identity.get(key), str) for key in ("file", "head")):
+            raise TypeError("identity is none")
+        return cls(**{**values, "identity": ImageIdentity(**identity)})
 
 
 class InterruptedRestore:

@@ -23,7 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     target_of_partial,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import call_off_save, is_last_migration
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, find_notes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, find_notes, parse_note
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     IDLE_STATES,
     Migration,
@@ -76,7 +76,8 @@ class InterruptedSave:
         """
         for fdset, note in await find_notes(monitor, _PREFIX):
             with contextlib.suppress(TypeError, ValueError):
-                record = SaveRecord(**json.loads(note))
+                kinds = {"partial": str, "run_state": str, "capabilities": dict, "parameters": dict}
+                record = SaveRecord(**parse_note(note, **kinds))
                 return cls(monitor, process, record, fdset, (await query_state(monitor))["status"])
         return None
 

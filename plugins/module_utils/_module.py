@@ -28,6 +28,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     RequestError,
     VmopsError,
     one_line,
+    tellable,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import redact_argument
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import QEMU_QMP_IMPORT_ERROR, QEMU_QMP_MINIMUM
@@ -67,17 +68,17 @@ def _leave_with(module: AnsibleModule, work: t.Callable[[], dict[str, t.Any]]) -
     try:
         result = work()
     except VmopsError as exc:
-        module.fail_json(**exc.as_result())
+        module.fail_json(**tellable(exc.as_result()))
     except Exception as exc:  # a bug of ours: the operator gets a sentence, and the traceback only with -vvv
         module.fail_json(
             msg=one_line(f"{module._name} met an unexpected error, please report it: {type(exc).__name__}: {exc}."),
-            exception=traceback.format_exc(),
+            exception=tellable(traceback.format_exc()),
         )
     if not module._diff:
         result.pop("diff", None)
     for warning in result.pop("warnings", []):
         module.warn(one_line(warning))
-    module.exit_json(**{**result, "msg": one_line(result["msg"])})
+    module.exit_json(**tellable({**result, "msg": one_line(result["msg"])}))
     raise AssertionError("exit_json returned")
 
 

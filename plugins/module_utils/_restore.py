@@ -60,7 +60,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
     direct_read_reason,
     image_path,
-    open_image,
+    open_image_of,
     read_image_head,
     remove_image,
     require_image_of,
@@ -519,7 +519,7 @@ class RestoreOperation:
         if not self.request.remove_image:
             return False
         try:
-            await in_thread(remove_image, self.path)
+            await in_thread(remove_image, self.path, head.file_id)
         except ImageError as exc:
             # The guest is where it should be: that is no failure of the restore, but a trap for the next one.
             self.warnings.append(f"Remove the image by hand, it must not be restored again: {exc.what}")
@@ -1029,10 +1029,10 @@ class _Transaction:
             parameters=settings.found_parameters,
         )
         self.descriptors = DescriptorSet(self.monitor, record.opaque())
-        files = [open_image(path)]
+        files = [open_image_of(self.head)]
         try:
             if self.bypass_cache:
-                files.append(open_image(path, direct=True))
+                files.append(open_image_of(self.head, direct=True))
             # Also where QEMU reads from elsewhere: the note is kept with them.
             await self.descriptors.add(*files)
             if compressor is None and support.file_uri:

@@ -45,6 +45,23 @@ def why_unsafe_directory(path: str, trusted: t.Collection[int]) -> str:
     return reason or _why_not_trusted(place, os.lstat(place), trusted, sticky=False)
 
 
+def why_replaceable(directory: str, trusted: t.Collection[int]) -> str:
+    """Why somebody else than the C(trusted) users could lead this path to another directory, as a clause; or nothing.
+
+    What others can do in the directory itself is of no matter.
+
+    :raises OSError: a part of the path is not there, or cannot be looked at.
+    """
+    reason, place = _walk(os.path.dirname(os.path.abspath(directory)), trusted)
+    facts = os.lstat(directory)
+    if reason or (facts.st_uid in trusted and not stat.S_ISLNK(facts.st_mode)):
+        return reason
+    if stat.S_ISLNK(facts.st_mode):
+        return _walk(directory, trusted)[0]
+    # In a directory of somebody trusted, which is no shared one, its owner cannot give its name to another one.
+    return _why_not_trusted(place, os.lstat(place), trusted, sticky=False)
+
+
 def _walk(path: str, trusted: t.Collection[int]) -> tuple[str, str]:
     """Why a step of the path is not to be trusted, or the empty string, and then the place where it ends."""
     place = "/"

@@ -29,6 +29,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image import archive, 
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import require_tool
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     ImageHead,
+    file_id_of,
     image_path,
     open_image,
     read_at,
@@ -311,7 +312,7 @@ class SaveImageOperation:
                     before = before or found
                     if not self.request.check_mode:
                         edit.drop_journal(path, descriptor)
-                        remove_image(path)
+                        remove_image(path, file_id_of(descriptor))
                 removed.append(path)
             except ImageNotFoundError:
                 if os.path.lexists(path):

@@ -30,6 +30,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     UnitError,
     VmNotFoundError,
     VmopsError,
+    one_line,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, require_tool
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path, read_image_head
@@ -105,6 +106,8 @@ class VmInfoOperation:
             for vm, task, outcome in zip(vms, tasks, await asyncio.gather(*tasks, return_exceptions=True)):
                 if task in pending and isinstance(outcome, asyncio.CancelledError):
                     vm.give_up(f"it did not answer within {self.request.timeout:g} seconds")
+                elif isinstance(outcome, Exception):
+                    vm.fail(outcome)
                 elif isinstance(outcome, BaseException):
                     raise outcome
         results = sorted((vm.result for vm in vms), key=lambda result: (result["name"], result["pid"]))
@@ -173,12 +176,19 @@ class _Vm:
         except VmopsError as exc:
             states = (state for error, state in _MONITOR_STATES if isinstance(exc, error))
             self.result["monitor"] = next(states, "invalid")
-            self.result["reason"] = exc.what
+            self.result["reason"] = one_line(exc.what)
         self.result["image"] = self._find_image()
 
     def give_up(self, reason: str) -> None:
         """It took too long."""
         self.result["monitor"], self.result["reason"] = "busy", reason
+
+    def fail(self, error: Exception) -> None:
+        """What nobody has thought of, which may be of its user's making, is told of it alone."""
+        self.result["monitor"] = "invalid"
+        self.result["reason"] = one_line(
+            f"met an unexpected error, please report it: {type(error).__name__}: {str(error)[:300]}"
+        )
 
     async def _answers(self, monitor: Monitor) -> dict[str, t.Any]:
         """What QEMU says of its VM."""

@@ -115,6 +115,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import tellable
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
 
 
@@ -163,7 +164,7 @@ def main() -> None:
             os.unlink(os.path.join(directory, os.path.basename(job)))
     module.exit_json(
         changed=False,
-        operations=[progress.as_result() for progress in read_progress()],
+        operations=tellable([progress.as_result() for progress in read_progress()]),
         jobs=ended,
         library=has_library(),
     )

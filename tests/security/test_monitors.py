@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Callable
 
 import pytest
@@ -13,21 +14,23 @@ from security.conftest import Attacker
 
 from support import CounterGuest
 
-#: What a fake does, and how its VM is then shown.
+#: What a fake does, how its VM is then shown, and what the reason says. All else they answer as a QEMU does.
 FAKES = {
-    "events": ("busy", "lost"),
-    "endless-greeting": ("invalid",),
-    "slow-greeting": ("busy",),
-    "endless-answer": ("invalid",),
-    "millions-of-values": ("invalid",),
-    "deep": ("invalid",),
-    "long-number": ("invalid",),
-    "late-event": ("invalid",),
-    "early-event": ("invalid",),
-    "negative-memory": ("invalid",),
-    "absurd-memory": ("invalid",),
-    "no-channels": ("invalid",),
-    "long-name": ("invalid",),
+    "nothing-wrong": ("answers", ""),
+    "events": ("busy", "did not answer within"),
+    "endless-greeting": ("invalid", "is not a QMP server"),
+    "slow-greeting": ("busy", "did not greet within"),
+    "endless-answer": ("invalid", "chunk exceed the limit"),
+    "millions-of-values": ("invalid", "more than 500000 values"),
+    "deep": ("invalid", "deep inside each other"),
+    "long-number": ("invalid", "more than 1000 digits"),
+    "late-event": ("invalid", "seconds is 1000"),
+    "early-event": ("invalid", "seconds is -1"),
+    "negative-memory": ("invalid", "base-memory is -1"),
+    "absurd-memory": ("invalid", "plugged-memory is 1000"),
+    "more-pmem-than-memory": ("invalid", "more memory than the VM"),
+    "no-channels": ("invalid", "is -5"),
+    "long-name": ("invalid", "name has 1000000 characters"),
 }
 
 
@@ -43,7 +46,9 @@ def test_monitor_that_is_none(
     assert not result.get("failed"), result["msg"]
     shown = {vm["pid"]: vm for vm in result["vms"]}
     assert shown[guest.pid]["monitor"] == "answers"
-    assert shown[fake.pid]["monitor"] in FAKES[kind], shown[fake.pid]
+    state, reason = FAKES[kind]
+    assert shown[fake.pid]["monitor"] == state or (kind, shown[fake.pid]["monitor"]) == ("events", "lost")
+    assert reason in shown[fake.pid]["reason"] or kind == "events", shown[fake.pid]
     assert shown[fake.pid]["memory"] is None or shown[fake.pid]["memory"] >= 0
     assert len(shown[fake.pid]["reason"]) < 2000
     assert seconds < 25
@@ -58,3 +63,12 @@ def test_line_that_takes_a_pattern_for_ever(attacker: Attacker, run_bounded: Cal
     )
     assert result.get("failed")
     assert seconds < 25
+
+
+def test_monitor_without_a_capability(attacker: Attacker, run_bounded: Callable[..., Any], image: Path) -> None:
+    socket = attacker.home / "qmp"
+    attacker.python("fake_qemu.py", "no-events", "-name", "fake", "-qmp", f"unix:{socket},server=on", named="kvm")
+    result, _seconds = run_bounded("qemu_save", name="fake", path=str(image), format="raw", require_restorable=False)
+    assert result["error"] == "UnsupportedByQemuError", result["msg"]
+    assert "events" in result["msg"]
+    assert list(image.parent.iterdir()) == []

@@ -6,7 +6,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+
 import pytest
+from security.conftest import ATTACKERS
 
 from support.observe import VM
 
@@ -34,3 +39,18 @@ def test_vm_that_is_looked_for_may_be_the_one_that_cannot_be_read(long_process, 
     assert result["error"] == "VmNotFoundError"
     assert f"pid {long_process.pid}" in result["msg"]
     assert "nobody" in result["msg"]
+
+
+def test_name_that_is_no_utf8(attacker, guest, run_module):
+    """Ansible refuses a result with such a name in it, so that no VM of the host would be told of."""
+    script = attacker.programs / "sleep_as.py"
+    shutil.copyfile(ATTACKERS / "sleep_as.py", script)
+    script.chmod(0o644)
+    program = attacker.programs / "qemu-system-x86_64"
+    shutil.copy(os.path.realpath("/usr/bin/python3"), program)
+    odd = attacker.start([program, script, "-name", "x\udcff", "-qmp", "unix:\udcfe,server=on", "-m", "\udcfd"])
+    result = run_module("qemu_vm_info")
+    json.dumps(result, ensure_ascii=False).encode()
+    shown = {vm["pid"]: vm for vm in result["vms"]}
+    assert shown[guest.pid]["monitor"] == "answers"
+    assert shown[odd.pid]["name"] == "x\\udcff"

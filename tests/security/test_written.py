@@ -46,23 +46,24 @@ def partial_of(place: Path) -> Path:
     raise AssertionError("there is no partial image")
 
 
-def write_more(attacker: Attacker, path: Path, mebibytes: int) -> None:
+def write_more(attacker: Attacker, path: Path, mebibytes: int, program: str = "write_more.py") -> None:
     """As he can with the descriptor that his QEMU was handed."""
-    script = attacker.programs / "write_more.py"
-    shutil.copyfile(ATTACKERS / "write_more.py", script)
+    script = attacker.programs / program
+    shutil.copyfile(ATTACKERS / program, script)
     descriptor = os.open(path, os.O_WRONLY)
     os.set_inheritable(descriptor, True)
     attacker.start(["/usr/bin/python3", script, str(descriptor), str(mebibytes)], pass_fds=(descriptor,))
     os.close(descriptor)
 
 
+@pytest.mark.parametrize("program", ["write_more.py", "allocate_more.py"])
 @pytest.mark.parametrize("image_format", ["raw", "sparse"])
 def test_more_than_was_promised(
-    attacker: Attacker, make_guest: Any, small: Path, start_module: Any, image_format: str
+    attacker: Attacker, make_guest: Any, small: Path, start_module: Any, image_format: str, program: str
 ) -> None:
     guest = make_guest(observer=True, block_mib=40)  # so that the save takes its time
     run = start_module("qemu_save", name=VM, path=str(small / "web1.save"), format=image_format, bandwidth="1M")
-    write_more(attacker, partial_of(small), 400)
+    write_more(attacker, partial_of(small), 400, program)
     result = run.result()
     assert result["error"] == "ImageSpaceError", result["msg"]
     assert "which may need" in result["msg"]

@@ -52,12 +52,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.compression impo
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     MAX_TEXT_SIZE,
     ImageHead,
+    file_id_of,
     flush_image,
     free_bytes,
+    give_file,
     open_image,
     read_at,
     read_image_head,
     remove_image,
+    require_regular,
     write_at,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
@@ -156,6 +159,7 @@ def read_archive_head(path: str) -> ImageHead:
             uid=facts.st_uid,
             gid=facts.st_gid,
             mode=stat.S_IMODE(facts.st_mode),
+            file_id=(facts.st_dev, facts.st_ino),
         )
     finally:
         os.close(head)
@@ -253,20 +257,20 @@ def create_archive(path: str, descriptor: int, image_format: ImageFormat, tight:
         if _magic(path, descriptor) == MAGIC_COMPLETE:
             remove_archive_leftovers(path)
         raise
-    return _replace_by_archive(path, image_format)
+    return _replace_by_archive(path, descriptor, image_format)
 
 
 def continue_archive(path: str, descriptor: int, state: Unfinished) -> str:
     """Go on with what C(unfinished_archive) found; as C(create_archive) with C(tight)."""
     partial = _partial_path(path, state.image_format)
     if not os.path.lexists(partial) and state.image_format in find_archives(path):
-        return _replace_by_archive(path, state.image_format, renamed=True)
+        return _replace_by_archive(path, descriptor, state.image_format, renamed=True)
     with _left_file(partial, state.length) as archive:
         with _expanding(partial, archive, state.image_format, partly=True) as reader:
             ranges = reader.ranges
         os.lseek(archive, 0, os.SEEK_END)
         _archive(path, descriptor, archive, state, ranges, True)
-    return _replace_by_archive(path, state.image_format)
+    return _replace_by_archive(path, descriptor, state.image_format)
 
 
 def undo_archive(path: str, descriptor: int, state: Unfinished) -> None:
@@ -338,7 +342,7 @@ def expand_archive(path: str, archive: int, image_format: ImageFormat) -> None:
                 with image_errors(temporary, "set the image's size"):
                     os.ftruncate(target, reader.size)
             with image_errors(temporary, "make the image complete"):
-                _copy_access(facts, target)
+                _copy_access(facts, temporary, target)
                 os.fsync(target)
                 problems = structure_problems(source, target)
                 if problems:
@@ -352,7 +356,7 @@ def expand_archive(path: str, archive: int, image_format: ImageFormat) -> None:
             os.unlink(temporary)
         raise
     flush_image(path)
-    remove_image(source)
+    remove_image(source, file_id_of(archive))
     remove_archive_leftovers(path)
 
 
@@ -388,7 +392,7 @@ def _archive(path: str, descriptor: int, archive: int, state: Unfinished, ranges
                     offset, size = chunks[index][-1]
                     _punch(descriptor, start, offset + size)
         with image_errors(partial, "flush the archive"):
-            _copy_access(facts, archive)
+            _copy_access(facts, partial, archive)
             os.fsync(archive)
         if not tight:
             _check(partial, archive, state.image_format, path, descriptor, ranges)
@@ -405,14 +409,14 @@ def _archive(path: str, descriptor: int, archive: int, state: Unfinished, ranges
         raise
 
 
-def _replace_by_archive(path: str, image_format: ImageFormat, renamed: bool = False) -> str:
+def _replace_by_archive(path: str, descriptor: int, image_format: ImageFormat, renamed: bool = False) -> str:
     """Give a complete and checked archive its name, then remove the image."""
     target = archive_path(path, image_format)
     if not renamed:
         with image_errors(target, "rename the archive"):
             os.rename(_partial_path(path, image_format), target)
     flush_image(target)
-    remove_image(path)
+    remove_image(path, file_id_of(descriptor))
     remove_archive_leftovers(path)
     return target
 
@@ -779,8 +783,9 @@ def _new_file(path: str) -> t.Iterator[int]:
 def _left_file(path: str, length: int) -> t.Iterator[int]:
     """An archive that an earlier run began, cut back to what is known of it; its tool may still be writing."""
     with image_errors(path, "open the archive"):
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        require_regular(os.fstat(descriptor), path)
         # The tool of a run that was killed has the lock, too, on the descriptor that it writes to.
         with image_errors(path, "lock the archive"):
             locked = lock(descriptor, _ORPHAN_TIMEOUT)
@@ -798,7 +803,9 @@ def _left_file(path: str, length: int) -> t.Iterator[int]:
 def _write_record(path: str, state: Unfinished) -> None:
     record = _record_path(path)
     with image_errors(record, "record how far archiving went"):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.suppress(FileNotFoundError):  # also a FIFO, which would be waited for
+            os.unlink(f"{record}.new")
         descriptor = os.open(f"{record}.new", flags, 0o600)
         try:
             write_at(descriptor, json.dumps(dataclasses.asdict(state)).encode(), 0)
@@ -827,11 +834,11 @@ def _rename_to_free_name(temporary: str, path: str) -> None:
             os.rename(temporary, path)
 
 
-def _copy_access(facts: os.stat_result, descriptor: int) -> None:
-    """Owner and permission bits of another file; raises OSError."""
+def _copy_access(facts: os.stat_result, path: str, descriptor: int) -> None:
+    """Owner and permission bits of another file; raises OSError, and ImageUnsafeError as C(give_file)."""
     mine = os.fstat(descriptor)
     if (mine.st_uid, mine.st_gid) != (facts.st_uid, facts.st_gid):
-        os.fchown(descriptor, facts.st_uid, facts.st_gid)
+        give_file(path, descriptor, facts.st_uid, facts.st_gid)
     os.fchmod(descriptor, stat.S_IMODE(facts.st_mode) & 0o777)
 
 

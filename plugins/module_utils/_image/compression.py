@@ -66,10 +66,14 @@ class Compressor:
         return found
 
 
+#: Whoever has written an image says in it how much memory xz takes to expand it, up to 4 GiB; that of "xz -9" takes
+#: 65 MiB. The other tools have bounds of their own.
+_XZ_MEMORY = "--memlimit-decompress=1GiB"
+
 COMPRESSORS = {
     ImageFormat.GZIP: Compressor("gzip"),
     ImageFormat.BZIP2: Compressor("bzip2"),
-    ImageFormat.XZ: Compressor("xz", compress_options=("-c", "-3", "-T0"), expand_options=("-dc", "-T0")),
+    ImageFormat.XZ: Compressor("xz", compress_options=("-c", "-3", "-T0"), expand_options=("-dc", "-T0", _XZ_MEMORY)),
     ImageFormat.LZOP: Compressor("lzop"),
     ImageFormat.ZSTD: Compressor("zstd", compress_options=("-c", "-q", "-T0"), expand_options=("-dc", "-q")),
 }

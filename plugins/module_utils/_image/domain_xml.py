@@ -307,6 +307,11 @@ _SECRETS = (
         rf'\1"{HIDDEN}"',
     ),
     (re.compile(rf'((?<!\\)\\+"(?:[\w-]+\.)*{_SECRET_KEYS}\\+"\s*:\s*\\+").*?(?=\\+")', re.DOTALL), rf"\1{HIDDEN}"),
+    # QEMU's JSON has strings in single quotes, too
+    (
+        re.compile(rf"('(?:[\w-]+\.)*{_SECRET_KEYS}'\s*:\s*)(?:'(?:[^'\\]|\\.)*'|[-+.0-9eE]+)", re.DOTALL),
+        rf"\1'{HIDDEN}'",
+    ),
     (re.compile(r"(://[^/@:\s,]*:)[^/@\s]*@"), rf"\1{HIDDEN}@"),
     (re.compile(r"(iscsi://[^/@%\s,]*%)[^/@\s]*@"), rf"\1{HIDDEN}@"),
     (re.compile(r"(:key=)[^:,]*"), rf"\1{HIDDEN}"),

@@ -323,9 +323,11 @@ def _unlink(path: str) -> None:
 
 def _read_journal(path: str, journal: str, header: SaveImageHeader) -> bytes:
     with image_errors(journal, "read the journal"):
-        source = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # A FIFO would be waited for.
+        source = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         facts = os.fstat(source)
+        require_regular(facts, journal)
         data = read_at(source, header.stream_offset + 1, 0, journal)
     finally:
         os.close(source)

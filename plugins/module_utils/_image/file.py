@@ -40,7 +40,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._lock import (
     named_lock,
     unlock,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe, why_unsafe_directory
+from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import (
+    why_replaceable,
+    why_unsafe,
+    why_unsafe_directory,
+)
 
 MAX_TEXT_SIZE = 4 * 1024 * 1024
 """Bytes of domain XML, and of cookie, that are read at most: what libvirt's own protocol carries (4 MiB)."""
@@ -53,6 +57,8 @@ _DIRECT_IO_BLOCK = 4096
 _DIRECT_IO_ALIGNMENT = 1024 * 1024
 _DIRECTORY_LOCK_TIMEOUT = 10.0
 """Seconds for which the lock of a save directory is waited for; a run holds it for one rename."""
+_SET_ASIDE = 64 * 1024 * 1024
+"""Bytes that a file system may set aside behind the end of a file, however small that is."""
 
 
 def image_path(path: str | None, save_dir: str, name: str | None) -> str:
@@ -89,7 +95,8 @@ class ImageHead:
     """What a save image holds before the QEMU stream, and what the file system says of it.
 
     C(size) and C(allocated) are bytes (C(allocated) without holes), C(mtime) is seconds since the epoch, C(mode) the
-    permission bits. C(cookie) is empty when the image has none.
+    permission bits. C(cookie) is empty when the image has none. C(file_id) is the file's device and inode, by which it
+    is known again: another user may turn a path in a directory of his to any file of root's.
     """
 
     path: str
@@ -102,6 +109,7 @@ class ImageHead:
     uid: int
     gid: int
     mode: int
+    file_id: tuple[int, int]
 
     def domain(self) -> domain_xml.ParsedDomain:
         """What the domain XML says.
@@ -132,6 +140,22 @@ def open_image(path: str, direct: bool = False) -> int:
         except BaseException:  # whatever it is, a signal, too: the descriptor is nobody's yet
             os.close(descriptor)
             raise
+    return descriptor
+
+
+def open_image_of(head: ImageHead, direct: bool = False) -> int:
+    """Open the very image of which the head was read, for a QEMU, which may be another user's.
+
+    The parameters and errors are those of C(open_image).
+
+    :raises ConflictError: another file is at its path by now.
+    """
+    descriptor = open_image(head.path, direct)
+    if file_id_of(descriptor) != head.file_id:
+        os.close(descriptor)
+        raise ConflictError(
+            f"{head.path} was replaced by another file just now, which is not given to QEMU", cure="Run the task again"
+        )
     return descriptor
 
 
@@ -190,6 +214,7 @@ def read_image_head(path: str, descriptor: int | None = None) -> ImageHead:
         uid=facts.st_uid,
         gid=facts.st_gid,
         mode=stat.S_IMODE(facts.st_mode),
+        file_id=(facts.st_dev, facts.st_ino),
     )
 
 
@@ -222,6 +247,12 @@ def _read_text(descriptor: int, offset: int, length: int, path: str, what: str) 
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ImageFormatError(path, f"the {what} is not UTF-8 (byte {error.start})") from error
+
+
+def file_id_of(descriptor: int) -> tuple[int, int]:
+    """Device and inode of an open file; raises OSError."""
+    facts = os.fstat(descriptor)
+    return facts.st_dev, facts.st_ino
 
 
 def file_identity(path: str) -> str:
@@ -374,6 +405,7 @@ class PartialImage:
         :raises ImageNotFoundError: the directory does not exist.
         :raises ImageSpaceError: the file system is full.
         :raises ImageAccessError: the file cannot be created, owned as asked, or written.
+        :raises ImageUnsafeError: whoever it shall belong to could have led its path to a directory of root's.
         """
         target = os.path.abspath(target_path)
         text, cookie_offset = _text_area(target, xml, cookie)
@@ -386,7 +418,7 @@ class PartialImage:
             image._lock()
             with image_errors(image.path, f"set owner {uid}:{gid} and mode {mode:#o}"):
                 if (uid, gid) != (-1, -1):
-                    os.fchown(image._descriptor, uid, gid)
+                    give_file(image.path, image._descriptor, uid, gid)
                 os.fchmod(image._descriptor, mode)
             stream_offset = -(-(HEADER_SIZE + len(text) + EDIT_ROOM) // STREAM_ALIGNMENT) * STREAM_ALIGNMENT
             image._cookie = cookie
@@ -508,9 +540,14 @@ class PartialImage:
         self._close()
 
     def written(self) -> int:
-        """Bytes that it takes on the storage, without what a file system has set aside behind its end."""
+        """Bytes that it takes on the storage, without what a file system has set aside behind its end by itself.
+
+        XFS sets as much aside as there is in the file, and some. More than that has someone asked for (fallocate(2)),
+        who writes without a trace in the file's size.
+        """
         facts = os.fstat(self._descriptor)
-        return min(facts.st_size, facts.st_blocks * 512)
+        allocated = facts.st_blocks * 512
+        return allocated if allocated > 2 * facts.st_size + _SET_ASIDE else min(facts.st_size, allocated)
 
     def empty(self) -> bool:
         """Give all its space back, whoever else has it open; False where it is not held any more.
@@ -736,6 +773,34 @@ def _why_unsafe_image(path: str, trusted: t.Collection[int]) -> str:
         return why_unsafe(path, trusted)
 
 
+def give_file(path: str, descriptor: int, uid: int, gid: int) -> None:
+    """Set owner and group of a file that was just made.
+
+    Who can lead its path to another directory, such as one of programs that root runs, is not given a file there.
+
+    :param uid: numeric owner, -1 for its own. :param gid: numeric group, -1 for its own.
+    :raises ImageUnsafeError: the new owner, or another user, could have done that.
+    :raises OSError: it cannot be set, or the file is not there any more.
+    """
+    directory = os.path.dirname(os.path.abspath(path))
+    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        named = os.stat(os.path.basename(path), dir_fd=place, follow_symlinks=False)
+        if not os.path.samestat(named, os.fstat(descriptor)):
+            raise FileNotFoundError(errno.ENOENT, "removed or replaced by another process")
+        if uid not in (-1, 0, os.geteuid(), os.fstat(place).st_uid):
+            reason = why_replaceable(directory, (0, os.geteuid()))
+            if reason:
+                raise ImageUnsafeError(
+                    path,
+                    f"{reason}, so others could lead its path to any directory, and it is not given to the user {uid}",
+                    cure="Give the path of a directory that only root can replace, or one of that user's own",
+                )
+        os.fchown(descriptor, uid, gid)
+    finally:
+        os.close(place)
+
+
 def why_unsafe_place(path: str, uid: int, mode: int) -> str:
     """Why the command in an image that is yet to be made would not be run by C(require_safe_image), as a clause.
 
@@ -756,18 +821,22 @@ def why_unsafe_place(path: str, uid: int, mode: int) -> str:
         return reason and f"{reason}, so others could put another image there, whose command a restore would run"
 
 
-def remove_image(path: str) -> None:
+def remove_image(path: str, file_id: tuple[int, int] | None = None) -> None:
     """Remove an image and flush its directory.
 
+    :param file_id: device and inode of the file that is meant, where the path may lead to another one by now.
     :raises ImageNotFoundError: there is none.
     :raises ImageFormatError: it is not a regular file.
-    :raises ImageAccessError: it cannot be removed, or the directory cannot be flushed.
+    :raises ImageAccessError: it is another file, or cannot be removed, or the directory cannot be flushed.
     """
     path = os.path.abspath(path)
     directory, name = _open_directory(path), os.path.basename(path)
     try:
         with image_errors(path, "remove the image"):
-            require_regular(os.stat(name, dir_fd=directory, follow_symlinks=False), path)
+            facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            require_regular(facts, path)
+            if file_id not in (None, (facts.st_dev, facts.st_ino)):
+                raise ImageAccessError(path, "another file is in its place by now, which is not removed")
             os.unlink(name, dir_fd=directory)
         _flush_directory(directory, path)
     finally:

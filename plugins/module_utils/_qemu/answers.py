@@ -24,6 +24,9 @@ _MAX_VALUES = 500_000
 #: How deep values may lie inside each other.
 _MAX_DEPTH = 100
 
+#: What is in no string of QEMU's, which are C's and are told as UTF-8, and in no path or XML.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
 #: Digits in a row that no number of QEMU's has. Before Python 3.11, reading a number takes the square of its length.
 _LONG_NUMBER = re.compile(rb"[0-9.]{1000}")
 
@@ -197,6 +200,8 @@ def _problem(value: object, shape: Shape, place: str) -> str:
         return f"{place} is {shown}, not from {shape.least} to {shape.most}"
     if isinstance(shape, Text) and isinstance(value, str) and len(value) > shape.most:
         return f"{place} has {len(value)} characters, more than {shape.most}"
+    if isinstance(value, str) and _NO_TEXT.search(value):
+        return f"{place} has a NUL, or half of a character"
     if isinstance(shape, list) and isinstance(value, list):
         item_place = f"an item of {place}"
         for item in value:

@@ -12,6 +12,8 @@ two: a buffered one for the stream and one that was opened separately with O_DIR
 from __future__ import annotations
 
 import contextlib
+import json
+import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, MigrationError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
@@ -28,6 +30,27 @@ async def find_notes(monitor: Monitor, prefix: str) -> list[tuple[int, str]]:
         for descriptor in fdset["fds"]
         if descriptor.get("opaque", "").startswith(prefix)
     ]
+
+
+def parse_note(text: str, **kinds: type) -> dict[str, t.Any]:
+    """What a note says, which whoever answers as QEMU may have made up.
+
+    :param kinds: the types of those values that are used.
+    :raises ValueError: it is no JSON text, or has a value that none of ours has.
+    :raises TypeError: it is no object, or a value is of another type.
+    """
+    try:
+        values = json.loads(text)
+    except RecursionError as exc:
+        raise ValueError("its values lie too deep inside each other") from exc
+    if not isinstance(values, dict):
+        raise TypeError("it is no object")
+    for key, kind in kinds.items():
+        if not isinstance(values.get(key), kind):
+            raise TypeError(f"{key} is of the type {type(values.get(key)).__name__}")
+    if any(isinstance(value, str) and "\0" in value for value in values.values()):
+        raise ValueError("a NUL in a path")
+    return values
 
 
 class DescriptorSet:

@@ -16,7 +16,12 @@ import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import within
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError, MigrationError, MonitorError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    CommandError,
+    MigrationError,
+    MonitorError,
+    UnsupportedByQemuError,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Event, Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import work_done
 
@@ -119,6 +124,8 @@ class MigrationSettings:
         :param parallel_channels: multifd's channels; None where there are none (a plain stream).
         :param direct_io: pages past the page cache; always set where QEMU knows it, to either value.
         :param bandwidth: bytes per second, None for no limit.
+        :raises UnsupportedByQemuError: QEMU lacks a capability that every one has since 4.0.
+        :raises MonitorError: it could not be asked.
         """
         capabilities = {
             entry["capability"]: entry["state"] for entry in await self._monitor.execute("query-migrate-capabilities")
@@ -128,6 +135,12 @@ class MigrationSettings:
         if "mapped-ram" in wanted:
             wanted["mapped-ram"] = mapped_ram
         wanted["multifd"] = mapped_ram
+        lacking = sorted(wanted.keys() - capabilities.keys())
+        if lacking:
+            raise UnsupportedByQemuError(
+                f"QEMU does not have the migration capability {lacking[0]}, without which nothing is saved or restored",
+                cure="Use a newer QEMU; if it is none of an old one, find out what answers on its monitor",
+            )
         self.found_capabilities = _changes(wanted, capabilities)
         self._wanted_capabilities = {name: wanted[name] for name in self.found_capabilities}
 

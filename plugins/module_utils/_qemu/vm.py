@@ -10,6 +10,7 @@ import dataclasses
 import re
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import MonitorProtocolError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import process_behind
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
@@ -85,7 +86,11 @@ async def query_run_state(monitor: Monitor) -> str:
 
 
 async def read_vm(monitor: Monitor) -> RunningVm:
-    """Ask QEMU who its VM is and what it looks like."""
+    """Ask QEMU who its VM is and what it looks like.
+
+    :raises MonitorProtocolError: what it says cannot be.
+    :raises MonitorError: it could not be asked.
+    """
     name = str((await monitor.execute("query-name")).get("name", ""))
     uuid = str((await monitor.execute("query-uuid"))["UUID"])
     memory = await monitor.execute("query-memory-size-summary")
@@ -95,12 +100,19 @@ async def read_vm(monitor: Monitor) -> RunningVm:
         for device in await monitor.execute("query-memory-devices")
         if device["type"] == "virtio-pmem"
     ]
+    size = memory["base-memory"] + memory.get("plugged-memory", 0) - sum(disks)
+    if size < 0:
+        raise MonitorProtocolError(
+            f"{monitor.shown_address} does not speak QMP as QEMU does: its virtio-pmem devices have more memory than"
+            " the VM",
+            cure="Find out what listens there",
+        )
     kvm = await monitor.execute("query-kvm")
     return RunningVm(
         name=name,
         uuid="" if uuid == _NO_UUID else uuid,
         run_state=await query_run_state(monitor),
-        memory=memory["base-memory"] + memory.get("plugged-memory", 0) - sum(disks),
+        memory=size,
         vcpus=len(await monitor.execute("query-cpus-fast")),
         machine=machine[: -len("-machine")] if machine.endswith("-machine") else machine,
         architecture=str((await monitor.execute("query-target"))["arch"]),

@@ -32,11 +32,24 @@ answers: "dict[str, object]" = {
     "query-target": {"arch": "x86_64"},
     "query-status": {"status": "running", "running": True},
     "query-version": {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""},
-    "query-migrate-capabilities": [{"capability": "mapped-ram", "state": False}],
+    "query-migrate-capabilities": [
+        {"capability": capability, "state": False} for capability in ("events", "mapped-ram", "multifd")
+    ],
     "query-migrate-parameters": {"max-bandwidth": 1 << 27, "multifd-channels": 2, "direct-io": False},
     "query-qmp-schema": [],
     "query-block": [],
+    "query-named-block-nodes": [],
+    "query-block-exports": [],
+    "query-block-jobs": [],
+    "query-chardev": [],
+    "query-iothreads": [],
+    "query-jobs": [],
+    "query-memdev": [],
+    "query-memory-devices": [],
+    "query-migrate": {},
+    "x-debug-query-block-graph": {"nodes": [], "edges": []},
     "qom-list": [],
+    "human-monitor-command": "",
     "query-fdsets": [],
     "query-yank": [],
     "x-query-ramblock": {"human-readable-text": ""},
@@ -46,6 +59,12 @@ WRONG: "dict[str, dict[str, object]]" = {
     "negative-memory": {"query-memory-size-summary": {"base-memory": -(1 << 50)}},
     "absurd-memory": {"query-memory-size-summary": {"base-memory": 16 << 20, "plugged-memory": 10**30}},
     "no-channels": {"query-migrate-parameters": {"max-bandwidth": -5, "multifd-channels": 0}},
+    "no-events": {"query-migrate-capabilities": [{"capability": "mapped-ram", "state": False}]},
+    "more-pmem-than-memory": {
+        "query-memory-devices": [
+            {"type": "virtio-pmem", "data": {"id": "x", "memdev": "/objects/x", "size": 1 << 50}},
+        ]
+    },
     "long-name": {"query-name": {"name": "x" * 1000000}},
     "long-line": {"x-query-ramblock": {"human-readable-text": "a" + " " * 2000000}},
 }
@@ -74,7 +93,7 @@ def answer(connection, request):
         elif kind == "millions-of-values":
             raw_answer(connection, head + b'{"name": "x", "y": [{}', b",{}" * 1000, 1200, b"]}}\n")
         elif kind == "deep":
-            raw_answer(connection, head, b"[" * 1000, 900, b"\n")
+            raw_answer(connection, head, b"[" * 1000, 400, b"\n")
         elif kind == "long-number":
             raw_answer(connection, head + b'{"name": ', b"7" * 1000, 2000, b"}}\n")
         elif kind == "late-event":

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 
@@ -89,6 +90,15 @@ def large(builder):
 
 
 # --- there and back ---
+
+
+def test_fifo_in_the_place_of_the_new_record_is_not_waited_for(large, small_chunks):
+    os.mkfifo(large.with_name(f".{large.name}.archiving.new"))
+    signal.alarm(20)  # ends the tests
+    try:
+        archive_it(large, tight=True)
+    finally:
+        signal.alarm(0)
 
 
 @FORMATS

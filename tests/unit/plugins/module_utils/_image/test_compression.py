@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import lzma
 import os
+import subprocess
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
@@ -57,3 +59,16 @@ def test_a_tool_that_cannot_be_started(golden, tmp_path, monkeypatch):
     monkeypatch.setitem(COMPRESSORS, ImageFormat.GZIP, Compressor(str(program)))
     with pytest.raises(RequestError, match="cannot be started: No such file"):
         read(golden / "gzip.save")
+
+
+def test_memory_that_an_image_asks_for_has_a_bound():
+    options = {"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 3 << 29}
+    try:
+        asks_for_much = lzma.compress(b"x" * 100, filters=[options])
+    except MemoryError:
+        pytest.skip("there is not that much memory to make it")
+    command = COMPRESSORS[ImageFormat.XZ].expand_command()
+    assert subprocess.run(command, input=lzma.compress(b"x", preset=9), capture_output=True, check=True).stdout == b"x"
+    done = subprocess.run(command, input=asks_for_much, capture_output=True, check=False)
+    assert done.returncode != 0
+    assert b"limit" in done.stderr

@@ -462,6 +462,7 @@ def test_any_text_is_a_domain_or_a_format_error(text, inside):
         ("root=/dev/vda iommu.passthrough=1 rd.luks.key=/etc/key", None),
         ("tls-creds-x509,id=t,passwordid=s", None),
         ('{"qom-type":"secret","id":"s","data":"a\\"b"}', f'{{"qom-type":"secret","id":"s","data":"{HIDDEN}"}}'),
+        ("{'qom-type':'secret', 'data' : 'a\\'b'}", f"{{'qom-type':'secret', 'data' : '{HIDDEN}'}}"),
         ('{"driver":"iscsi", "password" : "x"}', f'{{"driver":"iscsi", "password" : "{HIDDEN}"}}'),
         ("name=opt/x,string=pw", f"name=opt/x,string={HIDDEN}"),
         ("type=11,value=io.systemd.credential:pw=geheim", f"type=11,value=io.systemd.credential:pw={HIDDEN}"),

@@ -55,6 +55,9 @@ def test_answers(command, answer):
             {"ram": {"transferred": 10**400}},
             f"transferred is 1000… (401 digits), not from 0 to {2**63 - 1}",
         ),
+        ("query-status", {"status": "run\0ning"}, "status has a NUL, or half of a character"),
+        ("qom-list", [{"name": "\ud800", "type": "x"}], "name has a NUL, or half of a character"),
+        ("qom-get", "\udcff", "it has a NUL, or half of a character"),
         ("query-cpus-fast", [7], "an item of it is of the type int, not dict"),
         # Without these a drive would be taken for an empty one.
         ("query-block", [{"what": 1}], "an item of it has no device"),
