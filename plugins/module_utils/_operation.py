@@ -2,67 +2,34 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What saving and restoring share: naming the image, finding the VM, and putting its guest back."""
+"""What saving and restoring share: their locks, and how they find the VM."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
-    CommandError,
-    ImageError,
-    ImageNotFoundError,
     MonitorError,
-    MonitorLostError,
     MonitorMissingError,
-    RequestError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, image_lock, read_image_head
-from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, image_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import (
     RecordedIdentity,
     choose_process,
     connect_by_process,
-    is_behind,
     is_trusted,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.lock import vm_lock
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import Migration, query_state
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import fingerprint, query_state
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
-    ProcessWatch,
     QemuProcess,
     find_processes,
     is_alive,
     list_processes,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import query_run_state
-
-_Result = t.TypeVar("_Result")
-
-_LONG = frozenset(("domain_xml", "cookie", "disks", "restore_problems", "launch"))
-
-#: Seconds for which QEMU may refuse to let a guest go on because it is finishing a migration.
-_FINALIZE_TIMEOUT = 30.0
-
-
-def image_state(path: str) -> str:
-    """What is at the path: C(absent), C(partial), C(complete), or C(invalid), which may be anything else."""
-    try:
-        return "complete" if read_image_head(path).header.complete else "partial"
-    except ImageNotFoundError:
-        return "absent"
-    except ImageError:
-        return "invalid"
-
-
-def image_result(path: str) -> dict[str, t.Any]:
-    """The C(image) return value: all of :func:`image_info` but the long parts, which would bury the rest."""
-    return {key: value for key, value in image_info(path).items() if key not in _LONG}
 
 
 class Locks(contextlib.ExitStack):
@@ -140,105 +107,10 @@ async def connect_to_vm(
         return None  # it ended just now, as after a save of another run
 
 
-async def qemu_has_ended(process: QemuProcess | None, lost: bool) -> bool:
-    """Whether the VM's QEMU, where it is known, is gone.
-
-    :param lost: whether its connection is: a dying QEMU closes it a moment before it is gone.
-    """
-    if process is None:
-        return False
-    if lost:
-        watch = ProcessWatch.of(process)
-        await watch.wait_at_most(1.0)
-        watch.close()
-    return not is_alive(process)
-
-
-async def twice(monitor: Monitor, process: QemuProcess | None, work: t.Callable[[], t.Awaitable[_Result]]) -> _Result:
-    """Do it and, where it failed, do it once more over a new connection: that one was lost need not cost the guest.
-
-    :param work: what may be done twice, as its first outcome is not known.
-    :raises MonitorError: it failed again, or there is no QEMU any more.
-    """
-    try:
-        return await work()
-    except MonitorError:
-        if await qemu_has_ended(process, monitor.lost):
-            raise
-        await monitor.connect_again()
-        if process is not None and not is_behind(monitor, process):
-            await monitor.close()
-            raise MonitorLostError(
-                f"QEMU's connection at {monitor.shown_address} ended, and it is not known to answer there any more",
-                cure="Run the task again",
-            ) from None
-        return await work()
-
-
-async def call_off_save(monitor: Monitor, migration: Migration, run_state: str) -> str:
-    """Cancel what QEMU writes, and let the guest go on as before: at once, while the migration is being cancelled.
-
-    :param run_state: QEMU's run state before the save.
-    :returns: the run state now.
-    :raises MonitorError: it could not be done.
-    """
-    if run_state == "running" and await migration.is_active():
-        # At the migration's very end QEMU refuses; then it is asked again.
-        with contextlib.suppress(CommandError):
-            await monitor.execute("cont")
-    await migration.cancel()
-    return await put_guest_back(monitor, run_state)
-
-
-async def put_guest_back(monitor: Monitor, run_state: str) -> str:
-    """Bring the guest into the run state in which it was before a save, as far as QEMU allows; the run state then.
-
-    :param run_state: QEMU's run state before the save.
-    :raises MonitorError: QEMU refused, or was lost.
-    """
-    deadline = time.monotonic() + _FINALIZE_TIMEOUT
-    while run_state == "running":
-        try:
-            await monitor.execute("cont")
-            break
-        except CommandError:
-            # Refused at a migration's very end, also for a moment after its last event.
-            if time.monotonic() > deadline:
-                raise
-            await asyncio.sleep(0.05)
-    now = await query_run_state(monitor)
-    if run_state != "running" and now == "postmigrate":
-        # Only a guest that goes on leaves this state, in which it could not be saved again. Both commands are sent
-        # at once, so that it runs for no longer than QEMU takes from the one to the other.
-        await asyncio.gather(monitor.execute("cont"), monitor.execute("stop"))
-        now = await query_run_state(monitor)
-    return now
-
-
 def ended_vm(name: str | None, uuid: str | None) -> dict[str, t.Any]:
     """The C(vm) return value of a VM that does not run."""
     facts = dict.fromkeys(("memory", "vcpus", "machine", "pid"))
     return {"name": name, "uuid": uuid, "run_state": "ended", **facts}
-
-
-def check_parallel_channels(parallel_channels: int | None) -> None:
-    """:raises RequestError: a number that QEMU's multifd-channels cannot be."""
-    if parallel_channels is not None and not 1 <= parallel_channels <= 255:
-        raise RequestError(
-            f"parallel_channels is {parallel_channels}, but QEMU takes 1 to 255", cure="Leave it out for the default"
-        )
-
-
-def default_parallel_channels() -> int:
-    """Channels when none are asked for: two for each CPU, from 2 to 8."""
-    return max(2, min(8, 2 * (os.cpu_count() or 1)))
-
-
-def migration_fingerprint(state: t.Mapping[str, t.Any]) -> str:
-    """QEMU's figures of its last migration (C(query-migrate)), which tell one run from another."""
-    ram = state.get("ram", {})
-    figures = (ram.get("transferred", 0), ram.get("normal", 0), state.get("total-time", 0), state.get("setup-time", 0))
-    return ":".join(str(figure) for figure in figures)
 
 
 async def is_last_migration(monitor: Monitor, head: ImageHead) -> bool:
@@ -247,4 +119,4 @@ async def is_last_migration(monitor: Monitor, head: ImageHead) -> bool:
     if facts is None or not facts.migration:
         return False
     state = await query_state(monitor)
-    return state["status"] == "completed" and facts.migration == migration_fingerprint(state)
+    return state["status"] == "completed" and facts.migration == fingerprint(state)

@@ -45,8 +45,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     MAGIC_SIZE,
     ImageFormat,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
-from ansible_collections.vmops.qemu.plugins.module_utils._operation import image_result
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key, read_key
 

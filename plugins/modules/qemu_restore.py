@@ -290,7 +290,8 @@ cure:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmops.qemu.plugins.module_utils._module import run_operation, show_without_secrets
-from ansible_collections.vmops.qemu.plugins.module_utils._restore import RestoreOperation, RestoreRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 
 
 def main() -> None:

@@ -377,7 +377,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._module import (
     run_operation,
     show_without_secrets,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._save import SaveOperation, SaveRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._save.operation import SaveOperation
+from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest
 
 
 def main() -> None:

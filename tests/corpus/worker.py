@@ -33,7 +33,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, image_info
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import MappedRamBlock, read_stream
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
-from ansible_collections.vmops.qemu.plugins.module_utils._restore import RestoreOperation, RestoreRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 
 from corpus.digest import HAS_DIGEST
 from corpus.images import SpoiltImage

@@ -15,7 +15,7 @@ import signal
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
-from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import RestoreRecord
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import RestoreRecord
 
 from support import Monitor
 from support.observe import VM, Continuity, run_state, settings

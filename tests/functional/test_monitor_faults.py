@@ -56,8 +56,8 @@ WORKERS = 4
 SHORT = {
     "_qemu.monitor": {"COMMAND_TIMEOUT": 3.0, "GREETING_TIMEOUT": 1.0},
     "_qemu.migration": {"LOOK_INTERVAL": 0.5},
-    "_save": {"QUIT_TIMEOUT": 2.0},
-    "_restore": {"LAUNCH_TIMEOUT": 3.0},
+    "_qemu.session": {"QUIT_TIMEOUT": 2.0},
+    "_restore.transaction": {"LAUNCH_TIMEOUT": 3.0},
 }
 
 #: Seconds within which such a run ends: some of these times one after the other, on a busy machine.

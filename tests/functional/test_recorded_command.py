@@ -34,7 +34,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xm
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import pack_head, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import vouch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import process as process_module
-from ansible_collections.vmops.qemu.plugins.module_utils._restore import RestoreOperation, RestoreRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key
 
 from support import CounterGuest, Monitor, MonitorError, find_qemu_pids

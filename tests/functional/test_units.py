@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
-from ansible_collections.vmops.qemu.plugins.module_utils._interrupted_restore import RestoreRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Launch, read_process
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
@@ -26,6 +25,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
     guard_text,
     read_vm_unit,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import RestoreRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium, MediumFile
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.process import process_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.unit import unit_problems

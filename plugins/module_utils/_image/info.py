@@ -63,6 +63,8 @@ _EDIT_PROBLEM = (
     " option but the image's path)"
 )
 _JOURNAL = re.compile(r"\..+\.[0-9a-f]+\.head(\.new)?", re.DOTALL)
+#: What would bury the rest of the result of a save or a restore.
+_LONG = frozenset(("domain_xml", "cookie", "disks", "restore_problems", "launch"))
 _UNKNOWN: dict[str, t.Any] = dict.fromkeys(
     (
         "complete",
@@ -110,6 +112,21 @@ def image_info(path: str, stream: bool = False, verify: bool = False, others: bo
         with contextlib.suppress(ImageError):  # a directory that cannot be listed
             info["superseded_by"] = newer_save(save)
     return info
+
+
+def image_state(path: str) -> str:
+    """What is at the path: ``absent``, ``partial``, ``complete``, or ``invalid``, which may be anything else."""
+    try:
+        return "complete" if read_image_head(path).header.complete else "partial"
+    except ImageNotFoundError:
+        return "absent"
+    except ImageError:
+        return "invalid"
+
+
+def image_result(path: str) -> dict[str, t.Any]:
+    """The ``image`` return value: all of :func:`image_info` but the long parts, which would bury the rest."""
+    return {key: value for key, value in image_info(path).items() if key not in _LONG}
 
 
 def _look_at(path: str, stream: bool, verify: bool) -> tuple[dict[str, t.Any], Save | None]:

@@ -198,10 +198,17 @@ async def query_state(monitor: Monitor, activity: t.Callable[[], object] = lambd
     return answer
 
 
+def fingerprint(state: t.Mapping[str, t.Any]) -> str:
+    """QEMU's figures of its last migration (``query-migrate``), which tell one run from another."""
+    ram = state.get("ram", {})
+    figures = (ram.get("transferred", 0), ram.get("normal", 0), state.get("total-time", 0), state.get("setup-time", 0))
+    return ":".join(str(figure) for figure in figures)
+
+
 class Migration:
     """One run: started by :meth:`start_outgoing` or :meth:`start_incoming`, followed through QEMU's events.
 
-    For a run that an earlier process started, C(started) is set by hand.
+    One that an earlier process may have started is taken over by :meth:`adopt`.
     """
 
     def __init__(self, monitor: Monitor, pid: int | None = None) -> None:
@@ -211,12 +218,19 @@ class Migration:
         self._since = monitor.mark()
         #: Whether QEMU was given the command, so that there may be something to cancel.
         self.started = False
+        #: Whether QEMU writes, so that it has something to clean up afterwards.
+        self.is_outgoing = False
+
+    def adopt(self, *, outgoing: bool) -> None:
+        """Take over what an earlier process may have started."""
+        self.started, self.is_outgoing = True, outgoing
 
     async def start_outgoing(self, uri: str) -> None:
         """Let QEMU write its state to the URI.
 
         :raises MigrationError: QEMU refused at once.
         """
+        self.is_outgoing = True
         await self._start("migrate", {"uri": uri})
 
     async def start_incoming(self, uri: str, keep_alive: bool) -> None:

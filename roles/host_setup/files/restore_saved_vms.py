@@ -29,7 +29,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import why_left_alone
-from ansible_collections.vmops.qemu.plugins.module_utils._restore import RestoreOperation, RestoreRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
 
 #: Seconds between two tries where another run (a controller's, usually) works on the same image or VM.

@@ -4,7 +4,7 @@
 
 """What a restore notes in QEMU, so that a later run knows of it when this one is killed.
 
-As for a save (C(_interrupted_save)), QEMU keeps the note with the image's descriptor in an fdset: from before its
+As for a save (``_save/in_qemu``), QEMU keeps the note with the image's descriptor in an fdset: from before its
 first setting is changed until the image is removed. So a QEMU that loads, or has loaded, an image can be told from any
 other, and an image whose guest already runs from one that still holds it.
 """
@@ -18,16 +18,14 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import MigrationError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, find_notes, parse_note
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import find_notes, parse_note
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     IDLE_STATES,
-    Migration,
-    MigrationSettings,
     query_state,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, has_open
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import has_open
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 
 _PREFIX = "vmops.qemu restore "
 
@@ -46,7 +44,7 @@ class RestoreRecord:
     parameters: dict[str, t.Any]
 
     def opaque(self) -> str:
-        """The text for C(add-fd)."""
+        """The text for ``add-fd``."""
         return _PREFIX + json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
@@ -66,22 +64,17 @@ class RestoreRecord:
 class InterruptedRestore:
     """A restore that an earlier run left in QEMU; found by :meth:`find`."""
 
-    def __init__(self, monitor: Monitor, process: QemuProcess | None, record: RestoreRecord, fdset: int) -> None:
-        self._monitor = monitor
-        self._process = process
+    def __init__(self, session: VmSession, record: RestoreRecord, fdset: int) -> None:
+        self._session = session
         self.record = record
-        self._settings = MigrationSettings(monitor, record.capabilities, record.parameters)
-        self._descriptors = DescriptorSet(monitor, number=fdset)
+        self.transfer = Transfer.found(session, fdset, record.capabilities, record.parameters)
 
     @classmethod
-    async def find(cls, monitor: Monitor, process: QemuProcess | None) -> InterruptedRestore | None:
-        """Look for one; a note that cannot be read (another version's) is left alone.
-
-        :param process: the QEMU that answers, where it is known.
-        """
-        for fdset, note in await find_notes(monitor, _PREFIX):
+    async def find(cls, session: VmSession) -> InterruptedRestore | None:
+        """Look for one; a note that cannot be read (another version's) is left alone."""
+        for fdset, note in await find_notes(session.monitor, _PREFIX):
             with contextlib.suppress(KeyError, TypeError, ValueError):
-                return cls(monitor, process, RestoreRecord.parse(note), fdset)
+                return cls(session, RestoreRecord.parse(note), fdset)
         return None
 
     def is_of_image(self, path: str) -> bool:
@@ -89,34 +82,29 @@ class InterruptedRestore:
 
         Any QEMU can say so; but the one to which it was handed has it open.
         """
-        return self._process is not None and has_open(self._process.pid, path) and self.record.identity.is_that_of(path)
+        pid = self._session.pid
+        return pid is not None and has_open(pid, path) and self.record.identity.is_that_of(path)
 
-    async def wait(self, vm: RunningVm) -> str:
+    async def wait(self) -> str:
         """Wait for the load that QEMU may still be busy with.
 
-        :param vm: as found.
-        :returns: C(waiting) where QEMU had not begun to load, C(loaded) where the whole guest is there, C(useless)
+        :returns: ``waiting`` where QEMU had not begun to load, ``loaded`` where the whole guest is there, ``useless``
             where QEMU holds what cannot be used: a load that failed, or whose expander's end nobody saw.
         :raises MonitorError: QEMU was lost.
         """
-        if vm.run_state == "inmigrate":
-            state = await query_state(self._monitor)
+        run_state = self._session.vm.run_state
+        if run_state == "inmigrate":
+            state = await query_state(self._session.monitor)
             if state["status"] == "none":
                 return "waiting"
             if self.record.expanded:
                 return "useless"
-            migration = Migration(self._monitor, vm.process.pid if vm.process else None)
-            migration.started = True
+            self.transfer.migration.adopt(outgoing=False)
             if state["status"] in IDLE_STATES and state["status"] != "completed":
                 return "useless"
             try:
-                await migration.wait()
+                await self.transfer.migration.wait()
             except MigrationError:
                 return "useless"
             return "loaded"
-        return "useless" if self.record.expanded and vm.run_state == "paused" else "loaded"
-
-    async def clean_qemu(self) -> None:
-        """Capabilities, parameters and descriptors as they were before it; the note, which names them, goes last."""
-        await self._settings.restore()
-        await self._descriptors.remove()
+        return "useless" if self.record.expanded and run_state == "paused" else "loaded"

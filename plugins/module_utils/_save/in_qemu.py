@@ -4,7 +4,7 @@
 
 """What a save notes in QEMU, so that a later run knows of it when this one is killed.
 
-QEMU keeps a free text, C(opaque), with each descriptor of an fdset. Ours names the partial image and says how guest
+QEMU keeps a free text, ``opaque``, with each descriptor of an fdset. Ours names the partial image and says how guest
 and settings were found. A save that QEMU carried on alone is adopted by the next run; one that QEMU had not begun, or
 whose file is gone, is undone by it.
 """
@@ -22,16 +22,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
     read_image_head,
     target_of_partial,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._operation import call_off_save, is_last_migration
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet, find_notes, parse_note
+from ansible_collections.vmops.qemu.plugins.module_utils._operation import is_last_migration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import find_notes, parse_note
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     IDLE_STATES,
-    Migration,
-    MigrationSettings,
     query_state,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, has_open
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import has_open
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 
 _PREFIX = "vmops.qemu save "
 
@@ -51,43 +50,34 @@ class SaveRecord:
     bypass_cache: bool
 
     def opaque(self) -> str:
-        """The text for C(add-fd)."""
+        """The text for ``add-fd``."""
         return _PREFIX + json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
 class InterruptedSave:
     """A save that an earlier run left in QEMU; found by :meth:`find`."""
 
-    def __init__(
-        self, monitor: Monitor, process: QemuProcess | None, record: SaveRecord, fdset: int, migration_status: str
-    ) -> None:
-        self._monitor = monitor
-        self._process = process
+    def __init__(self, session: VmSession, record: SaveRecord, fdset: int, migration_status: str) -> None:
+        self._session = session
         self.record = record
-        self.settings = MigrationSettings(monitor, record.capabilities, record.parameters)
-        self.descriptors = DescriptorSet(monitor, number=fdset)
+        self.transfer = Transfer.found(session, fdset, record.capabilities, record.parameters)
+        self.transfer.migration.adopt(outgoing=True)
         self._migration_status = migration_status
 
     @classmethod
-    async def find(cls, monitor: Monitor, process: QemuProcess | None) -> InterruptedSave | None:
-        """Look for one; a note that cannot be read (another version's) is left alone.
-
-        :param process: the QEMU that answers, where it is known.
-        """
-        for fdset, note in await find_notes(monitor, _PREFIX):
+    async def find(cls, session: VmSession) -> InterruptedSave | None:
+        """Look for one; a note that cannot be read (another version's) is left alone."""
+        for fdset, note in await find_notes(session.monitor, _PREFIX):
             with contextlib.suppress(TypeError, ValueError):
                 kinds = {"partial": str, "run_state": str, "capabilities": dict, "parameters": dict}
                 record = SaveRecord(**parse_note(note, **kinds))
-                return cls(monitor, process, record, fdset, (await query_state(monitor))["status"])
+                return cls(session, record, fdset, (await query_state(session.monitor))["status"])
         return None
 
-    def has_stream(self, run_state: str) -> bool:
-        """Whether QEMU writes the stream still, or has written all of it and stands there since.
-
-        :param run_state: QEMU's run state now.
-        """
+    def has_stream(self) -> bool:
+        """Whether QEMU wrote the stream still when it was found, or had written all of it and stands there since."""
         return self._migration_status not in IDLE_STATES or (
-            self._migration_status == "completed" and run_state == "postmigrate"
+            self._migration_status == "completed" and self._session.vm.run_state == "postmigrate"
         )
 
     def adopt_file(self) -> PartialImage | None:
@@ -97,7 +87,7 @@ class InterruptedSave:
         :raises RequestError: what the note names is not a partial image's path.
         :raises ImageError: it cannot be opened or read.
         """
-        if self._process is None or not has_open(self._process.pid, self.record.partial):
+        if self._session.pid is None or not has_open(self._session.pid, self.record.partial):
             return None
         try:
             return PartialImage.adopt(self.record.partial)
@@ -109,10 +99,8 @@ class InterruptedSave:
 
         :param partial: what :meth:`adopt_file` gave.
         """
-        migration = Migration(self._monitor)
-        migration.started = True
-        await call_off_save(self._monitor, migration, self.record.run_state)
-        await self.clean_qemu()
+        await self.transfer.call_off(self.record.run_state)
+        await self.transfer.clean()
         if partial:
             partial.discard()
 
@@ -121,14 +109,8 @@ class InterruptedSave:
         path = target_of_partial(self.record.partial)
         try:
             head = read_image_head(path)
-            if head.header.complete and await is_last_migration(self._monitor, head):
+            if head.header.complete and await is_last_migration(self._session.monitor, head):
                 return path
         except ImageError:
             return None
         return None
-
-    async def clean_qemu(self) -> None:
-        """Capabilities, parameters and descriptors as they were before it; the note, which names them, goes last."""
-        await Migration(self._monitor).settle()
-        await self.settings.restore()
-        await self.descriptors.remove()

@@ -1,0 +1,371 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Restoring a VM from a save image: what there is to do, decided from the image and the VM together.
+
+========================= ================================================ =============================================
+image at the path         VM                                               what is done
+========================= ================================================ =============================================
+complete                  not running                                      a QEMU is started, and loads it
+complete                  its QEMU waits for a state (``inmigrate``)       that loads it
+complete                  loaded by an earlier run that was cut off        that restore is ended
+complete                  stopped since the image was written              it goes on; the image is done with
+complete                  runs                                             refused: it was started from its disks
+a checkpoint, or none     runs                                             nothing
+any                       being saved by an earlier run that was cut off   that save is undone
+partial                   not running                                      refused
+none                      not running                                      refused
+========================= ================================================ =============================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ConflictError,
+    ImageFormatError,
+    ImageNotFoundError,
+    MonitorLostError,
+    MonitorMissingError,
+    MonitorProtocolError,
+    VmNotFoundError,
+    VmopsError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, require_image_of
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts
+from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
+    free_units,
+    recorded_identity,
+    recorded_launch,
+    require_vouched,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Launch
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.disks import (
+    require_last_save,
+    require_same_disks,
+    require_same_media,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.finish import finish_restore
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.fit import (
+    require_fit,
+    require_same_vm,
+    require_trusted,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.image import (
+    check_image,
+    read_complete_head,
+    require_loadable,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import InterruptedRestore
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.transaction import RestoreTransaction
+from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave
+
+#: Seconds between two looks for a QEMU that someone else starts.
+_ATTACH_INTERVAL = 0.25
+
+
+class RestoreOperation(RestoreRun):
+    """One restore, from the look at image and VM to the result."""
+
+    async def run(self) -> dict[str, t.Any]:
+        """Do it.
+
+        :returns: the module's return values.
+        :raises VmopsError: with ``guest_state`` filled in.
+        """
+        try:
+            with self.locks:
+                return await self._run()
+        except VmopsError as exc:
+            lost = isinstance(exc, MonitorLostError)
+            if not exc.guest_state and lost and self.session and await self.session.has_ended(lost):
+                image = "kept" if os.path.lexists(self.path) else "removed already"
+                exc.guest_state = f"{self.subject} is not running, as its QEMU has ended; its image was {image}"
+            exc.guest_state = exc.guest_state or self.guest_state
+            if isinstance(exc, ImageFormatError):
+                exc.cure = exc.cure or "Restore an intact copy, or start the VM from its disks"
+            raise
+
+    async def _run(self) -> dict[str, t.Any]:
+        started = time.monotonic()
+        self.locks.take_image(self.path)
+        head = read_complete_head(self.path)
+        domain = head.domain() if head else None
+        name = self.request.name or (domain.name if domain else None)
+        self.subject = name or self.subject
+        if domain:
+            require_image_of(self.path, domain.name, self.request.name)
+        recorded = recorded_identity(domain)
+        monitor = await self._find(name, recorded, must_match=head is not None)
+        if monitor is None:
+            return await self._without_vm(head, domain, started)
+        session = await VmSession.open(monitor)
+        try:
+            return await self._with_vm(session, head, domain, recorded, started)
+        finally:
+            await session.close()
+
+    async def _with_vm(
+        self,
+        session: VmSession,
+        head: ImageHead | None,
+        domain: domain_xml.ParsedDomain | None,
+        recorded: RecordedIdentity | None,
+        started: float,
+    ) -> dict[str, t.Any]:
+        """There is a QEMU: it may wait for the image, or its guest is there."""
+        vm = session.vm
+        if head:
+            require_trusted(self.path, session, recorded)
+        self.session = session
+        self.before["vm"] = vm.run_state
+        self.guest_state = f"{vm.label} was not touched (QEMU's run state is {vm.run_state})"
+        require_same_vm(vm, self.request.name, domain)
+        if vm.process:
+            self.locks.take_vm(vm.process)
+        interrupted = await InterruptedRestore.find(session)
+        if interrupted:
+            result = await self._end_interrupted_restore(session, head, interrupted)
+            if result:
+                return result
+            if session.monitor.lost:
+                return await self._without_vm(head, domain, started)
+        if vm.run_state != "inmigrate":
+            return await self._with_running_vm(session, head)
+        if head is None or domain is None:
+            raise self._no_image(self.guest_state)
+        stream = await self._check(head, domain, vm)
+        if self.request.check_mode:
+            await require_fit(session, head, domain, stream)
+            await require_same_media(self, session, head)
+            return self._would_restore(head, vm)
+        return await RestoreTransaction(self, head, domain, stream, started).attach(session)
+
+    async def _without_vm(
+        self, head: ImageHead | None, domain: domain_xml.ParsedDomain | None, started: float
+    ) -> dict[str, t.Any]:
+        """There is no QEMU, or none any more: one is started for the image."""
+        self.session = None
+        if head is None or domain is None:
+            raise self._no_image(f"{self.subject} is not running")
+        self.guest_state = f"{self.subject} is not running, and its image is untouched"
+        if self.request.launch == "recorded":
+            # Before the files are looked at that it names.
+            require_vouched(self.path, domain)
+        stream = await self._check(head, domain, None)
+        how = await self._how_to_launch(domain, stream.machine if stream and stream.machine else domain.machine)
+        if self.request.check_mode:
+            return self._would_restore(head, None)
+        return await RestoreTransaction(self, head, domain, stream, started).launch(how)
+
+    async def _check(
+        self, head: ImageHead, domain: domain_xml.ParsedDomain, vm: RunningVm | None
+    ) -> StreamFacts | None:
+        """See that the image may be restored, as far as can be known without QEMU's help; what its stream says."""
+        if self.request.disks == "check":
+            await in_thread(require_last_save, self, head)
+            await in_thread(require_same_disks, self, head, domain, vm is not None)
+        require_loadable(self, vm)
+        return await check_image(self, head)
+
+    def _would_restore(self, head: ImageHead, vm: RunningVm | None) -> dict[str, t.Any]:
+        after = self.outcome(self.wants_running(head))
+        return self.result(f"{self.subject} would be restored from {self.path}", vm, after)
+
+    def _no_image(self, guest_state: str) -> ImageNotFoundError:
+        archived = image_result(self.path)["state"] == "archived"
+        return ImageNotFoundError(
+            self.path,
+            f"there is no image to restore, and {self.subject} is not running",
+            cure="It was archived: expand it first (vmops.qemu.qemu_save_image with archive: none)"
+            if archived
+            else "Check name, path and save_dir (vmops.qemu.qemu_save_image_info lists a directory)",
+            guest_state=guest_state,
+        )
+
+    # --- deciding ---
+
+    async def _find(self, name: str | None, recorded: RecordedIdentity | None, must_match: bool) -> Monitor | None:
+        """A session with the VM's QEMU, if one runs already, or is started by someone else in time (``attach``).
+
+        The parameters are those of ``connect_to_vm``.
+        """
+        waits = self.request.launch == "attach" and not self.request.check_mode
+        deadline = time.monotonic() + (self.request.attach_timeout if waits else 0.0)
+        while True:
+            try:
+                warnings: list[str] = []
+                monitor = await connect_to_vm(name, self.request.qmp_socket, self.locks, warnings, recorded, must_match)
+            except (MonitorMissingError, MonitorProtocolError):
+                # One that is just starting has no socket yet, or has closed it again.
+                monitor = None
+                if time.monotonic() >= deadline:
+                    raise
+            if monitor or self.request.launch != "attach" or time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(_ATTACH_INTERVAL)
+        self.warnings += warnings
+        if monitor is None and (waits or self.request.attach_timeout <= 0):
+            self._require_launch()
+        return monitor
+
+    def _require_launch(self) -> None:
+        """:raises VmNotFoundError: no QEMU runs, and none may be started."""
+        if self.request.launch == "attach":
+            waited = f" within {self.request.attach_timeout:g} seconds" if self.request.attach_timeout > 0 else ""
+            raise VmNotFoundError(
+                f"There is no QEMU of {self.subject} to attach to{waited}",
+                cure="Start it with -incoming defer, or use launch: recorded",
+                guest_state=f"{self.subject} is not running, and its image is untouched",
+            )
+
+    async def _how_to_launch(self, domain: domain_xml.ParsedDomain, machine: str) -> Launch:
+        """How to start the QEMU that shall load the image."""
+        if self.request.launch == "attach":
+            return Launch(argv=())  # in check mode only: someone else will start it
+        if self.request.launch == "command":
+            return Launch(argv=tuple(command_line.restore_command(self.request.command or [], machine)), cwd="/")
+        how, warning = await recorded_launch(self.path, domain, machine, self.request.check_mode)
+        self.warnings += [warning] if warning else []
+        return how
+
+    # --- what an earlier run left, and a VM that is there ---
+
+    async def _end_interrupted_restore(
+        self, session: VmSession, head: ImageHead | None, interrupted: InterruptedRestore
+    ) -> dict[str, t.Any] | None:
+        """What a restore that was killed left in this QEMU.
+
+        A guest that was loaded goes on as it should; a QEMU that is of no use is ended, and the monitor lost with it.
+
+        :returns: the module's return values, or None where the image is still to be loaded.
+        :raises ConflictError: it was from another image.
+        """
+        vm = session.vm
+        image = interrupted.record.image
+        of_this = interrupted.is_of_image(self.path)
+        if image != self.path and interrupted.is_of_image(image):
+            raise ConflictError(
+                f"{vm.label} was being restored from {image} by a run that was cut off",
+                cure=f"Run the task with path {image}, which ends that restore",
+            )
+        wanted = self.wants_running(head) if head and of_this else vm.run_state == "running"
+        if self.request.check_mode:
+            after = self.outcome(wanted)
+            return self.result(f"{vm.label}: the restore of an earlier run from {image} would be ended", vm, after)
+        self.guest_state = f"{vm.label} is being loaded by its QEMU for an earlier run"
+        left = await interrupted.wait()
+        if left == "waiting":
+            await despite_cancellation(interrupted.transfer.clean())
+            return None
+        if left == "useless":
+            await despite_cancellation(session.end())
+            self.guest_state = f"{vm.label} is not running, and its image is untouched"
+            await session.close()
+            self._require_launch()
+            return None
+        run_state = "running" if wanted else "paused"
+
+        async def finish() -> bool:
+            used = head if of_this else None
+            removed = await finish_restore(self, used, vm.process, "", lambda: session.put_guest_back(run_state))
+            # Last, as its note tells a later run that the image is used up.
+            await interrupted.transfer.clean()
+            return removed
+
+        removed = await despite_cancellation(finish())
+        self.guest_state = f"{vm.label} is {run_state}"
+        after = {"image": "absent" if removed or not of_this else "complete", "vm": run_state}
+        return self.result(f"{vm.label} was restored by an earlier run that was cut off: it is {run_state}", vm, after)
+
+    async def _with_running_vm(self, session: VmSession, head: ImageHead | None) -> dict[str, t.Any]:
+        """A VM that is there is not restored over; a save that was cut short before its end is undone."""
+        vm = session.vm
+        interrupted = await InterruptedSave.find(session)
+        if head and vm.run_state == "postmigrate" and await is_last_migration(session.monitor, head):
+            return await self._continue_saved_vm(session, head, interrupted)
+        if interrupted:
+            return await self._undo_save(vm, interrupted)
+        if vm.run_state == "postmigrate":
+            raise ConflictError(
+                f"{vm.label} is stopped after a migration that is not the one which wrote {self.path}",
+                cure="Find out where the guest's truth is now: in this QEMU (QMP cont), in the image, or elsewhere",
+            )
+        if head and not head.header.checkpoint:
+            raise ConflictError(
+                f"{vm.label} is {vm.run_state} although {self.path} is a complete image of it: it was not started from"
+                " that, but from its disks",
+                cure="If what runs is right, remove the image. If not, end it before it writes more, and restore with"
+                " disks: check, which says whether the image still fits to the disks",
+            )
+        there = f"{vm.label} runs already" if vm.run_state == "running" else f"{vm.label} is there, {vm.run_state}"
+        msg = (
+            f"{there}, and there is no image at {self.path}"
+            if head is None
+            else f"{there}; the image {self.path} was not used"
+        )
+        left, _problem = await free_units("", vm.process, self.path, self.request.check_mode)
+        if left:
+            return self.result(f"{msg}; what an interrupted run left in its systemd unit is removed", vm, self.before)
+        return self.result(msg, vm)
+
+    async def _undo_save(self, vm: RunningVm, interrupted: InterruptedSave) -> dict[str, t.Any]:
+        """A save that was cut off before its end: its guest still stands in QEMU.
+
+        :raises ConflictError: it was cut off so late that its image is complete, at another path.
+        """
+        completed = await interrupted.completed_image()
+        if completed:
+            raise ConflictError(
+                f"{vm.label} was saved to {completed}, not to {self.path}, by a run that was cut off before its end",
+                cure=f"Run the task with path {completed}: then the guest goes on, and that image is gone",
+            )
+        partial = interrupted.adopt_file()
+        run_state = interrupted.record.run_state
+        after = {"image": self.before["image"], "vm": run_state}
+        if self.request.check_mode:
+            if partial:
+                partial.release()
+            return self.result(f"{vm.label} was being saved by a run that was cut off: would put it back", vm, after)
+        await despite_cancellation(interrupted.undo(partial))
+        await despite_cancellation(free_units("", vm.process, self.path))
+        return self.result(
+            f"{vm.label} was being saved by a run that was cut off: it was put back and is {run_state}", vm, after
+        )
+
+    async def _continue_saved_vm(
+        self, session: VmSession, head: ImageHead, interrupted: InterruptedSave | None
+    ) -> dict[str, t.Any]:
+        """A VM that was saved, but whose QEMU has not ended: it goes on there, and the image is done with."""
+        vm = session.vm
+        running = self.wants_running(head)
+        after = self.outcome(running)
+        reason = f"{vm.label} was saved, but its QEMU had not ended"
+        if self.request.check_mode:
+            return self.result(f"{reason}: would go on with it", vm, after)
+        await despite_cancellation(self._go_on(session, head, running, interrupted))
+        self.guest_state = f"{vm.label} {'runs' if running else 'is paused'}"
+        return self.result(f"{reason}: it {'goes on' if running else 'stands'} there", vm, after)
+
+    async def _go_on(
+        self, session: VmSession, head: ImageHead, running: bool, interrupted: InterruptedSave | None
+    ) -> None:
+        if interrupted:
+            await interrupted.transfer.clean()
+        run_state = "running" if running else "paused"
+        await finish_restore(self, head, session.process, "", lambda: session.put_guest_back(run_state))

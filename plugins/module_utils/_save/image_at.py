@@ -1,0 +1,65 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is at the path of a save: whether it is an image, and of which VM."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+
+from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
+
+
+def existing_image(path: str) -> ImageHead | None:
+    """The head of the image at the path; None where there is no file, or no path.
+
+    :raises ImageError: what is there cannot be read as an image.
+    """
+    if not path or not os.path.lexists(path):
+        return None
+    return read_image_head(path)
+
+
+def is_image_of(head: ImageHead, name: str | None, uuid: str, qmp_socket: str | None) -> bool:
+    """Whether the image holds the VM: by uuid where both have one, else by name, else by its recorded socket."""
+    domain = head.domain()
+    if uuid and domain.uuid:
+        return uuid == domain.uuid
+    if name:
+        return name == domain.name
+    launch = domain.launch
+    if not qmp_socket or not launch:
+        return False
+    # Only what is vouched for names files that are read.
+    words = read_configuration(launch.argv, launch.cwd).words if is_vouched(domain) else launch.argv
+    return os.path.abspath(qmp_socket) in command_line.qmp_addresses(words, launch.cwd)
+
+
+def recorded_surroundings(domain: domain_xml.ParsedDomain) -> Surroundings:
+    """What an image records of what surrounded its VM; nothing where that cannot be read."""
+    with contextlib.suppress(ValueError):
+        if domain.save_facts:
+            return Surroundings.parse(domain.save_facts.surroundings)
+    return Surroundings((), ())
+
+
+def image_owner(head: ImageHead) -> str:
+    """The VM that an image holds, for messages."""
+    domain = head.domain()
+    return f"{domain.name}, {domain.uuid}" if domain.uuid else domain.name
+
+
+def saved_at(head: ImageHead) -> str:
+    """When it was saved, for messages: as it records, else by the time of its last change."""
+    facts = head.domain().save_facts
+    if facts and facts.saved_at:
+        return facts.saved_at
+    return datetime.datetime.fromtimestamp(head.mtime, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,347 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Saving a running VM into a save image: what there is to do, decided from the image at the path and the VM together.
+
+======================================= ==================================== ==========================================
+image at the path                       VM                                   what is done
+======================================= ==================================== ==========================================
+complete, of this VM                    not running                          nothing: already saved
+complete, of this VM                    stopped since it was written         that save is finished
+partial, QEMU writes it still           any                                  that save is taken over
+partial, of a save that came to nothing running                              that save is undone, and the VM is saved
+complete                                running                              refused without ``force``
+of another VM                           any                                  refused without ``force``
+none                                    running                              the VM is saved
+none                                    not running                          refused: there is nothing to save
+======================================= ==================================== ==========================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ConflictError,
+    ImageError,
+    ImagePartialError,
+    MismatchError,
+    MonitorLostError,
+    MonitorMissingError,
+    VmNotFoundError,
+    VmopsError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS
+from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
+    ImageHead,
+    PartialImage,
+    flush_image,
+    image_path,
+    read_image_head,
+    require_replaceable,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result, image_state
+from ansible_collections.vmops.qemu.plugins.module_utils._launch import recorded_identity
+from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import doubtful_note
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import InterruptedRestore
+from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import end_save, guard, unit_of
+from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import (
+    existing_image,
+    image_owner,
+    is_image_of,
+    recorded_surroundings,
+    saved_at,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave
+from ansible_collections.vmops.qemu.plugins.module_utils._save.plan import plan_save
+from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._save.run import SaveRun
+from ansible_collections.vmops.qemu.plugins.module_utils._save.transaction import SaveTransaction
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import settling_time
+
+#: Run states in which a guest can be saved. The others mean that QEMU is busy with another migration or snapshot, or
+#: that the guest is gone (shutdown, guest-panicked, internal-error).
+_SAVABLE_STATES = frozenset(("running", "paused", "prelaunch", "io-error", "watchdog"))
+
+_RUN_STATE_CURES = {
+    "inmigrate": "This QEMU waits for a saved state: restore into it (qemu_restore), or end it",
+    "postmigrate": "An earlier migration stopped it, and no image at this path is of that one: if the guest runs"
+    " nowhere else, let it run on (QMP cont) and save again",
+    "finish-migrate": "Another migration is just ending: wait for it",
+    "suspended": "The guest sleeps (S3), a state that QEMU does not restore: wake it (QMP system_wakeup)",
+    "shutdown": "The guest has shut down: there is nothing to save",
+    "guest-panicked": "The guest has crashed: reset it, or end it",
+}
+
+
+class SaveOperation(SaveRun):
+    """One save, from the look at image and VM to the result."""
+
+    def __init__(self, request: SaveRequest) -> None:
+        super().__init__(request)
+        #: The identity of an image from which the guest that runs was restored: worth nothing any more.
+        self._used_image: ImageIdentity | None = None
+
+    async def run(self) -> dict[str, t.Any]:
+        """Do it.
+
+        :returns: the module's return values.
+        :raises VmopsError: with ``guest_state`` filled in.
+        """
+        try:
+            with self.locks:
+                return await self._run()
+        except VmopsError as exc:
+            lost = isinstance(exc, MonitorLostError)
+            if not exc.guest_state and lost and self.session and await self.session.has_ended(lost):
+                image = f" and the image {self.path} is complete" if self.written else ""
+                exc.guest_state = f"{self.subject} has ended{image}"
+            exc.guest_state = exc.guest_state or self.guest_state
+            raise
+
+    async def _run(self) -> dict[str, t.Any]:
+        if self.path:
+            self.locks.take_image(self.path)
+        head = self._readable_image()
+        domain = head.domain() if head else None
+        monitor = await connect_to_vm(
+            self.request.name or (domain.name if domain else None),
+            self.request.qmp_socket,
+            self.locks,
+            self.warnings,
+            recorded=recorded_identity(domain),
+            # A complete image stands for the VM: another user's QEMU of its name does not replace it.
+            must_match=head is not None and head.header.complete and not head.header.checkpoint,
+        )
+        if monitor is None:
+            return self._already_saved()
+        session = await VmSession.open(monitor)
+        try:
+            return await self._run_with_vm(session)
+        finally:
+            await session.close()
+
+    # --- deciding ---
+
+    def _already_saved(self) -> dict[str, t.Any]:
+        """The result for a VM that does not run: its image must be there."""
+        self.guest_state = f"{self.subject} is not running"
+        head = existing_image(self.path)
+        if head is None:
+            archived = image_result(self.path) if self.path and self.request.name else {}
+            if archived.get("state") == "archived" and archived["name"] == self.request.name:
+                return self.result(f"{self.subject} is already saved, in the archive {archived['path']}", None)
+            if self.request.qmp_socket:
+                raise MonitorMissingError(
+                    f"No QEMU answers at the QMP socket {self.request.qmp_socket}"
+                    + (f", and there is no image at {self.path}" if self.path else "")
+                    + ": there is nothing to save",
+                    cure="Check that the VM runs and that its -qmp option names this path",
+                )
+            raise VmNotFoundError(
+                f"No running QEMU is named {self.request.name}, and there is no image at {self.path}:"
+                " there is nothing to save" + doubtful_note(),
+                cure="Check the name (ps -C qemu-system-x86_64 -o args), or give the VM's qmp_socket",
+            )
+        if not head.header.complete:
+            raise ImagePartialError(
+                self.path,
+                f"the image is partial, its save never finished, and {self.subject} is not running: nothing can be"
+                " saved any more",
+                cure="Start the VM from its disks, and remove the file",
+            )
+        if not is_image_of(head, self.request.name, "", self.request.qmp_socket):
+            raise ConflictError(
+                f"{self.subject} is not running, and {self.path} holds another VM ({image_owner(head)})",
+                cure="Give the path of this VM's image, or start the VM",
+            )
+        if head.header.checkpoint:
+            raise VmNotFoundError(
+                f"{self.subject} is not running, and {self.path} is a checkpoint from which its guest went on: what it"
+                " did since is in no image",
+                cure="Start the VM from its disks, or restore the checkpoint if they are still those of its moment",
+            )
+        return self.result(f"{self.subject} is already saved in {self.path} and does not run", None)
+
+    def _readable_image(self) -> ImageHead | None:
+        """The head of the image at the path, where there is one of this VM that can be read."""
+        with contextlib.suppress(ImageError):
+            head = existing_image(self.path)
+            if head and self.request.name in (None, head.domain().name):
+                return head
+        return None
+
+    async def _is_finished_save(self, session: VmSession) -> bool:
+        """Whether the VM stands still since a save that is complete at the path."""
+        with contextlib.suppress(ImageError):
+            head = existing_image(self.path)
+            if head and head.header.complete and session.vm.run_state == "postmigrate":
+                vm = session.vm
+                return is_image_of(head, vm.name, vm.uuid, None) and await is_last_migration(session.monitor, head)
+        return False
+
+    def _require_savable(self, vm: RunningVm) -> None:
+        """:raises ConflictError: QEMU cannot save a guest in this state."""
+        if vm.run_state not in _SAVABLE_STATES:
+            raise ConflictError(
+                f"{vm.label} is in QEMU's run state {vm.run_state} and cannot be saved from there",
+                cure=_RUN_STATE_CURES.get(vm.run_state, "Bring the guest into the state running or paused first"),
+            )
+
+    def _require_replaceable(self, vm: RunningVm) -> None:
+        """Refuse to replace what is at the path, unless it may be.
+
+        :raises ConflictError: it is an image, or something else, that only C(force) replaces.
+        :raises RequestError: it is no file at all.
+        """
+        require_replaceable(self.path)
+        if self.request.force or (self._used_image and self._used_image.is_that_of(self.path)):
+            return
+        try:
+            head = existing_image(self.path)
+            if head is None:
+                return
+            ours = is_image_of(head, vm.name, vm.uuid, None)
+        except ImageError as exc:
+            raise ConflictError(
+                f"What is at the path is not a save image that can be read, so it is not replaced: {exc.what}",
+                cure="Choose another path, remove the file, or use force",
+            ) from exc
+        if not ours:
+            raise ConflictError(
+                f"{self.path} holds another VM ({image_owner(head)}), not {vm.label}",
+                cure="Choose another path; force replaces the other VM's image",
+            )
+        if head.header.complete:
+            raise ConflictError(
+                f"{vm.label} runs although {self.path} is a complete image of it, saved {saved_at(head)}",
+                cure="Remove the image if it is stale, or use force to replace it",
+            )
+
+    async def _run_with_vm(self, session: VmSession) -> dict[str, t.Any]:
+        self.session = session
+        vm = session.vm
+        self.subject = vm.label
+        self.guest_state = f"{vm.label} was not touched (QEMU's run state is {vm.run_state})"
+        if self.request.name and vm.name and vm.name != self.request.name:
+            raise MismatchError(
+                f"The QEMU at {session.monitor.address} runs {vm.name}, not {self.request.name}",
+                cure="Correct name or qmp_socket",
+            )
+        if vm.process:
+            self.locks.take_vm(vm.process)
+        if not self.path:
+            self.path = image_path(None, self.request.save_dir, vm.name)
+            self.locks.take_image(self.path)
+        self.before = {"image": image_state(self.path), "vm": vm.run_state}
+        await self._end_interrupted_restore(session)
+        interrupted = await InterruptedSave.find(session)
+        if interrupted:
+            partial = interrupted.adopt_file()
+            if partial and interrupted.has_stream() and partial.header.format not in COMPRESSORS:
+                return await self._adopt(session, interrupted, partial)
+            completed = None if partial else await interrupted.completed_image()
+            if completed and completed != self.path:
+                raise ConflictError(
+                    f"{vm.label} was saved to {completed} by an earlier run that was cut off before its end",
+                    cure=f"Run the task with path {completed}, which ends that save",
+                )
+            if not completed:
+                await self._undo(session, interrupted, partial)
+        if await self._is_finished_save(session):
+            return await self._finish_earlier_save(session, interrupted)
+        self._require_savable(session.vm)
+        self._require_replaceable(session.vm)
+        started = time.monotonic()
+        plan = await plan_save(self, session)
+        if self.request.check_mode:
+            result = self.result(
+                f"{vm.label} would be saved in {self.path} ({plan.format.label}, version"
+                f" {self.request.image_version}), then {self.request.after_save}",
+                session.vm,
+                self.outcome(),
+            )
+            return {**result, **plan.as_result()}
+        return await SaveTransaction.save(self, session, plan, started)
+
+    # --- what an earlier run left ---
+
+    async def _end_interrupted_restore(self, session: VmSession) -> None:
+        """A restore was cut off after its guest ran on: put QEMU back, and know its image for a used one.
+
+        :raises ConflictError: it was cut off before its guest ran.
+        """
+        restore = await InterruptedRestore.find(session)
+        if restore is None:
+            return
+        if session.vm.run_state != "running":
+            raise ConflictError(
+                f"{session.label} was being restored from {restore.record.image} by a run that was cut off",
+                cure=f"Run qemu_restore with path {restore.record.image}, which ends that restore, then save",
+            )
+        if restore.is_of_image(self.path):
+            self._used_image = restore.record.identity
+        if not self.request.check_mode:
+            await despite_cancellation(restore.transfer.clean())
+
+    async def _adopt(self, session: VmSession, interrupted: InterruptedSave, partial: PartialImage) -> dict[str, t.Any]:
+        """QEMU went on with a save whose run was killed: wait for it and finish it."""
+        if partial.target != self.path:
+            partial.release()
+            raise ConflictError(
+                f"{session.label} is being saved to {partial.target} by an earlier run that was cut off",
+                cure=f"Run the task with path {partial.target}, which finishes that save",
+            )
+        try:
+            self._require_replaceable(session.vm)
+        except ConflictError:
+            partial.release()
+            raise
+        if self.request.check_mode:
+            partial.release()
+            msg = f"{session.label}: the save of an earlier run to {self.path} would be finished"
+            return self.result(msg, session.vm, self.outcome())
+        session.vm = dataclasses.replace(session.vm, run_state=interrupted.record.run_state)
+        return await SaveTransaction.adopt(self, session, interrupted, partial)
+
+    async def _undo(self, session: VmSession, interrupted: InterruptedSave, partial: PartialImage | None) -> None:
+        """A save that was killed before QEMU began, whose file is gone, or whose compressor is: put everything back."""
+        if not self.request.check_mode:
+            await despite_cancellation(interrupted.undo(partial))
+        elif partial:
+            partial.release()
+        session.vm = dataclasses.replace(session.vm, run_state=interrupted.record.run_state)
+
+    async def _finish_earlier_save(self, session: VmSession, interrupted: InterruptedSave | None) -> dict[str, t.Any]:
+        vm = session.vm
+        after_save = self.request.after_save
+        reason = f"{vm.label} was saved in {self.path} by an earlier run and stands still since"
+        if after_save == "pause":
+            if interrupted and not self.request.check_mode:
+                await despite_cancellation(interrupted.transfer.clean())
+            return self.result(reason, vm)
+        if self.request.check_mode:
+            return self.result(f"{reason}: would {after_save}", vm, self.outcome())
+        # That run may have been cut short before its last flush.
+        await in_thread(flush_image, self.path)
+        if after_save == "resume":
+            await asyncio.sleep(settling_time(recorded_surroundings(read_image_head(self.path).domain()).media))
+            await in_thread(mark_checkpoint, self.path, read_image_head(self.path))
+        await guard(self, await unit_of(vm.process))
+        if interrupted and after_save != "quit":
+            await despite_cancellation(interrupted.transfer.clean())
+        await despite_cancellation(end_save(self, session, vm.run_state))
+        done = "now QEMU has quit" if after_save == "quit" else "now the guest runs again"
+        result = self.result(f"{reason}; {done}", vm, self.outcome())
+        return {**result, "vm": vm.as_result(self.outcome()["vm"])}

@@ -1,0 +1,58 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What all steps of one save know, and what it says of itself."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result, image_state
+from ansible_collections.vmops.qemu.plugins.module_utils._operation import Locks, ended_vm
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
+from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest
+
+
+class SaveRun:
+    """One save; ``guest_state`` says at any time, in a sentence, how the guest is."""
+
+    def __init__(self, request: SaveRequest) -> None:
+        self.request = request
+        self.guest_state = "The guest was not touched"
+        self.subject = request.name or request.qmp_socket or "the VM"
+        self.path = image_path(request.path, request.save_dir, request.name) if request.path or request.name else ""
+        self.locks = Locks()
+        #: What is to be known of other QEMUs that have the VM's name.
+        self.warnings: list[str] = []
+        #: The VM, as soon as it is known.
+        self.session: VmSession | None = None
+        #: Whether the image is complete.
+        self.written = False
+        #: How image and VM were found, for diff mode.
+        self.before = {"image": image_state(self.path) if self.path else "absent", "vm": "ended"}
+
+    def outcome(self) -> dict[str, str]:
+        """How image and VM are after a save, for diff mode."""
+        run_states = {"quit": "ended", "pause": "postmigrate", "resume": "running"}
+        return {"image": "complete", "vm": run_states[self.request.after_save]}
+
+    def result(self, msg: str, vm: RunningVm | None, after: dict[str, str] | None = None) -> dict[str, t.Any]:
+        """The return values of a run that wrote nothing.
+
+        :param after: how image and VM are, where this run changed them, or would change them.
+        """
+        image = image_result(self.path)
+        warnings = list(self.warnings)
+        if self.request.checksum and not self.request.check_mode and image["checksum"] is None:
+            warnings.append(f"{image['path']} has no checksum: the run that saved it was not asked for one")
+        return {
+            "changed": after is not None,
+            "msg": msg,
+            "image": image,
+            "vm": vm.as_result() if vm else ended_vm(image["name"], image["uuid"]),
+            "diff": {"before": self.before, "after": after or self.before},
+            "warnings": warnings,
+        }
