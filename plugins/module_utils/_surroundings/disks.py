@@ -52,11 +52,14 @@ async def read_media(monitor: Monitor, process: QemuProcess | None, block: Block
     Drives without a medium have no files, and devices whose storage QEMU does not see have one that is uncheckable.
 
     :param process: the QEMU; None where it is not known on this host, and then nothing is checkable.
-    :param block: what QEMU has answered just now, where it was asked already.
+    :param block: what QEMU has answered just now, where it was asked already, as before a save; then the places of the
+        devices are left out.
     :raises MonitorError: QEMU was lost, or refused.
     """
     graph = (block or await ask_block(monitor)).graph
-    places = dict(zip(graph.devices, await asyncio.gather(*(_place(monitor, *each) for each in graph.devices.items()))))
+    # A look before the save is no record.
+    devices = graph.devices if block is None else {}
+    places = dict(zip(devices, await asyncio.gather(*(_place(monitor, *each) for each in devices.items()))))
     fdsets: dict[int, list[int]] = {}
     if any(node.filename.startswith("/dev/fdset/") for node in graph.nodes.values()):
         fdsets = {
@@ -72,10 +75,11 @@ async def read_media(monitor: Monitor, process: QemuProcess | None, block: Block
 async def _place(monitor: Monitor, device: str, kind: str) -> str:
     """Where the guest finds a disk's device, as far as its bus numbers its devices."""
     names = next((names for prefix, names in _ADDRESSES.items() if kind.startswith(prefix)), ())
-    words = [await _property(monitor, device, name) for name in names]
-    if not words or "" in words:
+    if not names:
         return ""
-    bus = await _property(monitor, device, "parent_bus")
+    bus, *words = await asyncio.gather(*(_property(monitor, device, name) for name in ("parent_bus", *names)))
+    if "" in words:
+        return ""
     # Others are named by QEMU, in the order of its options.
     named = bus.rpartition("/")[2] if bus.startswith("/machine/peripheral/") else ""
     return " ".join(filter(None, (named, *words)))
