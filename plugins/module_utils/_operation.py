@@ -2,19 +2,23 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What saving and restoring share: their locks, and how they find the VM."""
+"""What saving and restoring share: what a run knows and says, its locks, and how it finds the VM."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorError,
+    MonitorLostError,
     MonitorMissingError,
+    VmopsError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, image_lock
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_state
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import (
     RecordedIdentity,
     choose_process,
@@ -30,6 +34,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     is_alive,
     list_processes,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 
 
 class Locks(contextlib.ExitStack):
@@ -48,6 +53,47 @@ class Locks(contextlib.ExitStack):
     def take_image(self, path: str) -> None:
         """:raises ConflictError: another run works on this image."""
         self.enter_context(image_lock(path))
+
+
+class Run(abc.ABC):
+    """A save or a restore while it runs; ``guest_state`` says at any time, in a sentence, how the guest is."""
+
+    def __init__(self, path: str, subject: str) -> None:
+        """:param path: the image's; empty where it is not known yet. :param subject: who it is about, for messages."""
+        self.path = path
+        self.subject = subject
+        self.guest_state = "The guest was not touched"
+        self.locks = Locks()
+        #: What is to be known of other QEMUs that have the VM's name, and of how it went.
+        self.warnings: list[str] = []
+        #: The VM, where it is there, as soon as it is known.
+        self.session: VmSession | None = None
+        #: How image and VM were found, for diff mode.
+        self.before = {"image": image_state(path) if path else "absent", "vm": "ended"}
+
+    async def run(self) -> dict[str, t.Any]:
+        """Do it.
+
+        :returns: the module's return values.
+        :raises VmopsError: with ``guest_state`` filled in.
+        """
+        try:
+            with self.locks:
+                return await self._run()
+        except VmopsError as exc:
+            lost = isinstance(exc, MonitorLostError)
+            if not exc.guest_state and lost and self.session and await self.session.has_ended(lost):
+                exc.guest_state = self._ended()
+            exc.guest_state = exc.guest_state or self.guest_state
+            raise
+
+    @abc.abstractmethod
+    async def _run(self) -> dict[str, t.Any]:
+        """As :meth:`run`, with the locks let go and the guest's state told by that."""
+
+    @abc.abstractmethod
+    def _ended(self) -> str:
+        """The sentence for a VM whose QEMU has ended meanwhile."""
 
 
 async def connect_to_vm(

@@ -22,7 +22,6 @@ none                      not running                                      refus
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 import typing as t
 
@@ -31,11 +30,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     ImageFormatError,
     ImageNotFoundError,
-    MonitorLostError,
     MonitorMissingError,
     MonitorProtocolError,
     VmNotFoundError,
-    VmopsError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, require_image_of
@@ -83,22 +80,11 @@ class RestoreOperation(RestoreRun):
     """One restore, from the look at image and VM to the result."""
 
     async def run(self) -> dict[str, t.Any]:
-        """Do it.
-
-        :returns: the module's return values.
-        :raises VmopsError: with ``guest_state`` filled in.
-        """
+        """Do it; as :meth:`Run.run`."""
         try:
-            with self.locks:
-                return await self._run()
-        except VmopsError as exc:
-            lost = isinstance(exc, MonitorLostError)
-            if not exc.guest_state and lost and self.session and await self.session.has_ended(lost):
-                image = "kept" if os.path.lexists(self.path) else "removed already"
-                exc.guest_state = f"{self.subject} is not running, as its QEMU has ended; its image was {image}"
-            exc.guest_state = exc.guest_state or self.guest_state
-            if isinstance(exc, ImageFormatError):
-                exc.cure = exc.cure or "Restore an intact copy, or start the VM from its disks"
+            return await super().run()
+        except ImageFormatError as exc:
+            exc.cure = exc.cure or "Restore an intact copy, or start the VM from its disks"
             raise
 
     async def _run(self) -> dict[str, t.Any]:

@@ -6,35 +6,31 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, image_path
-from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result, image_state
-from ansible_collections.vmops.qemu.plugins.module_utils._operation import Locks, ended_vm
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run, ended_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 
-class RestoreRun:
-    """One restore; ``guest_state`` says at any time, in a sentence, how the guest is."""
+class RestoreRun(Run):
+    """One restore."""
 
     def __init__(self, request: RestoreRequest) -> None:
+        path = image_path(request.path, request.save_dir, request.name)
+        super().__init__(path, request.name or path)
         self.request = request
-        self.path = image_path(request.path, request.save_dir, request.name)
-        self.subject = request.name or self.path
-        self.guest_state = "The guest was not touched"
         self.reasons: dict[str, str] = {}
-        self.locks = Locks()
-        #: The VM's QEMU, where there is one, as soon as it is known.
-        self.session: VmSession | None = None
         #: What surrounded the VM when it was saved, where the image records it and it is to be compared.
         self.surroundings: Surroundings | None = None
-        #: What is to be known of how it went, and of what could not be compared.
-        self.warnings: list[str] = []
-        #: How image and VM were found, for diff mode.
-        self.before = {"image": image_state(self.path), "vm": "ended"}
+
+    def _ended(self) -> str:
+        image = "kept" if os.path.lexists(self.path) else "removed already"
+        return f"{self.subject} is not running, as its QEMU has ended; its image was {image}"
 
     def wants_running(self, head: ImageHead) -> bool:
         """Whether the guest runs after it."""

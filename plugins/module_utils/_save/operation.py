@@ -32,10 +32,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageError,
     ImagePartialError,
     MismatchError,
-    MonitorLostError,
     MonitorMissingError,
     VmNotFoundError,
-    VmopsError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
@@ -92,23 +90,6 @@ class SaveOperation(SaveRun):
         super().__init__(request)
         #: The identity of an image from which the guest that runs was restored: worth nothing any more.
         self._used_image: ImageIdentity | None = None
-
-    async def run(self) -> dict[str, t.Any]:
-        """Do it.
-
-        :returns: the module's return values.
-        :raises VmopsError: with ``guest_state`` filled in.
-        """
-        try:
-            with self.locks:
-                return await self._run()
-        except VmopsError as exc:
-            lost = isinstance(exc, MonitorLostError)
-            if not exc.guest_state and lost and self.session and await self.session.has_ended(lost):
-                image = f" and the image {self.path} is complete" if self.written else ""
-                exc.guest_state = f"{self.subject} has ended{image}"
-            exc.guest_state = exc.guest_state or self.guest_state
-            raise
 
     async def _run(self) -> dict[str, t.Any]:
         if self.path:

@@ -9,30 +9,27 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path
-from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result, image_state
-from ansible_collections.vmops.qemu.plugins.module_utils._operation import Locks, ended_vm
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run, ended_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest
 
 
-class SaveRun:
-    """One save; ``guest_state`` says at any time, in a sentence, how the guest is."""
+class SaveRun(Run):
+    """One save."""
 
     def __init__(self, request: SaveRequest) -> None:
+        super().__init__(
+            image_path(request.path, request.save_dir, request.name) if request.path or request.name else "",
+            request.name or request.qmp_socket or "the VM",
+        )
         self.request = request
-        self.guest_state = "The guest was not touched"
-        self.subject = request.name or request.qmp_socket or "the VM"
-        self.path = image_path(request.path, request.save_dir, request.name) if request.path or request.name else ""
-        self.locks = Locks()
-        #: What is to be known of other QEMUs that have the VM's name.
-        self.warnings: list[str] = []
-        #: The VM, as soon as it is known.
-        self.session: VmSession | None = None
         #: Whether the image is complete.
         self.written = False
-        #: How image and VM were found, for diff mode.
-        self.before = {"image": image_state(self.path) if self.path else "absent", "vm": "ended"}
+
+    def _ended(self) -> str:
+        image = f" and the image {self.path} is complete" if self.written else ""
+        return f"{self.subject} has ended{image}"
 
     def outcome(self) -> dict[str, str]:
         """How image and VM are after a save, for diff mode."""
