@@ -80,10 +80,11 @@ class Attacker:
     def python(self, script: str, *arguments: str | Path, named: str = "") -> subprocess.Popen[str]:
         """Run one of the scripts in C(attackers/); with C(named) by a program of that name, as a QEMU has one."""
         argv = ["/usr/bin/python3", str(ATTACKERS / script), *(str(word) for word in arguments)]
-        copy = self.programs / script
-        shutil.copyfile(ATTACKERS / script, copy)
-        copy.chmod(0o644)
-        argv[1] = str(copy)
+        # Some have a server of QMP in common, which they look for beside them.
+        for name in (script, "qmp_server.py"):
+            shutil.copyfile(ATTACKERS / name, self.programs / name)
+            (self.programs / name).chmod(0o644)
+        argv[1] = str(self.programs / script)
         if named:
             # What it executes, too, has the name: a copy of the interpreter.
             program = self.programs / named

@@ -7,13 +7,11 @@
 What its monitor does is KIND. Runs as the attacker, with the host's own Python.
 """
 
-import contextlib
 import json
-import os
-import socket
 import sys
-import threading
 import time
+
+from qmp_server import requests, serve_all, unix_server
 
 kind = sys.argv[1]
 path = sys.argv[-1].split(":", 1)[1].split(",")[0]
@@ -105,23 +103,6 @@ def answer(connection, request):
     connection.sendall(head + json.dumps(answers.get(request["execute"], {})).encode() + b"}\n")
 
 
-def requests(connection):
-    """The client's requests; nothing need stand between two of them."""
-    text, decoder = "", json.JSONDecoder()
-    while True:
-        piece = connection.recv(4096)
-        if not piece:
-            return
-        text = (text + piece.decode()).lstrip()
-        while text:
-            try:
-                request, end = decoder.raw_decode(text)
-            except ValueError:
-                break
-            text = text[end:].lstrip()
-            yield request
-
-
 def serve(connection):
     if kind == "endless-greeting":
         raw_answer(connection, b'{"QMP": "', b"x" * 1048576, 4096, b'"}\n')
@@ -134,23 +115,11 @@ def serve(connection):
         connection.recv(4096)
         connection.sendall(b'{"return": {}}\n')
         flood(connection)
-    for request in requests(connection):
+    for request in requests(lambda: connection.recv(4096)):
         if request["execute"] == "qmp_capabilities" and "id" not in request:
             connection.sendall(b'{"return": {}}\n')
             continue
         answer(connection, request)
 
 
-server = socket.socket(socket.AF_UNIX)
-server.bind(path)
-os.chmod(path, 0o777)
-server.listen(5)
-print("ready", flush=True)
-while True:
-    client, _address = server.accept()
-
-    def run(connection=client):
-        with contextlib.suppress(OSError, ValueError):
-            serve(connection)
-
-    threading.Thread(target=run, daemon=True).start()
+serve_all(unix_server(path), serve)

@@ -8,12 +8,11 @@ It says that a run was cut off in it, by the note of an fdset. ADDRESS is a path
 with the host's own Python.
 """
 
-import contextlib
 import json
-import os
 import socket
 import sys
-import threading
+
+from qmp_server import reply, requests, serve_all, unix_server
 
 address, name, note, run_state = sys.argv[1:]
 
@@ -49,40 +48,15 @@ GREETING = {"QMP": {"version": answers["query-version"], "capabilities": []}}
 
 def serve(connection):
     connection.sendall(json.dumps(GREETING).encode() + b"\n")
-    text, decoder = "", json.JSONDecoder()
-    while True:
-        piece = connection.recv(4096)
-        if not piece:
+    for request in requests(lambda: connection.recv(4096)):
+        reply(connection, request, answers.get(request["execute"], {}))
+        # It does what makes a run take the process behind it for one that hangs.
+        if request["execute"] == "quit":
             return
-        text = (text + piece.decode()).lstrip()
-        while text:
-            try:
-                request, end = decoder.raw_decode(text)
-            except ValueError:
-                break
-            text = text[end:].lstrip()
-            reply = {"return": answers.get(request["execute"], {})}
-            if "id" in request:
-                reply["id"] = request["id"]
-            connection.sendall(json.dumps(reply).encode() + b"\n")
-            # It does what makes a run take the process behind it for one that hangs.
-            if request["execute"] == "quit":
-                return
 
 
 if "/" in address:
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(address)
-    os.chmod(address, 0o777)
+    server = unix_server(address)
 else:
     server = socket.create_server((address.split(":")[0], int(address.split(":")[1])))
-server.listen(5)
-print("ready", flush=True)
-while True:
-    client, _address = server.accept()
-
-    def run(connection=client):
-        with contextlib.suppress(OSError, ValueError), connection:
-            serve(connection)
-
-    threading.Thread(target=run, daemon=True).start()
+serve_all(server, serve)

@@ -14,7 +14,8 @@ import json
 import os
 import socket
 import sys
-import threading
+
+from qmp_server import reply, requests, serve_all, unix_server
 
 image, wanted, taken = sys.argv[1:4]
 path = sys.argv[-1].split(":", 1)[1].split(",")[0]
@@ -79,35 +80,14 @@ def answer(request):
 def serve(connection):
     greeting = {"QMP": {"version": answers["query-version"], "capabilities": []}}
     connection.sendall(json.dumps(greeting).encode() + b"\n")
-    text, decoder = "", json.JSONDecoder()
-    while True:
+
+    def receive():
         piece, control, _flags, _address = connection.recvmsg(4096, socket.CMSG_SPACE(64))
-        if not piece:
-            return
         take(control)
-        text = (text + piece.decode()).lstrip()
-        while text:
-            try:
-                request, end = decoder.raw_decode(text)
-            except ValueError:
-                break
-            text = text[end:].lstrip()
-            reply = {"return": answer(request)}
-            if "id" in request:
-                reply["id"] = request["id"]
-            connection.sendall(json.dumps(reply).encode() + b"\n")
+        return piece
+
+    for request in requests(receive):
+        reply(connection, request, answer(request))
 
 
-server = socket.socket(socket.AF_UNIX)
-server.bind(path)
-os.chmod(path, 0o777)
-server.listen(5)
-print("ready", flush=True)
-while True:
-    client, _address = server.accept()
-
-    def run(connection=client):
-        with contextlib.suppress(OSError, ValueError), connection:
-            serve(connection)
-
-    threading.Thread(target=run, daemon=True).start()
+serve_all(unix_server(path), serve)
