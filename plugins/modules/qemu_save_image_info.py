@@ -382,8 +382,8 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path, require_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path, require_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._module import run_blocking
 
 

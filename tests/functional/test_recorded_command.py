@@ -31,7 +31,8 @@ from typing import Any
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, ImageFormatError
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import pack_head, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import pack_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import vouch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import process as process_module
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
