@@ -10,7 +10,7 @@ import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import why_left_alone
-from ansible_collections.vmops.qemu.plugins.plugin_utils.names import is_selected, matches
+from ansible_collections.vmops.qemu.plugins.plugin_utils._names import is_selected, matches
 
 DOCUMENTATION = r"""
 name: restore_groups
