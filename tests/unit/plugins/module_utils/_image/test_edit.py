@@ -22,7 +22,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import edit as edit_module
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import (
-    HIDDEN,
     LaunchRecord,
     SaveFacts,
     embed,
@@ -47,6 +46,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info, image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 
 FACTS = SaveFacts("0.1.0", "10.0.2", "2026-03-01T09:30:00Z")
 LAUNCH = LaunchRecord(["q", "-object", "secret,id=s,data=geheim"], "/", "/bin/q", 0, 0)
