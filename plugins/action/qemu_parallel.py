@@ -31,7 +31,6 @@ class ActionModule(HostAction):
 
     _supports_async = False
     _supports_check_mode = True
-    TRANSFERS_FILES = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         """Run all, and return what each returned."""

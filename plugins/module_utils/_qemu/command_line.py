@@ -236,17 +236,13 @@ def replay_obstacles(argv: t.Sequence[str], starter_gives_descriptors: bool = Fa
             )
 
 
-def why_not_replayable(argv: t.Sequence[str], starter_gives_descriptors: bool = False) -> str:
+def why_not_replayable(argv: t.Sequence[str]) -> str:
     """The first of :func:`replay_obstacles`, or the empty string."""
-    return next((reason for _kind, reason in replay_obstacles(argv, starter_gives_descriptors)), "")
-
-
-def has_temporary_disks(argv: t.Sequence[str]) -> bool:
-    """Whether what the guest wrote to its disks goes with QEMU (C(-snapshot), C(-drive …,snapshot=on))."""
-    return any(_is_snapshot(option) for option in options(argv))
+    return next((reason for _kind, reason in replay_obstacles(argv)), "")
 
 
 def _is_snapshot(option: CommandOption) -> bool:
+    """Whether an option makes disks whose changes go with QEMU (``-snapshot``, ``-drive …,snapshot=on``)."""
     if option.name == "drive":
         switch = parse_option_string(option.argument or "", "file").get("snapshot", "off")
         return switch in ("on", "yes", "true", "y")

@@ -408,7 +408,7 @@ def test_changes_after_an_interrupted_tight_archiving(image, monkeypatch):
     assert (result["image"]["state"], result["image"]["vm_state"]) == ("archived", "paused")
 
 
-def test_an_interrupted_change_is_put_back_by_any_run(image, monkeypatch, kill_at_each_step):
+def test_an_interrupted_change_is_put_back_by_any_run(image, kill_at_each_step):
     original = image.read_bytes()
     recovered = []
 

@@ -289,7 +289,7 @@ def test_the_journal_is_private_and_no_image(builder, monkeypatch):
     assert seen == [(0o600, "partial")]
 
 
-def test_a_journal_of_another_image_is_not_put_back(builder, tmp_path):
+def test_a_journal_of_another_image_is_not_put_back(builder):
     path = str(builder.write())
     with open_for_edit(path) as descriptor:
         journal = journal_path(path, descriptor)
@@ -439,7 +439,7 @@ def test_mark_through_a_link_is_that_of_the_image_behind_it(builder, tmp_path):
     assert read_image_head(str(builder.path)).header.checkpoint
 
 
-def test_only_the_image_that_was_read_is_marked(builder, tmp_path, copy_of):
+def test_only_the_image_that_was_read_is_marked(builder, copy_of):
     path = str(builder.write())
     head = read_image_head(path)
     other = copy_of("raw.save")
