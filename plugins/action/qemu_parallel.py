@@ -12,9 +12,9 @@ import typing as t
 from ansible.errors import AnsibleActionFail
 from ansible.utils.display import Display
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
-from ansible_collections.vmops.qemu.plugins.plugin_utils.action import HostAction
-from ansible_collections.vmops.qemu.plugins.plugin_utils.answer import reduce_answer
-from ansible_collections.vmops.qemu.plugins.plugin_utils.figures import is_figure
+from ansible_collections.vmops.qemu.plugins.plugin_utils._action import HostAction
+from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import reduce_answer
+from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import is_figure
 
 _COLLECTION = "vmops.qemu."
 
@@ -31,7 +31,6 @@ class ActionModule(HostAction):
 
     _supports_async = False
     _supports_check_mode = True
-    TRANSFERS_FILES = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         """Run all, and return what each returned."""

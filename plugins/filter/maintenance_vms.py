@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.plugin_utils.answer import sentence
-from ansible_collections.vmops.qemu.plugins.plugin_utils.figures import OF_VM, figures
+from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import sentence
+from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import OF_VM, figures
 
 DOCUMENTATION = r"""
 name: maintenance_vms

@@ -47,6 +47,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import redact_argument
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key, read_key
 
@@ -103,7 +104,7 @@ class _Found:
         lines = ["vouched: true"]
         record = domain.launch
         if record:
-            command = " ".join(shlex.quote(domain_xml.redact_argument(word)) for word in record.argv)
+            command = " ".join(shlex.quote(redact_argument(word)) for word in record.argv)
             values = {
                 "vm": f"{domain.name} {domain.uuid}".rstrip(),
                 "command": command,

@@ -67,7 +67,7 @@ attributes:
   platform:
     platforms: posix
 extends_documentation_fragment:
-  - vmops.qemu.attributes
+  - vmops.qemu._attributes
 seealso:
   - module: vmops.qemu.qemu_save
   - module: vmops.qemu.qemu_restore

@@ -172,9 +172,9 @@ attributes:
   platform:
     platforms: posix
 extends_documentation_fragment:
-  - vmops.qemu.attributes
-  - vmops.qemu.attributes.actiongroup_qemu
-  - vmops.qemu.library
+  - vmops.qemu._attributes
+  - vmops.qemu._attributes.actiongroup_qemu
+  - vmops.qemu._library
 requirements:
   - qemu.qmp >= 0.0.3 (Python library on the host with the VM)
 notes:

@@ -103,8 +103,8 @@ attributes:
   platform:
     platforms: posix
 extends_documentation_fragment:
-  - vmops.qemu.attributes
-  - vmops.qemu.attributes.actiongroup_qemu
+  - vmops.qemu._attributes
+  - vmops.qemu._attributes.actiongroup_qemu
 requirements:
   - For O(archive), the tool of that name (gzip, bzip2, xz, lzop or zstd) on the host with the image
 notes:

@@ -54,9 +54,9 @@ attributes:
   platform:
     platforms: posix
 extends_documentation_fragment:
-  - vmops.qemu.attributes
-  - vmops.qemu.attributes.info_module
-  - vmops.qemu.attributes.actiongroup_qemu
+  - vmops.qemu._attributes
+  - vmops.qemu._attributes.info_module
+  - vmops.qemu._attributes.actiongroup_qemu
 notes:
   - Passwords in the domain XML, and in a recorded QEMU command line, are hidden in the result.
 seealso:

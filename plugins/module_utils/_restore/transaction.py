@@ -484,7 +484,7 @@ class RestoreTransaction:
         """What the QEMU that was started wrote to stderr, where it repeats its words, but not the secrets in them."""
         text = await launched.stderr()
         for word in launched.how.argv:
-            text = text.replace(word, domain_xml.redact_argument(word))
+            text = text.replace(word, command_line.redact_argument(word))
         return text
 
 

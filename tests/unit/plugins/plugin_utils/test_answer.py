@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.vmops.qemu.plugins import plugin_utils
-from ansible_collections.vmops.qemu.plugins.plugin_utils.answer import RETURNED, reduce_answer
+from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import RETURNED, reduce_answer
 from hypothesis import given
 from hypothesis import strategies as st
 

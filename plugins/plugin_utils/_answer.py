@@ -16,7 +16,7 @@ import re
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
-from ansible_collections.vmops.qemu.plugins.plugin_utils.figures import LATEST, MOST, is_figure
+from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import LATEST, MOST, is_figure
 
 Result = t.Dict[str, t.Any]
 
