@@ -169,7 +169,7 @@ SCENARIOS ?=
 .PHONY: molecule
 molecule: ## The fleet, on machines of its own, as root: make molecule SCENARIOS=hosts
 	@scripts/setup hosts
-	@python -m pytest -q tests/hosts/test_machines.py
+	@python -m pytest -q tests/tools/test_machines.py
 	@scripts/molecule test $(or $(SCENARIOS:%=--scenario-name=%),--all) $(ARGS)
 
 .PHONY: test-units

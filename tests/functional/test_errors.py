@@ -20,10 +20,9 @@ from pathlib import Path
 import pytest
 
 from support import Monitor
+from support.guest import COLLECTIONS
 from support.observe import OTHER_VM, VM, Continuity, run_state, settings
-
-COLLECTIONS = Path(__file__).resolve().parents[2] / "build" / "collections"
-OLD_QEMU = Path(__file__).resolve().parents[2] / ".cache" / "qemu-7.2" / "qemu-system-x86_64"
+from support.versions import OLD_QEMU
 
 
 def check_error(result, kind, *said):

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from functional.conftest import OLD_QEMU
-from security.conftest import Attacker
 
 from support import CounterGuest
+from support.attacker import Attacker
 from support.observe import VM, Continuity
+from support.versions import OLD_QEMU
 
 #: Room in a command line for other words: the guest does not look at it.
 ROOM = ["-fw_cfg", f"name=opt/room,string={'r' * 400}"]
