@@ -136,7 +136,7 @@ test-corpus: ## 10 000 mutated images, 400 of them restored: make test-corpus N=
 
 .PHONY: test-controller
 test-controller: setup-test ## Kill controllers and connections: make test-controller N=20
-	@CONTROLLER_KILLS=$(or $(N),20) python -m pytest tests/functional/test_controller.py $(ARGS)
+	@CONTROLLER_KILLS=$(or $(N),20) python -m pytest tests/functional/test_interrupted_controller.py $(ARGS)
 
 .PHONY: test-security
 test-security: ## Hosts that lie to the controller, with ansible-core 2.17, 2.18 and that of .venv: half an hour

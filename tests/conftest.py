@@ -110,6 +110,12 @@ def guest(make_guest: Callable[..., CounterGuest]) -> CounterGuest:
 
 
 @pytest.fixture
+def big_guest(make_guest: Callable[..., CounterGuest]) -> CounterGuest:
+    """A guest whose save takes some seconds when it is told to (bandwidth), so that it can be disturbed."""
+    return make_guest(memory_mib=512, block_mib=256, observer=True)
+
+
+@pytest.fixture
 def image(tmp_path: Path) -> Path:
     """Where the guest's image goes: an own directory, so that leftovers show."""
     directory = tmp_path / "save"

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Optional
 
-from .module_run import Result
+from .module_run import Result, check_error
 from .observe import VM
 from .process import find_qemu_pids
 
@@ -45,12 +45,7 @@ def make_canary(directory: Path, name: str = "qemu-system-x86_64") -> Canary:
 
 def check_refused(result: Result, kind: str, *said: str, image: Path, canary: Optional[Canary] = None) -> None:
     """It was refused in a sentence, and nothing was started."""
-    assert result.get("failed"), result["msg"]
-    assert result["error"] == kind, result["msg"]
-    for text in said:
-        assert text in result["msg"], result["msg"]
-    assert result["guest_state"]
-    assert result["cure"]
+    check_error(result, kind, *said)
     assert "unexpected" not in result["msg"]
     assert len(result["msg"]) < 2000
     assert canary is None or not canary.run

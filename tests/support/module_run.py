@@ -55,3 +55,13 @@ class ModuleRun:
             self.process.kill()
         with contextlib.suppress(ValueError):  # its output was read already
             self.process.communicate()
+
+
+def check_error(result: Result, kind: str, *said: str, state: str = "") -> None:
+    """It failed with this kind of error, and says what went wrong with what, how the guest is, and what to do."""
+    assert result.get("failed"), result["msg"]
+    assert result["error"] == kind, result["msg"]
+    for text in (*said, result["guest_state"], result["cure"]):
+        assert text
+        assert text in result["msg"], result["msg"]
+    assert state in result["guest_state"]
