@@ -26,8 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict i
 from support.monitor import Monitor as PlainMonitor
 from support.monitor import MonitorError as PlainMonitorError
 from support.observe import wait_until
-
-from .conftest import OLD_QEMU
+from support.versions import OLD_QEMU
 
 QEMU = "qemu-system-x86_64"
 

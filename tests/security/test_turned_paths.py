@@ -18,8 +18,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import c
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import open_for_edit
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import PartialImage
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
-from security.conftest import Attacker
 
+from support.attacker import Attacker
 from support.observe import VM, wait_until
 
 QEMU = shutil.which("qemu-system-x86_64") or ""

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The texts that change a unit; what systemd makes of them is seen in tests/functional/test_units.py, where it runs."""
+"""The texts that change a unit; what systemd makes of them is seen in tests/functional/units, where it runs."""
 
 from __future__ import annotations
 
