@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import GUEST_WORDS, IMAGE_WORDS
 
 from support import Monitor
-from support.observe import OTHER_VM, VM, Continuity, run_state, settings
+from support.observe import OTHER_VM, VM, Continuity, run_state, settings, words
 
 COLLECTIONS = Path(__file__).resolve().parents[2] / "build" / "collections"
 OLD_QEMU = Path(__file__).resolve().parents[2] / ".cache" / "qemu-7.2" / "qemu-system-x86_64"
@@ -35,6 +36,9 @@ def check_error(result, kind, *said):
     assert result["cure"]
     assert result["guest_state"] in result["msg"]
     assert result["cure"] in result["msg"]
+    guest, image = words(result)
+    assert guest in GUEST_WORDS
+    assert image in IMAGE_WORDS
 
 
 # --- the monitor ---
@@ -334,7 +338,7 @@ def test_directory_that_is_none(guest, tmp_path, run_module, place):
     result = run_module("qemu_save", name=VM, path=str(tmp_path / place))
     assert result["failed"]
     assert str(tmp_path / place).rsplit("/", 1)[0] in result["msg"]
-    assert "not touched" in result["guest_state"]
+    assert result["guest"] == "running"
     assert run_state(guest) == "running"
 
 

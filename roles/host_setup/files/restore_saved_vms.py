@@ -132,7 +132,7 @@ class Restorer:
         except asyncio.CancelledError:
             why = f"interrupted by {self.stopped}" if self.stopped else f"not done within {self.timeout:g} seconds"
             raise VmopsError(
-                f"The restore was {why}", guest_state=operation.guest_state, cure="Restore it with qemu_restore"
+                f"The restore was {why}", situation=operation.situation, cure="Restore it with qemu_restore"
             ) from None
         finally:
             self.working.discard(task)
