@@ -125,6 +125,14 @@ def image_state(path: str) -> str:
         return "invalid"
 
 
+def image_word(path: str) -> str:
+    """The word for what is at the path, as a situation has it: see ``_situation``."""
+    state = image_state(path)
+    if state == "absent" and find_archives(path):
+        return "archived"
+    return "unknown" if state == "invalid" else state
+
+
 def image_result(path: str) -> dict[str, t.Any]:
     """The ``image`` return value: all of :func:`image_info` but the long parts, which would bury the rest."""
     return {key: value for key, value in image_info(path).items() if key not in _LONG}
