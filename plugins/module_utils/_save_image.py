@@ -39,7 +39,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     ImageFormat,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
-from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result, image_word
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import (
     SUFFIXES,
     archive_path,
@@ -51,6 +51,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.names import (
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import remove_image, require_writable_directory
 from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import require_vouchable_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import redact_argument
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key, read_key
 
@@ -107,7 +109,7 @@ class _Found:
         lines = ["vouched: true"]
         record = domain.launch
         if record:
-            command = " ".join(shlex.quote(domain_xml.redact_argument(word)) for word in record.argv)
+            command = " ".join(shlex.quote(redact_argument(word)) for word in record.argv)
             values = {
                 "vm": f"{domain.name} {domain.uuid}".rstrip(),
                 "command": command,
@@ -133,8 +135,16 @@ class SaveImageOperation:
         #: What was done, or would be, in order.
         self.done: list[str] = []
         self.warnings: list[str] = []
+        #: Whether a file was removed that was asked to be absent.
+        self.removed = False
         #: With which the record is vouched for; None where that is not asked for.
         self._key: bytes | None = None
+
+    @property
+    def situation(self) -> Situation:
+        """How the image is now. Whether a guest runs that was saved in it, nobody looks at here."""
+        word = image_word(self.path)
+        return Situation(image="removed" if self.removed and word == "absent" else word)
 
     def run(self) -> dict[str, t.Any]:
         """Do it.
@@ -319,6 +329,7 @@ class SaveImageOperation:
                     if not self.request.check_mode:
                         edit.drop_journal(file)
                         remove_image(path, file.file_id)
+                        self.removed = True
                 removed.append(path)
             except ImageNotFoundError:
                 if os.path.lexists(path):

@@ -13,14 +13,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import resource
 import shutil
-import socket
-import stat
-import struct
 import subprocess
 import sys
 import time
@@ -30,21 +26,15 @@ from typing import Any, Callable
 
 import pytest
 
-from support import CounterGuest, Monitor, find_qemu_pids
+from support import CounterGuest, find_qemu_pids
 from support.guest import REPOSITORY
-from support.observe import VM, Continuity, run_state, settings, wait_until
+from support.module_run import check_error
+from support.observe import VM, Continuity, migration_is_active, wait_until
+from support.unchanged import BOUND, Before, contents, make_image
 from support.versions import find_qemus
-
-#: Seconds within which a run that fails has said so.
-BOUND = 20.0
-NOBODY = 65534
-
-RUNS_AGAIN = f"{VM} runs again"
-UNTOUCHED = "not touched"
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems, and make files of others")
 
-Result = dict[str, Any]
 
 SPARSE = {"format": "sparse"}
 BUFFERED = {"format": "sparse", "bypass_cache": False}
@@ -57,63 +47,6 @@ def named(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
     return "-".join([value["format"], *(f"{key}={value[key]}" for key in value if key != "format")])
-
-
-def contents(place: Path) -> dict[str, str]:
-    """What is in a directory: of each name what it is, whose, and every byte."""
-    found = {}
-    for path in sorted(place.iterdir()):
-        facts = path.lstat()
-        what = ""
-        if path.is_symlink():
-            what = os.readlink(path)
-        elif stat.S_ISREG(facts.st_mode):
-            what = hashlib.sha256(path.read_bytes()).hexdigest()
-        found[path.name] = f"{stat.filemode(facts.st_mode)} {facts.st_uid} {facts.st_ino} {what}"
-    return found
-
-
-def check_error(result: Result, error: str, *said: str, state: str) -> None:
-    """It says what went wrong with what, how the guest is, and what to do."""
-    assert result.get("failed"), result["msg"]
-    assert result["error"] == error, result["msg"]
-    for text in (*said, result["guest_state"], result["cure"]):
-        assert text
-        assert text in result["msg"]
-    assert state in result["guest_state"]
-
-
-class Before:
-    """Taken before a run that fails: C(check) then shows that nothing came of it but the error."""
-
-    def __init__(self, guest: CounterGuest, place: Path) -> None:
-        self.guest = guest
-        self.place = place
-        self.settings = settings(guest)
-        self.continuity = Continuity(guest)
-        self.contents = contents(place)
-        self.started = time.monotonic()
-
-    def check(self, result: Result, error: str, *said: str, state: str = RUNS_AGAIN) -> None:
-        check_error(result, error, *said, state=state)
-        self.check_all_is_as_before()
-
-    def check_all_is_as_before(self) -> None:
-        assert time.monotonic() - self.started < BOUND
-        assert settings(self.guest) == self.settings
-        assert contents(self.place) == self.contents
-        assert run_state(self.guest) == "running"
-        self.continuity.check()
-
-
-def make_image(path: Path, magic: bytes = b"LibvirtQemudSave") -> Path:
-    """Make an image of the VM that was there before, whose every byte must stay."""
-    xml = f"<domain type='qemu'><name>{VM}</name></domain>\0".encode()
-    header = struct.pack("=16s6I52x", magic, 3, 65444, 1, 0, 0, 0)
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(header + xml.ljust(65444, b"\0") + b"an older state of the guest")
-    path.chmod(0o600)
-    return path
 
 
 @pytest.fixture
@@ -153,11 +86,6 @@ def big_guest(make_guest: Callable[..., CounterGuest]) -> CounterGuest:
     return make_guest(memory_mib=160, block_mib=128, observer=True)
 
 
-def migration_is_active(guest: CounterGuest) -> bool:
-    with Monitor(guest.observer_socket) as monitor:
-        return bool(monitor.execute("query-migrate").get("status") == "active")
-
-
 def fill(path: Path) -> None:
     """Write until the file system is full."""
     with path.open("wb", buffering=0) as handle, contextlib.suppress(OSError):
@@ -175,7 +103,7 @@ def test_too_little_space(mount, guest, run_module, check):
     image = make_image(place / "images" / "web1.save")
     before = Before(guest, image.parent)
     result = run_module("qemu_save", name=VM, path=str(image), force=True, check=check)
-    before.check(result, "ImageSpaceError", str(image.parent), f"the file system {place} has only", state=UNTOUCHED)
+    before.check(result, "ImageSpaceError", str(image.parent), f"the file system {place} has only", guest="running")
     numbers = re.search(r"(\d+) MiB may be needed.* has only (\d+) MiB free \((\d+) MiB are missing\)", result["msg"])
     assert numbers, result["msg"]
     needed, free, missing = map(int, numbers.groups())
@@ -319,7 +247,7 @@ def test_save_into_a_read_only_file_system(mount, guest, run_module):
     subprocess.run(["mount", "-o", "remount,ro", place], check=True)
     for check in (False, True):
         result = run_module("qemu_save", name=VM, path=str(image), force=True, check=check)
-        check_error(result, "ImageAccessError", str(place), "Read-only file system", state=UNTOUCHED)
+        check_error(result, "ImageAccessError", str(place), "Read-only file system", guest="running")
         assert "remount it" in result["cure"]
     before.check_all_is_as_before()
 
@@ -376,7 +304,7 @@ def test_disk_that_dies_in_the_middle(breakable_disk, big_guest, start_module, o
     assert result["error"] in errors, result["msg"]
     # A file system that cannot write its journal any more becomes read-only.
     assert re.search("Input/output error|Read-only file system", result["msg"]), result["msg"]
-    check_error(result, result["error"], str(image.parent), "kernel's log", state=RUNS_AGAIN)
+    check_error(result, result["error"], str(image.parent), "kernel's log", guest="running")
     if not takes_changes(image.parent):  # nor can anything be removed: that is left to the next save
         before.contents = {**contents(image.parent), image.name: before.contents[image.name]}
     before.check_all_is_as_before()
@@ -516,30 +444,30 @@ def faulty_storage(call: str, first: int, number: int, pattern: str) -> list[str
 
 
 @pytest.mark.parametrize(
-    ("call", "first", "number", "error", "said", "state"),
+    ("call", "first", "number", "error", "said"),
     [
-        ("open", 1, errno.EIO, "ImageAccessError", "create the image", UNTOUCHED),
-        ("fchmod", 1, errno.EPERM, "ImageAccessError", "mode 0o600", UNTOUCHED),
-        ("pwrite", 1, errno.EDQUOT, "ImageSpaceError", "write the image's head", UNTOUCHED),
-        ("ftruncate", 1, errno.EIO, "ImageAccessError", "cut the image back", UNTOUCHED),
-        ("open", 4, errno.EIO, "ImageAccessError", "open the image for QEMU", UNTOUCHED),
-        ("fsync", 1, errno.EIO, "ImageAccessError", "flush the image", RUNS_AGAIN),
-        ("fsync", 1, errno.ENOSPC, "ImageSpaceError", "flush the image", RUNS_AGAIN),
-        ("pread", 1, errno.EIO, "ImageAccessError", "read the image", RUNS_AGAIN),
-        ("pwrite", 2, errno.EIO, "ImageAccessError", "write the image's head", RUNS_AGAIN),
-        ("fsync", 2, errno.EIO, "ImageAccessError", "flush the image", RUNS_AGAIN),
-        ("pwrite", 3, errno.EIO, "ImageAccessError", "write the complete magic", RUNS_AGAIN),
-        ("fsync", 3, errno.EIO, "ImageAccessError", "flush the image", RUNS_AGAIN),
-        ("rename", 1, errno.EROFS, "ImageAccessError", "rename the image", RUNS_AGAIN),
+        ("open", 1, errno.EIO, "ImageAccessError", "create the image"),
+        ("fchmod", 1, errno.EPERM, "ImageAccessError", "mode 0o600"),
+        ("pwrite", 1, errno.EDQUOT, "ImageSpaceError", "write the image's head"),
+        ("ftruncate", 1, errno.EIO, "ImageAccessError", "cut the image back"),
+        ("open", 4, errno.EIO, "ImageAccessError", "open the image for QEMU"),
+        ("fsync", 1, errno.EIO, "ImageAccessError", "flush the image"),
+        ("fsync", 1, errno.ENOSPC, "ImageSpaceError", "flush the image"),
+        ("pread", 1, errno.EIO, "ImageAccessError", "read the image"),
+        ("pwrite", 2, errno.EIO, "ImageAccessError", "write the image's head"),
+        ("fsync", 2, errno.EIO, "ImageAccessError", "flush the image"),
+        ("pwrite", 3, errno.EIO, "ImageAccessError", "write the complete magic"),
+        ("fsync", 3, errno.EIO, "ImageAccessError", "flush the image"),
+        ("rename", 1, errno.EROFS, "ImageAccessError", "rename the image"),
     ],
 )
-def test_storage_that_fails_the_module(guest, image, start_module, call, first, number, error, said, state):
+def test_storage_that_fails_the_module(guest, image, start_module, call, first, number, error, said):
     """At each step: nothing that is not flushed is taken for an image."""
     make_image(image)
     before = Before(guest, image.parent)
     prefix = faulty_storage(call, first, number, PARTIAL)
     result = start_module("qemu_save", name=VM, path=str(image), force=True, prefix=prefix).result()
-    check_error(result, error, str(image.parent), said, os.strerror(number), state=state)
+    check_error(result, error, str(image.parent), said, os.strerror(number), guest="running")
     before.check_all_is_as_before()
 
 
@@ -581,7 +509,7 @@ def test_restore_that_meets_an_io_error(guest, image, save, run_module, restore,
         result = run_module("qemu_restore", name=VM, path=str(image), launch="attach", **access)
     assert time.monotonic() - started < BOUND
     assert result["error"] in errors, result["msg"]
-    check_error(result, result["error"], f"{VM} could not be loaded from {image}", state=f"{VM} is not running")
+    check_error(result, result["error"], f"{VM} could not be loaded from {image}", guest="saved")
     assert contents(image.parent) == before
     guest.wait_exit()
     restore(name=VM, path=str(image))
@@ -589,7 +517,7 @@ def test_restore_that_meets_an_io_error(guest, image, save, run_module, restore,
 
 
 @pytest.mark.parametrize(
-    ("options", "calls", "error", "said", "state"),
+    ("options", "calls", "error", "said"),
     [
         # Before QEMU is started, and by the tool beside it.
         (
@@ -597,16 +525,13 @@ def test_restore_that_meets_an_io_error(guest, image, save, run_module, restore,
             "pread64:error=EIO:when=4+",
             "ImageAccessError",
             "cannot read the image: Input/output error",
-            UNTOUCHED,
         ),
-        (RAW, "pread64:error=EIO:when=4+", "ImageAccessError", "cannot read the image: Input/output error", UNTOUCHED),
-        (ZSTD, "read:error=EIO:when=20+", "MigrationError|ImageError", "zstd failed with", f"{VM} is not running"),
+        (RAW, "pread64:error=EIO:when=4+", "ImageAccessError", "cannot read the image: Input/output error"),
+        (ZSTD, "read:error=EIO:when=20+", "MigrationError|ImageError", "zstd failed with"),
     ],
     ids=named,
 )
-def test_restore_whose_module_meets_an_io_error(
-    guest, image, save, start_module, restore, options, calls, error, said, state
-):
+def test_restore_whose_module_meets_an_io_error(guest, image, save, start_module, restore, options, calls, error, said):
     continuity = Continuity(guest)
     save(name=VM, path=str(image), **options)
     before = contents(image.parent)
@@ -616,7 +541,7 @@ def test_restore_whose_module_meets_an_io_error(
     result = start_module("qemu_restore", name=VM, path=str(image), prefix=prefix).result()
     assert time.monotonic() - started < BOUND
     assert result["error"] in error.split("|"), result["msg"]
-    check_error(result, result["error"], str(image), said, state=state)
+    check_error(result, result["error"], str(image), said, guest="saved")
     assert find_qemu_pids(VM) == []
     image.with_name(f"{image.name}.log").unlink(missing_ok=True)
     assert contents(image.parent) == before
@@ -639,7 +564,7 @@ def test_restore_whose_tool_gives_nothing(guest, image, save, start_module, rest
     prefix = ["env", f"PATH={tool.parent}:{os.environ['PATH']}"]
     result = start_module("qemu_restore", name=VM, path=str(image), prefix=prefix, timeout=60).result()
     assert time.monotonic() - started < BOUND
-    check_error(result, "ImageError", str(image), "zstd", "Input/output error", state=f"{VM} is not running")
+    check_error(result, "ImageError", str(image), "zstd", "Input/output error", guest="saved")
     assert find_qemu_pids(VM) == []
     image.with_name(f"{image.name}.log").unlink()
     assert contents(image.parent) == before
@@ -671,194 +596,9 @@ def test_direct_io_where_there_is_none(mount, guest, run_module, save):
     image = make_image(mount("buffered", "ramfs", "mode=0700") / "web1.save")
     before = Before(guest, image.parent)
     result = run_module("qemu_save", name=VM, path=str(image), force=True, bypass_cache=True)
-    before.check(result, "RequestError", str(image), "does not take O_DIRECT", state=UNTOUCHED)
+    before.check(result, "RequestError", str(image), "does not take O_DIRECT", guest="running")
     save(name=VM, path=str(image), force=True)
     saved = contents(image.parent)
     result = run_module("qemu_restore", name=VM, path=str(image), bypass_cache=True)
-    check_error(result, "RequestError", str(image), "does not take O_DIRECT", state=f"{VM} is not running")
+    check_error(result, "RequestError", str(image), "does not take O_DIRECT", guest="saved")
     assert contents(image.parent).items() >= saved.items()
-
-
-# --- what is no file, and what is not ours ---
-
-
-def make_socket(path: Path) -> None:
-    place = os.open(path.parent, os.O_PATH)
-    try:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(f"/proc/self/fd/{place}/{path.name}")  # the whole path may be too long
-    finally:
-        os.close(place)
-
-
-KINDS: dict[str, Callable[[Path], None]] = {
-    "a directory": Path.mkdir,
-    "a FIFO": os.mkfifo,
-    "a socket": make_socket,
-    "a character device": lambda path: os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3)),
-    "a block device": lambda path: os.mknod(path, 0o600 | stat.S_IFBLK, os.makedev(7, 255)),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_image_at_the_path(guest, image, run_module, kind):
-    try:
-        KINDS[kind](image)
-    except PermissionError:
-        pytest.skip("only root can make devices")
-    before = Before(guest, image.parent)
-    for options in ({}, {"force": True}, {"force": True, "check": True}):
-        result = run_module("qemu_save", name=VM, path=str(image), **options)
-        check_error(result, "RequestError", f"{image} is {kind}", state=UNTOUCHED)
-    unchecked: dict[str, Any] = {"verify": "none", "remove_image": False}
-    for options in ({}, unchecked):
-        result = run_module("qemu_restore", name=VM, path=str(image), **options)
-        check_error(result, "ImageFormatError", str(image), f"it is {kind}", state=UNTOUCHED)
-    before.check_all_is_as_before()
-
-
-@pytest.mark.parametrize("target", ["image", "text", "missing"])
-def test_image_through_a_link_is_not_replaced(guest, image, run_module, tmp_path, target):
-    victim = tmp_path / "elsewhere" / "victim"
-    make_image(victim)
-    if target == "text":
-        victim.write_text("precious")
-    elif target == "missing":
-        victim.unlink()
-    image.symlink_to(victim)
-    before = Before(guest, image.parent)
-    there = contents(victim.parent)
-    for options in ({}, {"force": True}, {"check": True, "force": True}):
-        result = run_module("qemu_save", name=VM, path=str(image), **options)
-        check_error(result, "RequestError", f"{image} is a symbolic link", state=UNTOUCHED)
-    before.check_all_is_as_before()
-    assert contents(victim.parent) == there
-
-
-def test_image_through_a_link_is_restored_but_not_removed(guest, image, save, run_module, restore, tmp_path):
-    continuity = Continuity(guest)
-    target = tmp_path / "elsewhere" / "web1.save"
-    target.parent.mkdir(mode=0o700)
-    save(name=VM, path=str(target))
-    image.symlink_to(target)
-    there = contents(target.parent)
-    result = run_module("qemu_restore", name=VM, path=str(image))
-    check_error(result, "RequestError", f"{image} is a symbolic link", state=f"{VM} is not running")
-    assert contents(target.parent) == there
-    restore(name=VM, path=str(image), remove_image=False)
-    continuity.check()
-    # All that has changed is that it says of itself that its guest went on.
-    assert set(contents(target.parent)) == set(there)
-    assert run_module("qemu_save_image_info", path=str(image))["image"]["checkpoint"] is True
-    assert os.readlink(image) == str(target)
-
-
-@pytest.fixture
-def shared(tmp_path):
-    """A directory in which everybody may put files, as /tmp."""
-    place = tmp_path / "shared"
-    place.mkdir()
-    place.chmod(0o1777)
-    return place
-
-
-@pytest.fixture
-def victim(tmp_path):
-    """A file of root's, which another user would like to see written."""
-    place = tmp_path / "private"
-    place.mkdir(mode=0o700)
-    path = place / "victim"
-    path.write_text("precious")
-    path.chmod(0o600)
-    return path
-
-
-def check_own_image(image: Path) -> None:
-    facts = image.lstat()
-    assert stat.S_ISREG(facts.st_mode)
-    assert (facts.st_uid, stat.S_IMODE(facts.st_mode), facts.st_nlink) == (0, 0o600, 1)
-
-
-@only_root
-@pytest.mark.parametrize("planted", ["link", "fifo"])
-def test_image_that_another_user_planted(shared, victim, guest, run_module, planted):
-    image = shared / "web1.save"
-    if planted == "link":
-        image.symlink_to(victim)
-    else:
-        os.mkfifo(image, 0o666)
-    os.lchown(image, NOBODY, NOBODY)
-    before = Before(guest, shared)
-    there = contents(victim.parent)
-    for force in (False, True):
-        result = run_module("qemu_save", name=VM, path=str(image), force=force)
-        check_error(result, "RequestError", str(image), state=UNTOUCHED)
-    before.check_all_is_as_before()
-    assert contents(victim.parent) == there
-
-
-@only_root
-@pytest.mark.parametrize("planted", ["complete", "partial", "hard-link"])
-def test_file_that_another_user_planted_is_replaced_by_one_of_our_own(shared, victim, guest, run_module, save, planted):
-    """He keeps it open, and may write to it; nothing of the guest comes into it."""
-    image = shared / "web1.save"
-    if planted == "hard-link":
-        image.hardlink_to(victim)
-    else:
-        make_image(image, b"LibvirtQemudPart" if planted == "partial" else b"LibvirtQemudSave")
-        image.chmod(0o666)
-        os.chown(image, NOBODY, NOBODY)
-    with image.open("r+b") as handle:
-        was = handle.read()
-        if planted != "partial":
-            before = Before(guest, shared)
-            result = run_module("qemu_save", name=VM, path=str(image))
-            before.check(result, "ConflictError", str(image), "force", state=UNTOUCHED)
-        # Nothing in such a directory is restored by its own record.
-        result = run_module("qemu_save", name=VM, path=str(image), force=planted != "partial")
-        check_error(result, "NotRestorableError", str(shared), state=UNTOUCHED)
-        save(name=VM, path=str(image), force=planted != "partial", require_restorable=False)
-        check_own_image(image)
-        assert not os.path.samestat(os.fstat(handle.fileno()), image.stat())
-        handle.seek(0)
-        assert handle.read() == was
-    assert victim.read_text() == "precious"
-    assert victim.stat().st_nlink == 1
-
-
-@only_root
-def test_partial_images_that_another_user_planted(shared, victim, guest, save, restore):
-    image = shared / "web1.save"
-    continuity = Continuity(guest)
-    names = [shared / f".web1.save.{number:016x}.partial" for number in range(6)]
-    names[0].symlink_to(victim)
-    names[1].hardlink_to(victim)
-    make_image(names[2], b"LibvirtQemudPart").chmod(0o666)
-    os.mkfifo(names[3], 0o666)
-    names[4].mkdir()
-    names[5].symlink_to(shared)
-    for path in (names[0], *names[2:]):
-        os.lchown(path, NOBODY, NOBODY)
-    planted = contents(shared)
-    with names[2].open("r+b") as handle:
-        was = handle.read()
-        started = time.monotonic()
-        save(name=VM, path=str(image), require_restorable=False)
-        assert time.monotonic() - started < BOUND
-        handle.seek(0)
-        # Nothing of the guest comes into it; as a leftover it may be emptied.
-        assert handle.read() in (was, b"")
-    check_own_image(image)
-    left = contents(shared)
-    del left["web1.save"]
-    # A file may be taken for what a killed save left, and removed; what is no file stays.
-    assert left.items() <= planted.items()
-    assert {names[0].name, *(path.name for path in names[3:])} <= set(left)
-    assert victim.read_text() == "precious"
-    guest.wait_exit()
-    # From a directory of all nothing is loaded.
-    mine = shared.with_name("mine")
-    mine.mkdir(mode=0o700)
-    image = image.rename(mine / image.name)
-    restore(name=VM, path=str(image), launch="command", command=guest.argv())
-    continuity.check()

@@ -19,8 +19,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import open
 from ansible_collections.vmops.qemu.plugins.module_utils._image.expand import expand_archive
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
-from security.conftest import Attacker
 
+from support.attacker import Attacker
 from support.observe import VM, wait_until
 
 QEMU = shutil.which("qemu-system-x86_64") or ""

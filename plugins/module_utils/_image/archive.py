@@ -61,6 +61,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.sparse_tar impor
     member_end,
     member_head,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
 CHUNK_SIZE = 256 * 1024 * 1024
 """Bytes of data that are compressed at a time, and punched out of the image then (``tight``)."""
@@ -78,7 +79,7 @@ def create_archive(image: ImageFile, image_format: ImageFormat, tight: bool = Fa
     :returns: the archive's path.
     :raises RequestError: the tool is missing; with ``tight`` also where the file system cannot punch holes.
     :raises ImageSpaceError: the storage is full.
-    :raises ImageError: a step failed. The image is whole, or ``guest_state`` says what is where.
+    :raises ImageError: a step failed. The image is whole, or ``situation`` says what is where.
     """
     path = image.path
     remove_archive_leftovers(path)
@@ -153,9 +154,10 @@ def _archive(image: ImageFile, archive: ImageFile, state: Unfinished, ranges: Ra
             require_same(archive, state.image_format, image, ranges)
     except VmopsError as error:
         if image.magic() == MAGIC_PARTIAL:
-            error.guest_state = (
+            error.situation = Situation(
                 f"One part of the image is in {path}, which is marked as partial, and the other in {partial}; nothing"
-                " is lost as long as both stay"
+                " is lost as long as both stay",
+                image="partial",
             )
             error.cure = (
                 f"{error.cure + '; then run' if error.cure else 'Run'} vmops.qemu.qemu_save_image with"

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The texts that change a unit; what systemd makes of them is seen in tests/functional/test_units.py, where it runs."""
+"""The texts that change a unit; what systemd makes of them is seen in tests/functional/units, where it runs."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_units_own_words_are_left_to_systemd(own, start):
     assert not any(line.startswith("WorkingDirectory") for line in found)
 
 
-def test_program_that_becomes_qemu_does_not_give_it_more(monkeypatch):
+def test_program_that_becomes_qemu_does_not_give_it_more():
     """The unit's user is root, whom its script was told to give up."""
     sets = Capabilities(0, 0, 0b111, 0)
     own = StartCommand("/usr/local/bin/start-vm", "", bounding=0b111)

@@ -7,43 +7,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import machines
 import pytest
 
+from support.machine_tool import UNAVAILABLE, finish, start
 
-def _why_not() -> str:
-    if os.geteuid() != 0:
-        return "only root can make machines"
-    if shutil.which("systemd-nspawn") is None:
-        return "no systemd-nspawn; run: scripts/setup hosts"
-    try:
-        machines.base_tree()
-    except machines.MachineError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(_why_not()), reason=_why_not() or "all is there")
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """tests/machines.py, in the background."""
-    command = [sys.executable, machines.__file__, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """What it said; it must have succeeded."""
-    said, _nothing = process.communicate(timeout=machines.BOOT_TIMEOUT + machines.END_TIMEOUT)
-    assert process.returncode == 0, said
-    return said
+pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
 
 
 def ssh(directory: Path, machine: str, command: str) -> str:

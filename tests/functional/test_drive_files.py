@@ -12,9 +12,8 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
@@ -24,8 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media imp
 
 from support import Monitor as ClientMonitor
 from support.paused import PausedQemu, make_disk
-
-from .conftest import OLD_QEMU
+from support.versions import OLD_QEMU
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this to a QEMU")
 
@@ -35,20 +33,6 @@ QEMUS = [
         str(OLD_QEMU), id="7.2", marks=pytest.mark.skipif(not OLD_QEMU.exists(), reason="no QEMU 7.2 in .cache")
     ),
 ]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., PausedQemu]]:
-    """Start a QEMU with these arguments."""
-    started: list[PausedQemu] = []
-
-    def start_one(*arguments: str, **options: Any) -> PausedQemu:
-        started.append(PausedQemu(tmp_path, *arguments, **options))
-        return started[-1]
-
-    yield start_one
-    for qemu in started:
-        qemu.end()
 
 
 def media_of(qemu: PausedQemu, process: bool = True) -> list[Medium]:
@@ -105,9 +89,9 @@ def disks(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("qemu", QEMUS)
-def test_files_of_each_drive(start, disks, qemu):
+def test_files_of_each_drive(start_paused, disks, qemu):
     make_disk(disks / "d.qcow2", "qcow2", "-o", "data_file=d.raw")
-    vm = start(
+    vm = start_paused(
         *("-drive", "if=virtio,format=raw,file=a.img"),
         *("-drive", f"if=none,id=chain,format=qcow2,file={disks}/top.qcow2", "-device", "ide-hd,drive=chain"),
         *("-blockdev", "qcow2,node-name=data,file.driver=file,file.filename=d.qcow2"),
@@ -150,7 +134,7 @@ def test_files_of_each_drive(start, disks, qemu):
     ],
     ids=["throttle", "copy-on-read", "offset-blkdebug", "preallocate", "protocol", "quorum"],
 )
-def test_filters_are_looked_through(start, disks, qemu, options, expected):
+def test_filters_are_looked_through(start_paused, disks, qemu, options, expected):
     names = {"A": "a.img", "B": "b.img", "T": "top.qcow2"}
 
     def filled(value: Any) -> Any:
@@ -161,7 +145,7 @@ def test_filters_are_looked_through(start, disks, qemu, options, expected):
         return {"driver": "file", "filename": names[value]} if value in names else value
 
     arguments = json.dumps({**filled(options), "node-name": "disk"})
-    vm = start(
+    vm = start_paused(
         *("-object", "throttle-group,id=g,x-iops-total=1000", "-blockdev", arguments),
         *("-device", "virtio-blk-pci,drive=disk"),
         qemu=qemu,
@@ -172,18 +156,18 @@ def test_filters_are_looked_through(start, disks, qemu, options, expected):
     check_files(medium)
 
 
-def test_encrypted_disk(start, tmp_path):
+def test_encrypted_disk(start_paused, tmp_path):
     secret = ("--object", "secret,id=s,data=abc")
     make_disk(tmp_path / "c.luks", "luks", *secret, "-o", "key-secret=s,iter-time=10")
     node = "luks,node-name=c,key-secret=s,file.driver=file,file.filename=c.luks"
-    vm = start("-object", secret[1], "-blockdev", node, "-device", "virtio-blk-pci,drive=c")
+    vm = start_paused("-object", secret[1], "-blockdev", node, "-device", "virtio-blk-pci,drive=c")
     medium = medium_of(vm)
     assert (paths(medium), formats(medium)) == (["c.luks"], ["luks"])
     check_files(medium)
 
 
-def test_snapshot_and_mirror_that_were_taken_meanwhile(start, disks):
-    vm = start("-drive", "if=virtio,format=raw,file=a.img", "-drive", "if=virtio,format=raw,file=b.img")
+def test_snapshot_and_mirror_that_were_taken_meanwhile(start_paused, disks):
+    vm = start_paused("-drive", "if=virtio,format=raw,file=a.img", "-drive", "if=virtio,format=raw,file=b.img")
     vm.execute("blockdev-snapshot-sync", {"device": "virtio0", "snapshot-file": "over.qcow2"})
     vm.execute("drive-mirror", {"device": "virtio1", "target": "copy.img", "sync": "full", "format": "raw"})
     while not any(job["ready"] for job in vm.execute("query-block-jobs")):
@@ -201,8 +185,8 @@ def test_snapshot_and_mirror_that_were_taken_meanwhile(start, disks):
 # --- empty, and not files ---
 
 
-def test_drives_without_a_medium(start, disks):
-    vm = start(
+def test_drives_without_a_medium(start_paused, disks):
+    vm = start_paused(
         *("-device", "ide-cd,id=cd0,bus=ide.0"),
         *("-drive", "if=none,id=cd1,media=cdrom,file=b.img", "-device", "ide-cd,bus=ide.1,drive=cd1"),
     )
@@ -211,13 +195,13 @@ def test_drives_without_a_medium(start, disks):
     assert [(medium.label, medium.files) for medium in media_of(vm)] == [("cd1", ()), ("cd0", ())]
 
 
-def test_storage_of_a_server(start, disks, tmp_path):
+def test_storage_of_a_server(start_paused, disks, tmp_path):
     place = tmp_path / "nbd.sock"
     server = subprocess.Popen(["qemu-nbd", "-t", "-f", "raw", "-k", str(place), "a.img"], cwd=tmp_path)
     try:
         while not place.exists():
             assert server.poll() is None
-        vm = start(
+        vm = start_paused(
             *("-drive", f"if=virtio,format=raw,file=nbd+unix:///?socket={place}"),
             *("-drive", "if=none,id=nothing,format=raw,file=null-co://"),
         )
@@ -231,14 +215,14 @@ def test_storage_of_a_server(start, disks, tmp_path):
 
 
 @only_root
-def test_block_device(start, disks):
+def test_block_device(start_paused, disks):
     done = subprocess.run(["losetup", "--find", "--show", disks / "a.img"], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"no loop device: {done.stderr}")
     device = done.stdout.strip()
     try:
         (disks / "by-name").symlink_to(device)
-        with start("-drive", "if=virtio,format=raw,file=by-name") as vm:
+        with start_paused("-drive", "if=virtio,format=raw,file=by-name") as vm:
             (file,) = medium_of(vm).files
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
@@ -247,7 +231,7 @@ def test_block_device(start, disks):
     check_uncheckable(file, "device")
 
 
-def test_storage_that_qemu_does_not_see(start, disks, tmp_path):
+def test_storage_that_qemu_does_not_see(start_paused, disks, tmp_path):
     if shutil.which("qemu-storage-daemon") is None:
         pytest.skip("no qemu-storage-daemon")
     place = tmp_path / "vub.sock"
@@ -261,7 +245,7 @@ def test_storage_that_qemu_does_not_see(start, disks, tmp_path):
     try:
         while not place.exists():
             assert server.poll() is None
-        vm = start(
+        vm = start_paused(
             *("-object", "memory-backend-memfd,id=mem,size=16M,share=on", "-machine", "memory-backend=mem"),
             *("-chardev", f"socket,id=c,path={place}", "-device", "vhost-user-blk-pci,id=vub,chardev=c"),
         )
@@ -280,25 +264,25 @@ def test_storage_that_qemu_does_not_see(start, disks, tmp_path):
 @pytest.mark.parametrize(
     "name", ["a,b=c.img", "a b'.img", "a:b.img", "nbd:x.img", "json:x.img", "ü%s.img", "x (deleted)", "file:y"]
 )
-def test_names(start, tmp_path, qemu, name):
+def test_names(start_paused, tmp_path, qemu, name):
     make_disk(tmp_path / "plain.img").rename(tmp_path / name)
     arguments = json.dumps({"driver": "raw", "node-name": "d", "file": {"driver": "file", "filename": name}})
-    vm = start("-blockdev", arguments, "-device", "virtio-blk-pci,drive=d", qemu=qemu)
+    vm = start_paused("-blockdev", arguments, "-device", "virtio-blk-pci,drive=d", qemu=qemu)
     medium = medium_of(vm)
     assert [file.path for file in medium.files] == [str(tmp_path / name)]
     check_files(medium)
 
 
-def test_name_that_is_not_utf_8(start, tmp_path):
+def test_name_that_is_not_utf_8(start_paused, tmp_path):
     name = os.fsdecode(b"\xff\xfe.img")
     make_disk(tmp_path / "plain.img").rename(tmp_path / name)
-    medium = medium_of(start("-drive", f"if=virtio,format=raw,file={name}"))
+    medium = medium_of(start_paused("-drive", f"if=virtio,format=raw,file={name}"))
     assert [file.path for file in medium.files] == [str(tmp_path / name)]
     check_files(medium)
 
 
-def test_protocol_and_json_names_on_the_command_line(start, disks):
-    vm = start(
+def test_protocol_and_json_names_on_the_command_line(start_paused, disks):
+    vm = start_paused(
         *("-drive", "if=virtio,format=raw,file=file:a.img"),
         *("-drive", 'if=virtio,file=json:{"driver":"raw",,"file":{"driver":"file",,"filename":"b.img"}}'),
     )
@@ -308,9 +292,9 @@ def test_protocol_and_json_names_on_the_command_line(start, disks):
         check_files(medium)
 
 
-def test_link(start, disks):
+def test_link(start_paused, disks):
     (disks / "link").symlink_to("a.img")
-    vm = start("-drive", f"if=virtio,format=raw,file={disks}/link")
+    vm = start_paused("-drive", f"if=virtio,format=raw,file={disks}/link")
     medium = medium_of(vm)
     assert [file.path for file in medium.files] == [f"{disks}/link"]
     check_files(medium)
@@ -320,8 +304,8 @@ def test_link(start, disks):
 
 
 @pytest.mark.parametrize("change", ["deleted", "replaced", "renamed"])
-def test_file_that_is_not_there_any_more(start, disks, change):
-    vm = start("-drive", "if=virtio,format=raw,file=a.img")
+def test_file_that_is_not_there_any_more(start_paused, disks, change):
+    vm = start_paused("-drive", "if=virtio,format=raw,file=a.img")
     if change == "deleted":
         (disks / "a.img").unlink()
     elif change == "replaced":
@@ -331,20 +315,20 @@ def test_file_that_is_not_there_any_more(start, disks, change):
     check_uncheckable(medium_of(vm).files[0], "moved away" if change == "renamed" else "deleted or replaced")
 
 
-def test_relative_name_after_daemonize(start, disks):
+def test_relative_name_after_daemonize(start_paused, disks):
     pid_file = disks / "pid"
-    vm = start("-drive", "if=virtio,format=raw,file=a.img", "-daemonize", "-pidfile", str(pid_file))
+    vm = start_paused("-drive", "if=virtio,format=raw,file=a.img", "-daemonize", "-pidfile", str(pid_file))
     vm.daemon(pid_file)
     medium = medium_of(vm)
     assert [file.path for file in medium.files] == [str(disks / "a.img")]
     check_files(medium)
 
 
-def test_relative_names_that_cannot_be_told_apart(start, disks):
+def test_relative_names_that_cannot_be_told_apart(start_paused, disks):
     (disks / "sub").mkdir()
     make_disk(disks / "sub" / "a.img")
     pid_file = disks / "pid"
-    vm = start(
+    vm = start_paused(
         *("-drive", "if=virtio,format=raw,file=a.img", "-drive", "if=virtio,format=raw,file=sub/a.img"),
         *("-daemonize", "-pidfile", str(pid_file)),
     )
@@ -355,8 +339,8 @@ def test_relative_names_that_cannot_be_told_apart(start, disks):
 
 
 @only_root
-def test_jail(start, disks):
-    vm = start("-drive", "if=virtio,format=raw,file=a.img", "-run-with", f"chroot={disks}")
+def test_jail(start_paused, disks):
+    vm = start_paused("-drive", "if=virtio,format=raw,file=a.img", "-run-with", f"chroot={disks}")
     overlay = {"device": "virtio0", "snapshot-file": "/jailed.qcow2", "mode": "absolute-paths"}
     vm.execute("blockdev-snapshot-sync", overlay)
     medium = medium_of(vm)
@@ -365,7 +349,7 @@ def test_jail(start, disks):
 
 
 @only_root
-def test_other_mount_namespace(start, disks):
+def test_other_mount_namespace(start_paused, disks):
     if shutil.which("unshare") is None:
         pytest.skip("no unshare")
     (disks / "inner").mkdir()
@@ -374,7 +358,7 @@ def test_other_mount_namespace(start, disks):
     make_disk(disks / "outer" / "a.img")
     script = f'mount --bind {disks}/inner {disks}/outer && exec "$@"'
     prefix = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh")
-    vm = start("-drive", f"if=virtio,format=raw,file={disks}/outer/a.img", prefix=prefix)
+    vm = start_paused("-drive", f"if=virtio,format=raw,file={disks}/outer/a.img", prefix=prefix)
     (file,) = medium_of(vm).files
     # Not the file of this name, which is another one here.
     if not file.uncheckable:
@@ -382,8 +366,8 @@ def test_other_mount_namespace(start, disks):
         check_files(medium_of(vm))
 
 
-def test_descriptors_that_were_handed_over(start, disks):
-    vm = start("-device", "pcie-root-port,id=rp")
+def test_descriptors_that_were_handed_over(start_paused, disks):
+    vm = start_paused("-device", "pcie-root-port,id=rp")
     with ClientMonitor(vm.qmp_socket) as monitor, open(disks / "a.img", "r+b") as disk:
         monitor.execute("add-fd", {"fdset-id": 3}, fd=disk.fileno())
         monitor.execute("blockdev-add", {"driver": "file", "filename": "/dev/fdset/3", "node-name": "n"})
@@ -396,20 +380,59 @@ def test_descriptors_that_were_handed_over(start, disks):
 # --- who may look ---
 
 
-def test_process_that_is_not_known(start, disks):
-    vm = start("-drive", "if=virtio,format=raw,file=a.img")
+def test_process_that_is_not_known(start_paused, disks):
+    vm = start_paused("-drive", "if=virtio,format=raw,file=a.img")
     (medium,) = media_of(vm, process=False)
     assert medium.files[0].path == "a.img"
     check_uncheckable(medium.files[0], "not known on this host")
 
 
-def test_cost(start, tmp_path):
+@pytest.mark.parametrize("qemu", QEMUS)
+def test_place_is_the_same_before_the_firmware_has_found_the_bridges(start_paused, tmp_path, qemu):
+    """QEMU that waits for an image tells of no device behind a bridge: each must be told as one that runs."""
+    buses = ("pcie.0", "rp", "old,addr=1", "far-port", "pcie.0", "rp2")
+    ports = ["pcie-root-port,id=rp,chassis=1", "pcie-root-port,id=rp2,chassis=2,addr=1e.0,multifunction=on"]
+    ports += ["pxb-pcie,id=far,bus_nr=64", "pcie-root-port,id=far-port,bus=far,chassis=3", "pcie-pci-bridge,id=old"]
+    arguments = [word for port in ports for word in ("-device", port)]
+    for number, bus in enumerate(buses):
+        make_disk(tmp_path / f"{number}.img")
+        name = "" if number == 4 else f",id=disk{number}"
+        arguments += ["-drive", f"if=none,id=d{number},format=raw,file={number}.img"]
+        arguments += ["-device", f"virtio-blk-pci,drive=d{number},bus={bus},disable-legacy=on{name}"]
+    vm = start_paused(*arguments, qemu=qemu)
+    before = {medium.label: medium.place for medium in media_of(vm)}
+    assert before == {
+        "d0": "03.0",
+        "d1": "rp 00.0",
+        "d2": "old 01.0",
+        "d3": "far-port 00.0",
+        "d4": "04.0",
+        "d5": "rp2 00.0",
+    }
+    vm.execute("cont")
+    deadline = time.monotonic() + 60
+    while not all(device.get("pci_bridge", {}).get("devices") for device in bridges(vm)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert {medium.label: medium.place for medium in media_of(vm)} == before
+
+
+def bridges(vm: PausedQemu) -> list[dict[str, Any]]:
+    return [
+        device
+        for bus in vm.execute("query-pci")
+        for device in bus["devices"]
+        if device["qdev_id"] in ("rp", "rp2", "old", "far-port")
+    ]
+
+
+def test_cost(start_paused, tmp_path):
     arguments: list[str] = []
     for number in range(8):
         make_disk(tmp_path / f"base-{number}", "qcow2")
         make_disk(tmp_path / f"disk-{number}", "qcow2", "-b", f"base-{number}", "-F", "qcow2")
         arguments += ["-drive", f"if=virtio,format=qcow2,file=disk-{number}"]
-    vm = start(*arguments)
+    vm = start_paused(*arguments)
 
     async def measure() -> float:
         async with await Monitor.connect(str(vm.qmp_socket)) as monitor:

@@ -17,11 +17,7 @@ from pathlib import Path
 
 import pytest
 
-_TESTS = Path(__file__).resolve().parents[1]
-if str(_TESTS) not in sys.path:
-    sys.path.insert(0, str(_TESTS))
-
-from support import (  # noqa: E402
+from support import (
     CounterGuest,
     GuestError,
     LinuxGuest,
@@ -32,10 +28,11 @@ from support import (  # noqa: E402
     qmp,
     wait_migration,
 )
-from support.counter import expected_checksum  # noqa: E402
-from support.linux import fetch_kernel  # noqa: E402
+from support.counter import expected_checksum
+from support.guest import SOURCES
+from support.linux import fetch_kernel
 
-_CLI = _TESTS / "guests" / "counter_guest.py"
+_CLI = SOURCES / "tests" / "guests" / "counter_guest.py"
 
 
 @pytest.fixture

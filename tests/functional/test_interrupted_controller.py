@@ -186,12 +186,6 @@ def make_play(tmp_path):
                 os.kill(pid, signal.SIGKILL)
 
 
-@pytest.fixture
-def big_guest(make_guest):
-    """A guest whose save and restore take a moment."""
-    return make_guest(memory_mib=512, block_mib=300, observer=True)
-
-
 #: With short intervals, so that what is to be disturbed is met at its beginning.
 wait_until = functools.partial(observe.wait_until, timeout=60, interval=0.002)
 

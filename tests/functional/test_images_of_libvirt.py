@@ -11,13 +11,12 @@ import shutil
 import subprocess
 import tarfile
 import time
-from pathlib import Path
 
 import pytest
 
 from support import Process, qmp
+from support.golden import COMMAND, GOLDEN
 
-GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "golden"
 FORMATS = ["raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse"]
 SIZES = {
     "raw": 632399,
@@ -29,37 +28,11 @@ SIZES = {
     "sparse": 20094105,
     "sparse-paused": 20094105,
 }
-COMMAND = [
-    *("qemu-system-x86_64", "-name", "guest=tiny", "-S", "-accel", "tcg", "-cpu", "qemu64", "-smp", "1"),
-    *("-machine", "pc-i440fx-10.0,usb=off,memory-backend=pc.ram,acpi=off", "-m", "size=16384k"),
-    *("-object", "memory-backend-ram,id=pc.ram,size=16777216"),
-    *("-uuid", "11111111-2222-3333-4444-555555555555"),
-    *("-display", "none", "-no-user-config", "-nodefaults", "-rtc", "base=utc", "-boot", "strict=on"),
-    *("-global", "isa-fdc.bootindexA=1"),
-    *("-blockdev", "driver=file,filename=tiny.img,node-name=s,read-only=on"),
-    *("-device", "floppy,unit=0,drive=s,id=fdc0-0-0"),
-    *(
-        "-chardev",
-        "file,id=charserial0,path=serial.log",
-        "-device",
-        "isa-serial,chardev=charserial0,id=serial0,index=0",
-    ),
-    *("-qmp", "unix:tiny.qmp,server=on,wait=off", "-incoming", "defer"),
-]
-
-
-@pytest.fixture(scope="module")
-def golden(tmp_path_factory):
-    """The images, unpacked, by name."""
-    place = tmp_path_factory.mktemp("golden")
-    # tar(1), since Python's tarfile writes out the holes of sparse members.
-    subprocess.run(["tar", "-S", "-xJf", GOLDEN / "libvirt-11.3.tar.xz", "-C", place], check=True)
-    return {path.stem: path for path in place.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "sparse-paused"])
 def test_info_reads_every_format(golden, run_module, name):
-    result = run_module("qemu_save_image_info", path=str(golden[name]), verify=True)
+    result = run_module("qemu_save_image_info", path=str(golden / f"{name}.save"), verify=True)
     image = result["image"]
     assert image["state"] == "complete", image["problems"]
     assert image["problems"] == []
@@ -76,7 +49,7 @@ def test_info_reads_every_format(golden, run_module, name):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_info_looks_into_the_stream_of_every_format(golden, run_module, name):
-    stream = run_module("qemu_save_image_info", path=str(golden[name]), stream=True)["image"]["stream"]
+    stream = run_module("qemu_save_image_info", path=str(golden / f"{name}.save"), stream=True)["image"]["stream"]
     assert stream["machine"] == "pc-i440fx-10.0"
     assert {block["name"]: block["used_length"] for block in stream["ram_blocks"]}["pc.ram"] == 16 * 2**20
     if name in ("raw", "sparse"):
@@ -85,8 +58,7 @@ def test_info_looks_into_the_stream_of_every_format(golden, run_module, name):
 
 
 def test_info_lists_the_directory(golden, run_module):
-    directory = golden["raw"].parent
-    result = run_module("qemu_save_image_info", path=str(directory))
+    result = run_module("qemu_save_image_info", path=str(golden))
     assert len(result["images"]) == len(SIZES)
 
 
@@ -97,7 +69,7 @@ def characters(log):
 @pytest.mark.parametrize("name", ["raw", "sparse", "sparse-paused"])
 def test_restores_into_the_right_command_line(golden, run_module, tmp_path, name):
     image = tmp_path / "tiny.save"
-    subprocess.run(["cp", "--sparse=always", golden[name], image], check=True)
+    subprocess.run(["cp", "--sparse=always", golden / f"{name}.save", image], check=True)
     with lzma.open(GOLDEN / "tiny.img.xz") as packed, (tmp_path / "tiny.img").open("wb") as floppy:
         shutil.copyfileobj(packed, floppy)
     (tmp_path / "serial.log").touch()
@@ -129,7 +101,7 @@ def test_restores_into_the_right_command_line(golden, run_module, tmp_path, name
 
 def test_wrong_machine_is_refused(golden, run_module, tmp_path):
     image = tmp_path / "tiny.save"
-    shutil.copy(golden["sparse"], image)
+    shutil.copy(golden / "sparse.save", image)
     with lzma.open(GOLDEN / "tiny.img.xz") as packed, (tmp_path / "tiny.img").open("wb") as floppy:
         shutil.copyfileobj(packed, floppy)
     command = [word.replace("pc-i440fx-10.0", "pc-i440fx-9.2") for word in COMMAND]

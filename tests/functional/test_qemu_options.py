@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 
-OLD_QEMU = Path(__file__).resolve().parents[2] / ".cache" / "qemu-7.2" / "qemu-system-x86_64"
+from support.versions import OLD_QEMU
 
 
 def listed_options(qemu: str) -> set[str]:
