@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.plugin_utils.figures import is_figure, number
+from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import is_figure, number
 
 DOCUMENTATION = r"""
 name: maintenance_rates

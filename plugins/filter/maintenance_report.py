@@ -12,7 +12,7 @@ import reprlib
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
-from ansible_collections.vmops.qemu.plugins.plugin_utils.figures import LATEST, MOST, OF_HOST, OF_VM, figures
+from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import LATEST, MOST, OF_HOST, OF_VM, figures
 
 DOCUMENTATION = r"""
 name: maintenance_report

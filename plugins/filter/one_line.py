@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.plugin_utils.answer import sentence
+from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import sentence
 
 DOCUMENTATION = r"""
 name: one_line

@@ -10,7 +10,7 @@ import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import why_left_alone
-from ansible_collections.vmops.qemu.plugins.plugin_utils.names import is_selected, matches
+from ansible_collections.vmops.qemu.plugins.module_utils._names import group_of, is_selected
 
 DOCUMENTATION = r"""
 name: restore_groups
@@ -95,9 +95,8 @@ def restore_groups(
         else:
             continue
         known.add(name)
-        place = next((place for place, patterns in enumerate(order) if matches(name, patterns)), len(order))
         options = {**(common or {}), **(by_vm or {}).get(name, {})}
-        groups[place].append({**options, "name": name, "path": path})
+        groups[group_of(name, order)].append({**options, "name": name, "path": path})
     return [group for group in groups if group]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import why_left_alone
-from ansible_collections.vmops.qemu.plugins.plugin_utils.names import is_selected
+from ansible_collections.vmops.qemu.plugins.module_utils._names import is_selected
 
 DOCUMENTATION = r"""
 name: unusable_images

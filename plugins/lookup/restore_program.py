@@ -49,7 +49,7 @@ from pathlib import Path
 from ansible import constants as C
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.vmops.qemu.plugins.plugin_utils.library import library_files
+from ansible_collections.vmops.qemu.plugins.plugin_utils._library import library_files
 
 _PLUGINS = Path(__file__).resolve().parents[1]
 _PACKAGE = "ansible_collections/vmops/qemu/plugins"

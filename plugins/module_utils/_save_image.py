@@ -45,8 +45,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     MAGIC_SIZE,
     ImageFormat,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result, image_word
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import redact_argument
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key, read_key
 
@@ -103,7 +105,7 @@ class _Found:
         lines = ["vouched: true"]
         record = domain.launch
         if record:
-            command = " ".join(shlex.quote(domain_xml.redact_argument(word)) for word in record.argv)
+            command = " ".join(shlex.quote(redact_argument(word)) for word in record.argv)
             values = {
                 "vm": f"{domain.name} {domain.uuid}".rstrip(),
                 "command": command,
@@ -129,8 +131,16 @@ class SaveImageOperation:
         #: What was done, or would be, in order.
         self.done: list[str] = []
         self.warnings: list[str] = []
+        #: Whether a file was removed that was asked to be absent.
+        self.removed = False
         #: With which the record is vouched for; None where that is not asked for.
         self._key: bytes | None = None
+
+    @property
+    def situation(self) -> Situation:
+        """How the image is now. Whether a guest runs that was saved in it, nobody looks at here."""
+        word = image_word(self.path)
+        return Situation(image="removed" if self.removed and word == "absent" else word)
 
     def run(self) -> dict[str, t.Any]:
         """Do it.
@@ -313,6 +323,7 @@ class SaveImageOperation:
                     if not self.request.check_mode:
                         edit.drop_journal(path, descriptor)
                         remove_image(path, file_id_of(descriptor))
+                        self.removed = True
                 removed.append(path)
             except ImageNotFoundError:
                 if os.path.lexists(path):

@@ -48,6 +48,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import read_vm
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import start_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import survey
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -79,11 +80,11 @@ class VmInfoRequest:
 
 
 class VmInfoOperation:
-    """One look at the host; C(guest_state) is what an error says of the guests."""
+    """One look at the host; ``situation`` is what an error says of the guests, whatever each of them does."""
 
     def __init__(self, request: VmInfoRequest) -> None:
         self.request = request
-        self.guest_state = "No guest was touched"
+        self.situation = Situation("No guest was touched")
         self.subject = "the VMs of this host"
         self.warnings: list[str] = []
 

@@ -40,8 +40,8 @@ attributes:
   platform:
     platforms: posix
 extends_documentation_fragment:
-  - vmops.qemu.attributes
-  - vmops.qemu.attributes.info_module
+  - vmops.qemu._attributes
+  - vmops.qemu._attributes.info_module
 seealso:
   - module: vmops.qemu.qemu_parallel
 author:

@@ -387,6 +387,45 @@ def test_process_that_is_not_known(start_paused, disks):
     check_uncheckable(medium.files[0], "not known on this host")
 
 
+@pytest.mark.parametrize("qemu", QEMUS)
+def test_place_is_the_same_before_the_firmware_has_found_the_bridges(start_paused, tmp_path, qemu):
+    """QEMU that waits for an image tells of no device behind a bridge: each must be told as one that runs."""
+    buses = ("pcie.0", "rp", "old,addr=1", "far-port", "pcie.0", "rp2")
+    ports = ["pcie-root-port,id=rp,chassis=1", "pcie-root-port,id=rp2,chassis=2,addr=1e.0,multifunction=on"]
+    ports += ["pxb-pcie,id=far,bus_nr=64", "pcie-root-port,id=far-port,bus=far,chassis=3", "pcie-pci-bridge,id=old"]
+    arguments = [word for port in ports for word in ("-device", port)]
+    for number, bus in enumerate(buses):
+        make_disk(tmp_path / f"{number}.img")
+        name = "" if number == 4 else f",id=disk{number}"
+        arguments += ["-drive", f"if=none,id=d{number},format=raw,file={number}.img"]
+        arguments += ["-device", f"virtio-blk-pci,drive=d{number},bus={bus},disable-legacy=on{name}"]
+    vm = start_paused(*arguments, qemu=qemu)
+    before = {medium.label: medium.place for medium in media_of(vm)}
+    assert before == {
+        "d0": "03.0",
+        "d1": "rp 00.0",
+        "d2": "old 01.0",
+        "d3": "far-port 00.0",
+        "d4": "04.0",
+        "d5": "rp2 00.0",
+    }
+    vm.execute("cont")
+    deadline = time.monotonic() + 60
+    while not all(device.get("pci_bridge", {}).get("devices") for device in bridges(vm)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert {medium.label: medium.place for medium in media_of(vm)} == before
+
+
+def bridges(vm: PausedQemu) -> list[dict[str, Any]]:
+    return [
+        device
+        for bus in vm.execute("query-pci")
+        for device in bus["devices"]
+        if device["qdev_id"] in ("rp", "rp2", "old", "far-port")
+    ]
+
+
 def test_cost(start_paused, tmp_path):
     arguments: list[str] = []
     for number in range(8):

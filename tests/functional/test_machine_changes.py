@@ -57,8 +57,9 @@ class Machine:
             process = read_process(self.process.pid)
             assert process is not None
             started = time.monotonic()
-            found = await machine_problems(monitor, process.configuration)
-            found += await runtime_losses(monitor, process.configuration, await ask_block(monitor))
+            block = await ask_block(monitor)
+            found = await machine_problems(monitor, process.configuration, block.devices)
+            found += await runtime_losses(monitor, process.configuration, block)
             self.milliseconds = (time.monotonic() - started) * 1000
             return found
 

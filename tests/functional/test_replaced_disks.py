@@ -18,6 +18,7 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import read_process
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.devices import read_devices
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.replaced_disks import replaced_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -45,7 +46,8 @@ def problems_of(qemu: PausedQemu) -> list[Problem]:
         assert process is not None
         configuration = read_configuration(process.argv, process.cwd, process.pid, process.uid)
         async with await Monitor.connect(str(qemu.qmp_socket)) as monitor:
-            return await replaced_media(await read_media(monitor, process), monitor, configuration, process)
+            devices = await read_devices(monitor)
+            return await replaced_media(await read_media(monitor, process), devices, configuration, process)
 
     return asyncio.run(look())
 
@@ -498,7 +500,8 @@ def test_process_that_is_not_known(start_paused, disks):
     async def look() -> list[Problem]:
         configuration = read_configuration(vm.argv)
         async with await Monitor.connect(str(vm.qmp_socket)) as monitor:
-            return await replaced_media(await read_media(monitor, None), monitor, configuration, None)
+            devices = await read_devices(monitor)
+            return await replaced_media(await read_media(monitor, None), devices, configuration, None)
 
     (problem,) = asyncio.run(look())
     assert (problem.kind, problem.blocks) == ("disk_unknown", True)
@@ -521,7 +524,7 @@ def test_cost(start_paused, tmp_path):
             for _time in range(5):
                 begin = time.process_time()
                 media = await read_media(monitor, process)
-                assert await replaced_media(media, monitor, configuration, process) == []
+                assert await replaced_media(media, await read_devices(monitor), configuration, process) == []
                 took.append(time.process_time() - begin)
             return min(took)
 

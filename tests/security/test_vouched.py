@@ -79,7 +79,7 @@ def check_refused(result: dict[str, Any], image: Path, canary: Path, before: byt
     assert result["error"] == "NotVouchedError", result["msg"]
     assert str(image) in result["msg"]
     assert "nobody vouches for" in result["msg"]
-    assert "untouched" in result["guest_state"]
+    assert (result["guest"], result["image"]["state"]) == ("saved", "kept")
     for word in ("qemu_save_image_info", "vouch: true", "launch: command"):
         assert word in result["cure"]
     assert image.read_bytes() == before

@@ -73,6 +73,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._lock import lock
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
 SUFFIXES = {
     ImageFormat.GZIP: ".tar.gz",
@@ -237,7 +238,7 @@ def create_archive(path: str, descriptor: int, image_format: ImageFormat, tight:
     :returns: the archive's path.
     :raises RequestError: the tool is missing; with C(tight) also where the file system cannot punch holes.
     :raises ImageSpaceError: the storage is full.
-    :raises ImageError: a step failed. The image is whole, or C(guest_state) says what is where.
+    :raises ImageError: a step failed. The image is whole, or ``situation`` says what is where.
     """
     remove_archive_leftovers(path)
     if tight and image_format in _NOT_CONCATENATED:
@@ -398,9 +399,10 @@ def _archive(path: str, descriptor: int, archive: int, state: Unfinished, ranges
             _check(partial, archive, state.image_format, path, descriptor, ranges)
     except VmopsError as error:
         if _magic(path, descriptor) == MAGIC_PARTIAL:
-            error.guest_state = (
+            error.situation = Situation(
                 f"One part of the image is in {path}, which is marked as partial, and the other in {partial}; nothing"
-                " is lost as long as both stay"
+                " is lost as long as both stay",
+                image="partial",
             )
             error.cure = (
                 f"{error.cure + '; then run' if error.cure else 'Run'} vmops.qemu.qemu_save_image with"

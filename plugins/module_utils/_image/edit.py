@@ -54,6 +54,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, vouch
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import read_key
 
 
@@ -285,9 +286,9 @@ def _with_record(head: ImageHead, new_xml: str) -> str:
             f"The domain XML has {new.memory} bytes of memory, but {head.path} holds a VM of {old.memory}",
             cure="Give the XML of the saved VM: its memory cannot be changed",
         )
-    if domain_xml.HIDDEN in xml and domain_xml.HIDDEN not in head.xml:
+    if HIDDEN in xml and HIDDEN not in head.xml:
         raise RequestError(
-            f"The domain XML has {domain_xml.HIDDEN} where {head.path} has a secret",
+            f"The domain XML has {HIDDEN} where {head.path} has a secret",
             cure="Put the secret in: what vmops.qemu.qemu_save_image_info shows has its secrets hidden",
         )
     return xml

@@ -55,6 +55,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import (
     stream_problems,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import why_not_vouched
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import redact_argument
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 _PARTIAL_PROBLEM = "the image is partial: its save never finished, or is still being written"
@@ -122,6 +123,14 @@ def image_state(path: str) -> str:
         return "absent"
     except ImageError:
         return "invalid"
+
+
+def image_word(path: str) -> str:
+    """The word for what is at the path, as a situation has it: see ``_situation``."""
+    state = image_state(path)
+    if state == "absent" and find_archives(path):
+        return "archived"
+    return "unknown" if state == "invalid" else state
 
 
 def image_result(path: str) -> dict[str, t.Any]:
@@ -338,7 +347,7 @@ def _launch_info(domain: domain_xml.ParsedDomain) -> dict[str, t.Any]:
         "launch": {
             "how": "none" if reason else "unit" if record.unit else "command",
             "reason": reason,
-            "command": [domain_xml.redact_argument(word) for word in record.argv],
+            "command": [redact_argument(word) for word in record.argv],
             "program": record.executable,
             "directory": record.cwd,
             "uid": record.uid,
@@ -354,7 +363,7 @@ def _surroundings_info(facts: domain_xml.SaveFacts | None) -> dict[str, t.Any]:
     try:
         if facts is None or not facts.surroundings:
             return {}
-        surroundings = Surroundings.parse(domain_xml.redact_argument(facts.surroundings))
+        surroundings = Surroundings.parse(redact_argument(facts.surroundings))
     except ValueError:
         return {}
     return {

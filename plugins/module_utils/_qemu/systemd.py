@@ -58,7 +58,7 @@ _FILTER_SETTINGS = (
 
 #: What is asked of a unit; no value of these has a newline, but the commands.
 _PROPERTIES = (
-    *("Id", "LoadState", "ActiveState", "SubState", "Result", "Job", "MainPID", "ExecMainStatus", "Type"),
+    *("Id", "LoadState", "ActiveState", "Result", "Job", "MainPID", "ExecMainStatus", "Type"),
     *("FragmentPath", "DropInPaths", "Transient", "ConditionResult", "InvocationID"),
     *("Restart", "WorkingDirectory", "RuntimeDirectory", "RuntimeDirectoryPreserve", "PrivateTmp"),
     *("PrivateNetwork", "NetworkNamespacePath", "OnSuccess", "Environment", "EnvironmentFiles"),
@@ -94,7 +94,6 @@ class Unit:
     load_state: str
     #: C(active), C(inactive), C(failed), C(activating), C(deactivating), C(reloading).
     active_state: str
-    sub_state: str
     #: How a service ended: C(success), C(exit-code), C(signal), C(exec-condition) …
     result: str
     #: Whether it waits to be started or stopped.
@@ -330,7 +329,6 @@ def parse_units(text: str) -> list[Unit]:
                 name=keys["Id"],
                 load_state=keys.get("LoadState", ""),
                 active_state=keys.get("ActiveState", ""),
-                sub_state=keys.get("SubState", ""),
                 result=keys.get("Result", ""),
                 has_job=keys.get("Job", "") not in ("", "0"),
                 main_pid=_number(keys.get("MainPID", "")),

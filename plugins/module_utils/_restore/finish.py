@@ -68,4 +68,5 @@ async def _see_image_off(run: RestoreRun, head: ImageHead) -> bool:
         # The guest is where it should be: that is no failure of the restore, but a trap for the next one.
         run.warnings.append(f"Remove the image by hand, it must not be restored again: {exc.what}")
         return False
+    run.removed = True
     return True

@@ -26,6 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_gra
     Layer,
     slice_of,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.devices import UNNAMED
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.qcow2_header import (
     Qcow2Header,
     read_qcow2_header,
@@ -125,16 +126,16 @@ class ConfiguredMedia:
             found[keys.get("id") or f"{interface}{bus if units else ''}{medium}{unit}"] = keys
         return found
 
-    def device(self, qdev: str, types: t.Mapping[str, str]) -> Keys | None:
+    def device(self, qdev: str, devices: t.Mapping[str, str]) -> Keys | None:
         """The options of a device; None where the configuration has none.
 
         :param qdev: its id or QOM path, as ``query-block`` gives it.
-        :param types: of the devices without an id, by their names in QEMU.
+        :param devices: the types of all devices, by their paths.
         :raises UnknownMediumError: it cannot be told which options are the device's.
         """
         parts = qdev.strip("/").split("/")
         if parts[:2] == ["machine", "peripheral-anon"] and len(parts) > 2:
-            return self._device_without_id(parts[2], types)
+            return self._device_without_id(parts[2], devices)
         name = parts[2] if parts[:2] == ["machine", "peripheral"] and len(parts) > 2 else qdev
         flash = re.fullmatch(r"/machine/[\w-]+\.flash([01])", qdev)
         if flash:
@@ -156,7 +157,7 @@ class ConfiguredMedia:
                 found = {"drive": setting.keys[f"pflash{number}"]}
         return found
 
-    def _device_without_id(self, name: str, types: t.Mapping[str, str]) -> Keys | None:
+    def _device_without_id(self, name: str, devices: t.Mapping[str, str]) -> Keys | None:
         """QEMU numbers them in this order: the strings, those of drives with ``if=virtio``, and JSON."""
         settings = self._configuration.of("device", "virtfs")
         plain = [setting.keys for setting in settings if not setting.argument.startswith("{")]
@@ -165,7 +166,7 @@ class ConfiguredMedia:
         ordered = [keys for keys in (*plain, *virtio, *in_json) if not keys.get("id")]
         number = _number(name.partition("[")[2].rstrip("]"), -1)
         for position, keys in enumerate(ordered[: number + 1]):
-            kind = types.get(f"device[{position}]")
+            kind = devices.get(f"{UNNAMED}/device[{position}]")
             driver = "virtio-9p" if "fsdriver" in keys else keys.get("driver", "")
             if kind is not None and kind != driver and not kind.startswith(f"{driver}-"):
                 raise UnknownMediumError(f"which option of its command line {name} ({kind}) is cannot be told")

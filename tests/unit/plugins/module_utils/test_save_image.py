@@ -22,7 +22,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 from ansible_collections.vmops.qemu.plugins.module_utils._image import archive as archive_module
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, Compressor
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import (
-    HIDDEN,
     LaunchRecord,
     SaveFacts,
     embed,
@@ -30,6 +29,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml impor
 from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 from ansible_collections.vmops.qemu.plugins.module_utils._save_image import SaveImageOperation, SaveImageRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key
 
@@ -408,7 +408,7 @@ def test_changes_after_an_interrupted_tight_archiving(image, monkeypatch):
     assert (result["image"]["state"], result["image"]["vm_state"]) == ("archived", "paused")
 
 
-def test_an_interrupted_change_is_put_back_by_any_run(image, monkeypatch, kill_at_each_step):
+def test_an_interrupted_change_is_put_back_by_any_run(image, kill_at_each_step):
     original = image.read_bytes()
     recovered = []
 

@@ -376,8 +376,11 @@ def test_an_error_in_the_middle_says_what_is_where(large, monkeypatch, small_chu
         archive_it(large, tight=True)
     monkeypatch.undo()
     partial = str(large.parent / f".{large.name}.tar.gz.partial")
-    assert str(large) in caught.value.guest_state
-    assert partial in caught.value.guest_state
+    situation = caught.value.situation
+    assert situation
+    assert str(large) in situation.sentence
+    assert partial in situation.sentence
+    assert (situation.guest, situation.image) == ("unknown", "partial")
     assert caught.value.cure.startswith("Free space; then run vmops.qemu.qemu_save_image with archive: gzip")
     info = image_info(str(large))
     assert info["state"] == "partial"

@@ -22,7 +22,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import edit as edit_module
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import (
-    HIDDEN,
     LaunchRecord,
     SaveFacts,
     embed,
@@ -47,6 +46,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info, image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 
 FACTS = SaveFacts("0.1.0", "10.0.2", "2026-03-01T09:30:00Z")
 LAUNCH = LaunchRecord(["q", "-object", "secret,id=s,data=geheim"], "/", "/bin/q", 0, 0)
@@ -289,7 +289,7 @@ def test_the_journal_is_private_and_no_image(builder, monkeypatch):
     assert seen == [(0o600, "partial")]
 
 
-def test_a_journal_of_another_image_is_not_put_back(builder, tmp_path):
+def test_a_journal_of_another_image_is_not_put_back(builder):
     path = str(builder.write())
     with open_for_edit(path) as descriptor:
         journal = journal_path(path, descriptor)
@@ -439,7 +439,7 @@ def test_mark_through_a_link_is_that_of_the_image_behind_it(builder, tmp_path):
     assert read_image_head(str(builder.path)).header.checkpoint
 
 
-def test_only_the_image_that_was_read_is_marked(builder, tmp_path, copy_of):
+def test_only_the_image_that_was_read_is_marked(builder, copy_of):
     path = str(builder.write())
     head = read_image_head(path)
     other = copy_of("raw.save")

@@ -237,7 +237,7 @@ def test_other_files_are_left_out(save, tmp_path):
     assert newer_image(path, head) is None
 
 
-def test_images_that_were_written_long_before_are_not_opened(save, tmp_path, monkeypatch):
+def test_images_that_were_written_long_before_are_not_opened(save, monkeypatch):
     path = save("a.save", vouched=True)
     save("b.save", at="09:29:00.000", mtime=1_772_357_400 - 100_000)
     save("c.save", at="09:29:00.000", mtime=1_772_357_400 - 3600)

@@ -95,7 +95,7 @@ def test_guard_without_links_on_the_way(at_root, tmp_path):
     assert f"ConditionPathExists=!{path}\n" in guard_text([f"{tmp_path}/link/web1.save"])
 
 
-def test_mount_points(tmp_path):
+def test_mount_points():
     assert unit_module._mount_point("/proc") == "/proc"
     assert unit_module._mount_point("/proc/self") == "/proc"
     assert unit_module._mount_point("/procedures") == "/"
@@ -174,7 +174,7 @@ def test_units_own_words_are_left_to_systemd(own, start):
     assert not any(line.startswith("WorkingDirectory") for line in found)
 
 
-def test_program_that_becomes_qemu_does_not_give_it_more(monkeypatch):
+def test_program_that_becomes_qemu_does_not_give_it_more():
     """The unit's user is root, whom its script was told to give up."""
     sets = Capabilities(0, 0, 0b111, 0)
     own = StartCommand("/usr/local/bin/start-vm", "", bounding=0b111)

@@ -50,7 +50,7 @@ def test_variables():
     assert not has_variables(["$$A", "x$A", "a$", "$$", "100%"])
 
 
-def test_variables_of_a_process(tmp_path, monkeypatch):
+def test_variables_of_a_process(tmp_path):
     file = tmp_path / "file"
     file.write_text("B=of/file\n# C=1\nD='quoted'\n E=1,2\n")
     facts = dataclasses.replace(

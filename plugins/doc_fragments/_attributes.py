@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    # Every module: extends_documentation_fragment: vmops.qemu.attributes
+    # Every module: extends_documentation_fragment: vmops.qemu._attributes
     DOCUMENTATION = r"""
 options: {}
 attributes:
@@ -26,7 +26,7 @@ attributes:
     support: full
 """
 
-    # A module that never changes anything: vmops.qemu.attributes.info_module
+    # A module that never changes anything: vmops.qemu._attributes.info_module
     INFO_MODULE = r"""
 options: {}
 attributes:
@@ -44,7 +44,7 @@ attributes:
       - This module only looks, it changes nothing.
 """
 
-    # A module that takes the defaults of the action group: vmops.qemu.attributes.actiongroup_qemu
+    # A module that takes the defaults of the action group: vmops.qemu._attributes.actiongroup_qemu
     ACTIONGROUP_QEMU = r"""
 options: {}
 attributes:

@@ -16,8 +16,8 @@ from ansible.errors import AnsibleActionFail
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.vmops.qemu.plugins.plugin_utils.answer import reduce_answer
-from ansible_collections.vmops.qemu.plugins.plugin_utils.library import controllers_copy
+from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import reduce_answer
+from ansible_collections.vmops.qemu.plugins.plugin_utils._library import controllers_copy
 
 #: Names the copy's path for the module (C(_qemu/monitor)).
 _VARIABLE = "VMOPS_QEMU_QMP"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    # extends_documentation_fragment: vmops.qemu.library
+    # extends_documentation_fragment: vmops.qemu._library
     DOCUMENTATION = r"""
 options:
   bundle_library:
