@@ -7,32 +7,32 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: qemu_progress
-short_description: Report how far saves and restores of QEMU VMs have come
+short_description: Report the progress of saves and restores of QEMU VMs
 version_added: 0.1.0
 description:
-  - Reads what M(vmops.qemu.qemu_save) and M(vmops.qemu.qemu_restore) publish of themselves while they work on this
-    host, whoever started them. QEMU is not asked.
-  - M(vmops.qemu.qemu_parallel) uses it to follow its runs.
+  - Reads what running M(vmops.qemu.qemu_save) and M(vmops.qemu.qemu_restore) tasks on this host publish about
+    themselves, whoever started them. QEMU is not queried.
+  - M(vmops.qemu.qemu_parallel) uses this module to follow its runs.
 options:
   jobs:
     description:
-      - Ids of background jobs (C(ansible_job_id)) to report on, too.
+      - Ids of background jobs (C(ansible_job_id)) whose results are to be returned, too.
     type: list
     elements: str
     default: []
   async_dir:
     description:
-      - Where Ansible keeps the results of background jobs.
+      - The directory in which Ansible keeps the results of background jobs.
     type: path
     default: ~/.ansible_async
   wait:
     description:
-      - Seconds to wait for the end of one of the O(jobs) before the report.
+      - The maximum number of seconds to wait for one of the O(jobs) to end before reporting.
     type: float
     default: 0
   forget:
     description:
-      - Ids of background jobs whose results are not needed any more and are removed.
+      - Ids of background jobs whose results are no longer needed and are removed.
     type: list
     elements: str
     default: []

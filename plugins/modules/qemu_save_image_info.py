@@ -10,44 +10,38 @@ module: qemu_save_image_info
 short_description: Read what save images of QEMU VMs hold
 version_added: 0.1.0
 description:
-  - Reads the header and the domain XML of save images, those of M(vmops.qemu.qemu_save) and those of libvirt, without
-    a running QEMU or libvirt.
-  - With O(stream=true) it also reads the machine type, RAM blocks and device sections from the QEMU stream, and with
-    O(verify=true) it checks that the file holds what its header and bitmaps promise. The guest's memory is read only to
-    compare it with a checksum that is recorded in the image.
-  - A bad image is a result with C(problems), not a failed task.
+  - Reads the header and the domain XML of save images of M(vmops.qemu.qemu_save) and libvirt, without a running QEMU or
+    libvirt.
+  - With O(stream=true), the module also reads the machine type, the RAM blocks and the device sections from the QEMU
+    stream. With O(verify=true), it checks that the file holds what its header and bitmaps promise. The guest's memory
+    is read only to compare it with a checksum that the image records.
+  - A bad image does not make the task fail. It is returned with its C(problems).
 options:
   path:
     description:
-      - A save image, or a directory of them.
-      - In a directory, regular files that begin as save images do are read, and those named C(*.save). Others, and
-        symbolic links, are left out.
-      - Archives that M(vmops.qemu.qemu_save_image) has made of images named C(*.save) are read, too.
-    type: path
+      - A save image, or a directory of save images.
+      - In a directory, the module reads the regular files that begin like a save image or are named C(*.save). It
+        ignores other files and symbolic links.
+      - It also reads the archives that M(vmops.qemu.qemu_save_image) has made of images named C(*.save).
   name:
     description:
-      - The VM's name; its image is the name with C(.save) in O(save_dir), or an archive of it.
-      - Without O(path) and O(name), all images in O(save_dir) are read.
-      - With the O(path) of an image, the VM that it must hold; with that of a directory, the VM whose images are read.
-    type: str
-  save_dir:
-    description:
-      - The directory for save images when O(path) is not given.
-    type: path
-    default: /var/lib/vmops/save
+      - The VM's name. Its image is the name with C(.save) in O(save_dir), or an archive of that.
+      - If neither O(path) nor O(name) is given, all images in O(save_dir) are read.
+      - If O(path) is an image, it must hold the VM of this name. If O(path) is a directory, only the images of this VM
+        are returned.
   stream:
     description:
-      - Read the QEMU stream too. The result is in C(stream) of each image.
-      - Of a compressed image, machine type and RAM blocks are known where the tool of its format is installed.
+      - Also read the QEMU stream. C(stream) of each image has the result.
+      - Reading the machine type and the RAM blocks of a compressed image requires the tool of its format.
     type: bool
     default: false
   verify:
     description:
-      - Check each image's structure, such as that its RAM blocks do not overlap, that pages which its bitmaps promise
-        were written, and that the stream ends where the file ends. What is wrong is in C(problems).
-      - Where the image has a C(checksum), all of it is read and compared with that. Where it has none, a change in the
-        guest's memory is not found.
-      - An archive is not checked.
+      - Check the structure of each image. For example, its RAM blocks must not overlap, all pages that its bitmaps
+        promise must have been written, and the stream must end where the file ends. C(problems) has what is wrong.
+      - If the image has a C(checksum), the whole image is read and compared with it. Without a checksum, a change of
+        the guest's memory is not detected.
+      - Archives are not checked.
     type: bool
     default: false
 attributes:
@@ -57,8 +51,10 @@ extends_documentation_fragment:
   - vmops.qemu._attributes
   - vmops.qemu._attributes.info_module
   - vmops.qemu._attributes.actiongroup_qemu
+  - vmops.qemu._image_location
+  - vmops.qemu._save_dir
 notes:
-  - Passwords in the domain XML, and in a recorded QEMU command line, are hidden in the result.
+  - Passwords in the domain XML and in a recorded QEMU command line are hidden in the result.
 seealso:
   - module: vmops.qemu.qemu_save
   - module: vmops.qemu.qemu_restore
@@ -404,15 +400,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.info import (
     image_word,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._module import run_blocking
+from ansible_collections.vmops.qemu.plugins.module_utils._options import IMAGE_LOCATION, SAVE_DIR
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path"},
-            "name": {"type": "str"},
-            "save_dir": {"type": "path", "default": "/var/lib/vmops/save"},
+            **IMAGE_LOCATION,
+            **SAVE_DIR,
             "stream": {"type": "bool", "default": False},
             "verify": {"type": "bool", "default": False},
         },

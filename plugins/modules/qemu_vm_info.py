@@ -12,25 +12,22 @@ version_added: 0.1.0
 description:
   - Lists every running QEMU of the host with its VM, whether it can be saved, how M(vmops.qemu.qemu_restore) would
     start it again, and its save image.
-  - The VMs are found through the running processes and asked over QMP, all at the same time. One that cannot be asked,
-    as its monitor is busy or missing, is listed with the reason and with what its command line says; that is no
-    failure.
+  - The module finds the VMs among the running processes and queries all of them at the same time over QMP. A VM that
+    cannot be queried, because its monitor is busy or missing, is listed with the reason and with what its command line
+    says. That does not make the task fail.
 options:
   name:
     description:
-      - List only the VMs of these names (QEMU's C(-name)). One that does not run is left out.
+      - List only the VMs of these names (QEMU's C(-name)). Names of VMs that do not run are ignored.
     type: list
     elements: str
   save_dir:
     description:
-      - The directory in which the VMs' save images are looked for.
-    type: path
-    default: /var/lib/vmops/save
+      - The directory in which the module looks for the VMs' save images.
   timeout:
     description:
-      - Seconds after which VMs that have not answered are listed without an answer.
-      - A monitor that another client holds is waited for 3 seconds.
-    type: float
+      - The number of seconds after which VMs that have not answered are listed without an answer.
+      - If another client uses a monitor, the module waits 3 seconds for it.
     default: 10
 attributes:
   platform:
@@ -39,14 +36,16 @@ extends_documentation_fragment:
   - vmops.qemu._attributes
   - vmops.qemu._attributes.info_module
   - vmops.qemu._attributes.actiongroup_qemu
+  - vmops.qemu._save_dir
+  - vmops.qemu._timeout
   - vmops.qemu._library
 requirements:
-  - qemu.qmp >= 0.0.3 (Python library on the host with the VMs)
+  - qemu.qmp >= 0.0.3 (Python library on the host of the VMs)
 notes:
-  - A QEMU monitor serves one client at a time, so that another one has to wait while this module asks (less than a
+  - A QEMU monitor serves one client at a time. Other clients have to wait while this module uses it (less than a
     second).
-  - As another user than root, only that user's own VMs can be asked.
-  - A process that only says that it is a QEMU, and executes something else, is no VM; it is told in a warning.
+  - A user other than root can only query their own VMs.
+  - A process that claims to be a QEMU but executes another program is not listed as a VM; a warning names it.
 seealso:
   - module: vmops.qemu.qemu_save
   - module: vmops.qemu.qemu_restore
@@ -139,7 +138,7 @@ vms:
       type: str
       sample: qemu@web1.service
     launch:
-      description: How M(vmops.qemu.qemu_restore) starts it again, after a save, by what the image records.
+      description: How M(vmops.qemu.qemu_restore) will start the VM again, according to what the image records.
       type: dict
       contains:
         how:
@@ -267,6 +266,7 @@ cure:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmops.qemu.plugins.module_utils._module import run_operation
+from ansible_collections.vmops.qemu.plugins.module_utils._options import LIBRARY, SAVE_DIR, TIMEOUT, changed, without
 from ansible_collections.vmops.qemu.plugins.module_utils._vm_info import VmInfoOperation, VmInfoRequest
 
 
@@ -274,13 +274,13 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "list", "elements": "str"},
-            "save_dir": {"type": "path", "default": "/var/lib/vmops/save"},
-            "timeout": {"type": "float", "default": 10},
-            "bundle_library": {"type": "bool", "default": True},
+            **SAVE_DIR,
+            **changed(TIMEOUT, timeout={"default": 10}),
+            **LIBRARY,
         },
         supports_check_mode=True,
     )
-    options = {key: value for key, value in module.params.items() if key != "bundle_library"}
+    options = without(module.params, LIBRARY)
     # The time is the operation's own, which lists what it has when it is over.
     run_operation(module, lambda: VmInfoOperation(VmInfoRequest(**options)), 0)
 
