@@ -392,13 +392,13 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import RequestError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path, require_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import (
     describe,
     directory_info,
     image_info,
     image_word,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path, require_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._module import run_blocking
 from ansible_collections.vmops.qemu.plugins.module_utils._options import IMAGE_LOCATION, SAVE_DIR
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation

@@ -32,12 +32,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmopsError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, Filter, make_pipe
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, Filter, make_pipe
 from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import stream_digest
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import PartialImage
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Publisher
