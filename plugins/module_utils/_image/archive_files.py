@@ -11,6 +11,7 @@ import os
 import stat
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._durable import scratch_path
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     ImageFormatError,
@@ -77,6 +78,6 @@ def remove_archive_leftovers(path: str) -> None:
     """
     record = archive_record_path(path)
     partial = [archive_partial_path(path, image_format) for image_format in SUFFIXES]
-    for left in (record, f"{record}.new", expanding_path(path), *partial):
+    for left in (record, scratch_path(record), expanding_path(path), *partial):
         with contextlib.suppress(ImageNotFoundError), image_errors(left, "remove the leftover"):
             os.unlink(left)

@@ -6,18 +6,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
+from ansible_collections.vmops.qemu.plugins.module_utils._durable import write_durably
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import MAGIC_PARTIAL, ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import SUFFIXES, archive_record_path
-from ansible_collections.vmops.qemu.plugins.module_utils._image.place import flush_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +67,4 @@ def write_record(path: str, state: Unfinished) -> None:
     """Keep on the storage how far archiving of the image at this path went; raises ImageError."""
     record = archive_record_path(path)
     with image_errors(record, "record how far archiving went"):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with contextlib.suppress(FileNotFoundError):  # also a FIFO, which would be waited for
-            os.unlink(f"{record}.new")
-        with ImageFile(record, os.open(f"{record}.new", flags, 0o600)) as file:
-            file.write(json.dumps(dataclasses.asdict(state)).encode(), 0)
-            file.flush()
-        os.rename(f"{record}.new", record)
-    flush_image(record)
+        write_durably(record, json.dumps(dataclasses.asdict(state)).encode())

@@ -26,6 +26,7 @@ import os
 import signal
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._durable import scratch_path, write_durably
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     ImageFormatError,
@@ -46,7 +47,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors imp
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import hold_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import journal_path
-from ansible_collections.vmops.qemu.plugins.module_utils._image.place import flush_image, remove_image
+from ansible_collections.vmops.qemu.plugins.module_utils._image.place import remove_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, vouch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import read_key
@@ -158,7 +159,7 @@ def recover_head(image: ImageFile) -> bool:
     :raises ImageAccessError: a step failed; the journal stays.
     """
     path, journal = image.path, journal_of(image)
-    _unlink(f"{journal}.new")
+    _unlink(scratch_path(journal))
     recovered = False
     if not os.path.lexists(journal):
         return False
@@ -225,7 +226,7 @@ def drop_journal(image: ImageFile) -> None:
     :raises ImageAccessError: it cannot be removed.
     """
     journal = journal_of(image)
-    for left in (journal, f"{journal}.new"):
+    for left in (journal, scratch_path(journal)):
         _unlink(left)
 
 
@@ -277,19 +278,8 @@ def _write_journal(image: ImageFile, old: ImageHead) -> str:
     journal = journal_of(image)
     data = image.read(old.header.stream_offset, 0)
     data = MAGIC_PARTIAL + data[MAGIC_SIZE:]
-    _unlink(f"{journal}.new")
     with image_errors(journal, "write the journal"):
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            with ImageFile(journal, os.open(f"{journal}.new", flags, 0o600)) as target:
-                target.write(data, 0)
-                target.flush()
-            os.rename(f"{journal}.new", journal)
-        except BaseException:  # whatever it is, a signal, too: half a journal is none
-            with contextlib.suppress(OSError):
-                os.unlink(f"{journal}.new")
-            raise
-    flush_image(journal)
+        write_durably(journal, data)
     return journal
 
 

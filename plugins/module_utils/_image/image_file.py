@@ -11,6 +11,7 @@ import os
 import stat
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._durable import write_all
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     ImageAccessError,
@@ -159,10 +160,7 @@ class ImageFile:
 
     def write(self, data: bytes, offset: int) -> None:
         """Write all of ``data`` at ``offset``; raises OSError."""
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self.descriptor, view, offset)
-            view, offset = view[written:], offset + written
+        write_all(self.descriptor, data, offset)
 
     def flush(self) -> None:
         """Bring all that was written by whomever onto the storage (fsync); raises OSError."""

@@ -33,7 +33,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.names import (
     target_of_partial,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
-    flush_directory,
+    flush_change,
     locked_directory,
     open_directory,
     require_replaceable_file,
@@ -214,7 +214,7 @@ class PartialImage:
                 basename = os.path.basename(self.target)
                 os.rename(self._name, basename, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         try:
-            flush_directory(self._directory, self.target)
+            flush_change(self._directory, self.target)
         except ImageError:
             # After a crash it might be there or not: it must not stand beside a guest that runs on.
             with contextlib.suppress(OSError):

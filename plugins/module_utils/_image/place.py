@@ -12,6 +12,7 @@ import os
 import stat
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._durable import flush_directory
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageAccessError, RequestError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile, kind_of, require_regular
@@ -32,11 +33,7 @@ def make_save_directory(path: str) -> None:
             os.mkdir(path, 0o700)
             # That it is there must outlast a crash, or the images in it do not.
             for place in (os.path.dirname(path), os.path.dirname(os.path.dirname(path))):
-                descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                flush_directory(place)
 
 
 def require_writable_directory(directory: str, may_be_made: bool = False) -> str:
@@ -114,7 +111,7 @@ def remove_image(path: str, file_id: tuple[int, int] | None = None) -> None:
             if file_id not in (None, (facts.st_dev, facts.st_ino)):
                 raise ImageAccessError(path, "another file is in its place by now, which is not removed")
             os.unlink(name, dir_fd=directory)
-        flush_directory(directory, path)
+        flush_change(directory, path)
     finally:
         os.close(directory)
 
@@ -129,11 +126,8 @@ def flush_image(path: str) -> None:
     path = os.path.abspath(path)
     with ImageFile.open(path) as image, image_errors(path, "flush the image"):
         image.flush()
-    directory = open_directory(path)
-    try:
-        flush_directory(directory, path)
-    finally:
-        os.close(directory)
+    with image_errors(os.path.dirname(path), f"flush the directory after the change of {os.path.basename(path)}"):
+        flush_directory(os.path.dirname(path))
 
 
 def free_bytes(directory: str) -> int | None:
@@ -159,8 +153,8 @@ def open_directory(target: str) -> int:
         return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def flush_directory(descriptor: int, path: str) -> None:
-    """Bring an open directory onto the storage.
+def flush_change(descriptor: int, path: str) -> None:
+    """Bring a change of the names in an open directory onto the storage.
 
     :param path: the file whose name was changed in it, for errors.
     :raises ImageError: the storage failed.
