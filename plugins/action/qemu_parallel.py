@@ -13,8 +13,9 @@ from ansible.errors import AnsibleActionFail
 from ansible.utils.display import Display
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
 from ansible_collections.vmops.qemu.plugins.module_utils._options import TIMEOUT, Spec
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.plugin_utils._action import HostAction
-from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import reduce_answer
+from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import ERROR, reduce_answer
 from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import is_figure
 
 _COLLECTION = "vmops.qemu."
@@ -71,6 +72,7 @@ class ActionModule(HostAction):
         )
         if failures:
             first = next(run for run in runs if run.result.get("failed"))
+            result.update({key: first.result[key] for key in ERROR if key in first.result})
             result["msg"] = one_line(
                 f"{len(failures)} of {len(runs)} failed ({', '.join(failures)});"
                 f" {first.name}: {first.result.get('msg')}"
@@ -147,7 +149,11 @@ class _Follower:
                 if run.job in look["jobs"]:
                     run.result = self._ended(look["jobs"][run.job])
                 elif time.monotonic() > run.deadline:
-                    run.result = {"failed": True, "msg": f"The background job {run.job} was lost; run the task again"}
+                    run.result = {
+                        "failed": True,
+                        "msg": f"The background job {run.job} was lost; run the task again",
+                        **Situation().words(),
+                    }
                 else:
                     continue
                 forget.append(run.job)
@@ -279,10 +285,11 @@ def _predicted(result: dict[str, t.Any]) -> dict[str, t.Any]:
         return result
     wrong = ", ".join(result["disbelieved"])
     return {
+        **Situation().words(),
         **result,
         "failed": True,
         "msg": one_line(
-            f"The host tells figures that cannot be ({wrong}). Nothing was touched. Look at the host and the VM first."
+            f"The host reports figures that cannot be right ({wrong}). Nothing was touched. Look at the host and the VM first."
         ),
     }
 

@@ -202,7 +202,7 @@ def _cut(value: t.Any, most: int) -> str:
 
 
 def _told(wrong: list[str]) -> str:
-    return f"it told figures that cannot be ({', '.join(_cut(name, 40) for name in wrong)})" if wrong else ""
+    return f"it reported figures that cannot be right ({', '.join(_cut(name, 40) for name in wrong)})" if wrong else ""
 
 
 def _wrong(hosts: list[Data], vms: list[tuple[Data, Data]]) -> str:

@@ -81,8 +81,8 @@ def _by_name(runs: t.Any) -> dict[str, Run]:
 
 
 def _entry(name: str, save: Run, restore: Run) -> dict[str, t.Any]:
-    image = save.get("image") or restore.get("image")
-    allocated = image.get("allocated") if isinstance(image, t.Mapping) else None
+    images = [image for image in (save.get("image"), restore.get("image")) if isinstance(image, t.Mapping)]
+    allocated = next((image["allocated"] for image in images if image.get("allocated") is not None), None)
     told = {
         "bytes": save.get("space_needed") or allocated,
         "throughput": save.get("throughput"),

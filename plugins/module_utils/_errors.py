@@ -4,14 +4,53 @@
 
 """The one exception tree of the collection.
 
-Everything below the modules raises from this tree; only a module's C(main()) turns an error into C(fail_json).
-An error says what happened and to what, in what state the guest is now, and what to do about it.
+Everything below the modules raises from this tree; only a module's ``main()`` turns an error into ``fail_json``.
+An error says what happened and to what, how guest and image are now, and what to do about it.
+
+::
+
+    VmopsError
+        RequestError                    what is asked for
+            ConflictError               ... is forbidden by what is there already
+                BusyError               ... by another run, whose end may be waited for
+            NotRestorableError          ... would make an image that cannot be restored
+            LockHeldError               ... is locked by a process that is no run
+        ImageError                      the file
+            ImageNotFoundError
+            ImageAccessError
+                ImageSpaceError
+            ImagePartialError
+            ImageFormatError
+            ImageUnsupportedError
+            ImageUnsafeError            ... others may have written it
+            NotVouchedError             ... nobody vouches for it
+        VouchingKeyError
+        VmNotFoundError                 the process
+        VmAmbiguousError
+        MonitorError                    ... its QMP socket
+            MonitorMissingError
+            MonitorProtocolError
+            MonitorForeignError
+            MonitorBusyError
+            MonitorLostError
+            CommandError                ... QEMU's own words
+        UnsupportedByQemuError
+        MigrationError
+        MismatchError                   the image and the process
+            ForeignQemuError
+            DiskMismatchError
+        UnitError                       systemd
+        LaunchError
+        OperationTimeoutError           the run itself
+        InterruptedOperationError
 """
 
 from __future__ import annotations
 
 import re
 import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
 #: Control characters, line separators, marks that turn the direction of text, and halves of characters.
 _NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -48,21 +87,26 @@ class VmopsError(Exception):
 
     :param what: what happened, naming the VM or the file, as a full sentence without the final full stop.
     :param cure: what the operator should do, as a full sentence without the final full stop.
-    :param guest_state: the guest's state now, as a full sentence; operations fill it in when they know it.
-    :param problems: C(problems), as modules return it, where the error is about what surrounds the VM.
+    :param situation: how guest and image are now; operations fill it in.
+    :param problems: ``problems``, as modules return it, where the error is about what surrounds the VM.
     """
 
     def __init__(
-        self, what: str, *, cure: str = "", guest_state: str = "", problems: list[dict[str, t.Any]] | None = None
+        self,
+        what: str,
+        *,
+        cure: str = "",
+        situation: Situation | None = None,
+        problems: list[dict[str, t.Any]] | None = None,
     ) -> None:
         super().__init__(what)
         self.what = what
         self.cure = cure
-        self.guest_state = guest_state
+        self.situation = situation
         self.problems = problems
 
     def __str__(self) -> str:
-        sentences = (part.strip().rstrip(".") for part in (self.what, self.guest_state, self.cure))
+        sentences = (part.strip().rstrip(".") for part in (self.what, self._situation.sentence, self.cure))
         return " ".join(f"{sentence}." for sentence in sentences if sentence)
 
     def as_result(self) -> dict[str, t.Any]:
@@ -70,10 +114,15 @@ class VmopsError(Exception):
         result: dict[str, t.Any] = {
             "msg": one_line(str(self)),
             "error": type(self).__name__,
-            "guest_state": one_line(self.guest_state),
+            "guest_state": one_line(self._situation.sentence),
             "cure": one_line(self.cure),
+            **self._situation.words(),
         }
         return result if self.problems is None else {**result, "problems": self.problems}
+
+    @property
+    def _situation(self) -> Situation:
+        return self.situation or Situation()
 
 
 class RequestError(VmopsError):
@@ -102,8 +151,8 @@ class LockHeldError(RequestError):
 class ImageError(VmopsError):
     """Something is wrong with a save image."""
 
-    def __init__(self, path: str, what: str, *, cure: str = "", guest_state: str = "") -> None:
-        super().__init__(f"{path}: {what}", cure=cure, guest_state=guest_state)
+    def __init__(self, path: str, what: str, *, cure: str = "", situation: Situation | None = None) -> None:
+        super().__init__(f"{path}: {what}", cure=cure, situation=situation)
         self.path = path
         self.problem = what
 

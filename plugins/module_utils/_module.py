@@ -32,6 +32,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import redact_argument
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import QEMU_QMP_IMPORT_ERROR, QEMU_QMP_MINIMUM
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -39,8 +40,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Operation(t.Protocol):
     """What :func:`run_operation` runs."""
 
-    #: How the guest is now, in a sentence.
-    guest_state: str
+    #: How guest and image are now.
+    situation: Situation
     #: Who it is about, for messages.
     subject: str
 
@@ -59,20 +60,35 @@ def run_operation(module: AnsibleModule, make: t.Callable[[], Operation], timeou
             msg=missing_required_lib(f"qemu.qmp >= {QEMU_QMP_MINIMUM}"),
             exception=QEMU_QMP_IMPORT_ERROR,
             missing_library="qemu.qmp",  # the action plugin then brings the controller's copy along
+            **Situation().words(),
         )
-    _leave_with(module, lambda: asyncio.run(_bounded(make(), timeout)))
+    made: list[Operation] = []
+
+    def work() -> dict[str, t.Any]:
+        made.append(make())
+        return asyncio.run(_bounded(made[0], timeout))
+
+    _leave_with(module, work, lambda: made[0].situation if made else Situation())
 
 
-def _leave_with(module: AnsibleModule, work: t.Callable[[], dict[str, t.Any]]) -> t.NoReturn:
-    """Do the work and leave through the module, with its return values or its error."""
+def _leave_with(
+    module: AnsibleModule, work: t.Callable[[], dict[str, t.Any]], situation: t.Callable[[], Situation]
+) -> t.NoReturn:
+    """Do the work and leave through the module, with its return values or its error.
+
+    :param situation: tells how guest and image are when the work has failed, where its error does not.
+    """
     try:
         result = work()
     except VmopsError as exc:
+        exc.situation = exc.situation or situation()
         module.fail_json(**tellable(exc.as_result()))
     except Exception as exc:  # a bug of ours: the operator gets a sentence, and the traceback only with -vvv
         module.fail_json(
             msg=one_line(f"{module._name} met an unexpected error, please report it: {type(exc).__name__}: {exc}."),
             exception=tellable(traceback.format_exc()),
+            guest_state=one_line(situation().sentence),
+            **situation().words(),
         )
     if not module._diff:
         result.pop("diff", None)
@@ -107,12 +123,12 @@ async def _bounded(operation: Operation, timeout: float) -> dict[str, t.Any]:
         if received:
             raise InterruptedOperationError(
                 f"The work on {operation.subject} was interrupted by {received[0].name}",
-                guest_state=operation.guest_state,
+                situation=operation.situation,
                 cure="Run the task again when the reason is gone",
             ) from None
         raise OperationTimeoutError(
             f"The work on {operation.subject} was not done within {timeout:g} seconds",
-            guest_state=operation.guest_state,
+            situation=operation.situation,
             cure="Raise timeout, or find out what is slow (bandwidth, the disk under the image)",
         ) from None
 
@@ -131,7 +147,12 @@ def _ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
-def run_blocking(module: AnsibleModule, function: t.Callable[[], dict[str, t.Any]], subject: str) -> t.NoReturn:
+def run_blocking(
+    module: AnsibleModule,
+    function: t.Callable[[], dict[str, t.Any]],
+    subject: str,
+    situation: t.Callable[[], Situation],
+) -> t.NoReturn:
     """Run work on files, without a guest, to its end and leave through the module.
 
     The first SIGTERM, SIGINT or SIGHUP raises InterruptedOperationError where the work is just then, so that its
@@ -139,6 +160,7 @@ def run_blocking(module: AnsibleModule, function: t.Callable[[], dict[str, t.Any
 
     :param function: does the work and returns the module's return values; may raise VmopsError.
     :param subject: what it is about, for messages.
+    :param situation: tells how the image is when the work has failed.
     """
     received: list[int] = []
 
@@ -152,7 +174,7 @@ def run_blocking(module: AnsibleModule, function: t.Callable[[], dict[str, t.Any
 
     for number in _SIGNALS:
         signal.signal(number, interrupt)
-    _leave_with(module, function)
+    _leave_with(module, function, situation)
 
 
 def show_without_secrets(

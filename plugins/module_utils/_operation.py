@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import os
 import typing as t
 
@@ -17,8 +18,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorMissingError,
     VmopsError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, image_lock
-from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_state
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_state, image_word
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import (
     RecordedIdentity,
     choose_process,
@@ -35,6 +37,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     list_processes,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
 
 class Locks(contextlib.ExitStack):
@@ -56,13 +59,16 @@ class Locks(contextlib.ExitStack):
 
 
 class Run(abc.ABC):
-    """A save or a restore while it runs; ``guest_state`` says at any time, in a sentence, how the guest is."""
+    """A save or a restore while it runs; ``situation`` says at any time how the guest is.
+
+    How the image is, is looked at where that is to be told, at the end.
+    """
 
     def __init__(self, path: str, subject: str) -> None:
         """:param path: the image's; empty where it is not known yet. :param subject: who it is about, for messages."""
         self.path = path
         self.subject = subject
-        self.guest_state = "The guest was not touched"
+        self.situation = Situation("The guest was not touched")
         self.locks = Locks()
         #: What is to be known of other QEMUs that have the VM's name, and of how it went.
         self.warnings: list[str] = []
@@ -75,25 +81,33 @@ class Run(abc.ABC):
         """Do it.
 
         :returns: the module's return values.
-        :raises VmopsError: with ``guest_state`` filled in.
+        :raises VmopsError: with its situation filled in.
         """
         try:
             with self.locks:
                 return await self._run()
-        except VmopsError as exc:
-            lost = isinstance(exc, MonitorLostError)
-            if not exc.guest_state and lost and self.session and await self.session.has_ended(lost):
-                exc.guest_state = self._ended()
-            exc.guest_state = exc.guest_state or self.guest_state
+        except BaseException as exc:
+            if isinstance(exc, VmopsError) and exc.situation:
+                self.situation = exc.situation
+            elif isinstance(exc, MonitorLostError) and self.session and await self.session.has_ended(lost=True):
+                self.situation = self._ended()
+            if self.path:
+                self.situation = dataclasses.replace(self.situation, image=self._image_word())
+            if isinstance(exc, VmopsError):
+                exc.situation = self.situation
             raise
 
     @abc.abstractmethod
     async def _run(self) -> dict[str, t.Any]:
-        """As :meth:`run`, with the locks let go and the guest's state told by that."""
+        """As :meth:`run`, with the locks let go and the situation told by that."""
+
+    def _image_word(self) -> str:
+        """The word for what is at the image's path."""
+        return image_word(self.path)
 
     @abc.abstractmethod
-    def _ended(self) -> str:
-        """The sentence for a VM whose QEMU has ended meanwhile."""
+    def _ended(self) -> Situation:
+        """How the guest is whose QEMU has ended meanwhile."""
 
 
 async def connect_to_vm(

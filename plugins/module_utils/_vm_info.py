@@ -32,9 +32,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmopsError,
     one_line,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, require_tool
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, require_tool
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_record, launch_result, recorded_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import connect_by_process, is_trusted
@@ -48,6 +49,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import read_vm
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import start_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import survey
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -79,11 +81,11 @@ class VmInfoRequest:
 
 
 class VmInfoOperation:
-    """One look at the host; C(guest_state) is what an error says of the guests."""
+    """One look at the host; ``situation`` is what an error says of the guests, whatever each of them does."""
 
     def __init__(self, request: VmInfoRequest) -> None:
         self.request = request
-        self.guest_state = "No guest was touched"
+        self.situation = Situation("No guest was touched")
         self.subject = "the VMs of this host"
         self.warnings: list[str] = []
 

@@ -108,4 +108,34 @@ duration:
   description: The total duration in seconds.
   type: float
   returned: always
+error:
+  description: The kind of the error.
+  type: str
+  returned: failure
+  sample: MonitorBusyError
+guest_state:
+  description: How the guest is now.
+  type: str
+  returned: failure
+  sample: web1 runs again
+guest:
+  description:
+    - How the guest is now, for programs.
+    - V(running) or V(paused) in a QEMU; V(saved), where only its image has it; V(ended), where no QEMU has it and no
+      image is known to be its last state; V(unknown), where it was not looked for or could not be reached any more.
+  type: str
+  returned: failure
+  sample: running
+cure:
+  description: What to do.
+  type: str
+  returned: failure
+image:
+  description:
+    - The image of the first VM whose run failed, of which RV(error), RV(guest_state), RV(guest) and RV(cure) are, too.
+    - Of a failed task only its C(state), as it is now, for programs.
+      V(absent), V(partial), V(complete) or V(archived); V(kept), where it is that of a restore, which has not used it
+      up; V(removed), where this task has removed it; V(unknown), where it was not looked at or is no image.
+  type: dict
+  returned: failure
 """

@@ -185,8 +185,11 @@ image:
   description:
     - The image as it was restored, as M(vmops.qemu.qemu_save_image_info) returns it, without its long parts.
     - Its C(state) is V(absent) if it was removed.
+    - Of a failed task only its C(state), as it is now, for programs.
+      V(absent), V(partial), V(complete) or V(archived); V(kept), where it is that of a restore, which has not used it
+      up; V(removed), where this task has removed it; V(unknown), where it was not looked at or is no image.
   type: dict
-  returned: success
+  returned: always
 vm:
   description: The VM.
   type: dict
@@ -261,6 +264,14 @@ guest_state:
   type: str
   returned: failure
   sample: web1 is not running, and its image is untouched
+guest:
+  description:
+    - How the guest is now, for programs.
+    - V(running) or V(paused) in a QEMU; V(saved), where only its image has it; V(ended), where no QEMU has it and no
+      image is known to be its last state; V(unknown), where it was not looked for or could not be reached any more.
+  type: str
+  returned: failure
+  sample: running
 cure:
   description: What to do.
   type: str

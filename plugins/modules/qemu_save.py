@@ -213,9 +213,13 @@ msg:
   returned: always
   sample: web1 was saved in /var/lib/vmops/save/web1.save, 612 MiB on disk, in 3.1 s; QEMU has quit
 image:
-  description: The image, as M(vmops.qemu.qemu_save_image_info) returns it, without its long parts.
+  description:
+    - The image, as M(vmops.qemu.qemu_save_image_info) returns it, without its long parts.
+    - Of a failed task only its C(state), as it is now, for programs.
+      V(absent), V(partial), V(complete) or V(archived); V(kept), where it is that of a restore, which has not used it
+      up; V(removed), where this task has removed it; V(unknown), where it was not looked at or is no image.
   type: dict
-  returned: success
+  returned: always
 vm:
   description: The VM.
   type: dict
@@ -349,6 +353,14 @@ guest_state:
   type: str
   returned: failure
   sample: web1 runs again
+guest:
+  description:
+    - How the guest is now, for programs.
+    - V(running) or V(paused) in a QEMU; V(saved), where only its image has it; V(ended), where no QEMU has it and no
+      image is known to be its last state; V(unknown), where it was not looked for or could not be reached any more.
+  type: str
+  returned: failure
+  sample: running
 cure:
   description: What to do.
   type: str

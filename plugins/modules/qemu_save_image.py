@@ -153,9 +153,13 @@ msg:
   returned: always
   sample: /var/lib/vmops/save/web1.save was set to be paused after a restore
 image:
-  description: The image, as M(vmops.qemu.qemu_save_image_info) returns it, without its long parts.
+  description:
+    - The image, as M(vmops.qemu.qemu_save_image_info) returns it, without its long parts.
+    - Of a failed task only its C(state), as it is now, for programs.
+      V(absent), V(partial), V(complete) or V(archived); V(kept), where it is that of a restore, which has not used it
+      up; V(removed), where this task has removed it; V(unknown), where it was not looked at or is no image.
   type: dict
-  returned: success
+  returned: always
 error:
   description: The kind of the error.
   type: str
@@ -165,17 +169,28 @@ guest_state:
   description: Where the guest's saved state is, if it is not whole in one file.
   type: str
   returned: failure
+guest:
+  description:
+    - How the guest is now, for programs.
+    - V(running) or V(paused) in a QEMU; V(saved), where only its image has it; V(ended), where no QEMU has it and no
+      image is known to be its last state; V(unknown), where it was not looked for or could not be reached any more.
+  type: str
+  returned: failure
+  sample: running
 cure:
   description: What to do.
   type: str
   returned: failure
 """
 
+import typing as t
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import redact
 from ansible_collections.vmops.qemu.plugins.module_utils._module import run_blocking, show_without_secrets
 from ansible_collections.vmops.qemu.plugins.module_utils._options import IMAGE_HEAD, IMAGE_LOCATION, SAVE_DIR
 from ansible_collections.vmops.qemu.plugins.module_utils._save_image import SaveImageOperation, SaveImageRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
 
 def main() -> None:
@@ -194,7 +209,18 @@ def main() -> None:
     )
     show_without_secrets(module, [module.params["domain_xml"] or ""], redact)
     request = SaveImageRequest(check_mode=module.check_mode, **module.params)
-    run_blocking(module, lambda: SaveImageOperation(request).run(), request.name or request.path or "the image")
+    operation: list[SaveImageOperation] = []
+
+    def work() -> dict[str, t.Any]:
+        operation.append(SaveImageOperation(request))
+        return operation[0].run()
+
+    run_blocking(
+        module,
+        work,
+        request.name or request.path or "the image",
+        lambda: operation[0].situation if operation else Situation(),
+    )
 
 
 if __name__ == "__main__":

@@ -357,9 +357,13 @@ images:
           description: The offset in the file at which the stream ends; V(null) if C(sections) is V(null).
           type: int
 image:
-  description: The only element of RV(images).
+  description:
+    - The only element of RV(images).
+    - Of a failed task only its C(state), as it is now, for programs.
+      V(absent), V(partial), V(complete) or V(archived); V(kept), where it is that of a restore, which has not used it
+      up; V(removed), where this task has removed it; V(unknown), where it was not looked at or is no image.
   type: dict
-  returned: when one image was requested
+  returned: when one image was requested, and on failure
 error:
   description: The kind of the error.
   type: str
@@ -369,20 +373,36 @@ guest_state:
   description: Where the guest is, if it is known; empty, as nothing is touched.
   type: str
   returned: failure
+guest:
+  description:
+    - How the guest is now, for programs.
+    - V(running) or V(paused) in a QEMU; V(saved), where only its image has it; V(ended), where no QEMU has it and no
+      image is known to be its last state; V(unknown), where it was not looked for or could not be reached any more.
+  type: str
+  returned: failure
+  sample: running
 cure:
   description: What to do.
   type: str
   returned: failure
 """
 
+import contextlib
 import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path, require_image_of
-from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import RequestError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import (
+    describe,
+    directory_info,
+    image_info,
+    image_word,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path, require_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._module import run_blocking
 from ansible_collections.vmops.qemu.plugins.module_utils._options import IMAGE_LOCATION, SAVE_DIR
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
 
 def main() -> None:
@@ -401,6 +421,12 @@ def main() -> None:
     name = options["name"]
     one = not os.path.isdir(path) if options["path"] else bool(name)
 
+    def situation() -> Situation:
+        with contextlib.suppress(RequestError):  # a name that cannot stand in a path
+            if one:
+                return Situation(image=image_word(image_path(options["path"], options["save_dir"], name)))
+        return Situation()
+
     def look() -> dict[str, t.Any]:
         if one:
             place = image_path(options["path"], options["save_dir"], name)
@@ -413,7 +439,7 @@ def main() -> None:
         lines = [f"{len(images)} save image{'' if len(images) == 1 else 's'} in {path}", *map(describe, images)]
         return {"changed": False, "images": images, "msg": "; ".join(lines)}
 
-    run_blocking(module, look, name or path)
+    run_blocking(module, look, name or path, situation)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,19 @@ import re
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import LATEST, MOST, is_figure
 
 Result = t.Dict[str, t.Any]
 
-_ERROR = {"error": "str", "guest_state": "str", "cure": "str"}
+#: What every failed task returns besides its message.
+ERROR: t.Mapping[str, str] = {"error": "str", "guest_state": "str", "cure": "str", "guest": "str", "image": "dict"}
 
 #: By module the documented keys and their types, as in its RETURN; a test compares them.
 RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
     "qemu_save": {
-        **_ERROR,
+        **ERROR,
         "msg": "str",
-        "image": "dict",
         "vm": "dict",
         "duration": "float",
         "pause_ms": "int",
@@ -45,9 +46,8 @@ RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
         "reasons": "dict",
     },
     "qemu_restore": {
-        **_ERROR,
+        **ERROR,
         "msg": "str",
-        "image": "dict",
         "vm": "dict",
         "launched": "bool",
         "running_at": "float",
@@ -58,15 +58,15 @@ RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
         "bypass_cache": "bool",
         "reasons": "dict",
     },
-    "qemu_vm_info": {**_ERROR, "msg": "str", "vms": "list"},
-    "qemu_save_image_info": {**_ERROR, "msg": "str", "images": "list", "image": "dict"},
-    "qemu_save_image": {**_ERROR, "msg": "str", "image": "dict"},
+    "qemu_vm_info": {**ERROR, "msg": "str", "vms": "list"},
+    "qemu_save_image_info": {**ERROR, "msg": "str", "images": "list"},
+    "qemu_save_image": {**ERROR, "msg": "str"},
     "qemu_progress": {"operations": "list", "jobs": "dict", "library": "bool"},
 }
 
 #: What every failed module of this collection, and Ansible where a module has crashed, may tell besides.
 _ALWAYS = {
-    **_ERROR,
+    **ERROR,
     "msg": "str",
     "changed": "flag",
     "failed": "flag",
@@ -128,8 +128,9 @@ def reduce_answer(module: str, answer: t.Any, in_background: bool = False) -> tu
                 "failed": True,
                 "changed": False,
                 "error": "AnswerError",
+                **Situation().words(),
                 "msg": one_line(
-                    f"What the host answered is no result of {name}: {exc}. What it has done is not known. Look at the"
+                    f"The host did not answer with a result of {name}: {exc}. What it has done is not known. Look at the"
                     " host before the task is run again, as something there does not tell the truth."
                 ),
             },
@@ -139,7 +140,7 @@ def reduce_answer(module: str, answer: t.Any, in_background: bool = False) -> tu
 
 def _reduced(name: str, answer: t.Any, in_background: bool) -> tuple[Result, list[str]]:
     if not isinstance(answer, t.Mapping):
-        raise AnswerError("it is no dictionary")
+        raise AnswerError("it is not a dictionary")
     wanted = {**_ALWAYS, **RETURNED[name], **(_JOB if in_background else {})}
     plain = _Plain()
     disbelieved: list[str] = []
@@ -164,7 +165,7 @@ def _reduced(name: str, answer: t.Any, in_background: bool) -> tuple[Result, lis
             result[key] = dict(answer[key])  # each is an answer of its own, to be reduced as its module's
         else:
             result[key] = plain.value(value, key)
-    for key in ("msg", *_ERROR):
+    for key in ("msg", *ERROR):
         if isinstance(result.get(key), str):
             result[key] = sentence(result[key])
     for key in ("module_stdout", "module_stderr", "outdata", "stderr"):

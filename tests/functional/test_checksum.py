@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from support import Monitor, find_qemu_pids
-from support.observe import VM, Continuity, run_state, settings
+from support.observe import VM, Continuity, run_state, settings, words
 from support.record import without_record_checksum
 
 FORMATS = ["sparse", "raw", "gzip", "bzip2", "xz", "lzop", "zstd"]
@@ -65,7 +65,7 @@ def test_full_verification_of_each_format(guest, image, save, restore, run_modul
     result = run_module("qemu_restore", name=VM, path=str(image), verify="full")
     assert result["error"] == "ImageFormatError"
     assert "does not match the checksum" in result["msg"]
-    assert result["guest_state"] == f"{VM} is not running, and its image is untouched"
+    assert words(result) == ("saved", "kept")
     assert image.exists()
     assert not os.path.exists(f"{image}.log"), "no QEMU was started"
     assert find_qemu_pids(VM) == []
@@ -254,7 +254,7 @@ def test_signal_puts_the_guest_back_at_once(big_guest, image, reading_save, numb
     result = run.result(60)
     assert time.monotonic() - signalled < 10
     assert result["error"] == "InterruptedOperationError", result["msg"]
-    assert result["guest_state"] == f"{VM} runs again"
+    assert words(result) == ("running", "absent")
     assert os.listdir(image.parent) == []
     assert settings(big_guest) == before
     continuity.check()
@@ -265,7 +265,7 @@ def test_timeout_puts_the_guest_back(big_guest, image, reading_save):
     run, _pid = reading_save(timeout=6)
     result = run.result(60)
     assert result["error"] == "OperationTimeoutError", result["msg"]
-    assert result["guest_state"] == f"{VM} runs again"
+    assert words(result) == ("running", "absent")
     assert os.listdir(image.parent) == []
     continuity.check()
 
@@ -293,7 +293,7 @@ def test_restore_that_is_interrupted_while_it_verifies(guest, image, save, resto
     os.kill(pid, signal.SIGTERM)
     result = run.result(60)
     assert result["error"] == "InterruptedOperationError", result["msg"]
-    assert result["guest_state"] == f"{VM} is not running, and its image is untouched"
+    assert words(result) == ("saved", "kept")
     assert find_qemu_pids(VM) == []
     restore(name=VM, path=str(image), verify="full")
     continuity.check()

@@ -30,7 +30,7 @@ from support import CounterGuest, find_qemu_pids
 from support.guest import REPOSITORY
 from support.module_run import check_error
 from support.observe import VM, Continuity, migration_is_active, wait_until
-from support.unchanged import BOUND, RUNS_AGAIN, UNTOUCHED, Before, contents, make_image
+from support.unchanged import BOUND, Before, contents, make_image
 from support.versions import find_qemus
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems, and make files of others")
@@ -103,7 +103,7 @@ def test_too_little_space(mount, guest, run_module, check):
     image = make_image(place / "images" / "web1.save")
     before = Before(guest, image.parent)
     result = run_module("qemu_save", name=VM, path=str(image), force=True, check=check)
-    before.check(result, "ImageSpaceError", str(image.parent), f"the file system {place} has only", state=UNTOUCHED)
+    before.check(result, "ImageSpaceError", str(image.parent), f"the file system {place} has only", guest="running")
     numbers = re.search(r"(\d+) MiB may be needed.* has only (\d+) MiB free \((\d+) MiB are missing\)", result["msg"])
     assert numbers, result["msg"]
     needed, free, missing = map(int, numbers.groups())
@@ -225,7 +225,7 @@ def test_short_write(make_guest, short_writes, image, run_module, options):
     make_image(image)
     before = Before(guest, image.parent)
     result = run_module("qemu_save", name=VM, path=str(image), force=True, **options)
-    before.check(result, "ImageFormatError", str(image), "the file is not whole", "never written")
+    before.check(result, "ImageFormatError", str(image), "the file is not complete", "never written")
     assert "dmesg" in result["cure"]
 
 
@@ -247,7 +247,7 @@ def test_save_into_a_read_only_file_system(mount, guest, run_module):
     subprocess.run(["mount", "-o", "remount,ro", place], check=True)
     for check in (False, True):
         result = run_module("qemu_save", name=VM, path=str(image), force=True, check=check)
-        check_error(result, "ImageAccessError", str(place), "Read-only file system", state=UNTOUCHED)
+        check_error(result, "ImageAccessError", str(place), "Read-only file system", guest="running")
         assert "remount it" in result["cure"]
     before.check_all_is_as_before()
 
@@ -304,7 +304,7 @@ def test_disk_that_dies_in_the_middle(breakable_disk, big_guest, start_module, o
     assert result["error"] in errors, result["msg"]
     # A file system that cannot write its journal any more becomes read-only.
     assert re.search("Input/output error|Read-only file system", result["msg"]), result["msg"]
-    check_error(result, result["error"], str(image.parent), "kernel's log", state=RUNS_AGAIN)
+    check_error(result, result["error"], str(image.parent), "kernel's log", guest="running")
     if not takes_changes(image.parent):  # nor can anything be removed: that is left to the next save
         before.contents = {**contents(image.parent), image.name: before.contents[image.name]}
     before.check_all_is_as_before()
@@ -444,30 +444,30 @@ def faulty_storage(call: str, first: int, number: int, pattern: str) -> list[str
 
 
 @pytest.mark.parametrize(
-    ("call", "first", "number", "error", "said", "state"),
+    ("call", "first", "number", "error", "said"),
     [
-        ("open", 1, errno.EIO, "ImageAccessError", "create the image", UNTOUCHED),
-        ("fchmod", 1, errno.EPERM, "ImageAccessError", "mode 0o600", UNTOUCHED),
-        ("pwrite", 1, errno.EDQUOT, "ImageSpaceError", "write the image's head", UNTOUCHED),
-        ("ftruncate", 1, errno.EIO, "ImageAccessError", "cut the image back", UNTOUCHED),
-        ("open", 4, errno.EIO, "ImageAccessError", "open the image for QEMU", UNTOUCHED),
-        ("fsync", 1, errno.EIO, "ImageAccessError", "flush the image", RUNS_AGAIN),
-        ("fsync", 1, errno.ENOSPC, "ImageSpaceError", "flush the image", RUNS_AGAIN),
-        ("pread", 1, errno.EIO, "ImageAccessError", "read the image", RUNS_AGAIN),
-        ("pwrite", 2, errno.EIO, "ImageAccessError", "write the image's head", RUNS_AGAIN),
-        ("fsync", 2, errno.EIO, "ImageAccessError", "flush the image", RUNS_AGAIN),
-        ("pwrite", 3, errno.EIO, "ImageAccessError", "write the complete magic", RUNS_AGAIN),
-        ("fsync", 3, errno.EIO, "ImageAccessError", "flush the image", RUNS_AGAIN),
-        ("rename", 1, errno.EROFS, "ImageAccessError", "rename the image", RUNS_AGAIN),
+        ("open", 1, errno.EIO, "ImageAccessError", "create the image"),
+        ("fchmod", 1, errno.EPERM, "ImageAccessError", "mode 0o600"),
+        ("pwrite", 1, errno.EDQUOT, "ImageSpaceError", "write the image's head"),
+        ("ftruncate", 1, errno.EIO, "ImageAccessError", "cut the image back"),
+        ("open", 4, errno.EIO, "ImageAccessError", "open the image for QEMU"),
+        ("fsync", 1, errno.EIO, "ImageAccessError", "flush the image"),
+        ("fsync", 1, errno.ENOSPC, "ImageSpaceError", "flush the image"),
+        ("pread", 1, errno.EIO, "ImageAccessError", "read the image"),
+        ("pwrite", 2, errno.EIO, "ImageAccessError", "write the image's head"),
+        ("fsync", 2, errno.EIO, "ImageAccessError", "flush the image"),
+        ("pwrite", 3, errno.EIO, "ImageAccessError", "write the complete magic"),
+        ("fsync", 3, errno.EIO, "ImageAccessError", "flush the image"),
+        ("rename", 1, errno.EROFS, "ImageAccessError", "rename the image"),
     ],
 )
-def test_storage_that_fails_the_module(guest, image, start_module, call, first, number, error, said, state):
+def test_storage_that_fails_the_module(guest, image, start_module, call, first, number, error, said):
     """At each step: nothing that is not flushed is taken for an image."""
     make_image(image)
     before = Before(guest, image.parent)
     prefix = faulty_storage(call, first, number, PARTIAL)
     result = start_module("qemu_save", name=VM, path=str(image), force=True, prefix=prefix).result()
-    check_error(result, error, str(image.parent), said, os.strerror(number), state=state)
+    check_error(result, error, str(image.parent), said, os.strerror(number), guest="running")
     before.check_all_is_as_before()
 
 
@@ -509,7 +509,7 @@ def test_restore_that_meets_an_io_error(guest, image, save, run_module, restore,
         result = run_module("qemu_restore", name=VM, path=str(image), launch="attach", **access)
     assert time.monotonic() - started < BOUND
     assert result["error"] in errors, result["msg"]
-    check_error(result, result["error"], f"{VM} could not be loaded from {image}", state=f"{VM} is not running")
+    check_error(result, result["error"], f"{VM} could not be loaded from {image}", guest="saved")
     assert contents(image.parent) == before
     guest.wait_exit()
     restore(name=VM, path=str(image))
@@ -517,7 +517,7 @@ def test_restore_that_meets_an_io_error(guest, image, save, run_module, restore,
 
 
 @pytest.mark.parametrize(
-    ("options", "calls", "error", "said", "state"),
+    ("options", "calls", "error", "said"),
     [
         # Before QEMU is started, and by the tool beside it.
         (
@@ -525,16 +525,13 @@ def test_restore_that_meets_an_io_error(guest, image, save, run_module, restore,
             "pread64:error=EIO:when=4+",
             "ImageAccessError",
             "cannot read the image: Input/output error",
-            UNTOUCHED,
         ),
-        (RAW, "pread64:error=EIO:when=4+", "ImageAccessError", "cannot read the image: Input/output error", UNTOUCHED),
-        (ZSTD, "read:error=EIO:when=20+", "MigrationError|ImageError", "zstd failed with", f"{VM} is not running"),
+        (RAW, "pread64:error=EIO:when=4+", "ImageAccessError", "cannot read the image: Input/output error"),
+        (ZSTD, "read:error=EIO:when=20+", "MigrationError|ImageError", "zstd failed with"),
     ],
     ids=named,
 )
-def test_restore_whose_module_meets_an_io_error(
-    guest, image, save, start_module, restore, options, calls, error, said, state
-):
+def test_restore_whose_module_meets_an_io_error(guest, image, save, start_module, restore, options, calls, error, said):
     continuity = Continuity(guest)
     save(name=VM, path=str(image), **options)
     before = contents(image.parent)
@@ -544,7 +541,7 @@ def test_restore_whose_module_meets_an_io_error(
     result = start_module("qemu_restore", name=VM, path=str(image), prefix=prefix).result()
     assert time.monotonic() - started < BOUND
     assert result["error"] in error.split("|"), result["msg"]
-    check_error(result, result["error"], str(image), said, state=state)
+    check_error(result, result["error"], str(image), said, guest="saved")
     assert find_qemu_pids(VM) == []
     image.with_name(f"{image.name}.log").unlink(missing_ok=True)
     assert contents(image.parent) == before
@@ -567,7 +564,7 @@ def test_restore_whose_tool_gives_nothing(guest, image, save, start_module, rest
     prefix = ["env", f"PATH={tool.parent}:{os.environ['PATH']}"]
     result = start_module("qemu_restore", name=VM, path=str(image), prefix=prefix, timeout=60).result()
     assert time.monotonic() - started < BOUND
-    check_error(result, "ImageError", str(image), "zstd", "Input/output error", state=f"{VM} is not running")
+    check_error(result, "ImageError", str(image), "zstd", "Input/output error", guest="saved")
     assert find_qemu_pids(VM) == []
     image.with_name(f"{image.name}.log").unlink()
     assert contents(image.parent) == before
@@ -599,9 +596,9 @@ def test_direct_io_where_there_is_none(mount, guest, run_module, save):
     image = make_image(mount("buffered", "ramfs", "mode=0700") / "web1.save")
     before = Before(guest, image.parent)
     result = run_module("qemu_save", name=VM, path=str(image), force=True, bypass_cache=True)
-    before.check(result, "RequestError", str(image), "does not take O_DIRECT", state=UNTOUCHED)
+    before.check(result, "RequestError", str(image), "does not take O_DIRECT", guest="running")
     save(name=VM, path=str(image), force=True)
     saved = contents(image.parent)
     result = run_module("qemu_restore", name=VM, path=str(image), bypass_cache=True)
-    check_error(result, "RequestError", str(image), "does not take O_DIRECT", state=f"{VM} is not running")
+    check_error(result, "RequestError", str(image), "does not take O_DIRECT", guest="saved")
     assert contents(image.parent).items() >= saved.items()

@@ -18,7 +18,7 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import monitor as monitor_module
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
 
-from support.observe import VM, Continuity, migration_is_active, settings, wait_until
+from support.observe import VM, Continuity, migration_is_active, settings, wait_until, words
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_signal_puts_the_guest_back(big_guest, image, start_module, number, live
     assert result["failed"]
     assert result["error"] == "InterruptedOperationError"
     assert number.name in result["msg"]
-    assert result["guest_state"] == f"{VM} runs again"
+    assert words(result) == ("running", "absent")
     assert settings(big_guest) == before
     assert os.listdir(image.parent) == []
     continuity.check()
@@ -102,7 +102,7 @@ def test_timeout_puts_the_guest_back(big_guest, image, run_module):
     result = run_module("qemu_save", name=VM, path=str(image), bandwidth="8M", timeout=1.5)
     assert result["error"] == "OperationTimeoutError"
     assert "within 1.5 seconds" in result["msg"]
-    assert result["guest_state"] == f"{VM} runs again"
+    assert words(result) == ("running", "absent")
     assert settings(big_guest) == before
     assert os.listdir(image.parent) == []
     continuity.check()
@@ -118,7 +118,7 @@ def test_compressor_that_dies_during_the_save(big_guest, image, start_module):
     result = run.result()
     assert result["failed"]
     assert "gzip was killed by signal 9" in result["msg"]
-    assert result["guest_state"] == f"{VM} runs again"
+    assert words(result) == ("running", "absent")
     assert os.listdir(image.parent) == []
     assert settings(big_guest) == before
     continuity.check()
@@ -147,7 +147,8 @@ def test_qemu_dies_during_the_save(big_guest, image, start_module, live):
     big_guest.end()
     result = run.result()
     assert result["error"] == "MonitorLostError"
-    assert f"QEMU (pid {pid}) has ended" in result["guest_state"]
+    assert f"QEMU (pid {pid}) has ended" in result["msg"]
+    assert words(result) == ("ended", "absent")
     assert os.listdir(image.parent) == []
 
 
@@ -156,6 +157,7 @@ def test_failed_save_leaves_the_old_image_alone(big_guest, image, save, run_modu
     old = image.read_bytes()
     result = run_module("qemu_save", name=VM, path=str(image), force=True, bandwidth="16M", timeout=1.5)
     assert result["failed"]
+    assert words(result) == ("running", "complete")
     assert image.read_bytes() == old
     assert os.listdir(image.parent) == ["web1.save"]
 
@@ -169,7 +171,7 @@ def test_monitor_that_is_lost_does_not_cost_the_guest(big_guest, image, start_mo
     cut_connection(run.process.pid, big_guest.qmp_socket)
     result = run.result()
     assert result["error"] == "MonitorLostError"
-    assert result["guest_state"] == f"{VM} runs again"
+    assert words(result) == ("running", "absent")
     assert settings(big_guest) == before
     assert os.listdir(image.parent) == []
     continuity.check()

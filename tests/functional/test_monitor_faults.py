@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -32,14 +31,14 @@ from typing import Any, Optional
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils import _errors
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 from support import CounterGuest, GuestError, MonitorError, find_qemu_pids, gaps, listening_wrapper
 from support.guest import REPOSITORY
 from support.monitor_proxy import AFTER, BEFORE, FAULTS, Fault, MonitorProxy, Step
-from support.observe import VM, Continuity, run_state, settings, wait_until
+from support.observe import VM, Continuity, run_state, settings, wait_until, words
 from support.preloaded import PreloadedModules
 
 ALL = os.environ.get("MONITOR_FAULTS") == "all"
@@ -136,39 +135,31 @@ class Found:
         return self.run_state == "running"
 
 
-#: What C(guest_state) may say, and when it is true.
-SENTENCES: dict[str, Callable[[Found], bool]] = {
-    # of a save
-    r"The guest was not touched": lambda found: not found.alive or found.as_before,
-    r"VM was not touched \(QEMU's run state is running\)": lambda found: found.runs and found.as_before,
-    r"VM runs again": lambda found: found.runs and found.as_before and not found.complete,
-    r"VM is stopped and the image IMAGE is complete": lambda found: found.complete and not found.runs,
-    r"VM has ended and the image IMAGE is complete": lambda found: found.complete and not found.alive,
-    r"The image IMAGE is complete; whether VM runs is not known": lambda found: found.complete,
-    r"VM runs, and the image IMAGE is complete": lambda found: found.complete and found.runs,
-    r"QEMU \(pid \d+\) has ended, so VM does not run any more": lambda found: not found.alive,
-    r"What VM does now is not known, and QEMU may not be set as before \(.*\)": lambda found: not found.complete,
-    r"VM runs again, and QEMU may not be set as before \(.*\)": lambda found: found.runs and not found.complete,
-    r"VM has ended": lambda found: not found.alive and not found.complete,
-    # of a restore
-    r"VM was not touched \(QEMU's run state is inmigrate\)": lambda found: found.run_state == "inmigrate",
-    r"VM's QEMU still waits for its state, and the image is untouched": lambda found: (
-        found.run_state == "inmigrate" and found.as_before and found.complete
-    ),
-    r"VM is not running \(a QEMU that failed to load .* was ended\), and its image is untouched": (
-        lambda found: not found.alive and found.complete
-    ),
-    r"VM is not running, as its QEMU has ended(, and its image is untouched|; its image was kept)": lambda found: (
-        not found.alive and found.complete
-    ),
-    r"VM is not running, as its QEMU has ended; its image was removed already": lambda found: not found.alive,
-    r"VM is not running, its image is untouched; the QEMU at .* cannot be reached any more \(.*\)": lambda found: (
-        found.complete and found.run_state in ("", "inmigrate")
-    ),
-    r"VM is loaded and its image IMAGE was kept; whether it runs is not known": lambda found: found.complete,
-    r"VM is not running, and its image is untouched": lambda found: not found.alive and found.complete,
-    r"VM runs": lambda found: found.runs,
+#: When each word for the guest is true. That it is not known may be said only where it cannot be.
+GUEST: dict[str, Callable[[Found], bool]] = {
+    "running": lambda found: found.runs,
+    "paused": lambda found: found.alive and found.run_state not in ("running", "inmigrate"),
+    "saved": lambda found: found.complete and found.run_state in ("", "inmigrate"),
+    "ended": lambda found: not found.alive,
+    "unknown": lambda found: True,
 }
+
+#: Which words for the image are true, by whether it is complete.
+IMAGE = {True: ("complete", "kept"), False: ("absent", "removed")}
+
+#: Commands by which a run learns what VM it is that answers; before their answers it knows nothing of the guest.
+LOOKING = (
+    "qmp_capabilities",
+    "query-name",
+    "query-uuid",
+    "query-memory-size-summary",
+    "query-memory-devices",
+    "qom-get",
+    "query-kvm",
+    "query-status",
+    "query-cpus-fast",
+    "query-target",
+)
 
 
 class Stand:
@@ -306,8 +297,8 @@ class Stand:
             outcome = str(result["error"])
             # When QEMU is killed after the last answer, there is nobody left to see it.
             if fault.kind != "QEMU killed" or fault.moment != AFTER or fault.step != proxy.steps[-1]:
-                self.check_sentence(result, found)
-            if operation.module == "qemu_save" and "is not known" not in result["guest_state"]:
+                self.check_words(operation, fault, result, found)
+            if operation.module == "qemu_save" and result["guest"] != "unknown":
                 assert self.leftovers() == set(), f"{result['msg']}"
         self.converge(operation, proxy)
         return outcome
@@ -318,14 +309,16 @@ class Stand:
         assert result["cure"], f"no cure: {result['msg']}"
         assert "\n" not in result["msg"]
 
-    def check_sentence(self, result: dict[str, Any], found: Found) -> None:
-        """What C(guest_state) says is so."""
-        said = result["guest_state"].replace(self.name, "VM").replace(str(self.image), "IMAGE")
-        for pattern, is_true in SENTENCES.items():
-            if re.fullmatch(pattern, said):
-                assert is_true(found), f"it says {said!r}, but {found}: {result['msg']}"
-                return
-        raise AssertionError(f"not a final sentence: {said!r} ({found}): {result['msg']}")
+    def check_words(self, operation: Operation, fault: Fault, result: dict[str, Any], found: Found) -> None:
+        """What is said of guest and image is so."""
+        guest, image = words(result)
+        assert GUEST[guest](found), f"it says {guest}, but {found}: {result['msg']}"
+        assert image in IMAGE[found.complete], f"it says {image}, but {found}: {result['msg']}"
+        if fault.kind == "error" and fault.step.command not in LOOKING:
+            assert guest != "unknown", f"QEMU refused one command alone: {result['msg']}"
+        lasting = fault.kind.endswith("for good") or fault.kind.startswith("QEMU")
+        if operation.module == "qemu_save" and (guest, image) == ("running", "absent") and not lasting:
+            assert found.as_before, result["msg"]
 
     def recorded_media(self) -> list[object]:
         """What the image records of its guest's disks, without what is another in each save."""

@@ -345,7 +345,7 @@ def test_directory_that_is_none(guest, tmp_path, run_module, place):
     result = run_module("qemu_save", name=VM, path=str(tmp_path / place))
     assert result["failed"]
     assert str(tmp_path / place).rsplit("/", 1)[0] in result["msg"]
-    assert "not touched" in result["guest_state"]
+    assert result["guest"] == "running"
     assert run_state(guest) == "running"
 
 
@@ -382,8 +382,8 @@ def test_compressor_that_is_missing(guest, image, start_module, image_format):
     code = (
         "import importlib, os, sys\n"
         "from ansible.module_utils import basic\n"
-        "from ansible_collections.vmops.qemu.plugins.module_utils._image import compression\n"
-        "compression._SEARCH_PATH = os.environ['PATH'] = '/nonexistent'\n"
+        "from ansible_collections.vmops.qemu.plugins.module_utils._image import compressor\n"
+        "compressor._SEARCH_PATH = os.environ['PATH'] = '/nonexistent'\n"
         "module = importlib.import_module(sys.argv[3])\n"
         "basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE = open(sys.argv[4], 'rb').read(), 'legacy'\n"
         "module.main()\n"

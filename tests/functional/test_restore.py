@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from support import Monitor, find_qemu_pids
-from support.observe import VM, Continuity, run_state, settings
+from support.observe import VM, Continuity, run_state, settings, words
 
 DEFER = ["-incoming", "defer"]
 
@@ -205,7 +205,7 @@ def test_qemu_that_lacks_a_device_fails_to_load_and_is_ended(make_guest, image, 
     result = run_module("qemu_restore", path=str(image), launch="command", command=command)
     assert result["error"] == "MigrationError"
     assert "virtio-rng" in result["msg"], "QEMU's own words, which are only on its stderr"
-    assert result["guest_state"] == f"{VM} is not running, and its image is untouched"
+    assert words(result) == ("saved", "kept")
     assert not guest.adopt_restarted()
     restore(name=VM, path=str(image))
     continuity.check()
@@ -229,7 +229,7 @@ def test_command_that_cannot_be_started(guest, image, save, run_module):
     result = run_module("qemu_restore", path=str(image), launch="command", command=command)
     assert result["error"] == "LaunchError"
     assert "/nonexistent" in result["msg"]
-    assert result["guest_state"] == f"{VM} is not running, and its image is untouched"
+    assert words(result) == ("saved", "kept")
 
 
 def test_qemu_that_ends_at_once_says_why(guest, image, save, run_module):
@@ -251,7 +251,7 @@ def test_command_without_a_qmp_server(image, guest, save, run_module):
     result = run_module("qemu_restore", path=str(image), launch="command", command=command)
     assert result["error"] == "LaunchError"
     assert "QMP" in result["msg"]
-    assert result["guest_state"] == f"{VM} is not running, and its image is untouched"
+    assert words(result) == ("saved", "kept")
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_qemu_dies_during_the_restore(make_guest, image, save, restore, start_mo
         time.sleep(0.001)
     result = run.result()
     assert result["error"] == "MonitorLostError"
-    assert "image is untouched" in result["guest_state"]
+    assert words(result) == ("saved", "kept")
     assert image.exists()
     if launch == "attach":
         guest.wait_exit()
@@ -368,7 +368,7 @@ def test_signal_during_the_restore_leaves_no_half_guest(make_guest, image, save,
     run.process.send_signal(number)
     result = run.result()
     assert result["error"] == "InterruptedOperationError"
-    assert result["guest_state"] == f"{VM} is not running, and its image is untouched"
+    assert words(result) == ("saved", "kept")
     assert find_qemu_pids(VM) == []
     restore(name=VM, path=str(image))
     continuity.check()

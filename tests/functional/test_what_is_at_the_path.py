@@ -18,7 +18,7 @@ import pytest
 from support.access import NOBODY
 from support.module_run import check_error
 from support.observe import VM, Continuity
-from support.unchanged import BOUND, UNTOUCHED, Before, contents, make_image
+from support.unchanged import BOUND, Before, contents, make_image
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems, and make files of others")
 
@@ -50,11 +50,11 @@ def test_no_image_at_the_path(guest, image, run_module, kind):
     before = Before(guest, image.parent)
     for options in ({}, {"force": True}, {"force": True, "check": True}):
         result = run_module("qemu_save", name=VM, path=str(image), **options)
-        check_error(result, "RequestError", f"{image} is {kind}", state=UNTOUCHED)
+        check_error(result, "RequestError", f"{image} is {kind}", guest="running")
     unchecked: dict[str, Any] = {"verify": "none", "remove_image": False}
     for options in ({}, unchecked):
         result = run_module("qemu_restore", name=VM, path=str(image), **options)
-        check_error(result, "ImageFormatError", str(image), f"it is {kind}", state=UNTOUCHED)
+        check_error(result, "ImageFormatError", str(image), f"it is {kind}", guest="running")
     before.check_all_is_as_before()
 
 
@@ -71,7 +71,7 @@ def test_image_through_a_link_is_not_replaced(guest, image, run_module, tmp_path
     there = contents(victim.parent)
     for options in ({}, {"force": True}, {"check": True, "force": True}):
         result = run_module("qemu_save", name=VM, path=str(image), **options)
-        check_error(result, "RequestError", f"{image} is a symbolic link", state=UNTOUCHED)
+        check_error(result, "RequestError", f"{image} is a symbolic link", guest="running")
     before.check_all_is_as_before()
     assert contents(victim.parent) == there
 
@@ -84,7 +84,7 @@ def test_image_through_a_link_is_restored_but_not_removed(guest, image, save, ru
     image.symlink_to(target)
     there = contents(target.parent)
     result = run_module("qemu_restore", name=VM, path=str(image))
-    check_error(result, "RequestError", f"{image} is a symbolic link", state=f"{VM} is not running")
+    check_error(result, "RequestError", f"{image} is a symbolic link", guest="saved")
     assert contents(target.parent) == there
     restore(name=VM, path=str(image), remove_image=False)
     continuity.check()
@@ -133,7 +133,7 @@ def test_image_that_another_user_planted(shared, victim, guest, run_module, plan
     there = contents(victim.parent)
     for force in (False, True):
         result = run_module("qemu_save", name=VM, path=str(image), force=force)
-        check_error(result, "RequestError", str(image), state=UNTOUCHED)
+        check_error(result, "RequestError", str(image), guest="running")
     before.check_all_is_as_before()
     assert contents(victim.parent) == there
 
@@ -154,10 +154,10 @@ def test_file_that_another_user_planted_is_replaced_by_one_of_our_own(shared, vi
         if planted != "partial":
             before = Before(guest, shared)
             result = run_module("qemu_save", name=VM, path=str(image))
-            before.check(result, "ConflictError", str(image), "force", state=UNTOUCHED)
+            before.check(result, "ConflictError", str(image), "force", guest="running")
         # Nothing in such a directory is restored by its own record.
         result = run_module("qemu_save", name=VM, path=str(image), force=planted != "partial")
-        check_error(result, "NotRestorableError", str(shared), state=UNTOUCHED)
+        check_error(result, "NotRestorableError", str(shared), guest="running")
         save(name=VM, path=str(image), force=planted != "partial", require_restorable=False)
         check_own_image(image)
         assert not os.path.samestat(os.fstat(handle.fileno()), image.stat())

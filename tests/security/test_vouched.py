@@ -24,7 +24,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import pack_head, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import pack_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 
 from support import CounterGuest, find_qemu_pids
@@ -79,7 +80,7 @@ def check_refused(result: dict[str, Any], image: Path, canary: Path, before: byt
     assert result["error"] == "NotVouchedError", result["msg"]
     assert str(image) in result["msg"]
     assert "nobody vouches for" in result["msg"]
-    assert "untouched" in result["guest_state"]
+    assert (result["guest"], result["image"]["state"]) == ("saved", "kept")
     for word in ("qemu_save_image_info", "vouch: true", "launch: command"):
         assert word in result["cure"]
     assert image.read_bytes() == before

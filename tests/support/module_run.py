@@ -57,11 +57,12 @@ class ModuleRun:
             self.process.communicate()
 
 
-def check_error(result: Result, kind: str, *said: str, state: str = "") -> None:
+def check_error(result: Result, kind: str, *said: str, guest: str = "") -> None:
     """It failed with this kind of error, and says what went wrong with what, how the guest is, and what to do."""
     assert result.get("failed"), result["msg"]
     assert result["error"] == kind, result["msg"]
     for text in (*said, result["guest_state"], result["cure"]):
         assert text
         assert text in result["msg"], result["msg"]
-    assert state in result["guest_state"]
+    assert result["image"]["state"]
+    assert result["guest"] == guest if guest else result["guest"]

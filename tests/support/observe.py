@@ -57,6 +57,11 @@ def settings(guest: CounterGuest) -> dict[str, Any]:
         }
 
 
+def words(result: dict[str, Any]) -> tuple[str, str]:
+    """How guest and image are, as a failed run says it to programs."""
+    return result["guest"], result["image"]["state"]
+
+
 def run_state(guest: CounterGuest) -> str:
     """QEMU's run state, through the observing monitor."""
     with Monitor(guest.observer_socket) as monitor:

@@ -20,10 +20,6 @@ from .observe import VM, Continuity, run_state, settings
 #: Seconds within which a run that fails has said so.
 BOUND = 20.0
 
-RUNS_AGAIN = f"{VM} runs again"
-
-UNTOUCHED = "not touched"
-
 
 def contents(place: Path) -> dict[str, str]:
     """What is in a directory: of each name what it is, whose, and every byte."""
@@ -50,8 +46,8 @@ class Before:
         self.contents = contents(place)
         self.started = time.monotonic()
 
-    def check(self, result: Result, error: str, *said: str, state: str = RUNS_AGAIN) -> None:
-        check_error(result, error, *said, state=state)
+    def check(self, result: Result, error: str, *said: str, guest: str = "running") -> None:
+        check_error(result, error, *said, guest=guest)
         self.check_all_is_as_before()
 
     def check_all_is_as_before(self) -> None:

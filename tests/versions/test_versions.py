@@ -191,7 +191,7 @@ def test_signal_puts_the_guest_back(qemu, image_format, live, make_guest, image,
     run.process.send_signal(signal.SIGTERM)
     result = run.result()
     assert result["error"] == "InterruptedOperationError", result["msg"]
-    assert result["guest_state"] == f"{VM} runs again"
+    assert result["guest"] == "running"
     assert settings(guest) == before
     assert os.listdir(image.parent) == []
     continuity.check()
@@ -221,7 +221,7 @@ def test_disk_that_fills_up_puts_the_guest_back(qemu, image_format, make_guest, 
             filler.write(bytes(2**20))
     result = run.result()
     assert result["failed"]
-    assert result["guest_state"] == f"{VM} runs again"
+    assert result["guest"] == "running"
     assert "No space left" in result["msg"] or "not whole" in result["msg"], result["msg"]
     assert os.listdir(small_disk) == ["filler"]
     assert settings(guest) == before

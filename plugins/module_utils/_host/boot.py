@@ -173,7 +173,7 @@ class BootRestoreOperation:
             late = f"not done within {self._request.timeout:g} seconds"
             raise VmopsError(
                 f"The restore was {f'interrupted by {self._stopped}' if self._stopped else late}",
-                guest_state=operation.guest_state,
+                situation=operation.situation,
                 cure="Restore it with qemu_restore",
             ) from None
         finally:

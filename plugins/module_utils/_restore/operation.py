@@ -22,6 +22,7 @@ none                      not running                                      refus
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 import typing as t
 
@@ -35,8 +36,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmNotFoundError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, require_image_of
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import require_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
     free_units,
@@ -48,7 +50,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import conne
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Launch
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Launch, doubtful_note
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.disks import (
@@ -71,6 +73,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.transaction import RestoreTransaction
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 
 #: Seconds between two looks for a QEMU that someone else starts.
 _ATTACH_INTERVAL = 0.25
@@ -97,7 +100,7 @@ class RestoreOperation(RestoreRun):
         if domain:
             require_image_of(self.path, domain.name, self.request.name)
         recorded = recorded_identity(domain)
-        monitor = await self._find(name, recorded, must_match=head is not None)
+        monitor = await self._find(name, recorded, head)
         if monitor is None:
             return await self._without_vm(head, domain, started)
         session = await VmSession.open(monitor)
@@ -120,8 +123,10 @@ class RestoreOperation(RestoreRun):
             require_trusted(self.path, session, recorded)
         self.session = session
         self.before["vm"] = vm.run_state
-        self.guest_state = f"{vm.label} was not touched (QEMU's run state is {vm.run_state})"
+        self.situation = Situation(f"{vm.label} was not touched (QEMU's run state is {vm.run_state})")
         require_same_vm(vm, self.request.name, domain)
+        before_load = self.word_for(head) if head else "unknown"
+        self.situation = dataclasses.replace(self.situation, guest=guest_in(vm.run_state, before_load))
         if vm.process:
             self.locks.take_vm(vm.process)
         interrupted = await InterruptedRestore.find(session)
@@ -134,7 +139,7 @@ class RestoreOperation(RestoreRun):
         if vm.run_state != "inmigrate":
             return await self._with_running_vm(session, head)
         if head is None or domain is None:
-            raise self._no_image(self.guest_state)
+            raise self._no_image()
         stream = await self._check(head, domain, vm)
         if self.request.check_mode:
             await require_fit(session, head, domain, stream)
@@ -147,9 +152,9 @@ class RestoreOperation(RestoreRun):
     ) -> dict[str, t.Any]:
         """There is no QEMU, or none any more: one is started for the image."""
         self.session = None
+        self._tell_absence(head)
         if head is None or domain is None:
-            raise self._no_image(f"{self.subject} is not running")
-        self.guest_state = f"{self.subject} is not running, and its image is untouched"
+            raise self._no_image()
         if self.request.launch == "recorded":
             # Before the files are looked at that it names.
             require_vouched(self.path, domain)
@@ -173,7 +178,7 @@ class RestoreOperation(RestoreRun):
         after = self.outcome(self.wants_running(head))
         return self.result(f"{self.subject} would be restored from {self.path}", vm, after)
 
-    def _no_image(self, guest_state: str) -> ImageNotFoundError:
+    def _no_image(self) -> ImageNotFoundError:
         archived = image_result(self.path)["state"] == "archived"
         return ImageNotFoundError(
             self.path,
@@ -181,22 +186,26 @@ class RestoreOperation(RestoreRun):
             cure="It was archived: expand it first (vmops.qemu.qemu_save_image with archive: none)"
             if archived
             else "Check name, path and save_dir (vmops.qemu.qemu_save_image_info lists a directory)",
-            guest_state=guest_state,
         )
 
     # --- deciding ---
 
-    async def _find(self, name: str | None, recorded: RecordedIdentity | None, must_match: bool) -> Monitor | None:
+    async def _find(
+        self, name: str | None, recorded: RecordedIdentity | None, head: ImageHead | None
+    ) -> Monitor | None:
         """A session with the VM's QEMU, if one runs already, or is started by someone else in time (``attach``).
 
-        The parameters are those of ``connect_to_vm``.
+        :param name: and ``recorded``: as for ``connect_to_vm``.
+        :param head: that of the image, where it is there.
         """
         waits = self.request.launch == "attach" and not self.request.check_mode
         deadline = time.monotonic() + (self.request.attach_timeout if waits else 0.0)
         while True:
             try:
                 warnings: list[str] = []
-                monitor = await connect_to_vm(name, self.request.qmp_socket, self.locks, warnings, recorded, must_match)
+                monitor = await connect_to_vm(
+                    name, self.request.qmp_socket, self.locks, warnings, recorded, head is not None
+                )
             except (MonitorMissingError, MonitorProtocolError):
                 # One that is just starting has no socket yet, or has closed it again.
                 monitor = None
@@ -207,8 +216,17 @@ class RestoreOperation(RestoreRun):
             await asyncio.sleep(_ATTACH_INTERVAL)
         self.warnings += warnings
         if monitor is None and (waits or self.request.attach_timeout <= 0):
+            self._tell_absence(head)
             self._require_launch()
         return monitor
+
+    def _tell_absence(self, head: ImageHead | None) -> None:
+        """No QEMU has the guest."""
+        if head:
+            sentence = f"{self.subject} is not running, and its image is untouched"
+            self.situation = Situation(sentence, self.word_for(head))
+        else:
+            self.situation = Situation(f"{self.subject} is not running", "unknown" if doubtful_note() else "ended")
 
     def _require_launch(self) -> None:
         """:raises VmNotFoundError: no QEMU runs, and none may be started."""
@@ -217,7 +235,6 @@ class RestoreOperation(RestoreRun):
             raise VmNotFoundError(
                 f"There is no QEMU of {self.subject} to attach to{waited}",
                 cure="Start it with -incoming defer, or use launch: recorded",
-                guest_state=f"{self.subject} is not running, and its image is untouched",
             )
 
     async def _how_to_launch(self, domain: domain_xml.ParsedDomain, machine: str) -> Launch:
@@ -254,14 +271,14 @@ class RestoreOperation(RestoreRun):
         if self.request.check_mode:
             after = self.outcome(wanted)
             return self.result(f"{vm.label}: the restore of an earlier run from {image} would be ended", vm, after)
-        self.guest_state = f"{vm.label} is being loaded by its QEMU for an earlier run"
+        self.situation = Situation(f"{vm.label} is being loaded by its QEMU for an earlier run")
         left = await interrupted.wait()
         if left == "waiting":
             await despite_cancellation(interrupted.transfer.clean())
             return None
         if left == "useless":
             await despite_cancellation(session.end())
-            self.guest_state = f"{vm.label} is not running, and its image is untouched"
+            self._tell_absence(head if of_this else None)
             await session.close()
             self._require_launch()
             return None
@@ -275,7 +292,7 @@ class RestoreOperation(RestoreRun):
             return removed
 
         removed = await despite_cancellation(finish())
-        self.guest_state = f"{vm.label} is {run_state}"
+        self.situation = Situation(f"{vm.label} is {run_state}", run_state)
         after = {"image": "absent" if removed or not of_this else "complete", "vm": run_state}
         return self.result(f"{vm.label} was restored by an earlier run that was cut off: it is {run_state}", vm, after)
 
@@ -345,7 +362,7 @@ class RestoreOperation(RestoreRun):
         if self.request.check_mode:
             return self.result(f"{reason}: would go on with it", vm, after)
         await despite_cancellation(self._go_on(session, head, running, interrupted))
-        self.guest_state = f"{vm.label} {'runs' if running else 'is paused'}"
+        self.situation = Situation(f"{vm.label} {'runs' if running else 'is paused'}", after["vm"])
         return self.result(f"{reason}: it {'goes on' if running else 'stands'} there", vm, after)
 
     async def _go_on(

@@ -6,14 +6,15 @@
 
 from __future__ import annotations
 
-import os
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, image_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run, ended_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 
@@ -25,12 +26,27 @@ class RestoreRun(Run):
         super().__init__(path, request.name or path)
         self.request = request
         self.reasons: dict[str, str] = {}
+        #: Whether this run has removed the image.
+        self.removed = False
         #: What surrounded the VM when it was saved, where the image records it and it is to be compared.
         self.surroundings: Surroundings | None = None
 
-    def _ended(self) -> str:
-        image = "kept" if os.path.lexists(self.path) else "removed already"
-        return f"{self.subject} is not running, as its QEMU has ended; its image was {image}"
+    def _ended(self) -> Situation:
+        image = "removed already" if self.removed else "kept"
+        # One that may have gone on since is in no image.
+        guest = "saved" if self.situation.guest == "saved" else "ended"
+        return Situation(f"{self.subject} is not running, as its QEMU has ended; its image was {image}", guest)
+
+    def _image_word(self) -> str:
+        word = super()._image_word()
+        if word == "absent" and self.removed:
+            return "removed"
+        return "kept" if word == "complete" else word
+
+    def word_for(self, head: ImageHead | None) -> str:
+        """The word for a guest that no QEMU has, by its image."""
+        # What the guest of a checkpoint did since is in no image.
+        return "saved" if head and head.header.complete and not head.header.checkpoint else "ended"
 
     def wants_running(self, head: ImageHead) -> bool:
         """Whether the guest runs after it."""

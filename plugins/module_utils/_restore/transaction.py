@@ -33,11 +33,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmopsError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, Filter, make_pipe
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, direct_read_reason, open_image_of
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, Filter, make_pipe
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import direct_read_reason, open_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import freeable_unit
@@ -62,6 +63,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.finish import 
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.fit import require_fit, require_same_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import RestoreRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory import empty_memory, memory_files
 
 #: Seconds that a QEMU may take from its start to its QMP greeting.
@@ -104,7 +106,7 @@ class RestoreTransaction:
     async def attach(self, session: VmSession) -> dict[str, t.Any]:
         """Restore into a QEMU that waits already; the module's return values.
 
-        :raises VmopsError: it failed; the image is untouched, and ``guest_state`` says how the QEMU is.
+        :raises VmopsError: it failed; the image is untouched, and its situation says how the QEMU is.
         """
         self.session = session
 
@@ -178,7 +180,9 @@ class RestoreTransaction:
                 f"The command of {label} opens no QMP server", cure="Add -qmp unix:PATH,server=on,wait=off to it"
             )
         self.launched = choose_launch(how, f"{self.head.path}.log", label)
-        self.run.guest_state = f"The QEMU that was started for {label} is being ended"
+        self.run.situation = Situation(
+            f"The QEMU that was started for {label} is being ended", self.run.word_for(self.head)
+        )
         await self.launched.start()
         deadline = time.monotonic() + LAUNCH_TIMEOUT
         while True:
@@ -248,7 +252,7 @@ class RestoreTransaction:
         # Before a load, stop means "do not start the guest when it is loaded": whether and when it runs is decided
         # here, however QEMU was started.
         await self.session.monitor.execute("stop")
-        self.run.guest_state = f"{self.domain.name} is being loaded"
+        self.run.situation = Situation(f"{self.domain.name} is being loaded", self.run.word_for(self.head))
         reader = self.expander.pid if self.expander else self.session.pid or 0
         try:
             with Publisher(self.session.label, "restore") as progress:
@@ -372,7 +376,7 @@ class RestoreTransaction:
         label = self.domain.name
         running = self.run.wants_running(self.head)
         image = image_result(self.head.path)
-        self.run.guest_state = (
+        self.run.situation = Situation(
             f"{label} is loaded and its image {self.head.path} was kept; whether it runs is not known"
         )
         unit = freeable_unit(self.domain, self.head.path)
@@ -411,10 +415,10 @@ class RestoreTransaction:
         if (run_state == "running") != running:
             raise MigrationError(
                 f"{label} was loaded, but is in QEMU's run state {run_state}",
-                guest_state=f"{label} is loaded; its image {self.head.path} was kept",
+                situation=Situation(f"{label} is loaded; its image {self.head.path} was kept", guest_in(run_state)),
                 cure="Look at the guest; let it go on with QMP cont",
             )
-        self.run.guest_state = f"{label} {'runs' if running else 'is paused'}"
+        self.run.situation = Situation(f"{label} {'runs' if running else 'is paused'}", guest_in(run_state))
         self.session.vm = dataclasses.replace(self.session.vm, run_state=run_state)
 
     async def _let_go_on(self, running: bool) -> str:
@@ -428,34 +432,38 @@ class RestoreTransaction:
     async def _roll_back(self, cause: BaseException) -> None:
         """End a QEMU that was started here or that has begun to load; leave one that only waits as it was found."""
         label = self.domain.name
+        word = self.run.word_for(self.head)
         if self.expander:
             await self.expander.end()
         try:
             if self.launched:
                 await self._explain(cause, self.launched)
                 await self.launched.end()
-                self.run.guest_state = f"{label} is not running, and its image is untouched"
+                self.run.situation = Situation(f"{label} is not running, and its image is untouched", word)
             elif await self._has_begun():
                 await self.session.end()
-                self.run.guest_state = (
+                self.run.situation = Situation(
                     f"{label} is not running (a QEMU that failed to load cannot be used again and was ended), and its"
-                    " image is untouched"
+                    " image is untouched",
+                    word,
                 )
             elif hasattr(self, "session"):  # else none was started
                 if self.transfer:
                     await self.session.twice(self.transfer.clean)
-                self.run.guest_state = (
+                self.run.situation = Situation(
                     f"{label} is not running, as its QEMU has ended, and its image is untouched"
                     if await self.session.has_ended()
-                    else f"{label}'s QEMU still waits for its state, and the image is untouched"
+                    else f"{label}'s QEMU still waits for its state, and the image is untouched",
+                    word,
                 )
         except MonitorError as exc:
-            self.run.guest_state = (
+            self.run.situation = Situation(
                 f"{label} is not running, its image is untouched; the QEMU at {self.session.monitor.address} cannot be"
-                f" reached any more ({exc.what})"
+                f" reached any more ({exc.what})",
+                word,
             )
         if isinstance(cause, VmopsError):
-            cause.guest_state = self.run.guest_state
+            cause.situation = self.run.situation
             cause.cure = cause.cure or "Correct what QEMU says, then run the task again"
 
     async def _has_begun(self) -> bool:

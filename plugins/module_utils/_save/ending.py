@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import all_forms
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import all_forms
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.revival import boot_time, look_for_revival, was_reaped
@@ -15,6 +15,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import Vm
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_unit, read_vm_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._save.run import SaveRun
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import waits_for
 
 #: Seconds for which a QEMU is looked for that somebody starts again who has seen the end of ours.
@@ -50,22 +51,22 @@ async def end_save(run: SaveRun, session: VmSession, run_state: str) -> None:
     image_is_safe = f"the image {run.path} is complete"
     after_save = run.request.after_save
     if after_save == "pause":
-        run.guest_state = f"{label} is paused (QEMU's run state postmigrate; cont continues it)"
+        run.situation = Situation(f"{label} is paused (QEMU's run state postmigrate; cont continues it)", "paused")
     elif after_save == "resume":
         if run_state in ("running", "postmigrate"):
-            run.guest_state = f"The image {run.path} is complete; whether {label} runs is not known"
+            run.situation = Situation(f"The image {run.path} is complete; whether {label} runs is not known")
             await session.twice(lambda: session.put_guest_back("running"))
-            run.guest_state = f"{label} runs, and {image_is_safe}"
+            run.situation = Situation(f"{label} runs, and {image_is_safe}", "running")
         else:
-            run.guest_state = f"{label} is stopped as before the save"
+            run.situation = Situation(f"{label} is stopped as before the save", "paused")
         # The image is not the guest's truth any more, but an earlier save may have guarded it. What cannot be
         # removed now is removed by the VM's next save or restore.
         await free_units("", session.process, run.path)
     else:
-        run.guest_state = f"{label} is stopped and {image_is_safe}"
+        run.situation = Situation(f"{label} is stopped and {image_is_safe}", "paused")
         quit_at, waited_for = boot_time(), session.pid is not None and waits_for(session.pid)
         await session.quit()
-        run.guest_state = f"{label} has ended and {image_is_safe}"
+        run.situation = Situation(f"{label} has ended and {image_is_safe}", "saved")
         if session.process:
             await _require_no_revival(run, session.vm, session.process, quit_at, waited_for)
 
@@ -83,8 +84,9 @@ async def _require_no_revival(
     revived = await look_for_revival(vm.name, vm.uuid, process, _REVIVAL_TIME if attentive else 0.0, since=quit_at)
     if revived is None:
         return
-    run.guest_state = (
-        f"{vm.label} was saved, {run.path} is complete, and it was started again from its disks (pid {revived.pid})"
+    run.situation = Situation(
+        f"{vm.label} was saved, {run.path} is complete, and it was started again from its disks (pid {revived.pid})",
+        "running",
     )
     raise ConflictError(
         f"{vm.label} was started again, from its disks, as soon as its QEMU had ended: it runs beside its image",

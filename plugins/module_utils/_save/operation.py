@@ -35,18 +35,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorMissingError,
     VmNotFoundError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
-    ImageHead,
-    PartialImage,
-    flush_image,
-    image_path,
-    read_image_head,
-    require_replaceable,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result, image_state
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
+from ansible_collections.vmops.qemu.plugins.module_utils._image.place import flush_image, require_replaceable
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import recorded_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import doubtful_note
@@ -66,6 +63,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._save.plan import plan_
 from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._save.run import SaveRun
 from ansible_collections.vmops.qemu.plugins.module_utils._save.transaction import SaveTransaction
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import settling_time
 
 #: Run states in which a guest can be saved. The others mean that QEMU is busy with another migration or snapshot, or
@@ -117,7 +115,7 @@ class SaveOperation(SaveRun):
 
     def _already_saved(self) -> dict[str, t.Any]:
         """The result for a VM that does not run: its image must be there."""
-        self.guest_state = f"{self.subject} is not running"
+        self.situation = Situation(f"{self.subject} is not running", "unknown" if doubtful_note() else "ended")
         head = existing_image(self.path)
         if head is None:
             archived = image_result(self.path) if self.path and self.request.name else {}
@@ -214,12 +212,13 @@ class SaveOperation(SaveRun):
         self.session = session
         vm = session.vm
         self.subject = vm.label
-        self.guest_state = f"{vm.label} was not touched (QEMU's run state is {vm.run_state})"
+        self.situation = Situation(f"{vm.label} was not touched (QEMU's run state is {vm.run_state})")
         if self.request.name and vm.name and vm.name != self.request.name:
             raise MismatchError(
                 f"The QEMU at {session.monitor.address} runs {vm.name}, not {self.request.name}",
                 cure="Correct name or qmp_socket",
             )
+        self.situation = dataclasses.replace(self.situation, guest=guest_in(vm.run_state))
         if vm.process:
             self.locks.take_vm(vm.process)
         if not self.path:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run, ended_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
 
 class SaveRun(Run):
@@ -27,9 +28,10 @@ class SaveRun(Run):
         #: Whether the image is complete.
         self.written = False
 
-    def _ended(self) -> str:
-        image = f" and the image {self.path} is complete" if self.written else ""
-        return f"{self.subject} has ended{image}"
+    def _ended(self) -> Situation:
+        if self.written:
+            return Situation(f"{self.subject} has ended and the image {self.path} is complete", "saved")
+        return Situation(f"{self.subject} has ended", "ended")
 
     def outcome(self) -> dict[str, str]:
         """How image and VM are after a save, for diff mode."""

@@ -32,12 +32,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmopsError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, Filter, make_pipe
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, Filter, make_pipe
 from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import stream_digest
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import PartialImage
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Publisher
@@ -49,6 +49,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import end
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave, SaveRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._save.plan import SavePlan, adopted_plan, bytes_needed
 from ansible_collections.vmops.qemu.plugins.module_utils._save.run import SaveRun
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import settling_time
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import read_all_media
@@ -79,8 +80,8 @@ class SaveTransaction:
         self.compressor: Filter | None = None
         #: Whether anything was done to the guest that has to be undone.
         self.touched = False
-        #: The sentence for the guest that was put back, as soon as it was.
-        self.put_back = ""
+        #: How the guest is that was put back, as soon as it was.
+        self.put_back: Situation | None = None
         #: Whether an earlier run began this save.
         self.adopted = False
         #: Whether the image is complete: from then on there is no way back.
@@ -94,7 +95,7 @@ class SaveTransaction:
         """Save as planned; the module's return values.
 
         :param started: when the work on the VM began (time.monotonic).
-        :raises VmopsError: it failed, and guest, QEMU and files are as they were, as far as ``guest_state`` says so.
+        :raises VmopsError: it failed, and guest, QEMU and files are as they were, as far as its situation says so.
         """
         request = run.request
         partial = PartialImage.create(
@@ -141,7 +142,7 @@ class SaveTransaction:
     async def _adopt(self, record: SaveRecord) -> dict[str, t.Any]:
         self.plan = await adopted_plan(self.run, self.session, self.partial)
         self.access = Access(record.parallel_channels, record.bypass_cache, {})
-        self.run.guest_state = f"{self.session.label} is being saved"
+        self.run.situation = Situation(f"{self.session.label} is being saved")
         return await self._finish()
 
     async def _finish(self) -> dict[str, t.Any]:
@@ -213,9 +214,9 @@ class SaveTransaction:
         self.since = self.session.monitor.mark()
         self.touched = True
         if self.session.vm.run_state == "running" and not self.request.live:
-            self.run.guest_state = f"{label} is being stopped"
+            self.run.situation = Situation(f"{label} is being stopped")
             await self.session.monitor.execute("stop")
-        self.run.guest_state = f"{label} is being saved"
+        self.run.situation = Situation(f"{label} is being saved")
         await self.transfer.migration.start_outgoing(uri)
 
     async def _follow(self) -> dict[str, t.Any]:
@@ -245,7 +246,7 @@ class SaveTransaction:
         if problems:
             raise ImageFormatError(
                 self.run.path,
-                f"QEMU reported success, but the file is not whole: {'; '.join(problems[:3])}",
+                f"QEMU reported success, but the file is not complete: {'; '.join(problems[:3])}",
                 cure="Check the file system and the disk below it (dmesg), then save again",
             )
 
@@ -283,7 +284,9 @@ class SaveTransaction:
         await in_thread(self.partial.finish, xml, self.request.after_save == "resume")
         self.completed = self.run.written = True
         self.run.locks.callback(self.partial.release)
-        self.run.guest_state = f"{self.session.label} is stopped and the image {self.run.path} is complete"
+        self.run.situation = Situation(
+            f"{self.session.label} is stopped and the image {self.run.path} is complete", "paused"
+        )
         if self.request.after_save != "quit":
             await self.session.twice(self.transfer.clean)
         await end_save(self.run, self.session, self.session.vm.run_state)
@@ -335,7 +338,7 @@ class SaveTransaction:
     # --- the way back ---
 
     async def _roll_back(self, cause: BaseException) -> None:
-        """The guest as it was, QEMU as it was, no file left; then C(guest_state) says what was reached."""
+        """The guest as it was, QEMU as it was, no file left; then the run's situation says what was reached."""
         if self.completed:
             # Too late: the image is complete, and the guest must not run beside it.
             return
@@ -343,8 +346,10 @@ class SaveTransaction:
             await self.session.twice(self._put_back)
         except MonitorError as exc:
             # What cannot be put back now is noted in QEMU for the next run.
-            known = self.put_back or f"What {self.session.label} does now is not known"
-            self.run.guest_state = f"{known}, and QEMU may not be set as before ({exc.what})"
+            known = self.put_back or Situation(f"What {self.session.label} does now is not known")
+            self.run.situation = Situation(
+                f"{known.sentence}, and QEMU may not be set as before ({exc.what})", known.guest
+            )
         finally:
             if self.compressor:
                 await self.compressor.end()
@@ -356,9 +361,9 @@ class SaveTransaction:
                 await free_units(self.plan.unit, self.session.process, self.run.path)
         if self.session.process and await self.session.has_ended():
             ended = f"QEMU (pid {self.session.process.pid}) has ended"
-            self.run.guest_state = f"{ended}, so {self.session.label} does not run any more"
+            self.run.situation = Situation(f"{ended}, so {self.session.label} does not run any more", "ended")
         if isinstance(cause, VmopsError):
-            cause.guest_state = self.run.guest_state
+            cause.situation = self.run.situation
             cause.cure = cause.cure or "Correct what QEMU says, then run the task again"
 
     async def _put_back(self) -> None:
@@ -369,10 +374,10 @@ class SaveTransaction:
         label = self.session.label
         if self.touched:
             run_state = await self.transfer.call_off(self.session.vm.run_state)
-            self.put_back = (
+            self.put_back = self.run.situation = Situation(
                 f"{label} runs again"
                 if run_state == "running"
-                else f"{label} is stopped as before (QEMU's run state is {run_state})"
+                else f"{label} is stopped as before (QEMU's run state is {run_state})",
+                guest_in(run_state),
             )
-            self.run.guest_state = self.put_back
         await self.transfer.clean()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils import _errors
@@ -17,6 +18,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     RequestError,
     VmopsError,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,9 +31,9 @@ SENTENCE = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size
         ({"what": "It broke"}, "It broke."),
         ({"what": "It broke."}, "It broke."),
         ({"what": "It broke", "cure": "Mend it"}, "It broke. Mend it."),
-        ({"what": "It broke", "guest_state": "web1 runs"}, "It broke. web1 runs."),
+        ({"what": "It broke", "situation": Situation("web1 runs")}, "It broke. web1 runs."),
         (
-            {"what": "It broke", "cure": " Mend it. ", "guest_state": "web1 runs."},
+            {"what": "It broke", "cure": " Mend it. ", "situation": Situation("web1 runs.")},
             "It broke. web1 runs. Mend it.",
         ),
     ],
@@ -42,24 +44,34 @@ def test_a_message_is_what_happened_then_the_guest_then_the_cure(parts, message)
 
 @given(SENTENCE, SENTENCE, SENTENCE)
 def test_each_part_is_a_sentence_of_the_message(what, guest_state, cure):
-    message = str(VmopsError(what, guest_state=guest_state, cure=cure))
+    message = str(VmopsError(what, situation=Situation(guest_state), cure=cure))
     assert message == f"{what}. {guest_state}. {cure}."
 
 
-def test_the_guest_state_may_be_filled_in_later():
+def test_the_situation_may_be_filled_in_later():
     error = RequestError("No", cure="Ask again")
-    error.guest_state = "web1 runs"
+    error.situation = Situation("web1 runs")
     assert str(error) == "No. web1 runs. Ask again."
 
 
 def test_the_result_of_a_failed_module():
-    assert ConflictError("No", cure="Ask again", guest_state="web1 runs").as_result() == {
+    situation = Situation("web1 runs", "running", "kept")
+    assert ConflictError("No", cure="Ask again", situation=situation).as_result() == {
         "msg": "No. web1 runs. Ask again.",
         "error": "ConflictError",
         "guest_state": "web1 runs",
         "cure": "Ask again",
+        "guest": "running",
+        "image": {"state": "kept"},
     }
-    assert VmopsError("No").as_result() == {"msg": "No.", "error": "VmopsError", "guest_state": "", "cure": ""}
+    assert VmopsError("No").as_result() == {
+        "msg": "No.",
+        "error": "VmopsError",
+        "guest_state": "",
+        "cure": "",
+        "guest": "unknown",
+        "image": {"state": "unknown"},
+    }
 
 
 def test_an_image_error_names_the_file():
@@ -83,7 +95,19 @@ def test_a_command_error_keeps_what_qemu_said():
 
 
 def test_all_errors_are_of_one_tree_and_explained():
-    for name, kind in inspect.getmembers(_errors, inspect.isclass):
+    kinds = [(name, kind) for name, kind in inspect.getmembers(_errors, inspect.isclass) if kind is not Situation]
+    for name, kind in kinds:
         assert issubclass(kind, VmopsError), name
         assert kind.__doc__, name
         assert name.endswith("Error"), name
+
+
+def test_the_tree_is_drawn_as_it_is():
+    """Each class below its base, in the order of the file."""
+    drawn: dict[str, str] = {}
+    above: list[str] = []
+    for indent, name in re.findall(r"^    ( *)(\w+Error)\b", _errors.__doc__ or "", re.MULTILINE):
+        above = [*above[: len(indent) // 4], name]
+        drawn[name] = above[-2] if len(above) > 1 else "Exception"
+    kinds = [kind for kind in vars(_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    assert drawn == {kind.__name__: kind.__bases__[0].__name__ for kind in kinds}

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.vmops.qemu.plugins import plugin_utils
-from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import RETURNED, reduce_answer
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import GUEST_WORDS, IMAGE_WORDS
+from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import ERROR, RETURNED, reduce_answer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,9 +24,14 @@ ON_THE_CONTROLLER = ("qemu_parallel",)
 
 def documented(module):
     """The keys of a module's RETURN, with their types."""
+    return {key: value["type"] for key, value in returned(module).items()}
+
+
+def returned(module):
+    """What a module's RETURN says."""
     for node in ast.parse((PLUGINS / "modules" / f"{module}.py").read_text()).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "RETURN":
-            return {key: value["type"] for key, value in yaml.safe_load(ast.literal_eval(node.value)).items()}
+            return yaml.safe_load(ast.literal_eval(node.value))
     raise AssertionError(module)
 
 
@@ -42,6 +48,27 @@ def test_every_module_has_its_answer_reduced():
 @pytest.mark.parametrize("module", modules())
 def test_documented_keys_are_let_in(module):
     assert dict(RETURNED[module]) == documented(module)
+
+
+@pytest.mark.parametrize("module", [*(set(modules()) - {"qemu_progress"}), *ON_THE_CONTROLLER])
+def test_every_module_says_the_same_of_its_failures(module):
+    """Ansible has no fragments for return values."""
+    told, model = returned(module), returned("qemu_save")
+    assert ERROR.items() <= documented(module).items()
+    assert told["guest"] == model["guest"]
+    assert told["cure"] == model["cure"]
+    assert told["error"]["description"] == model["error"]["description"]
+    assert told["image"]["description"][-1] == model["image"]["description"][-1]
+    for word in GUEST_WORDS:
+        assert f"V({word})" in str(told["guest"]["description"])
+    for word in IMAGE_WORDS:
+        assert f"V({word})" in told["image"]["description"][-1]
+
+
+def test_what_is_no_answer_is_told_with_the_words_for_what_is_not_known():
+    result, _warnings = reduce_answer("qemu_save", {"image": "complete", "guest": "running"})
+    assert result["error"] == "AnswerError"
+    assert (result["guest"], result["image"]) == ("unknown", {"state": "unknown"})
 
 
 def test_result_is_let_in_as_it_is():
