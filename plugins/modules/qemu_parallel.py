@@ -90,8 +90,8 @@ EXAMPLES = r"""
 RETURN = r"""
 vms:
   description:
-    - What each run returned, in the order of O(vms), with the VM's C(name). What was not begun (O(on_error=stop)) has
-      C(skipped).
+    - What each run returned, in the order of O(vms), with the VM's C(name). Runs that were not started
+      (O(on_error=stop)) have C(skipped).
   type: list
   elements: dict
   returned: always
@@ -101,11 +101,11 @@ failures:
   elements: str
   returned: always
 started_at:
-  description: When the first run began, in seconds since the epoch, by the controller's clock.
+  description: When the first run began, in seconds since the epoch, according to the controller's clock.
   type: float
   returned: always
 duration:
-  description: How long all took, in seconds.
+  description: The total duration in seconds.
   type: float
   returned: always
 error:

@@ -49,14 +49,14 @@ author:
 """
 
 EXAMPLES = r"""
-- name: See what is being saved or restored just now
+- name: See which VMs are being saved or restored
   vmops.qemu.qemu_progress:
   register: progress
 """
 
 RETURN = r"""
 operations:
-  description: The saves and restores that are at work, by VM.
+  description: The saves and restores that are running, sorted by VM.
   type: list
   elements: dict
   returned: success
@@ -68,37 +68,37 @@ operations:
       description: V(save) or V(restore).
       type: str
     phase:
-      description: V(start), V(memory) while QEMU writes or reads it, V(flush), V(check) or V(checksum).
+      description: V(start), V(memory) (QEMU writes or reads the memory), V(flush), V(check) or V(checksum).
       type: str
     percent:
-      description: How much of the memory is done; V(null) where that is not known.
+      description: The percentage of the memory that is done; V(null) if it is not known.
       type: int
     bytes_done:
-      description: Bytes of memory that are done.
+      description: The number of bytes of memory that are done.
       type: int
     bytes_total:
-      description: Bytes of memory in all; 0 where that is not known.
+      description: The total number of bytes of memory; V(0) if it is not known.
       type: int
     rate:
-      description: Bytes a second.
+      description: The current rate in bytes per second.
       type: int
     seconds_left:
-      description: Seconds until the memory is done, at this rate; V(null) where that cannot be told.
+      description: Seconds until the memory is done at this rate; V(null) if it cannot be estimated.
       type: int
     pid:
       description: The run's process id.
       type: int
     started:
-      description: When it began, in seconds since the epoch.
+      description: When the run began, in seconds since the epoch.
       type: float
     updated:
-      description: When it published this, in seconds since the epoch.
+      description: When the run published these values, in seconds since the epoch.
       type: float
   sample:
     - {vm: web1, operation: save, phase: memory, percent: 42, bytes_done: 904396800, bytes_total: 2153316352,
        rate: 314572800, seconds_left: 3, pid: 4711, started: 1764000000.0, updated: 1764000003.0}
 jobs:
-  description: The results of those O(jobs) that have ended, by id.
+  description: The results of those O(jobs) that have ended, keyed by id.
   type: dict
   returned: success
 library:

@@ -145,18 +145,18 @@ EXAMPLES = r"""
     launch: attach
     state: paused
 
-- name: Restore an image that was copied from another host, if nothing in it has changed
+- name: Restore an image that was copied from another host, if it is unchanged
   vmops.qemu.qemu_restore:
     name: web2
     verify: full
 
-- name: Restore into a QEMU that another tool starts meanwhile
+- name: Restore into a QEMU that another tool is about to start
   vmops.qemu.qemu_restore:
     name: db1
     launch: attach
     attach_timeout: 120
 
-- name: Restore an image of libvirt's into a QEMU with the same devices
+- name: Restore an image of libvirt into a QEMU with the same devices
   vmops.qemu.qemu_restore:
     path: /var/lib/libvirt/qemu/save/tiny.save
     launch: command
@@ -177,7 +177,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: What was done, or why nothing was.
+  description: What was done, or why nothing was done.
   type: str
   returned: always
   sample: web1 was restored from /var/lib/vmops/save/web1.save in 1.9 s and runs; the image was removed
@@ -199,24 +199,24 @@ vm:
       description: Its name.
       type: str
     uuid:
-      description: Its UUID, empty where QEMU was started without one.
+      description: Its UUID; empty if QEMU was started without one.
       type: str
     run_state:
-      description: QEMU's run state now, or V(ended).
+      description: QEMU's run state at the end of the task, or V(ended).
       type: str
       sample: running
     memory:
-      description: Its memory in bytes, with what was hot-plugged.
+      description: Its memory in bytes, including hot-plugged memory.
       type: int
     vcpus:
-      description: Its CPUs.
+      description: The number of its CPUs.
       type: int
     machine:
       description: The machine type.
       type: str
       sample: pc-q35-10.0
     pid:
-      description: The process id of its QEMU; V(null) where QEMU has ended, or does not run on this host.
+      description: The process id of its QEMU; V(null) if QEMU has ended or does not run on this host.
       type: int
 launched:
   description: Whether QEMU was started for the restore.
@@ -224,32 +224,33 @@ launched:
   returned: when the VM was restored
 running_at:
   description:
-    - When the guest ran again, in seconds since the epoch, by the host's clock; V(null) where it was left paused.
+    - When the guest ran again, in seconds since the epoch, according to the host's clock; V(null) if it was left
+      paused.
   type: float
   returned: when the VM was restored
 unit:
-  description: The systemd unit in whose control group the VM runs, V(null) where there is none.
+  description: The systemd unit in whose control group the VM runs; V(null) if there is none.
   type: str
   returned: when the VM was restored
   sample: qemu@web1.service
 duration:
-  description: Seconds that the whole operation took.
+  description: The duration of the whole operation in seconds.
   type: float
   returned: when the VM was restored
 parallel_channels:
-  description: Channels that read the memory; none for a plain stream.
+  description: The number of channels that read the memory; V(null) for a plain stream.
   type: int
   returned: when the VM was restored
 bypass_cache:
-  description: Whether the memory was read past the page cache.
+  description: Whether reading the memory bypassed the page cache.
   type: bool
   returned: when the VM was restored
 reasons:
-  description: Why the options that were not given got their values.
+  description: For options that were not given, why their values were chosen.
   type: dict
   returned: when the VM was restored
 problems:
-  description: What is not as it was at the save, as in M(vmops.qemu.qemu_vm_info).
+  description: What has changed since the save, as in M(vmops.qemu.qemu_vm_info).
   type: list
   elements: dict
   returned: when the VM's disks were refused

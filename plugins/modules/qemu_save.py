@@ -183,21 +183,21 @@ EXAMPLES = r"""
   vmops.qemu.qemu_save:
     name: web1
 
-- name: Save a VM by its socket, in an image that libvirt restores
+- name: Save a VM by its socket, in an image that libvirt can restore
   vmops.qemu.qemu_save:
     qmp_socket: /run/vm/db1.qmp
     path: /srv/save/db1.save
     image_version: 2
     format: sparse
     domain_xml: "{{ lookup('ansible.builtin.file', 'db1.xml') }}"
-    require_restorable: false # of a domain of libvirt's: libvirt brings it back
+    require_restorable: false # it is a domain of libvirt, which will restore it
 
-- name: Save a VM whose image is going to be copied to another host
+- name: Save a VM whose image will be copied to another host
   vmops.qemu.qemu_save:
     name: web2
     checksum: true
 
-- name: Take a checkpoint of a guest that should stand still as shortly as possible
+- name: Take a checkpoint of a guest that should be paused as briefly as possible
   vmops.qemu.qemu_save:
     name: build7
     path: /srv/checkpoint/build7.save
@@ -208,7 +208,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: What was done, or why nothing was.
+  description: What was done, or why nothing was done.
   type: str
   returned: always
   sample: web1 was saved in /var/lib/vmops/save/web1.save, 612 MiB on disk, in 3.1 s; QEMU has quit
@@ -229,49 +229,49 @@ vm:
       description: Its name.
       type: str
     uuid:
-      description: Its UUID, empty where QEMU was started without one.
+      description: Its UUID; empty if QEMU was started without one.
       type: str
     run_state:
-      description: QEMU's run state now, or V(ended).
+      description: QEMU's run state at the end of the task, or V(ended).
       type: str
       sample: ended
     memory:
-      description: Its memory in bytes, with what was hot-plugged.
+      description: Its memory in bytes, including hot-plugged memory.
       type: int
     vcpus:
-      description: Its CPUs.
+      description: The number of its CPUs.
       type: int
     machine:
       description: The machine type.
       type: str
       sample: pc-q35-10.0
     pid:
-      description: The process id of its QEMU; V(null) where QEMU has ended, or does not run on this host.
+      description: The process id of its QEMU; V(null) if QEMU has ended or does not run on this host.
       type: int
 duration:
-  description: Seconds that the whole operation took.
+  description: The duration of the whole operation in seconds.
   type: float
   returned: when the VM was saved
 pause_ms:
   description:
-    - Milliseconds for which the guest stood still, from QEMU's own STOP event to its RESUME or SHUTDOWN event.
-    - V(0) if it was paused before.
+    - How long the guest was paused, in milliseconds, from QEMU's STOP event to its RESUME or SHUTDOWN event.
+    - V(0) if it was already paused before the save.
   type: int
   returned: when the VM was saved
 stopped_at:
   description:
-    - When QEMU stopped the guest for this save, in seconds since the epoch, by the host's clock.
-    - V(null) where it was stopped before.
+    - When QEMU paused the guest for this save, in seconds since the epoch, according to the host's clock.
+    - V(null) if it was already paused before the save.
   type: float
   returned: when the VM was saved
 space_needed:
-  description: Bytes that the save takes at most.
+  description: The maximum number of bytes that the save will need.
   type: int
   returned: in check mode, when the VM would be saved
 space_free:
   description:
-    - Bytes that are free in O(save_dir)'s, or O(path)'s, file system.
-    - V(null) where it does not say so.
+    - The number of free bytes in the file system of O(save_dir) or O(path).
+    - V(null) if the file system does not report it.
   type: int
   returned: in check mode, when the VM would be saved
 file_system:
@@ -279,23 +279,23 @@ file_system:
   type: str
   returned: in check mode, when the VM would be saved
 checksum_ms:
-  description: Milliseconds of RV(duration) that the checksum took; V(null) without O(checksum=true).
+  description: The part of RV(duration) that the checksum took, in milliseconds; V(null) without O(checksum=true).
   type: int
   returned: when the VM was saved
 bytes_written:
-  description: Bytes that QEMU wrote, by its own account.
+  description: The number of bytes that QEMU wrote, according to QEMU.
   type: int
   returned: when the VM was saved
 throughput:
-  description: Bytes a second from the start of the writing to the end of the flush.
+  description: Bytes per second, from the start of writing to the end of the flush.
   type: int
   returned: when the VM was saved
 parallel_channels:
-  description: Channels that wrote the memory; none for a plain stream.
+  description: The number of channels that wrote the memory; V(null) for a plain stream.
   type: int
   returned: when the VM was saved
 bypass_cache:
-  description: Whether the memory went past the page cache.
+  description: Whether the memory bypassed the page cache.
   type: bool
   returned: when the VM was saved
 launch:
@@ -305,38 +305,39 @@ launch:
   contains:
     how:
       description:
-        - V(unit), by its systemd unit; V(command), with its command line; V(none), not at all, as it cannot be done.
+        - V(unit) means by its systemd unit, V(command) with its command line, and V(none) that it cannot be started
+          again.
       type: str
     unit:
-      description: That unit.
+      description: The systemd unit that will start it.
       type: str
       sample: qemu@web1.service
     reason:
-      description: Why it is not V(unit), or what to be aware of.
+      description: Why C(how) is not V(unit), or a limitation to be aware of.
       type: str
 problems:
   description:
-    - What stands between the VM and its return, as in M(vmops.qemu.qemu_vm_info), whose documentation lists all kinds.
-    - The image keeps them, see C(restore_problems) in RV(vmops.qemu.qemu_save_image_info#module:images).
+    - What prevents or impairs a restore of the VM. The documentation of M(vmops.qemu.qemu_vm_info) lists all kinds.
+    - The image records them, see C(restore_problems) in RV(vmops.qemu.qemu_save_image_info#module:images).
   type: list
   elements: dict
   returned: when the VM was saved, or would be, or was refused for one of them
   contains:
     kind:
-      description: A word that a program can read.
+      description: The kind of the problem, for programs.
       type: str
       sample: disk_replaced
     what:
       description: What was found.
       type: str
     cure:
-      description: What to do about it.
+      description: How to solve it.
       type: str
     blocks:
-      description: Whether it is refused with O(require_restorable=true).
+      description: Whether the save is refused because of it with O(require_restorable=true).
       type: bool
 reasons:
-  description: Why the options that were not given got their values.
+  description: For options that were not given, why their values were chosen.
   type: dict
   returned: when the VM was saved
   sample:

@@ -106,18 +106,18 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Have web1 paused after its restore
+- name: Leave web1 paused after its restore
   vmops.qemu.qemu_save_image:
     name: web1
     vm_state: paused
 
-- name: Make an image one that libvirt restores
+- name: Convert an image so that libvirt can restore it
   vmops.qemu.qemu_save_image:
     path: /srv/save/db1.save
     image_version: 2
     domain_xml: "{{ lookup('ansible.builtin.file', 'db1.xml') }}"
 
-- name: Compress an image that is kept, on a disk that is nearly full
+- name: Compress an image on a disk that is nearly full
   vmops.qemu.qemu_save_image:
     name: build7
     archive: zstd
@@ -128,7 +128,7 @@ EXAMPLES = r"""
     name: build7
     archive: none
 
-- name: See how a VM would be started whose image came from another host
+- name: See how a VM would be started from an image of another host
   vmops.qemu.qemu_save_image:
     name: web1
     vouch: true
@@ -148,7 +148,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: What was done, or would be in check mode.
+  description: What was done, or would be done in check mode.
   type: str
   returned: always
   sample: /var/lib/vmops/save/web1.save was set to be paused after a restore
