@@ -90,7 +90,7 @@ def read_key() -> bytes | None:
     finally:
         os.close(descriptor)
     if not re.fullmatch(rb"[0-9A-Fa-f]{%d}\n?" % (2 * _SIZE), text):
-        raise VouchingKeyError(f"The key {path} is none: it is not {2 * _SIZE} hexadecimal digits", cure=_CURE)
+        raise VouchingKeyError(f"The key {path} is not {2 * _SIZE} hexadecimal digits", cure=_CURE)
     return bytes.fromhex(text.decode("ascii").strip())
 
 

@@ -60,7 +60,7 @@ def expand_archive(archive: ImageFile) -> None:
                 for offset, data in reader.pieces(PIECE):
                     if offset == 0:  # not an image before it is whole
                         if data[:MAGIC_SIZE] != MAGIC_COMPLETE:
-                            raise ImageFormatError(source, "what is in it is no complete save image")
+                            raise ImageFormatError(source, "what is in it is not a complete save image")
                         data = MAGIC_PARTIAL + data[MAGIC_SIZE:]
                     with image_errors(temporary, "write the image"):
                         target.write(data, offset)

@@ -325,7 +325,7 @@ def parse_units(text: str) -> list[Unit]:
     for block in text.strip().split("\n\n"):
         keys = {key: value for key, equals, value in (line.partition("=") for line in block.splitlines()) if equals}
         if not keys.get("Id"):
-            raise UnitError(f"systemctl show has printed what is not understood: {block[:80]!r}")
+            raise UnitError(f"systemctl show printed something that is not understood: {block[:80]!r}")
         units.append(
             Unit(
                 name=keys["Id"],
@@ -447,7 +447,7 @@ def parse_bus_start_command(text: str) -> StartCommand:
             ambient=int(ambient),
         )
     except (ValueError, KeyError, TypeError, IndexError) as exc:
-        raise UnitError(f"busctl has printed what is not understood: {text[:80]!r}") from exc
+        raise UnitError(f"busctl printed something that is not understood: {text[:80]!r}") from exc
 
 
 def _user_prefix(flags: t.Collection[str]) -> str:

@@ -100,7 +100,7 @@ async def read_vm_unit(process: QemuProcess, known: t.Mapping[str, systemd.Unit]
         return VmUnit("", "it runs in no systemd unit")
     unit = (known or {}).get(name) or await systemd.read_unit(name)
     if not name.endswith(".service"):
-        return VmUnit(name, f"{name} is no service", facts=unit)
+        return VmUnit(name, f"{name} is not a service", facts=unit)
     if unit.transient or not unit.fragment:
         return VmUnit(name, f"{name} is a transient unit, which is gone after its end", facts=unit)
     if unit.main_pid != process.pid:

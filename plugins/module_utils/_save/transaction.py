@@ -246,7 +246,7 @@ class SaveTransaction:
         if problems:
             raise ImageFormatError(
                 self.run.path,
-                f"QEMU reported success, but the file is not whole: {'; '.join(problems[:3])}",
+                f"QEMU reported success, but the file is not complete: {'; '.join(problems[:3])}",
                 cure="Check the file system and the disk below it (dmesg), then save again",
             )
 
