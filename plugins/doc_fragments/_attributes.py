@@ -13,15 +13,15 @@ class ModuleDocFragment:
 options: {}
 attributes:
   check_mode:
-    description: Can run in C(check_mode) and tell what it would do, without changing the VM or the image.
+    description: Can run in C(check_mode) and return what it would do, without changing the VM or the image.
   diff_mode:
-    description: Returns what changed, or would change, when it is run in diff mode.
+    description: Returns what has changed, or would change, in diff mode.
   idempotent:
     description:
-      - When run twice in a row with the same options, the second run changes nothing and says so.
-      - This assumes that nothing else changed the VM or the image in between.
+      - If the module is run twice in a row with the same options, the second run changes nothing and says so.
+      - This assumes that nothing else changes the VM or the image in between.
   platform:
-    description: The systems that the module can run on.
+    description: The systems on which the module can run.
     platforms: posix
     support: full
 """
@@ -33,15 +33,15 @@ attributes:
   check_mode:
     support: full
     details:
-      - This module only looks, it changes nothing.
+      - This module only reads, it changes nothing.
   diff_mode:
     support: N/A
     details:
-      - This module only looks, it changes nothing.
+      - This module only reads, it changes nothing.
   idempotent:
     support: full
     details:
-      - This module only looks, it changes nothing.
+      - This module only reads, it changes nothing.
 """
 
     # A module that takes the defaults of the action group: vmops.qemu._attributes.actiongroup_qemu

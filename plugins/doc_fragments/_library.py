@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What modules that need qemu.qmp say of it."""
+"""Where Python on the host finds qemu.qmp."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class ModuleDocFragment:
 options:
   bundle_library:
     description:
-      - Where Python on the host lacks the library C(qemu.qmp), bring the controller's own copy along for this run. It
-        is pure Python, lies in the run's temporary directory, and is removed with it.
-      - With V(false) the host must have it.
+      - If Python on the host lacks the library C(qemu.qmp), use the controller's copy for this run. It is pure Python,
+        is put into the run's temporary directory, and is removed with it.
+      - With V(false), the library must be installed on the host.
     type: bool
     default: true
 """

@@ -4,8 +4,45 @@
 
 """The one exception tree of the collection.
 
-Everything below the modules raises from this tree; only a module's C(main()) turns an error into C(fail_json).
-An error says what happened and to what, in what state the guest is now, and what to do about it.
+Everything below the modules raises from this tree; only a module's ``main()`` turns an error into ``fail_json``.
+An error says what happened and to what, how guest and image are now, and what to do about it.
+
+::
+
+    VmopsError
+        RequestError                    what is asked for
+            ConflictError               ... is forbidden by what is there already
+                BusyError               ... by another run, whose end may be waited for
+            NotRestorableError          ... would make an image that cannot be restored
+            LockHeldError               ... is locked by a process that is no run
+        ImageError                      the file
+            ImageNotFoundError
+            ImageAccessError
+                ImageSpaceError
+            ImagePartialError
+            ImageFormatError
+            ImageUnsupportedError
+            ImageUnsafeError            ... others may have written it
+            NotVouchedError             ... nobody vouches for it
+        VouchingKeyError
+        VmNotFoundError                 the process
+        VmAmbiguousError
+        MonitorError                    ... its QMP socket
+            MonitorMissingError
+            MonitorProtocolError
+            MonitorForeignError
+            MonitorBusyError
+            MonitorLostError
+            CommandError                ... QEMU's own words
+        UnsupportedByQemuError
+        MigrationError
+        MismatchError                   the image and the process
+            ForeignQemuError
+            DiskMismatchError
+        UnitError                       systemd
+        LaunchError
+        OperationTimeoutError           the run itself
+        InterruptedOperationError
 """
 
 from __future__ import annotations

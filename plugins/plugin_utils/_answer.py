@@ -130,8 +130,8 @@ def reduce_answer(module: str, answer: t.Any, in_background: bool = False) -> tu
                 "error": "AnswerError",
                 **Situation().words(),
                 "msg": one_line(
-                    f"What the host answered is no result of {name}: {exc}. What it has done is not known. Look at the"
-                    " host before the task is run again, as something there does not tell the truth."
+                    f"The host did not answer with a result of {name}: {exc}. What it has done is not known. Look at"
+                    " the host before the task is run again, as something there does not tell the truth."
                 ),
             },
             [],
@@ -140,7 +140,7 @@ def reduce_answer(module: str, answer: t.Any, in_background: bool = False) -> tu
 
 def _reduced(name: str, answer: t.Any, in_background: bool) -> tuple[Result, list[str]]:
     if not isinstance(answer, t.Mapping):
-        raise AnswerError("it is no dictionary")
+        raise AnswerError("it is not a dictionary")
     wanted = {**_ALWAYS, **RETURNED[name], **(_JOB if in_background else {})}
     plain = _Plain()
     disbelieved: list[str] = []

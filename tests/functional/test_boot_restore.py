@@ -15,7 +15,7 @@ import zipfile
 import pytest
 from ansible_collections.vmops.qemu.plugins.lookup.restore_program import make_program
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 
 from support import find_qemu_pids
 from support.boot_program import BOOT_PROGRAM, said

@@ -225,7 +225,7 @@ def test_short_write(make_guest, short_writes, image, run_module, options):
     make_image(image)
     before = Before(guest, image.parent)
     result = run_module("qemu_save", name=VM, path=str(image), force=True, **options)
-    before.check(result, "ImageFormatError", str(image), "the file is not whole", "never written")
+    before.check(result, "ImageFormatError", str(image), "the file is not complete", "never written")
     assert "dmesg" in result["cure"]
 
 

@@ -300,7 +300,7 @@ def test_link(start_paused, disks):
     check_files(medium)
     (disks / "link").unlink()
     (disks / "link").symlink_to("b.img")
-    check_uncheckable(medium_of(vm).files[0], "another file is there now")
+    check_uncheckable(medium_of(vm).files[0], "another file has this name now")
 
 
 @pytest.mark.parametrize("change", ["deleted", "replaced", "renamed"])

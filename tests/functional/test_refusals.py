@@ -382,8 +382,8 @@ def test_compressor_that_is_missing(guest, image, start_module, image_format):
     code = (
         "import importlib, os, sys\n"
         "from ansible.module_utils import basic\n"
-        "from ansible_collections.vmops.qemu.plugins.module_utils._image import compression\n"
-        "compression._SEARCH_PATH = os.environ['PATH'] = '/nonexistent'\n"
+        "from ansible_collections.vmops.qemu.plugins.module_utils._image import compressor\n"
+        "compressor._SEARCH_PATH = os.environ['PATH'] = '/nonexistent'\n"
         "module = importlib.import_module(sys.argv[3])\n"
         "basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE = open(sys.argv[4], 'rb').read(), 'legacy'\n"
         "module.main()\n"

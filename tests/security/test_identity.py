@@ -22,8 +22,8 @@ from typing import Any, Callable
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.lookup.restore_program import make_program
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import file_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import file_identity
 
 from support import CounterGuest
 from support.attacker import Attacker

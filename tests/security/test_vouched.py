@@ -24,7 +24,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import pack_head, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import pack_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 
 from support import CounterGuest, find_qemu_pids

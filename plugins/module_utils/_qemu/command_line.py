@@ -349,7 +349,7 @@ def restore_command(argv: t.Sequence[str], machine: str = "", daemonize: bool = 
     """
     if machine and not _MACHINE_TYPE.fullmatch(machine):
         raise LaunchError(
-            f"The saved machine type {machine!r} is not the name of one, so no QEMU is started with it",
+            f"The saved machine type {machine!r} is not a machine type's name, so no QEMU is started with it",
             cure="The image is damaged or forged: restore an intact copy, or start the VM from its disks",
         )
     taken_out = start_options(argv, daemonize)

@@ -141,8 +141,9 @@ class MigrationSettings:
         lacking = sorted(wanted.keys() - capabilities.keys())
         if lacking:
             raise UnsupportedByQemuError(
-                f"QEMU does not have the migration capability {lacking[0]}, without which nothing is saved or restored",
-                cure="Use a newer QEMU; if it is none of an old one, find out what answers on its monitor",
+                f"QEMU does not have the migration capability {lacking[0]}, without which nothing can be saved or"
+                " restored",
+                cure="Use a newer QEMU; if this one is new enough, find out what answers on its monitor",
             )
         self.found_capabilities = _changes(wanted, capabilities)
         self._wanted_capabilities = {name: wanted[name] for name in self.found_capabilities}

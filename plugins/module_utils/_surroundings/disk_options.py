@@ -141,7 +141,7 @@ class ConfiguredMedia:
         if flash:
             return self._machine_flash(flash.group(1))
         if name.startswith("/"):
-            raise UnknownMediumError(f"which option of its command line gives {qdev} its medium is not known")
+            raise UnknownMediumError(f"it is not known which option of its command line gives {qdev} its medium")
         for setting in self._configuration.of("device"):
             if setting.keys.get("id") == name:
                 return setting.keys
@@ -169,7 +169,7 @@ class ConfiguredMedia:
             kind = devices.get(f"{UNNAMED}/device[{position}]")
             driver = "virtio-9p" if "fsdriver" in keys else keys.get("driver", "")
             if kind is not None and kind != driver and not kind.startswith(f"{driver}-"):
-                raise UnknownMediumError(f"which option of its command line {name} ({kind}) is cannot be told")
+                raise UnknownMediumError(f"it cannot be told which option of its command line made {name} ({kind})")
         return ordered[number] if 0 <= number < len(ordered) else None
 
 
@@ -244,7 +244,7 @@ class _Tree:
             return self.add_node({**merged, **({"driver": driver} if driver else {})})
         protocol = _PROTOCOL.match(name)
         if protocol and protocol.group(1) in ("blkdebug", "blkverify", "quorum"):
-            raise UnknownMediumError(f"its command line names it in a way that is not read here ({name})")
+            raise UnknownMediumError(f"its command line names it in a way that is not understood here ({name})")
         if protocol and protocol.group(1) not in ("file", "host_device", "host_cdrom"):
             leaf = self._add(_network_driver(protocol.group(1)), name)
         elif protocol:
@@ -292,7 +292,7 @@ class _Tree:
             place = self._place_of(file)
             children.append(("backing", self.add_name(header.backing, backing_format, below, place)))
         elif "backing" not in keys and driver in _WITH_BACKING:
-            raise UnknownMediumError(f"the header of its {driver} file is not read here")
+            raise UnknownMediumError(f"headers of {driver} files are not read here")
         return self._add(driver, "", children, slice_of(keys) if driver in ("", "raw") else "")
 
     def _children(self, keys: Keys) -> list[tuple[str, str]]:
@@ -310,13 +310,13 @@ class _Tree:
         if driver not in ("", "qcow2"):
             return None
         if not place:
-            raise UnknownMediumError("the header of what is no file of this host is not read")
+            raise UnknownMediumError("only headers of this host's files are read")
         try:
             header = read_qcow2_header(place)
         except (OSError, ValueError) as exc:
             raise UnknownMediumError(f"{place} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
         if driver == "qcow2" and header is None:
-            raise UnknownMediumError(f"{place} is no qcow2 file any more")
+            raise UnknownMediumError(f"{place} is not a qcow2 file any more")
         return header
 
     def _place_of(self, name: str) -> str:
@@ -330,7 +330,7 @@ class _Tree:
         if os.path.isabs(name):
             return name
         if self._directory is None:
-            raise UnknownMediumError(f"in which directory its command line means {name} is not known")
+            raise UnknownMediumError(f"it is not known in which directory its command line means {name}")
         return os.path.join(self._directory, name)
 
 
@@ -379,5 +379,5 @@ def _json_keys(name: str) -> Keys:
     except (ValueError, RecursionError):
         valid = False
     if not valid:
-        raise UnknownMediumError("its name in JSON is not read here")
+        raise UnknownMediumError("its name in JSON is not understood here")
     return keys

@@ -441,7 +441,9 @@ def _content_problems(file: MemoryFile, descriptor: int, sparse: bool, stop: thr
         return
     if file.shared and file.writable:
         if sparse and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
-            yield Problem("memory_file", f"{file.label} is {file.path}, which its QEMU has not open for writing", _CURE)
+            yield Problem(
+                "memory_file", f"{file.label} is {file.path}, which its QEMU does not have open for writing", _CURE
+            )
         return
     with _reader(descriptor) as reader:
         written = next(_written(reader, file, stop), None)

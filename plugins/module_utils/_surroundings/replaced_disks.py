@@ -65,12 +65,12 @@ async def replaced_media(
     :param process: the QEMU; where it is None or another user's, nothing can be told.
     """
     if process is None or not process.visible:
-        what = "its disks cannot be held against its command line, as its process cannot be looked at"
+        what = "its disks cannot be compared with its command line, as its process cannot be looked at"
         return [Problem("disk_unknown", what, "Run this as root on the host of the VM")]
     try:
         return await within(_HOST_TIMEOUT, in_thread(_Comparison(media, configuration, process, devices).problems))
     except asyncio.TimeoutError:
-        what = f"its disks could not be held against its command line within {_HOST_TIMEOUT:g} seconds"
+        what = f"its disks could not be compared with its command line within {_HOST_TIMEOUT:g} seconds"
         return [Problem("disk_unknown", what, "See which file system of them does not answer")]
 
 
@@ -152,11 +152,11 @@ class _Comparison:
         if reason or (options is None and files and self._unknown):
             return _unknown(label, reason or self._unknown[0])
         if options is None:
-            what = f"the disk {label} ({_shown(files)}) is none that its command line gives it"
+            what = f"the disk {label} ({_shown(files)}) is not one that its command line gives it"
             return Problem("disk_added", what, _CURE) if files else None
         if isinstance(options, dict) and files and (self._configured.temporary or options.get("snapshot") == "on"):
             what = f"the disk {label} is a temporary one (snapshot=on), which ends with its QEMU"
-            return Problem("disk_replaced", what, "Start it with a disk that stays")
+            return Problem("disk_replaced", what, "Start it with a disk that outlives its QEMU")
         try:
             layers = self._configured.layers(options)
         except UnknownMediumError as exc:
@@ -206,7 +206,7 @@ def _words(text: str) -> set[str]:
 
 
 def _unknown(label: str, reason: str) -> Problem:
-    what = f"whether the disk {label} is the one that its command line gives it cannot be told: {reason}"
+    what = f"it cannot be told whether the disk {label} is the one that its command line gives it: {reason}"
     return Problem("disk_unknown", what, _CURE)
 
 

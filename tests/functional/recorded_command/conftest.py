@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import pack_head, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import pack_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import vouch
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key
 

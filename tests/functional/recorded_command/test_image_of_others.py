@@ -15,7 +15,7 @@ import sys
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 

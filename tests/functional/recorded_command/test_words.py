@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 
 from support import find_qemu_pids
 from support.canary import check_refused

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils import _errors
@@ -99,3 +100,14 @@ def test_all_errors_are_of_one_tree_and_explained():
         assert issubclass(kind, VmopsError), name
         assert kind.__doc__, name
         assert name.endswith("Error"), name
+
+
+def test_the_tree_is_drawn_as_it_is():
+    """Each class below its base, in the order of the file."""
+    drawn: dict[str, str] = {}
+    above: list[str] = []
+    for indent, name in re.findall(r"^    ( *)(\w+Error)\b", _errors.__doc__ or "", re.MULTILINE):
+        above = [*above[: len(indent) // 4], name]
+        drawn[name] = above[-2] if len(above) > 1 else "Exception"
+    kinds = [kind for kind in vars(_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    assert drawn == {kind.__name__: kind.__bases__[0].__name__ for kind in kinds}

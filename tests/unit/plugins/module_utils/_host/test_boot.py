@@ -12,7 +12,7 @@ import os
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._host import boot
 from ansible_collections.vmops.qemu.plugins.module_utils._host.boot import BootRestoreOperation, BootRestoreRequest
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_lock
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
 
 #: No QEMU of this host has it.
 NAME = "vm-of-a-unit-test"

@@ -26,7 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml impor
     parse,
     redact,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 from hypothesis import given
 from hypothesis import strategies as st

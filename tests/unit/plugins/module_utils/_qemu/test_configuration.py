@@ -135,7 +135,7 @@ def test_a_section(line, option, argument):
     ],
 )
 def test_what_qemu_does_not_take(text):
-    with pytest.raises(ValueError, match=r"^line [0-9]+ is none of QEMU's configuration$"):
+    with pytest.raises(ValueError, match=r"^line [0-9]+ is not understood as QEMU's configuration$"):
         parse(text)
 
 

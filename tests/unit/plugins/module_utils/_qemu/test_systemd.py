@@ -273,7 +273,7 @@ def test_start_command_with_its_words():
     "text", ["", "{}", "[]\n[]\n[]", '{"data":1}\n' * 3, "x\ny\nz", '{"data":[[]]}\n{"data":1}\n{"data":1}']
 )
 def test_start_command_that_is_none(text):
-    with pytest.raises(UnitError, match="busctl has printed what is not understood"):
+    with pytest.raises(UnitError, match="busctl printed something that is not understood"):
         systemd.parse_bus_start_command(text)
 
 

@@ -12,7 +12,7 @@ import shutil
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import SUFFIXES, all_forms
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import SUFFIXES, all_forms
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import unit as unit_module
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Launch, LaunchedProcess
@@ -32,7 +32,7 @@ ARGV = (QEMU, "-name", "web1", "-S", "-incoming", "defer")
 @pytest.fixture
 def at_root(monkeypatch):
     """Images on the root file system."""
-    monkeypatch.setattr(unit_module, "_mount_point", lambda _directory: "/")
+    monkeypatch.setattr(unit_module, "mount_point", lambda _directory: "/")
 
 
 def lines(text: str) -> list[str]:
@@ -61,7 +61,7 @@ def test_guard_looks_for_every_form_of_the_image(at_root):
 
 
 def test_guard_of_another_file_system(monkeypatch):
-    monkeypatch.setattr(unit_module, "_mount_point", lambda _directory: "/srv/sa-ve")
+    monkeypatch.setattr(unit_module, "mount_point", lambda _directory: "/srv/sa-ve")
     found = lines(guard_text(["/srv/sa-ve/x/web1.save"]))
     assert found[:5] == [
         "[Unit]",
@@ -93,12 +93,6 @@ def test_guard_without_links_on_the_way(at_root, tmp_path):
     (tmp_path / "link").symlink_to("real")
     path = f"{tmp_path}/real/web1.save"
     assert f"ConditionPathExists=!{path}\n" in guard_text([f"{tmp_path}/link/web1.save"])
-
-
-def test_mount_points():
-    assert unit_module._mount_point("/proc") == "/proc"
-    assert unit_module._mount_point("/proc/self") == "/proc"
-    assert unit_module._mount_point("/procedures") == "/"
 
 
 def test_only_root_can_guard(monkeypatch):

@@ -89,7 +89,7 @@ def test_no_difference(running):
         ([*WORDS, "-pidfile", "/x"], "-pidfile in the place of nothing"),
         (WORDS[:-2], "nothing in the place of -machine"),
         ([*WORDS, "-machine", "q35,smm=on"], "-machine in the place of nothing"),
-        ([*WORDS, "secret"], "a word that is no option in the place of nothing"),
+        ([*WORDS, "secret"], "a word that is not an option in the place of nothing"),
         ([*restore_command(WORDS, "pc-i440fx-10.0"), "-usb"], "in the place of nothing"),
     ],
 )

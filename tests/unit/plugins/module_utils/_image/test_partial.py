@@ -2,6 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
+"""An image in the making, and what a killed save has left."""
+
 from __future__ import annotations
 
 import errno
@@ -9,10 +11,8 @@ import fcntl
 import os
 import signal
 import stat
-import struct
 import subprocess
 import sys
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -22,35 +22,24 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageFormatError,
     ImageNotFoundError,
     ImageSpaceError,
-    ImageUnsafeError,
     RequestError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image import file as file_module
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
-    EDIT_ROOM,
-    MAX_TEXT_SIZE,
-    PartialImage,
-    direct_read_reason,
-    file_identity,
-    flush_image,
-    free_bytes,
-    image_lock,
-    image_path,
-    leftovers,
-    make_save_directory,
-    open_image,
-    read_image_head,
-    remove_image,
-    remove_leftovers,
-    require_safe_image,
-    require_writable_directory,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import EDIT_ROOM, MAX_TEXT_SIZE
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     HEADER_SIZE,
     MAGIC_COMPLETE,
     MAGIC_PARTIAL,
     ImageFormat,
     SaveImageHeader,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import (
+    read_image_head,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
+from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage, leftovers, remove_leftovers
+from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
+    flush_image,
+    remove_image,
 )
 
 HEADER = SaveImageHeader(3, ImageFormat.SPARSE, True)
@@ -75,103 +64,6 @@ def partial(target):
     image = PartialImage.create(target, HEADER, XML, "<cookie/>")
     yield image
     image.discard()
-
-
-def raw_image(path, data: bytes, data_length: int, cookie_offset: int = 0) -> str:
-    header = SaveImageHeader(2, ImageFormat.RAW, True, True, data_length, cookie_offset)
-    path.write_bytes(header.pack() + data)
-    return str(path)
-
-
-# --- reading ---
-
-
-def test_reads_the_head_of_libvirts_image(golden):
-    path = golden / "sparse.save"
-    head = read_image_head(str(path))
-    facts = path.stat()
-    assert head.header.format is ImageFormat.SPARSE
-    assert head.xml.startswith("<domain type='qemu'>")
-    assert head.xml.endswith("</domain>\n")
-    assert head.cookie.strip().endswith("</cookie>")
-    assert (head.size, head.allocated) == (20094105, facts.st_blocks * 512)
-    assert (head.mtime, head.uid, head.gid, head.mode) == (facts.st_mtime, facts.st_uid, facts.st_gid, 0o600)
-
-
-def test_an_image_without_cookie(tmp_path):
-    head = read_image_head(raw_image(tmp_path / "i", b"<domain/>" + bytes(91), 100))
-    assert (head.xml, head.cookie) == ("<domain/>", "")
-
-
-@pytest.mark.parametrize(
-    ("data", "data_length", "cookie_offset", "message"),
-    [
-        (b"<domain/>\0", 11, 0, "ends at byte 102"),
-        (b"<domain/>.", 10, 0, "domain XML does not end"),
-        (b"<domain/>\0cookie", 16, 10, "cookie does not end"),
-        (b"<domain/>\xff\0", 11, 0, r"not UTF-8 \(byte 9\)"),
-    ],
-)
-def test_refuses_text_that_does_not_fit_its_lengths(tmp_path, data, data_length, cookie_offset, message):
-    with pytest.raises(ImageFormatError, match=message):
-        read_image_head(raw_image(tmp_path / "i", data, data_length, cookie_offset))
-
-
-def test_endless_text_costs_little_memory(tmp_path):
-    path = tmp_path / "i"
-    raw_image(path, b"x" * (MAX_TEXT_SIZE + 4096), 2**32 - 1)
-    os.truncate(path, 2**32 + 4096)
-    with path.open("r+b") as file:  # no NUL anywhere near
-        file.seek(HEADER_SIZE + MAX_TEXT_SIZE)
-        file.write(b"x" * 4096)
-    tracemalloc.start()
-    with pytest.raises(ImageFormatError, match=f"within {MAX_TEXT_SIZE} bytes"):
-        read_image_head(str(path))
-    assert tracemalloc.get_traced_memory()[1] < 4 * MAX_TEXT_SIZE
-    tracemalloc.stop()
-
-
-def test_refuses_what_is_no_regular_file_without_blocking(tmp_path):
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    for path in (fifo, tmp_path, "/dev/null"):
-        with pytest.raises(ImageFormatError, match="not a regular file"):
-            read_image_head(str(path))
-
-
-def test_a_missing_image(tmp_path):
-    with pytest.raises(ImageNotFoundError, match="No such file"):
-        read_image_head(str(tmp_path / "none"))
-
-
-def test_a_descriptor_of_the_caller_stays_open(golden):
-    path = str(golden / "raw.save")
-    descriptor = open_image(path)
-    assert os.get_blocking(descriptor)
-    assert read_image_head(path, descriptor) == read_image_head(path)
-    os.close(descriptor)
-
-
-def test_direct_read(golden, monkeypatch):
-    path = str(golden / "raw.save")
-    assert direct_read_reason(path) is None
-
-    def refuse(*_arguments):
-        raise OSError(errno.EINVAL, "odd")
-
-    monkeypatch.setattr(os, "preadv", refuse)
-    assert "O_DIRECT" in str(direct_read_reason(path))
-
-
-def test_image_path():
-    assert image_path("/a/../b.save", "/d", "n") == "/b.save"
-    assert image_path(None, "/d/", "web1") == "/d/web1.save"
-    for name in (None, "", "a/b", "..", "a\0"):
-        with pytest.raises(RequestError):
-            image_path(None, "/d", name)
-
-
-# --- making ---
 
 
 def test_a_new_image_is_partial_locked_and_beside_the_target(partial, target, tmp_path):
@@ -315,15 +207,6 @@ def test_the_lock_stays_after_finish_until_release(partial, target):
         pass
 
 
-def test_identity_tells_one_file_from_another(target):
-    assert file_identity(target) == ""
-    Path(target).write_text("one")
-    one = file_identity(target)
-    Path(target + ".other").write_text("one")
-    os.rename(target + ".other", target)
-    assert file_identity(target) not in (one, "")
-
-
 def test_discard_may_be_repeated_and_leaves_a_stranger(partial):
     os.rename(partial.path, partial.path + ".moved")
     with open(partial.path, "w") as file:
@@ -404,15 +287,12 @@ def test_a_full_disk_leaves_no_file(target, tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
-# --- leftovers ---
-
-
 @pytest.fixture
 def leftover(target) -> str:
     """What a save leaves that was killed."""
     script = (
         "import sys, os, signal\n"
-        "from ansible_collections.vmops.qemu.plugins.module_utils._image.file import PartialImage\n"
+        "from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage\n"
         "from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader\n"
         "image = PartialImage.create(sys.argv[1], SaveImageHeader(3, ImageFormat.SPARSE, True), '<domain/>', 'c')\n"
         "print(image.path, flush=True)\n"
@@ -459,31 +339,6 @@ def test_what_cannot_be_adopted(partial, tmp_path):
         PartialImage.adopt(str(tmp_path / ".web1.save.0123456789abcdef.partial"))
 
 
-# --- the rest ---
-
-
-def test_remove_image(tmp_path):
-    path = tmp_path / "i"
-    path.write_bytes(b"")
-    remove_image(str(path))
-    with pytest.raises(ImageNotFoundError):
-        remove_image(str(path))
-    with pytest.raises(ImageFormatError):
-        remove_image(str(tmp_path))
-
-
-def test_flush_image(golden, tmp_path):
-    flush_image(str(golden / "raw.save"))
-    with pytest.raises(ImageNotFoundError):
-        flush_image(str(tmp_path / "none"))
-
-
-def test_free_bytes(tmp_path):
-    assert (free_bytes(str(tmp_path)) or 0) > 0
-    with pytest.raises(ImageNotFoundError):
-        free_bytes(str(tmp_path / "none"))
-
-
 def finish_and_release(image):
     image.finish()
     image.release()
@@ -504,89 +359,3 @@ def test_no_descriptor_is_left_open(target, leftover):
     with pytest.raises(ImageFormatError):
         read_image_head("/dev/null")
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_only_the_header_module_knows_the_magic():
-    assert struct.calcsize("<16s6I52x") == HEADER_SIZE
-    assert "Libvirt" not in Path(file_module.__file__).read_text()
-
-
-# --- whom to trust ---
-
-
-def test_a_directory_that_can_be_written(tmp_path):
-    assert require_writable_directory(str(tmp_path)) == str(tmp_path)
-    assert require_writable_directory(str(tmp_path / "a" / "b"), may_be_made=True) == str(tmp_path)
-    with pytest.raises(ImageNotFoundError, match="No such file"):
-        require_writable_directory(str(tmp_path / "a" / "b"))
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "b"):
-        for may_be_made in (False, True):
-            with pytest.raises(ImageNotFoundError, match="Not a directory"):
-                require_writable_directory(str(path), may_be_made)
-
-
-def test_the_save_directory_is_private(tmp_path):
-    path = tmp_path / "a" / "save"
-    for _again in range(2):
-        make_save_directory(str(path))
-        assert stat.S_IMODE(path.stat().st_mode) == 0o700
-    path.chmod(0o750)
-    make_save_directory(str(path))
-    assert stat.S_IMODE(path.stat().st_mode) == 0o750
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ImageAccessError):
-        make_save_directory(str(tmp_path / "file" / "save"))
-
-
-@pytest.fixture
-def private(tmp_path):
-    """A directory below which only modes decide whether an image is safe."""
-    if tmp_path.stat().st_uid not in (0, os.geteuid()):
-        pytest.fail("the temporary directory belongs to another user")
-    directory = tmp_path / "private"
-    directory.mkdir(0o700)
-    image = directory / "web1.save"
-    image.write_bytes(b"")
-    image.chmod(0o600)
-    return image
-
-
-@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_an_image_that_others_may_write_is_not_safe(private, mode):
-    require_safe_image(str(private))
-    private.chmod(mode)
-    with pytest.raises(ImageUnsafeError, match=r"web1\.save belongs to"):
-        require_safe_image(str(private))
-
-
-@pytest.mark.parametrize("mode", [0o720, 0o702, 0o1777])
-def test_an_image_in_a_directory_that_others_may_write_is_not_safe(private, mode):
-    private.parent.chmod(mode)
-    with pytest.raises(ImageUnsafeError, match="private belongs to"):
-        require_safe_image(str(private))
-
-
-def test_directories_above_may_be_shared_if_sticky(private):
-    above = private.parent.parent
-    above.chmod(0o1777)
-    require_safe_image(str(private))
-    above.chmod(0o777)
-    with pytest.raises(ImageUnsafeError):
-        require_safe_image(str(private))
-    above.chmod(0o700)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_an_image_of_another_user_is_not_safe(private):
-    os.chown(private, 12345, -1)
-    with pytest.raises(ImageUnsafeError, match="user 12345"):
-        require_safe_image(str(private))
-
-
-def test_a_link_to_an_unsafe_image_is_not_safe(private, tmp_path):
-    private.chmod(0o666)
-    link = tmp_path / "link"
-    link.symlink_to(private)
-    with pytest.raises(ImageUnsafeError):
-        require_safe_image(str(link))

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The compressed stream formats: the tool of each, and a running one between QEMU and the file.
+"""The tools of the compressed formats, and running ones: beside the caller's code, or between QEMU and the file.
 
-The tools are those that libvirt runs (qemuSaveImageGetCompressionProgram in qemu_saveimage.c: C(TOOL -c), for xz with
--3, and C(TOOL -dc)), with all CPUs where a tool can use them; what they write is the same format.
+The tools are those that libvirt runs (qemuSaveImageGetCompressionProgram in qemu_saveimage.c: ``TOOL -c``, for xz with
+-3, and ``TOOL -dc``), with all CPUs where a tool can use them; what they write is the same format.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
+import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ImageAccessError,
     ImageError,
     ImageFormatError,
+    ImageSpaceError,
     RequestError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image
-from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
-from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_plain_head
 
 #: Where tools are looked for beside PATH: what a shell without a login has there is often less.
 _SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 #: Bytes of a pipe: fewer changes between QEMU and the tool (the most that a user may ask for by default).
 _PIPE_SIZE = 1024 * 1024
-
-#: Bytes of the expanded stream that hold its machine type and RAM blocks.
-_HEAD_SIZE = 256 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +137,7 @@ class Filter:
         if code != 0:
             raise ImageError(
                 path,
-                f"{self.program} {_how_it_ended(code)}" + (f": {said}" if said else ""),
+                f"{self.program} {how_it_ended(code)}" + (f": {said}" if said else ""),
                 cure=cure_for(said) or "See what it says, then save or restore again",
             )
 
@@ -179,50 +178,86 @@ class Filter:
         return text.decode(errors="replace").strip()
 
 
-def read_compressed_head(path: str, header: SaveImageHeader) -> StreamFacts | None:
-    """What the head of a compressed stream tells (machine type, RAM blocks), by expanding that much of it.
-
-    :returns: None for an image that is not compressed.
-    :raises RequestError: the tool is missing.
-    :raises ImageError: the image cannot be read, or what it expands to is no QEMU stream.
-    """
-    compressor = COMPRESSORS.get(header.format)
-    if compressor is None:
-        return None
-    command = compressor.expand_command()
-    image = open_image(path)
-    try:
-        os.lseek(image, header.stream_offset, os.SEEK_SET)
-        data, code = _expand_head(command, image)
-    finally:
-        os.close(image)
-    if len(data) < _HEAD_SIZE and code != 0:
-        raise ImageFormatError(
-            path, f"{compressor.program} cannot expand the stream: {_how_it_ended(code)} after {len(data)} bytes"
-        )
-    head = os.memfd_create("vmops-stream-head", os.MFD_CLOEXEC)
-    try:
-        os.write(head, data)
-        return read_plain_head(head, path)
-    finally:
-        os.close(head)
-
-
-def _expand_head(command: list[str], image: int) -> tuple[bytes, int]:
-    """The first bytes of what a tool makes of an image from its position on, and the tool's exit code.
+@contextlib.contextmanager
+def started_tool(command: list[str], stdin: int, stdout: int, stderr: int) -> t.Iterator[subprocess.Popen[bytes]]:
+    """Run a tool beside the body; it has ended afterwards, whatever happens: where it still runs, it is killed.
 
     :raises RequestError: it cannot be started.
     """
+    # A signal whose handler raises while the tool is being started would leave it to itself. The tool takes over
+    # that these are blocked: they end this process, which then ends the tool by SIGKILL.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
     try:
-        process = subprocess.Popen(command, stdin=image, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    except OSError as exc:
-        raise RequestError(f"{command[0]} cannot be started: {exc.strerror}") from exc
-    with process:
-        data = process.stdout.read(_HEAD_SIZE) if process.stdout else b""
-        if len(data) == _HEAD_SIZE:  # else it has come to an end of its own
+        # A session of its own: a signal for this process's group must not end it on its own.
+        process = subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except BaseException as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if isinstance(error, OSError):
+            raise RequestError(f"{command[0]} cannot be started: {error.strerror}") from error
+        raise
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        yield process
+    finally:
+        if process.poll() is None:
             process.kill()
-    return data, process.returncode
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                if stream:
+                    stream.close()
 
 
-def _how_it_ended(code: int) -> str:
+@contextlib.contextmanager
+def running_tool(
+    command: list[str], path: str, stdin: int, stdout: int, partly: bool = False
+) -> t.Iterator[subprocess.Popen[bytes]]:
+    """Run a tool beside the body, as :func:`started_tool`, and see that it does its work to the end.
+
+    :param path: the file on which it works, for the error.
+    :param partly: it is of no interest how it ends.
+    :raises ImageFormatError: it failed, and says why.
+    """
+    failure: ImageError | None = None
+    with tempfile.TemporaryFile() as said:
+        with started_tool(command, stdin, stdout, said.fileno()) as process:
+            try:
+                yield process
+                if process.stdin:
+                    process.stdin.close()
+            except BrokenPipeError as error:
+                failure = ImageAccessError(path, f"{command[0]} ended before its time")
+                failure.__cause__ = error
+            except ImageFormatError as error:
+                # A stream that ends too early may mean that the tool found it damaged: it knows better.
+                failure = error
+                if process.stdout:
+                    process.stdout.close()
+            if not partly:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(2 if failure else None)
+        said.seek(0)
+        text = said.read(4096).decode(errors="replace").strip()
+    if process.returncode > 0 and not partly:
+        program = os.path.basename(command[0])
+        if "No space left" in text or "quota exceeded" in text:
+            raise ImageSpaceError(path, f"{program} failed: {text}", cure="Free space (or quota) there") from failure
+        raise ImageFormatError(
+            path, f"{program} failed with exit code {process.returncode}: {text or 'it said nothing'}"
+        ) from failure
+    if failure:
+        raise failure
+    if process.returncode < 0 and not partly:
+        raise ImageAccessError(path, f"{os.path.basename(command[0])} was killed by signal {-process.returncode}")
+
+
+def how_it_ended(code: int) -> str:
+    """How a tool ended, as the rest of a sentence, by its exit code."""
     return f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"

@@ -10,13 +10,10 @@ import subprocess
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import (
-    COMPRESSORS,
-    Compressor,
-    read_compressed_head,
-)
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressed_head import read_compressed_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, Compressor
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 
 COMPRESSED = ["gzip", "bzip2", "xz", "lzop", "zstd"]
 
