@@ -289,7 +289,8 @@ def _predicted(result: dict[str, t.Any]) -> dict[str, t.Any]:
         **result,
         "failed": True,
         "msg": one_line(
-            f"The host reports figures that cannot be right ({wrong}). Nothing was touched. Look at the host and the VM first."
+            f"The host reports figures that cannot be right ({wrong}). Nothing was touched. Look at the host and"
+            " the VM first."
         ),
     }
 

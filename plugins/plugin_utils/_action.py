@@ -100,9 +100,9 @@ class HostAction(ActionBase):  # type: ignore[misc]  # ansible-core has no types
             self._make_tmp_path()
         if not _DIRECTORY.fullmatch(str(shell.tmpdir)):
             raise AnsibleActionFail(
-                "The host names a temporary directory that cannot be one, with other characters than letters, digits and"
-                " ._/~@+-. Nothing was begun. Set ansible_remote_tmp to a directory with a plain name, and see why the"
-                " host says so."
+                "The host names a temporary directory that cannot be one, with other characters than letters, digits"
+                " and ._/~@+-. Nothing was begun. Set ansible_remote_tmp to a directory with a plain name, and see why"
+                " the host says so."
             )
         path = str(shell.join_path(shell.tmpdir, "qemu_qmp.zip"))
         self._transfer_data(path, copy)

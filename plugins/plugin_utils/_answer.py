@@ -130,8 +130,8 @@ def reduce_answer(module: str, answer: t.Any, in_background: bool = False) -> tu
                 "error": "AnswerError",
                 **Situation().words(),
                 "msg": one_line(
-                    f"The host did not answer with a result of {name}: {exc}. What it has done is not known. Look at the"
-                    " host before the task is run again, as something there does not tell the truth."
+                    f"The host did not answer with a result of {name}: {exc}. What it has done is not known. Look at"
+                    " the host before the task is run again, as something there does not tell the truth."
                 ),
             },
             [],

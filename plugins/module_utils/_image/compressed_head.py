@@ -9,8 +9,12 @@ from __future__ import annotations
 import os
 import subprocess
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, how_it_ended
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import (
+    COMPRESSORS,
+    how_it_ended,
+    started_tool,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_plain_head
@@ -47,12 +51,8 @@ def _expand_head(command: list[str], image: ImageFile) -> tuple[bytes, int]:
 
     :raises RequestError: it cannot be started.
     """
-    try:
-        process = subprocess.Popen(command, stdin=image.descriptor, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    except OSError as exc:
-        raise RequestError(f"{command[0]} cannot be started: {exc.strerror}") from exc
-    with process:
+    with started_tool(command, image.descriptor, subprocess.PIPE, subprocess.DEVNULL) as process:
         data = process.stdout.read(_HEAD_SIZE) if process.stdout else b""
-        if len(data) == _HEAD_SIZE:  # else it has come to an end of its own
-            process.kill()
+        if len(data) < _HEAD_SIZE:  # it comes to an end of its own
+            process.wait()
     return data, process.returncode

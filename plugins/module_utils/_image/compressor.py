@@ -179,37 +179,56 @@ class Filter:
 
 
 @contextlib.contextmanager
+def started_tool(command: list[str], stdin: int, stdout: int, stderr: int) -> t.Iterator[subprocess.Popen[bytes]]:
+    """Run a tool beside the body; it has ended afterwards, whatever happens: where it still runs, it is killed.
+
+    :raises RequestError: it cannot be started.
+    """
+    # A signal whose handler raises while the tool is being started would leave it to itself. The tool takes over
+    # that these are blocked: they end this process, which then ends the tool by SIGKILL.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+    try:
+        # A session of its own: a signal for this process's group must not end it on its own.
+        process = subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except BaseException as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if isinstance(error, OSError):
+            raise RequestError(f"{command[0]} cannot be started: {error.strerror}") from error
+        raise
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                if stream:
+                    stream.close()
+
+
+@contextlib.contextmanager
 def running_tool(
     command: list[str], path: str, stdin: int, stdout: int, partly: bool = False
 ) -> t.Iterator[subprocess.Popen[bytes]]:
-    """Run a tool beside the body; it has ended afterwards, whatever happens.
+    """Run a tool beside the body, as :func:`started_tool`, and see that it does its work to the end.
 
+    :param path: the file on which it works, for the error.
     :param partly: it is of no interest how it ends.
     :raises ImageFormatError: it failed, and says why.
     """
+    failure: ImageError | None = None
     with tempfile.TemporaryFile() as said:
-        # A signal whose handler raises while the tool is being started would leave it to itself. The tool takes over
-        # that these are blocked: they end this process, which then ends the tool by SIGKILL.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
-        try:
-            # A session of its own: a signal for this process's group must not end it on its own.
-            process = subprocess.Popen(
-                command,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=said,
-                start_new_session=True,
-                env={**os.environ, "LC_ALL": "C"},
-            )
-        except BaseException as error:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            if isinstance(error, OSError):
-                raise RequestError(f"{command[0]} cannot be started: {error.strerror}") from error
-            raise
-        failure: ImageError | None = None
-        try:
+        with started_tool(command, stdin, stdout, said.fileno()) as process:
             try:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 yield process
                 if process.stdin:
                     process.stdin.close()
@@ -224,14 +243,6 @@ def running_tool(
             if not partly:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(2 if failure else None)
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):
-                    if stream:
-                        stream.close()
         said.seek(0)
         text = said.read(4096).decode(errors="replace").strip()
     if process.returncode > 0 and not partly:

@@ -141,7 +141,8 @@ class MigrationSettings:
         lacking = sorted(wanted.keys() - capabilities.keys())
         if lacking:
             raise UnsupportedByQemuError(
-                f"QEMU does not have the migration capability {lacking[0]}, without which nothing can be saved or restored",
+                f"QEMU does not have the migration capability {lacking[0]}, without which nothing can be saved or"
+                " restored",
                 cure="Use a newer QEMU; if this one is new enough, find out what answers on its monitor",
             )
         self.found_capabilities = _changes(wanted, capabilities)

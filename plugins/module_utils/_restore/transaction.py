@@ -40,6 +40,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import 
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import direct_read_reason, open_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import launch_log_path
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import freeable_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Measure, Publisher
@@ -179,7 +180,7 @@ class RestoreTransaction:
             raise LaunchError(
                 f"The command of {label} opens no QMP server", cure="Add -qmp unix:PATH,server=on,wait=off to it"
             )
-        self.launched = choose_launch(how, f"{self.head.path}.log", label)
+        self.launched = choose_launch(how, launch_log_path(self.head.path), label)
         self.run.situation = Situation(
             f"The QEMU that was started for {label} is being ended", self.run.word_for(self.head)
         )
