@@ -163,7 +163,7 @@ def test_complete_image_is_not_given_a_checksum_later(guest, image, save):
     assert image.stat().st_mtime_ns == before
 
 
-def test_checksum_of_a_kind_that_is_not_known(guest, image, save, run_module, restore, info):
+def test_checksum_of_a_kind_that_is_not_known(guest, image, save, run_module, restore):
     continuity = Continuity(guest)
     save(name=VM, path=str(image), **FULL)
     with image.open("r+b") as file:

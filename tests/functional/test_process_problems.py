@@ -354,7 +354,7 @@ def test_nobody_waits_for_a_daemon(start_by):
     assert problems_of(guest) == {}
 
 
-def test_shell_in_a_terminal(make_guest, tmp_path):
+def test_shell_in_a_terminal(make_guest):
     """Somebody has typed the command: nothing is to be said, whatever runs the terminal."""
     guest = make_guest(start=False, extra_args=["-nic", "none"])
     guest.prepare()
