@@ -6,12 +6,12 @@
 
 A case is chosen by its number and the seed alone, so that each can be made again. What must come of it:
 
-- C(REFUSED): a named problem.
-- C(HARMLESS): a named problem, or nothing that a restore reads has changed; the kind says why that is so.
-- C(FITTING): as C(HARMLESS), but what has changed may also be something that a restore compares with the QEMU that
+- ``REFUSED``: a named problem.
+- ``HARMLESS``: a named problem, or nothing that a restore reads has changed; the kind says why that is so.
+- ``FITTING``: as ``HARMLESS``, but what has changed may also be something that a restore compares with the QEMU that
   shall load the image (its VM's name and UUID, machine type, RAM blocks), and so refuses there.
-- C(SILENT): a named problem, or what no structure tells of: the guest's memory and devices. Only a digest finds it.
-- C(EXPANDED): the compressed formats' streams: a named problem, or one that the tool tells when it expands the image,
+- ``SILENT``: a named problem, or what no structure tells of: the guest's memory and devices. Only a digest finds it.
+- ``EXPANDED``: the compressed formats' streams: a named problem, or one that the tool tells when it expands the image,
   or the same stream comes out.
 """
 
@@ -60,7 +60,7 @@ class Mutation:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of mutations: C(make) returns None for an image to which it cannot be done."""
+    """A kind of mutations: ``make`` returns None for an image to which it cannot be done."""
 
     name: str
     expect: Expect

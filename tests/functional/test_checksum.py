@@ -209,7 +209,7 @@ def test_checksum_holds_when_the_image_is_managed(guest, image, save, restore, r
 def start_slowly(start_module, image, tmp_path):
     """Start a module whose reading of chunks takes so many seconds each, and wait until it reads some.
 
-    C(start_slowly(seconds, module, **options)) gives the run, and the module's process to signal.
+    ``start_slowly(seconds, module, **options)`` gives the run, and the module's process to signal.
     """
 
     def start(seconds, module, **options):
