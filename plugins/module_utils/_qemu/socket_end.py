@@ -44,12 +44,12 @@ _INET_ANSWER = struct.Struct("=4B48s5I")
 class SocketEnd:
     """The other end of a connection."""
 
-    #: The process that began to listen, by its number, and its time of start (C(/proc/PID/stat)), where it still runs.
+    #: The process that began to listen, by its number, and its time of start (``/proc/PID/stat``), where it still runs.
     listener: int | None = None
     listener_birth: int | None = None
     #: The user of whoever opened it: who began to listen on a UNIX socket, who accepted a connection over TCP.
     uid: int | None = None
-    #: The inode by which C(/proc/PID/fd) names this end in each process that holds it.
+    #: The inode by which ``/proc/PID/fd`` names this end in each process that holds it.
     inode: int | None = None
 
     def is_held_by(self, pid: int) -> bool | None:
