@@ -37,6 +37,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import open_again
 
 ALGORITHM = "sha256-tree"
 """The label of this definition, chunk size and all; another one would have another label."""
@@ -155,7 +156,7 @@ class _Chunks:
         if bypass_cache:
             # Not by its path, where there may be another file by now.
             with contextlib.suppress(OSError):
-                self._direct = os.open(f"/proc/self/fd/{image.descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+                self._direct = open_again(image.descriptor, os.O_RDONLY | os.O_DIRECT)
         self._use_direct = self._direct >= 0
 
     def close(self) -> None:

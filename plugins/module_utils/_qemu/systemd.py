@@ -23,6 +23,7 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._durable import flush_directory, write_durably
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import read_proc
 
 #: Changes that last. What stands here is in force after the host's reboot, too.
 PERSISTENT = "/etc/systemd/system"
@@ -174,7 +175,7 @@ def unit_of_process(pid: int) -> str:
 
 def _read_cgroups(pid: int) -> str:
     try:
-        return read_bounded(f"/proc/{pid}/cgroup", _MAX_CGROUPS).decode("utf-8", "surrogateescape")
+        return read_proc(pid, "cgroup", _MAX_CGROUPS).decode("utf-8", "surrogateescape")
     except OSError:
         return ""
 
