@@ -352,6 +352,11 @@ class ProcessWatch:
         poll.register(self._descriptor, select.POLLIN)
         return bool(poll.poll(0))
 
+    @property
+    def follows(self) -> bool:
+        """Whether its end is seen; else it has ended already, or may not be followed."""
+        return self._descriptor is not None
+
     async def wait(self) -> None:
         """Wait for the process's end."""
         if self._descriptor is None:
