@@ -10,14 +10,16 @@ A timeout or a signal cancels an operation's task, wherever it is just then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import types
 import typing as t
 
 _Result = t.TypeVar("_Result")
 
 
 async def despite_cancellation(work: t.Coroutine[t.Any, t.Any, _Result]) -> _Result:
-    """Run C(work) to its end although this task may be cancelled meanwhile, and return its result.
+    """Run ``work`` to its end although this task may be cancelled meanwhile, and return its result.
 
     For the steps that must not be left half done: putting the guest back, and what follows the rename of a complete
     image. A cancellation that arrives meanwhile has come too late and is dropped.
@@ -29,6 +31,20 @@ async def despite_cancellation(work: t.Coroutine[t.Any, t.Any, _Result]) -> _Res
         except asyncio.CancelledError:
             if task.done():
                 return task.result()
+
+
+class WayBack(contextlib.AsyncExitStack):
+    """What a transaction undoes where it fails, each undo beside its do; ``pop_all()`` is the point of no return.
+
+    The undoing runs to its end, although a timeout or a signal that began it may be followed by another.
+    """
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, cause: BaseException | None, trace: types.TracebackType | None
+    ) -> t.Literal[False]:
+        """Undo; no undo makes a failure a success."""
+        await despite_cancellation(super().__aexit__(kind, cause, trace))
+        return False
 
 
 async def in_thread(function: t.Callable[..., _Result], *arguments: t.Any) -> _Result:

@@ -115,7 +115,7 @@ def descendants(pid):
 
 
 class Play:
-    """A playbook with one task; C(start) runs it, as often as one likes."""
+    """A playbook with one task; ``start`` runs it, as often as one likes."""
 
     def __init__(self, place, module, options, keywords, variables, settings, prefix):
         self.token = f"{os.getpid()}-{module}-{random.getrandbits(32):08x}"

@@ -88,6 +88,22 @@ def test_killed_when_the_guest_runs_but_its_image_is_there(guest, image, save, r
     continuity.check()
 
 
+def test_killed_when_the_guest_runs_that_shall_be_paused(guest, image, save, restore):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    guest.start(incoming=True)
+    before = settings(guest)
+    restore(name=VM, path=str(image), remove_image=False)
+    leave_note(guest, image)
+    result = restore(name=VM, path=str(image), state="paused")
+    assert result["vm"]["run_state"] == run_state(guest) == "paused"
+    assert not image.exists()
+    assert settings(guest) == before
+    with Monitor(guest.observer_socket) as monitor:
+        monitor.execute("cont")
+    continuity.check()
+
+
 def test_a_newer_image_is_not_taken_for_the_one_that_was_restored(guest, image, save, restore):
     save(name=VM, path=str(image), after_save="resume")
     leave_note(guest, image, used=ImageIdentity("0:0:0", ""))

@@ -62,7 +62,7 @@ class LaunchLog:
         return descriptor
 
     def tail(self) -> str:
-        """What was written since C(open), the end at most (4 KiB), its lines in one."""
+        """What was written since ``open``, the end at most (4 KiB), its lines in one."""
         if self._reader < 0:
             return ""
         with contextlib.suppress(OSError):

@@ -51,7 +51,7 @@ _KILL_TIMEOUT = 30.0
 MAX_COMMAND_LINE = 512 * 1024
 MAX_WORDS = 16 * 1024
 
-#: File names of QEMU's; with a dot where a distribution wraps it (C(.qemu-system-x86_64-wrapped)).
+#: File names of QEMU's; with a dot where a distribution wraps it (``.qemu-system-x86_64-wrapped``).
 _EMULATOR = re.compile(r"\.?(?:qemu|kvm|qemu-kvm|qemu-system-.+)")
 
 #: The umask of a QEMU of which none is known. This process's own may let everyone use what it creates, its monitor too.
@@ -79,7 +79,7 @@ class QemuProcess:
     birth: int = 0
     #: The permissions that what it creates (its sockets, its logs) does not get.
     umask: int = DEFAULT_UMASK
-    #: Whether C(cwd) and C(executable) are what /proc says, rather than guessed for another user's process.
+    #: Whether ``cwd`` and ``executable`` are what /proc says, rather than guessed for another user's process.
     visible: bool = True
     #: What the kernel says that it may do; None where it does not say all.
     rights: Rights | None = dataclasses.field(default=None, compare=False)
@@ -98,7 +98,7 @@ class QemuProcess:
 
     @property
     def waits_for_state(self) -> bool:
-        """Whether it was started to be told by QMP what to load (C(-incoming defer))."""
+        """Whether it was started to be told by QMP what to load (``-incoming defer``)."""
         return any(
             option.name == "incoming" and option.argument == "defer" for option in command_line.options(self.argv)
         )
@@ -259,7 +259,7 @@ def _look_at_all() -> t.Iterator[QemuProcess | DoubtfulProcess]:
 
 
 def find_processes(name: str) -> list[QemuProcess]:
-    """The QEMU processes whose C(-name) is this, on the command line or in a file that it names."""
+    """The QEMU processes whose ``-name`` is this, on the command line or in a file that it names."""
     return [process for process in list_processes() if process.name == name]
 
 
@@ -352,6 +352,11 @@ class ProcessWatch:
         poll.register(self._descriptor, select.POLLIN)
         return bool(poll.poll(0))
 
+    @property
+    def follows(self) -> bool:
+        """Whether its end is seen; else it has ended already, or may not be followed."""
+        return self._descriptor is not None
+
     async def wait(self) -> None:
         """Wait for the process's end."""
         if self._descriptor is None:
@@ -387,10 +392,10 @@ def startable_program(argv: t.Sequence[str], executable: str, uid: int) -> tuple
 
     A process's words are what it says of itself, and any user can let a set-user-ID program of root's say that it is a
     QEMU. So only what is a QEMU is started, and only one that nobody else than root, the caller and the user as whom
-    it shall run could have put there. The path in C(argv[0]), where it is one, outlives an upgrade that moves the
+    it shall run could have put there. The path in ``argv[0]``, where it is one, outlives an upgrade that moves the
     program; else it is the one that ran.
 
-    :param executable: what C(/proc/PID/exe) was.
+    :param executable: what ``/proc/PID/exe`` was.
     :param uid: the user as whom it shall run, -1 for the caller.
     """
     reason = "" if _is_emulator(executable) else f"its program {executable} is not a QEMU"
@@ -451,7 +456,7 @@ class LaunchedQemu(t.Protocol):
         """What it wrote since its start, the end at most (4 KiB), its lines in one."""
 
     async def end(self) -> None:
-        """Kill it where it runs, and leave nothing of its start; may be called whatever became of C(start)."""
+        """Kill it where it runs, and leave nothing of its start; may be called whatever became of ``start``."""
 
     def release(self) -> None:
         """Let it go its own way."""

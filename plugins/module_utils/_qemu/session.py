@@ -123,7 +123,7 @@ class VmSession:
     async def put_guest_back(self, run_state: str) -> str:
         """Bring the guest into a run state in which it was, as far as QEMU allows; the run state then.
 
-        :param run_state: QEMU's run state before a save, or C(paused) after a load.
+        :param run_state: QEMU's run state before a save, or ``paused`` after a load.
         :raises MonitorError: QEMU refused, or was lost.
         """
         deadline = time.monotonic() + _FINALIZE_TIMEOUT
@@ -161,9 +161,9 @@ class VmSession:
         with contextlib.suppress(MonitorError):
             await self.twice(lambda: self.monitor.execute("quit"))
         try:
-            await asyncio.wait_for(self.monitor.wait_for_end(), QUIT_TIMEOUT)
-            if watch:
-                await asyncio.wait_for(watch.wait(), QUIT_TIMEOUT)
+            # Its end is what counts: the connection may lead through another process, which keeps it open.
+            ended = watch.wait() if watch and watch.follows else self.monitor.wait_for_end()
+            await asyncio.wait_for(ended, QUIT_TIMEOUT)
         except asyncio.TimeoutError:
             raise MonitorError(
                 f"{self.label} was told to quit, but its QEMU still runs after {QUIT_TIMEOUT:g} seconds",

@@ -6,42 +6,73 @@
 
 from __future__ import annotations
 
-import typing as t
+import dataclasses
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, ImageError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, ImageError, MigrationError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import mark_superseded
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import remove_image
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 
 
 async def finish_restore(
     run: RestoreRun,
+    session: VmSession,
     head: ImageHead | None,
-    process: QemuProcess | None,
-    recorded_unit: str,
-    go_on: t.Callable[[], t.Awaitable[object]],
+    running: bool,
+    *,
+    transfer: Transfer | None = None,
+    recorded_unit: str = "",
 ) -> bool:
-    """The image's mark, the guest, the image, the VM's unit.
+    """With the guest in QEMU: the image's mark, the guest, the image, the VM's unit, and the note in QEMU.
 
     :param head: that of the image, where it is there, and the one that was loaded.
-    :param process: the VM's QEMU.
+    :param running: whether the guest shall run.
+    :param transfer: what QEMU has set and holds for this restore; None where there is nothing of it.
     :param recorded_unit: the unit that the image names, where it may be believed.
-    :param go_on: brings the guest to where it shall be.
     :returns: whether the image was removed.
+    :raises MigrationError: the guest does not come to where it shall be.
+    :raises MonitorError: QEMU cannot be reached any more.
     """
+    label = session.label
     if head:
         await _mark_used(run, head)
-    await go_on()
+    run.situation = Situation(f"{label} is in its QEMU, and its image was kept; whether it runs is not known")
+    run_state = await session.twice(lambda: _let_go_on(session, transfer, running))
+    if (run_state == "running") != running:
+        raise MigrationError(
+            f"{label} was loaded, but is in QEMU's run state {run_state}",
+            situation=Situation(f"{label} is loaded; its image {run.path} was kept", guest_in(run_state)),
+            cure="Look at the guest; let it go on with QMP cont",
+        )
+    run.situation = Situation(f"{label} {'runs' if running else 'is paused'}", guest_in(run_state))
+    session.vm = dataclasses.replace(session.vm, run_state=run_state)
     removed = head is not None and await _see_image_off(run, head)
-    _changed, problem = await free_units(recorded_unit, process, run.path)
+    _changed, problem = await free_units(recorded_unit, session.process, run.path)
     if problem:
         run.warnings.append(f"Its unit may still be kept from starting {run.subject} from its disks: {problem}")
+    if transfer:
+        # Last, as the note tells a later run that the image is used up.
+        await session.twice(transfer.descriptors.remove)
     return removed
+
+
+async def _let_go_on(session: VmSession, transfer: Transfer | None, running: bool) -> str:
+    """QEMU's settings as they were found, and then the guest; its run state. May be done twice."""
+    if transfer:
+        await transfer.settings.restore()
+    run_state = await session.put_guest_back("running" if running else "paused")
+    if run_state == "running" and not running:
+        # An earlier run had let it go.
+        await session.monitor.execute("stop")
+        run_state = await session.run_state()
+    return run_state
 
 
 async def _mark_used(run: RestoreRun, head: ImageHead) -> None:

@@ -283,16 +283,9 @@ class RestoreOperation(RestoreRun):
             self._require_launch()
             return None
         run_state = "running" if wanted else "paused"
-
-        async def finish() -> bool:
-            used = head if of_this else None
-            removed = await finish_restore(self, used, vm.process, "", lambda: session.put_guest_back(run_state))
-            # Last, as its note tells a later run that the image is used up.
-            await interrupted.transfer.clean()
-            return removed
-
-        removed = await despite_cancellation(finish())
-        self.situation = Situation(f"{vm.label} is {run_state}", run_state)
+        used = head if of_this else None
+        finish = finish_restore(self, session, used, wanted, transfer=interrupted.transfer)
+        removed = await despite_cancellation(finish)
         after = {"image": "absent" if removed or not of_this else "complete", "vm": run_state}
         return self.result(f"{vm.label} was restored by an earlier run that was cut off: it is {run_state}", vm, after)
 
@@ -361,14 +354,8 @@ class RestoreOperation(RestoreRun):
         reason = f"{vm.label} was saved, but its QEMU had not ended"
         if self.request.check_mode:
             return self.result(f"{reason}: would go on with it", vm, after)
-        await despite_cancellation(self._go_on(session, head, running, interrupted))
-        self.situation = Situation(f"{vm.label} {'runs' if running else 'is paused'}", after["vm"])
-        return self.result(f"{reason}: it {'goes on' if running else 'stands'} there", vm, after)
-
-    async def _go_on(
-        self, session: VmSession, head: ImageHead, running: bool, interrupted: InterruptedSave | None
-    ) -> None:
         if interrupted:
-            await interrupted.transfer.clean()
-        run_state = "running" if running else "paused"
-        await finish_restore(self, head, session.process, "", lambda: session.put_guest_back(run_state))
+            # With its note gone, this QEMU is still known for the one that wrote the image.
+            await despite_cancellation(interrupted.transfer.clean())
+        await despite_cancellation(finish_restore(self, session, head, running))
+        return self.result(f"{reason}: it {'goes on' if running else 'stands'} there", vm, after)

@@ -12,13 +12,16 @@ ended; the image stays.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import functools
 import os
 import time
+import types
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._access import Access, choose_access
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import WayBack, despite_cancellation, in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     LaunchError,
@@ -77,6 +80,24 @@ _LAUNCH_INTERVAL = 0.02
 _EXPANDER_GRACE = 2.0
 
 
+@dataclasses.dataclass(frozen=True)
+class _Expander:
+    """The tool that expands a compressed image for QEMU, and a descriptor of what it writes."""
+
+    tool: Filter
+    output: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    """A QEMU that has loaded the image."""
+
+    session: VmSession
+    #: What it has set and holds for that.
+    transfer: Transfer
+    access: Access
+
+
 class RestoreTransaction:
     """One restore, from the QEMU's start to the image's end."""
 
@@ -90,64 +111,49 @@ class RestoreTransaction:
     ) -> None:
         """:param started: when the restore began (time.monotonic)."""
         self.run = run
-        self.request = run.request
         self.head = head
         self.domain = domain
         self.stream = stream
         self.started = started
-        self.launched: LaunchedQemu | None = None
-        #: Of a QEMU that is being started, there are none at first.
-        self.session: VmSession
-        self.transfer: Transfer | None = None
-        self.access: Access
-        #: The tool that expands a compressed image for QEMU, and a descriptor of what it writes.
-        self.expander: Filter | None = None
-        self.expanded = -1
+        self.way_back = WayBack()
+        self.way_back.push(self._tell_end)
 
     async def attach(self, session: VmSession) -> dict[str, t.Any]:
         """Restore into a QEMU that waits already; the module's return values.
 
         :raises VmopsError: it failed; the image is untouched, and its situation says how the QEMU is.
         """
-        self.session = session
-
-        async def restore() -> None:
+        async with self.way_back:
+            transfer = Transfer(session)
+            self.way_back.push_async_exit(functools.partial(self._leave, session, transfer))
             # Time has gone by since it was found: the image was checked.
             await session.read()
-            await self._restore()
-
-        return await self._or_back(restore)
+            loaded = await self._restore(session, transfer)
+            # The point of no return: the guest is there.
+            self.way_back.pop_all()
+        return await despite_cancellation(self._complete(loaded, None))
 
     async def launch(self, how: Launch) -> dict[str, t.Any]:
         """Restore into a QEMU that is started for it; as :meth:`attach`, with LaunchError."""
+        async with contextlib.AsyncExitStack() as afterwards:
+            async with self.way_back:
+                launched, address = self._choose_launch(how)
+                self.run.situation = Situation(
+                    f"The QEMU that was started for {self.domain.name} is being ended", self.run.word_for(self.head)
+                )
+                self.way_back.push_async_exit(functools.partial(self._end, launched))
+                await launched.start()
+                session = await VmSession.open(await self._greeted(launched, address))
+                afterwards.push_async_callback(session.close)
+                self.run.session = session
+                loaded = await self._restore(session, Transfer(session))
+                self.way_back.pop_all()
+            afterwards.callback(launched.release)
+            return await despite_cancellation(self._complete(loaded, launched))
 
-        async def restore() -> None:
-            monitor = await self._launch(how)
-            self.session = self.run.session = await VmSession.open(monitor)
-            await self._restore()
-
-        try:
-            return await self._or_back(restore)
-        finally:
-            if hasattr(self, "session"):
-                await self.session.close()
-
-    async def _or_back(self, work: t.Callable[[], t.Awaitable[None]]) -> dict[str, t.Any]:
-        try:
-            await work()
-        except BaseException as exc:
-            # Also a cancellation (timeout, signal): a QEMU that holds half a guest must not stay.
-            await despite_cancellation(self._roll_back(exc))
-            raise
-        try:
-            return await despite_cancellation(self._complete())
-        finally:
-            if self.launched:
-                self.launched.release()
-
-    async def _restore(self) -> None:
+    async def _restore(self, session: VmSession, transfer: Transfer) -> _Loaded:
         """Load the image."""
-        vm = self.session.vm
+        vm = session.vm
         if vm.process:
             self.run.locks.take_vm(vm.process)
         if vm.run_state != "inmigrate":
@@ -155,75 +161,68 @@ class RestoreTransaction:
                 f"The QEMU of {vm.label} does not wait for a saved state (its run state is {vm.run_state})",
                 cure="Start it with -incoming defer",
             )
-        require_same_vm(vm, self.request.name, self.domain)
+        require_same_vm(vm, self.run.request.name, self.domain)
         if vm.process and not vm.process.waits_for_state:
             raise ConflictError(
                 f"The QEMU of {vm.label} waits for a migration from elsewhere, not for an image",
                 cure="Start it with -incoming defer",
             )
-        await require_fit(self.session, self.head, self.domain, self.stream)
-        await require_same_media(self.run, self.session, self.head)
-        await self._load()
+        await require_fit(session, self.head, self.domain, self.stream)
+        await require_same_media(self.run, session, self.head)
+        return await self._load(session, transfer)
 
     # --- the QEMU ---
 
-    async def _launch(self, how: Launch) -> Monitor:
-        """Start the QEMU and wait for its QMP server.
+    def _choose_launch(self, how: Launch) -> tuple[LaunchedQemu, str]:
+        """What starts the QEMU, and where that will answer.
+
+        :raises LaunchError: it opens no QMP server.
+        """
+        addresses = command_line.qmp_addresses(read_configuration(how.argv, how.cwd).words, how.cwd)
+        if self.run.request.qmp_socket:
+            addresses.insert(0, self.run.request.qmp_socket)
+        if not addresses:
+            raise LaunchError(
+                f"The command of {self.domain.name} opens no QMP server",
+                cure="Add -qmp unix:PATH,server=on,wait=off to it",
+            )
+        return choose_launch(how, launch_log_path(self.head.path), self.domain.name), addresses[0]
+
+    async def _greeted(self, launched: LaunchedQemu, address: str) -> Monitor:
+        """Wait for its QMP server.
 
         :raises LaunchError: it has none, or ended before it greeted.
         """
         label = self.domain.name
-        addresses = command_line.qmp_addresses(read_configuration(how.argv, how.cwd).words, how.cwd)
-        if self.request.qmp_socket:
-            addresses.insert(0, self.request.qmp_socket)
-        if not addresses:
-            raise LaunchError(
-                f"The command of {label} opens no QMP server", cure="Add -qmp unix:PATH,server=on,wait=off to it"
-            )
-        self.launched = choose_launch(how, launch_log_path(self.head.path), label)
-        self.run.situation = Situation(
-            f"The QEMU that was started for {label} is being ended", self.run.word_for(self.head)
-        )
-        await self.launched.start()
         deadline = time.monotonic() + LAUNCH_TIMEOUT
         while True:
-            if await self.launched.ended():
-                said = await self._said(self.launched) or "it said nothing"
+            if await launched.ended():
+                said = await _said(launched) or "it said nothing"
                 raise LaunchError(
                     f"The QEMU that was started for {label} ended at once: {said}",
-                    cure=f"Correct what it says and restore again; its log is {self.launched.log}",
+                    cure=f"Correct what it says and restore again; its log is {launched.log}",
                 )
             try:
-                monitor = await Monitor.connect(addresses[0])
-                if self._is_launched(monitor, how):
+                monitor = await Monitor.connect(address)
+                if _is_of(monitor, launched):
                     return monitor
                 # Someone else listened there before; our QEMU has not come to it yet.
                 await monitor.close()
-                raise MonitorMissingError(f"Another process (pid {monitor.peer_pid}) listens at {addresses[0]}")
+                raise MonitorMissingError(f"Another process (pid {monitor.peer_pid}) listens at {address}")
             except (MonitorMissingError, MonitorBusyError, MonitorProtocolError) as exc:
                 # Protocol: it opened its server and ended before it greeted, which the next look at it tells.
                 if time.monotonic() > deadline:
                     raise LaunchError(
-                        f"The QEMU that was started for {label} opened no QMP server at {addresses[0]} within"
+                        f"The QEMU that was started for {label} opened no QMP server at {address} within"
                         f" {LAUNCH_TIMEOUT:g} seconds ({exc.what})",
-                        cure=f"See its log {self.launched.log}",
+                        cure=f"See its log {launched.log}",
                     ) from exc
             await asyncio.sleep(_LAUNCH_INTERVAL)
 
-    def _is_launched(self, monitor: Monitor, how: Launch) -> bool:
-        """Whether the QEMU that was started here may answer on a monitor, or whoever listens for it."""
-        process = process_behind(monitor)
-        pid = process.pid if process else monitor.peer_pid
-        if pid is not None:
-            return self.launched is not None and self.launched.is_or_started(pid)
-        # Behind a TCP port of a container, say; but not one that somebody else has taken.
-        wanted = how.rights.uid if how.rights else os.geteuid()
-        return monitor.peer_uid is None or monitor.peer_uid in (0, os.geteuid(), wanted)
-
     # --- loading ---
 
-    async def _load(self) -> None:
-        support = await read_support(self.session.monitor)
+    async def _load(self, session: VmSession, transfer: Transfer) -> _Loaded:
+        support = await read_support(session.monitor)
         sparse = self.head.header.mapped_ram
         if sparse and not support.mapped_ram:
             raise UnsupportedByQemuError(
@@ -231,53 +230,54 @@ class RestoreTransaction:
                 " direct-io, as in QEMU 9.1 and later",
                 cure="Use the QEMU that saved it, or a newer one",
             )
-        self.access = choose_access(
+        access = choose_access(
             self.head.path,
             self.head.header.format,
-            self.request.parallel_channels,
-            self.request.bypass_cache,
+            self.run.request.parallel_channels,
+            self.run.request.bypass_cache,
             lambda: direct_read_reason(self.head.path),
         )
-        self.run.reasons.update(self.access.reasons)
-        self.transfer = transfer = Transfer(self.session)
+        self.run.reasons.update(access.reasons)
         await transfer.settings.plan(
             mapped_ram=sparse,
-            parallel_channels=self.access.parallel_channels,
-            direct_io=self.access.bypass_cache,
+            parallel_channels=access.parallel_channels,
+            direct_io=access.bypass_cache,
             bandwidth=None,
         )
-        uri = await self._pass_descriptors(support, transfer)
+        uri, expander = await self._pass_descriptors(support, transfer, access)
         if sparse:
-            await self._empty_memory()
+            await self._empty_memory(session)
         await transfer.settings.apply()
         # Before a load, stop means "do not start the guest when it is loaded": whether and when it runs is decided
         # here, however QEMU was started.
-        await self.session.monitor.execute("stop")
+        await session.monitor.execute("stop")
         self.run.situation = Situation(f"{self.domain.name} is being loaded", self.run.word_for(self.head))
-        reader = self.expander.pid if self.expander else self.session.pid or 0
+        reader = expander.tool.pid if expander else session.pid or 0
         try:
-            with Publisher(self.session.label, "restore") as progress:
+            with Publisher(session.label, "restore") as progress:
                 async with progress.following(self._bytes_read(reader)):
                     await transfer.migration.start_incoming(uri, keep_alive=support.exit_on_error)
-                    await self._wait_for_load(transfer.migration)
+                    await self._wait_for_load(transfer.migration, expander)
         except MigrationError as exc:
-            failure = await self.expander.failure() if self.expander else ""
+            failure = await expander.tool.failure() if expander else ""
             if failure:
                 exc.what += f" ({failure})"
             exc.what = f"{self.domain.name} could not be loaded from {self.head.path}: {exc.what}"
             exc.cure = exc.cure or cure_for(exc.what)
-            if not self.launched:
-                exc.cure = exc.cure or "See what QEMU says (its stderr, or the log of its unit), then restore again"
             raise
         except MonitorLostError as exc:
             # QEMU (10.0) dies without a word of a page that it cannot read.
             exc.what = f"{self.domain.name} could not be loaded from {self.head.path}: {exc.what}"
             exc.cure = "See why QEMU ended (the kernel's log tells of a crash, and of a disk that fails), restore again"
             raise
-        await self._see_expander_off()
+        if expander:
+            await self._see_off(expander)
+        return _Loaded(session, transfer, access)
 
-    async def _pass_descriptors(self, support: MigrationSupport, transfer: Transfer) -> str:
-        """Descriptors, with a note of this restore; the migration URI."""
+    async def _pass_descriptors(
+        self, support: MigrationSupport, transfer: Transfer, access: Access
+    ) -> tuple[str, _Expander | None]:
+        """Descriptors, with a note of this restore; the migration URI, and the tool that writes what QEMU reads."""
         settings = transfer.settings
         path, offset = self.head.path, self.head.header.stream_offset
         compressor = COMPRESSORS.get(self.head.header.format)
@@ -290,49 +290,49 @@ class RestoreTransaction:
         )
         files = [open_image_of(self.head)]
         try:
-            if self.access.bypass_cache:
+            if access.bypass_cache:
                 files.append(open_image_of(self.head, direct=True))
             # Also where QEMU reads from elsewhere: the note is kept with them.
             await transfer.pass_files(record.opaque(), *files)
             if compressor is None and support.file_uri:
-                return transfer.descriptors.uri(offset)
+                return transfer.descriptors.uri(offset), None
             # One stream from a descriptor: a pipe from the tool or, before QEMU 9.1, the file itself.
             os.lseek(files[0], offset, os.SEEK_SET)
-            source = files[0]
-            if compressor:
-                self.expanded, write_end = make_pipe()
-                source = self.expanded
-                files.append(write_end)
-                self.expander = await Filter.start(compressor.expand_command(), stdin=files[0], stdout=write_end)
-            return await transfer.descriptors.pass_named(source)
+            if compressor is None:
+                return await transfer.descriptors.pass_named(files[0]), None
+            output, write_end = make_pipe()
+            files.append(write_end)
+            tool = await Filter.start(compressor.expand_command(), stdin=files[0], stdout=write_end)
+            self.way_back.push_async_callback(tool.end)
+            return await transfer.descriptors.pass_named(output), _Expander(tool, output)
         finally:
             for descriptor in files:
                 os.close(descriptor)
 
-    async def _empty_memory(self) -> None:
+    async def _empty_memory(self, session: VmSession) -> None:
         """A sparse image leaves zero pages alone: memory in a file that has outlived a QEMU must be empty.
 
         :raises MismatchError: it is not, and cannot be emptied.
         """
-        files = await memory_files(self.session.monitor, self.session.process)
+        files = await memory_files(session.monitor, session.process)
         problems = await despite_cancellation(in_thread(empty_memory, files))
         if problems:
             raise MismatchError(
-                f"{self.head.path} cannot be loaded into the memory of {self.session.label}: {problems[0].what}",
+                f"{self.head.path} cannot be loaded into the memory of {session.label}: {problems[0].what}",
                 cure=problems[0].cure,
                 problems=[problem.as_result() for problem in problems],
             )
 
-    async def _wait_for_load(self, migration: Migration) -> None:
+    async def _wait_for_load(self, migration: Migration, expander: _Expander | None) -> None:
         """Wait until QEMU has loaded the guest.
 
         :raises ImageError: the tool that expands the image failed, and QEMU does not tell.
         """
-        if self.expander is None:
+        if expander is None:
             await migration.wait()
             return
         loading = asyncio.ensure_future(migration.wait())
-        expanding = asyncio.ensure_future(self.expander.wait(self.head.path))
+        expanding = asyncio.ensure_future(expander.tool.wait(self.head.path))
         try:
             await asyncio.wait({loading, expanding}, return_when=asyncio.FIRST_COMPLETED)
             if not loading.done() and expanding.exception():
@@ -359,142 +359,140 @@ class RestoreTransaction:
 
         return measure
 
-    async def _see_expander_off(self) -> None:
+    async def _see_off(self, expander: _Expander) -> None:
         """See that the tool came to the end of the image, whose checksum it compares only there.
 
         QEMU stops to read where the guest's state ends; what follows is read here, so that the tool is not cut off.
 
         :raises ImageError: the tool failed: the guest that was loaded is not the one that was saved.
         """
-        if self.expander is None:
-            return
-        os.set_blocking(self.expanded, True)
-        await in_thread(_drain, self.expanded)
-        await self.expander.wait(self.head.path)
+        os.set_blocking(expander.output, True)
+        await in_thread(_drain, expander.output)
+        await expander.tool.wait(self.head.path)
 
-    async def _complete(self) -> dict[str, t.Any]:
+    async def _complete(self, loaded: _Loaded, launched: LaunchedQemu | None) -> dict[str, t.Any]:
         """Everything from the loaded guest on; runs to its end whatever happens."""
-        label = self.domain.name
+        label, session = self.domain.name, loaded.session
         running = self.run.wants_running(self.head)
         image = image_result(self.head.path)
-        self.run.situation = Situation(
-            f"{label} is loaded and its image {self.head.path} was kept; whether it runs is not known"
-        )
-        unit = freeable_unit(self.domain, self.head.path)
         kept = "kept"
-        if await finish_restore(self.run, self.head, self.session.process, unit, lambda: self._go_on(running)):
+        unit = freeable_unit(self.domain, self.head.path)
+        if await finish_restore(self.run, session, self.head, running, transfer=loaded.transfer, recorded_unit=unit):
             kept, image = "removed", {**image, "exists": False, "state": "absent"}
-        if self.transfer:
-            # Last, as the note in it tells a later run that the image is used up.
-            await self.session.twice(self.transfer.descriptors.remove)
         duration = time.monotonic() - self.started
-        resume = self.session.monitor.find_event("RESUME")
+        resume = session.monitor.find_event("RESUME")
         return {
             "changed": True,
             "msg": f"{label} was restored from {self.head.path} in {duration:.1f} s and"
             f" {'runs' if running else 'is paused'}; the image was {kept}",
             "image": image,
-            "vm": self.session.vm.as_result(),
-            "launched": self.launched is not None,
+            "vm": session.vm.as_result(),
+            "launched": launched is not None,
             "running_at": round(event_seconds(resume), 3) if resume else None,
-            "unit": (unit_of_process(self.session.process.pid) if self.session.process else "") or None,
+            "unit": (unit_of_process(session.process.pid) if session.process else "") or None,
             "duration": round(duration, 3),
-            "parallel_channels": self.access.parallel_channels,
-            "bypass_cache": self.access.bypass_cache,
+            "parallel_channels": loaded.access.parallel_channels,
+            "bypass_cache": loaded.access.bypass_cache,
             "reasons": self.run.reasons,
             "warnings": self.run.warnings,
             "diff": {"before": self.run.before, "after": self.run.outcome(running)},
         }
 
-    async def _go_on(self, running: bool) -> None:
-        """The guest as it shall be, also over a new connection.
-
-        :raises MigrationError: it does not come to that.
-        """
-        label = self.domain.name
-        run_state = await self.session.twice(lambda: self._let_go_on(running))
-        if (run_state == "running") != running:
-            raise MigrationError(
-                f"{label} was loaded, but is in QEMU's run state {run_state}",
-                situation=Situation(f"{label} is loaded; its image {self.head.path} was kept", guest_in(run_state)),
-                cure="Look at the guest; let it go on with QMP cont",
-            )
-        self.run.situation = Situation(f"{label} {'runs' if running else 'is paused'}", guest_in(run_state))
-        self.session.vm = dataclasses.replace(self.session.vm, run_state=run_state)
-
-    async def _let_go_on(self, running: bool) -> str:
-        """QEMU's settings as they were found, and then the guest; its run state."""
-        if self.transfer:
-            await self.transfer.settings.restore()
-        return await self.session.put_guest_back("running" if running else "paused")
-
     # --- the way back ---
 
-    async def _roll_back(self, cause: BaseException) -> None:
-        """End a QEMU that was started here or that has begun to load; leave one that only waits as it was found."""
-        label = self.domain.name
-        word = self.run.word_for(self.head)
-        if self.expander:
-            await self.expander.end()
+    async def _leave(
+        self,
+        session: VmSession,
+        transfer: Transfer,
+        _kind: type[BaseException] | None,
+        cause: BaseException | None,
+        _trace: types.TracebackType | None,
+    ) -> None:
+        """End a QEMU that has begun to load, which cannot be used again; leave one that only waits as it was found."""
+        if isinstance(cause, MigrationError):
+            cause.cure = cause.cure or "See what QEMU says (its stderr, or the log of its unit), then restore again"
+        label, word = self.domain.name, self.run.word_for(self.head)
         try:
-            if self.launched:
-                await self._explain(cause, self.launched)
-                await self.launched.end()
-                self.run.situation = Situation(f"{label} is not running, and its image is untouched", word)
-            elif await self._has_begun():
-                await self.session.end()
-                self.run.situation = Situation(
+            if await _has_begun(session, transfer):
+                await session.end()
+                sentence = (
                     f"{label} is not running (a QEMU that failed to load cannot be used again and was ended), and its"
-                    " image is untouched",
-                    word,
+                    " image is untouched"
                 )
-            elif hasattr(self, "session"):  # else none was started
-                if self.transfer:
-                    await self.session.twice(self.transfer.clean)
-                self.run.situation = Situation(
-                    f"{label} is not running, as its QEMU has ended, and its image is untouched"
-                    if await self.session.has_ended()
-                    else f"{label}'s QEMU still waits for its state, and the image is untouched",
-                    word,
-                )
+            else:
+                await session.twice(transfer.clean)
+                if await session.has_ended():
+                    sentence = f"{label} is not running, as its QEMU has ended, and its image is untouched"
+                elif session.vm.run_state == "inmigrate":
+                    sentence = f"{label}'s QEMU still waits for its state, and the image is untouched"
+                else:
+                    run_state = session.vm.run_state
+                    sentence, word = f"{label} was not touched (QEMU's run state is {run_state})", guest_in(run_state)
         except MonitorError as exc:
-            self.run.situation = Situation(
-                f"{label} is not running, its image is untouched; the QEMU at {self.session.monitor.address} cannot be"
-                f" reached any more ({exc.what})",
-                word,
+            sentence = (
+                f"{label} is not running, its image is untouched; the QEMU at {session.monitor.address} cannot be"
+                f" reached any more ({exc.what})"
             )
-        if isinstance(cause, VmopsError):
-            cause.situation = self.run.situation
-            cause.cure = cause.cure or "Correct what QEMU says, then run the task again"
+        self.run.situation = Situation(sentence, word)
 
-    async def _has_begun(self) -> bool:
-        """Whether QEMU has begun to load; one that refused to, or was not told to, is as good as before."""
-        if self.transfer is None or not self.transfer.migration.started:
-            return False
-        try:
-            state = await query_state(self.session.monitor)
-        except MonitorError:
-            return True
-        return bool(state["status"] != "none")
-
-    async def _explain(self, cause: BaseException, launched: LaunchedQemu) -> None:
-        """Why a load failed is often only on QEMU's stderr."""
+    async def _end(
+        self,
+        launched: LaunchedQemu,
+        _kind: type[BaseException] | None,
+        cause: BaseException | None,
+        _trace: types.TracebackType | None,
+    ) -> None:
+        """End the QEMU that was started here. Why its load failed is often only on its stderr."""
         if isinstance(cause, MonitorLostError):
             # A dying QEMU closes its socket a moment before it is gone.
             await launched.wait_end(2.0)
         if isinstance(cause, (MigrationError, MonitorLostError)):
-            text = await self._said(launched)
+            text = await _said(launched)
             if text and text not in cause.what:
                 cause.what += f" (QEMU said: {text})"
             cause.cure = cause.cure or "Correct what it says and restore again"
             cause.cure += f"; QEMU's log is {launched.log}"
+        await launched.end()
+        sentence = f"{self.domain.name} is not running, and its image is untouched"
+        self.run.situation = Situation(sentence, self.run.word_for(self.head))
 
-    async def _said(self, launched: LaunchedQemu) -> str:
-        """What the QEMU that was started wrote to stderr, where it repeats its words, but not the secrets in them."""
-        text = await launched.stderr()
-        for word in launched.how.argv:
-            text = text.replace(word, command_line.redact_argument(word))
-        return text
+    def _tell_end(
+        self, _kind: type[BaseException] | None, cause: BaseException | None, _trace: types.TracebackType | None
+    ) -> None:
+        """Last: how it ended, and what to do where nothing better is known."""
+        if isinstance(cause, VmopsError):
+            cause.situation = self.run.situation
+            cause.cure = cause.cure or "Correct what QEMU says, then run the task again"
+
+
+async def _has_begun(session: VmSession, transfer: Transfer) -> bool:
+    """Whether QEMU has begun to load; one that refused to, or was not told to, is as good as before."""
+    if not transfer.migration.started:
+        return False
+    try:
+        state = await query_state(session.monitor)
+    except MonitorError:
+        return True
+    return bool(state["status"] != "none")
+
+
+def _is_of(monitor: Monitor, launched: LaunchedQemu) -> bool:
+    """Whether the QEMU that was started here may answer on a monitor, or whoever listens for it."""
+    process = process_behind(monitor)
+    pid = process.pid if process else monitor.peer_pid
+    if pid is not None:
+        return launched.is_or_started(pid)
+    # Behind a TCP port of a container, say; but not one that somebody else has taken.
+    wanted = launched.how.rights.uid if launched.how.rights else os.geteuid()
+    return monitor.peer_uid is None or monitor.peer_uid in (0, os.geteuid(), wanted)
+
+
+async def _said(launched: LaunchedQemu) -> str:
+    """What the QEMU that was started wrote to stderr, where it repeats its words, but not the secrets in them."""
+    text = await launched.stderr()
+    for word in launched.how.argv:
+        text = text.replace(word, command_line.redact_argument(word))
+    return text
 
 
 def _drain(descriptor: int) -> None:

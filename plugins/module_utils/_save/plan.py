@@ -71,6 +71,8 @@ class SavePlan:
     #: The header and the domain XML that the image starts with.
     header: SaveImageHeader
     xml: str
+    #: What is recorded in that of this save, as far as it is known before it.
+    facts: domain_xml.SaveFacts
     #: What surrounds the VM: its media, and what stands between it and its return.
     surroundings: Surroundings
     #: How it is started again, where that is known, and as the C(launch) return value says it.
@@ -104,9 +106,21 @@ class SavePlan:
             "warnings": self.warnings,
         }
 
-    def vouched(self, xml: str, path: str) -> str:
-        """With a voucher for the record in it, which this run has made in its own memory."""
-        return vouch(xml, self.key, path) if self.key else xml
+    def final_xml(self, path: str, **known: t.Any) -> str:
+        """The XML with what is known only after QEMU has written.
+
+        :param path: the image's, for errors.
+        :param known: the fields of ``facts`` that are another now.
+        """
+        return _with_record(self.xml, dataclasses.replace(self.facts, **known), self.launch_record, self.key, path)
+
+
+def _with_record(
+    xml: str, facts: domain_xml.SaveFacts, record: domain_xml.LaunchRecord | None, key: bytes | None, path: str
+) -> str:
+    """A domain XML with our record, made in this run's own memory, and vouched for where there is a key."""
+    recorded = domain_xml.embed(xml, facts, record)
+    return vouch(recorded, key, path) if key else recorded
 
 
 async def plan_save(run: SaveRun, session: VmSession) -> SavePlan:
@@ -129,7 +143,6 @@ class _Planner:
         self.request = run.request
         self.warnings = list(run.warnings)
         self.reasons: dict[str, str] = {}
-        self.qemu_version = ""
         self.surroundings = Surroundings((), ())
         self.launch_record: domain_xml.LaunchRecord | None = None
         self.launch: dict[str, t.Any] = {}
@@ -138,7 +151,6 @@ class _Planner:
 
     async def plan(self) -> SavePlan:
         support = await read_support(self.session.monitor)
-        self.qemu_version = support.version
         await self._check_migration()
         image_format = self._choose_format(support)
         unit = await read_vm_unit(self.session.process) if self.session.process else None
@@ -154,7 +166,13 @@ class _Planner:
         self._require_restorable(unvouched)
         self.launch_record = self._record_launch(unit, unvouched)
         header = self._compose_header(image_format)
-        xml = self._compose_xml()
+        facts = domain_xml.SaveFacts(
+            collection_version=COLLECTION_VERSION,
+            qemu_version=support.version,
+            saved_at=domain_xml.now(),
+            surroundings=self.surroundings.dump(),
+        )
+        xml = _with_record(self._compose_xml(facts), facts, self.launch_record, self.key, self.run.path)
         await self._require_own_xml()
         existing = await self._prepare_directory()
         needed = bytes_needed(self.session)
@@ -163,6 +181,7 @@ class _Planner:
             support=support,
             header=header,
             xml=xml,
+            facts=facts,
             surroundings=self.surroundings,
             launch_record=self.launch_record,
             launch=self.launch,
@@ -224,35 +243,30 @@ class _Planner:
             was_running=running[self.request.vm_state],
         )
 
-    def _compose_xml(self) -> str:
-        """The domain XML, with what is known so far."""
+    def _compose_xml(self, save_facts: domain_xml.SaveFacts) -> str:
+        """The domain XML that is given, or else one of what QEMU says.
+
+        :raises MismatchError: the given one is another VM's.
+        """
         vm = self.session.vm
-        save_facts = domain_xml.SaveFacts(
-            collection_version=COLLECTION_VERSION,
-            qemu_version=self.qemu_version,
-            saved_at=domain_xml.now(),
-            surroundings=self.surroundings.dump(),
-        )
         if self.request.domain_xml is not None:
             given = domain_xml.parse(self.request.domain_xml, "domain_xml")
             if vm.name and given.name != vm.name:
                 raise MismatchError(
                     f"The domain_xml describes {given.name}, not {vm.label}", cure="Give this VM's own XML"
                 )
-            xml = domain_xml.embed(self.request.domain_xml, save_facts, self.launch_record)
-        else:
-            facts = domain_xml.DomainFacts(
-                name=vm.name or "vm",
-                uuid=vm.uuid,
-                memory=vm.memory,
-                vcpus=vm.vcpus,
-                machine=vm.machine,
-                emulator=vm.process.executable if vm.process else "/usr/bin/qemu-system-x86_64",
-                arch=vm.architecture,
-                accelerator=vm.accelerator,
-            )
-            xml = domain_xml.generate(facts, save_facts, self.launch_record)
-        return vouch(xml, self.key, self.run.path) if self.key else xml
+            return self.request.domain_xml
+        facts = domain_xml.DomainFacts(
+            name=vm.name or "vm",
+            uuid=vm.uuid,
+            memory=vm.memory,
+            vcpus=vm.vcpus,
+            machine=vm.machine,
+            emulator=vm.process.executable if vm.process else "/usr/bin/qemu-system-x86_64",
+            arch=vm.architecture,
+            accelerator=vm.accelerator,
+        )
+        return domain_xml.generate(facts, save_facts)
 
     async def _require_own_xml(self) -> None:
         """Refuse a given XML with which the image would be found damaged as soon as it is written.
@@ -383,10 +397,13 @@ async def adopted_plan(run: SaveRun, session: VmSession, partial: PartialImage) 
             f"{run.path}: nobody vouches for what it records, and it cannot be restored as it is recorded: {unvouched}"
         )
     recorded_unit = domain.launch.unit if domain.launch else ""
+    support = await read_support(session.monitor)
     return SavePlan(
-        support=await read_support(session.monitor),
+        support=support,
         header=partial.header,
         xml=head.xml,
+        # There is none where another user has made of the partial image what he liked.
+        facts=domain.save_facts or domain_xml.SaveFacts(COLLECTION_VERSION, support.version, domain_xml.now()),
         surroundings=recorded_surroundings(domain),
         launch_record=domain.launch,
         launch=launch_result(domain.launch, unvouched=unvouched),

@@ -16,10 +16,12 @@ import contextlib
 import dataclasses
 import os
 import time
+import types
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._access import Access, choose_access
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import (
+    WayBack,
     despite_cancellation,
     in_stoppable_thread,
     in_thread,
@@ -31,7 +33,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorError,
     VmopsError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, Filter, make_pipe
 from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import stream_digest
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
@@ -53,42 +54,50 @@ from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situa
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import settling_time
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import read_all_media
-from ansible_collections.vmops.qemu.plugins.module_utils._version import COLLECTION_VERSION
 from ansible_collections.vmops.qemu.plugins.module_utils._written_bound import WrittenBound
 
 
-class SaveTransaction:
-    """One save after its plan, with the way back."""
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """What QEMU has written, and how the VM was then."""
 
-    def __init__(self, run: SaveRun, session: VmSession, transfer: Transfer, partial: PartialImage) -> None:
+    #: QEMU's last ``query-migrate``.
+    state: dict[str, t.Any]
+    #: Seconds from the start until it was on disk.
+    seconds: float
+    surroundings: Surroundings
+    #: How long the checksum took, in milliseconds, where there is one.
+    checksum_ms: int | None
+
+
+class SaveTransaction:
+    """One save after its plan.
+
+    There are two ways back, since what comes first is not what was done last: first the guest and QEMU, for which the
+    guest waits, then files, tools and units.
+    """
+
+    def __init__(
+        self,
+        run: SaveRun,
+        session: VmSession,
+        transfer: Transfer,
+        partial: PartialImage,
+        started: float,
+        adopted: bool = False,
+    ) -> None:
+        """:param started: when the work on the VM began (time.monotonic). :param adopted: whether by an earlier run."""
         self.run = run
-        self.request = run.request
         self.session = session
         #: What QEMU has set and holds for it.
         self.transfer = transfer
         self.partial = partial
-        self.plan: SavePlan
-        self.access: Access
-        #: How much QEMU may write.
-        self.bound: WrittenBound
+        self.started = started
+        self.adopted = adopted
         self.since = session.monitor.mark()
-        #: The guest's media when QEMU had written.
-        self.surroundings = Surroundings((), ())
-        #: Whether the VM's unit may have been kept from starting the VM beside the image.
-        self.guarded = False
-        #: The tool that QEMU writes to, for a compressed format.
-        self.compressor: Filter | None = None
-        #: Whether anything was done to the guest that has to be undone.
-        self.touched = False
-        #: How the guest is that was put back, as soon as it was.
-        self.put_back: Situation | None = None
-        #: Whether an earlier run began this save.
-        self.adopted = False
-        #: Whether the image is complete: from then on there is no way back.
-        self.completed = False
-        #: How long the checksum took, in milliseconds.
-        self.checksum_ms: int | None = None
-        self.started = self.write_started = time.monotonic()
+        self.in_qemu, self.beside = WayBack(), WayBack()
+        self.beside.push_async_exit(self._tell_end)
+        self.beside.callback(self._discard)
 
     @classmethod
     async def save(cls, run: SaveRun, session: VmSession, plan: SavePlan, started: float) -> dict[str, t.Any]:
@@ -101,9 +110,15 @@ class SaveTransaction:
         partial = PartialImage.create(
             run.path, plan.header, plan.xml, mode=request.mode, uid=request.uid, gid=request.gid
         )
-        save = cls(run, session, Transfer(session), partial)
-        save.started = started
-        return await save._or_back(lambda: save._save(plan))
+        save = cls(run, session, Transfer(session), partial, started)
+        async with save.beside, save.in_qemu:
+            access = choose_access(
+                run.path, plan.format, request.parallel_channels, request.bypass_cache, partial.direct_io_reason
+            )
+            uri, compressor = await save._prepare(plan, access)
+            write_started = time.monotonic()
+            await save._start(uri)
+            return await save._finish(plan, access, compressor, write_started)
 
     @classmethod
     async def adopt(
@@ -113,97 +128,88 @@ class SaveTransaction:
 
         :param partial: what ``interrupted`` has adopted.
         """
-        save = cls(run, session, interrupted.transfer, partial)
-        save.adopted = save.touched = True
-        return await save._or_back(lambda: save._adopt(interrupted.record))
+        record, started = interrupted.record, time.monotonic()
+        save = cls(run, session, interrupted.transfer, partial, started, adopted=True)
+        async with save.beside, save.in_qemu:
+            save.in_qemu.push_async_callback(save._clean)
+            save.in_qemu.push_async_callback(save._put_guest_back)
+            plan = await adopted_plan(run, session, partial)
+            run.situation = Situation(f"{session.label} is being saved")
+            access = Access(record.parallel_channels, record.bypass_cache, {})
+            return await save._finish(plan, access, None, started)
 
-    async def _or_back(self, work: t.Callable[[], t.Awaitable[dict[str, t.Any]]]) -> dict[str, t.Any]:
-        try:
-            return await work()
-        except BaseException as exc:
-            # Also a cancellation (timeout, signal): whatever happens, the guest goes back first.
-            await despite_cancellation(self._roll_back(exc))
-            raise
-
-    async def _save(self, plan: SavePlan) -> dict[str, t.Any]:
-        self.plan = plan
-        self.access = choose_access(
-            self.run.path,
-            plan.format,
-            self.request.parallel_channels,
-            self.request.bypass_cache,
-            self.partial.direct_io_reason,
-        )
-        uri = await self._prepare()
-        self.write_started = time.monotonic()
-        await self._start(uri)
-        return await self._finish()
-
-    async def _adopt(self, record: SaveRecord) -> dict[str, t.Any]:
-        self.plan = await adopted_plan(self.run, self.session, self.partial)
-        self.access = Access(record.parallel_channels, record.bypass_cache, {})
-        self.run.situation = Situation(f"{self.session.label} is being saved")
-        return await self._finish()
-
-    async def _finish(self) -> dict[str, t.Any]:
+    async def _finish(
+        self, plan: SavePlan, access: Access, compressor: Filter | None, write_started: float
+    ) -> dict[str, t.Any]:
         """From the migration that runs to the end."""
         with Publisher(self.session.label, "save") as progress:
             async with progress.following(self.transfer.migration.memory_done):
-                self.bound = WrittenBound(
+                bound = WrittenBound(
                     self.partial, self.session.label, bytes_needed(self.session), self.session.vm.memory
                 )
-                state = await self.bound.guard(self._follow(), self.session.stop_if_running)
+                state = await bound.guard(self._follow(compressor), self.session.stop_if_running)
             progress.phase("flush")
-            if self.compressor:
-                await self.compressor.wait(self.partial.path)
+            if compressor:
+                await compressor.wait(self.partial.path)
             await in_thread(self.partial.flush)
-            write_seconds = time.monotonic() - self.write_started
+            seconds = time.monotonic() - write_started
             progress.phase("check")
             await self._check_file()
             progress.phase("checksum")
-            digest = await self._digest() if self.request.checksum else ""
-            await self._record_media()
-            xml = self._final_xml(state, digest)
+            digest, checksum_ms = await self._digest(access) if self.run.request.checksum else ("", None)
+            surroundings = await self._surroundings(plan)
+            written = _Written(state, seconds, surroundings, checksum_ms)
+            xml = plan.final_xml(
+                self.run.path,
+                parallel_channels=access.parallel_channels or 0,
+                migration=fingerprint(state),
+                digest=digest,
+                surroundings=surroundings.dump(),
+            )
+            bound.check()
             # Before there is an image for it to look at, so that there never is one without it.
-            self.bound.check()
-            self.guarded = bool(self.plan.unit) and self.request.guards
-            await guard(self.run, self.plan.unit)
-            return await despite_cancellation(self._complete(xml, state, write_seconds))
+            if plan.unit and self.run.request.guards:
+                self.beside.push_async_callback(free_units, plan.unit, self.session.process, self.run.path)
+            await guard(self.run, plan.unit)
+            return await despite_cancellation(self._complete(plan, access, xml, written))
 
     # --- with the guest ---
 
-    async def _prepare(self) -> str:
-        """Descriptors, with a note of this save, and settings; the migration URI."""
+    async def _prepare(self, plan: SavePlan, access: Access) -> tuple[str, Filter | None]:
+        """Descriptors, with a note of this save, and settings; the migration URI and the tool that QEMU writes to."""
         settings = self.transfer.settings
         await settings.plan(
-            mapped_ram=self.plan.format is ImageFormat.SPARSE,
-            parallel_channels=self.access.parallel_channels,
-            direct_io=self.access.bypass_cache,
-            bandwidth=self.request.bandwidth,
+            mapped_ram=plan.format is ImageFormat.SPARSE,
+            parallel_channels=access.parallel_channels,
+            direct_io=access.bypass_cache,
+            bandwidth=self.run.request.bandwidth,
         )
         record = SaveRecord(
             partial=self.partial.path,
             run_state=self.session.vm.run_state,
             capabilities=settings.found_capabilities,
             parameters=settings.found_parameters,
-            parallel_channels=self.access.parallel_channels,
-            bypass_cache=self.access.bypass_cache,
+            parallel_channels=access.parallel_channels,
+            bypass_cache=access.bypass_cache,
         )
-        compressor = COMPRESSORS.get(self.plan.format)
+        compressor = COMPRESSORS.get(plan.format)
         files = [self.partial.open_for_qemu(direct=False)]
         try:
-            if self.access.bypass_cache:
+            if access.bypass_cache:
                 files.append(self.partial.open_for_qemu(direct=True))
+            self.in_qemu.push_async_callback(self._clean)
             await self.transfer.pass_files(record.opaque(), *files)
             await settings.apply()
-            if compressor is None and self.plan.support.file_uri:
-                return self.transfer.descriptors.uri(self.partial.stream_offset)
+            if compressor is None and plan.support.file_uri:
+                return self.transfer.descriptors.uri(self.partial.stream_offset), None
             # One stream into a descriptor: a pipe to the compressor or, before QEMU 9.1, the file itself.
             os.lseek(files[0], self.partial.stream_offset, os.SEEK_SET)
+            tool = None
             if compressor:
                 files += make_pipe()
-                self.compressor = await Filter.start(compressor.compress_command(), stdin=files[-2], stdout=files[0])
-            return await self.transfer.descriptors.pass_named(files[-1])
+                tool = await Filter.start(compressor.compress_command(), stdin=files[-2], stdout=files[0])
+                self.beside.push_async_callback(tool.end)
+            return await self.transfer.descriptors.pass_named(files[-1]), tool
         finally:
             for descriptor in files:
                 os.close(descriptor)
@@ -212,26 +218,26 @@ class SaveTransaction:
         """Stop the guest, unless the save is live, and let QEMU begin to write."""
         label = self.session.label
         self.since = self.session.monitor.mark()
-        self.touched = True
-        if self.session.vm.run_state == "running" and not self.request.live:
+        self.in_qemu.push_async_callback(self._put_guest_back)
+        if self.session.vm.run_state == "running" and not self.run.request.live:
             self.run.situation = Situation(f"{label} is being stopped")
             await self.session.monitor.execute("stop")
         self.run.situation = Situation(f"{label} is being saved")
         await self.transfer.migration.start_outgoing(uri)
 
-    async def _follow(self) -> dict[str, t.Any]:
+    async def _follow(self, compressor: Filter | None) -> dict[str, t.Any]:
         """Wait until QEMU has written everything; returns its last C(query-migrate)."""
         waiting = asyncio.ensure_future(self.transfer.migration.wait())
         try:
             if await self.session.run_state() == "running":
-                done, _pending = await asyncio.wait({waiting}, timeout=self.request.live_timeout)
+                done, _pending = await asyncio.wait({waiting}, timeout=self.run.request.live_timeout)
                 if not done:
                     # It dirties its memory faster than the disk takes it: stopped, it cannot.
                     await self.session.monitor.execute("stop")
             return await waiting
         except MigrationError as exc:
             # QEMU knows only that nobody reads any more.
-            failure = await self.compressor.failure() if self.compressor else ""
+            failure = await compressor.failure() if compressor else ""
             if failure:
                 exc.what += f" ({failure})"
             exc.what = f"{self.session.label} could not be saved in {self.run.path}: {exc.what}"
@@ -250,49 +256,40 @@ class SaveTransaction:
                 cure="Check the file system and the disk below it (dmesg), then save again",
             )
 
-    async def _digest(self) -> str:
-        """The digest of what QEMU has written; what went through the page cache is still there, and is read from it."""
-        started = time.monotonic()
-        digest = await in_stoppable_thread(stream_digest, self.partial.path, self.access.bypass_cache)
-        self.checksum_ms = round((time.monotonic() - started) * 1000)
-        return digest
+    async def _digest(self, access: Access) -> tuple[str, int]:
+        """The digest of what QEMU has written, and the milliseconds that it took.
 
-    async def _record_media(self) -> None:
-        """The guest's media as they are now: QEMU has made them inactive, and nothing writes to them any more."""
+        What went through the page cache is still there, and is read from it.
+        """
+        started = time.monotonic()
+        digest = await in_stoppable_thread(stream_digest, self.partial.path, access.bypass_cache)
+        return digest, round((time.monotonic() - started) * 1000)
+
+    async def _surroundings(self, plan: SavePlan) -> Surroundings:
+        """With the guest's media as they are now: QEMU has made them inactive, and nothing writes to them any more."""
         media = tuple(await read_all_media(self.session.monitor, self.session.process))
-        self.surroundings = dataclasses.replace(self.plan.surroundings, media=media)
-        if self.request.after_save == "resume":
+        if self.run.request.after_save == "resume":
             # A write of the guest that goes on must show in the time of its file's last change.
             await asyncio.sleep(settling_time(media))
+        return dataclasses.replace(plan.surroundings, media=media)
 
-    def _final_xml(self, state: dict[str, t.Any], digest: str) -> str:
-        """The XML with what is known only after QEMU has written."""
-        recorded = domain_xml.parse(self.plan.xml, self.run.path).save_facts
-        if recorded is None:  # of an adopted save of which another user has made what he liked
-            recorded = domain_xml.SaveFacts(COLLECTION_VERSION, self.plan.support.version, domain_xml.now())
-        facts = dataclasses.replace(
-            recorded,
-            parallel_channels=self.access.parallel_channels or 0,
-            migration=fingerprint(state),
-            digest=digest,
-            surroundings=self.surroundings.dump(),
-        )
-        return self.plan.vouched(domain_xml.embed(self.plan.xml, facts, self.plan.launch_record), self.run.path)
-
-    async def _complete(self, xml: str, state: dict[str, t.Any], write_seconds: float) -> dict[str, t.Any]:
+    async def _complete(self, plan: SavePlan, access: Access, xml: str, written: _Written) -> dict[str, t.Any]:
         """Everything from the complete magic on; runs to its end whatever happens."""
-        await in_thread(self.partial.finish, xml, self.request.after_save == "resume")
-        self.completed = self.run.written = True
+        await in_thread(self.partial.finish, xml, self.run.request.after_save == "resume")
+        # The point of no return: the guest must not run beside its image.
+        self.in_qemu.pop_all()
+        self.beside.pop_all()
+        self.run.written = True
         self.run.locks.callback(self.partial.release)
         self.run.situation = Situation(
             f"{self.session.label} is stopped and the image {self.run.path} is complete", "paused"
         )
-        if self.request.after_save != "quit":
+        if self.run.request.after_save != "quit":
             await self.session.twice(self.transfer.clean)
         await end_save(self.run, self.session, self.session.vm.run_state)
-        bytes_written = int(state.get("ram", {}).get("transferred", 0))
+        bytes_written = int(written.state.get("ram", {}).get("transferred", 0))
         outcome = self.run.outcome()
-        if self.request.after_save != "quit":
+        if self.run.request.after_save != "quit":
             outcome["vm"] = await self.session.twice(self.session.run_state)
         past = {"quit": "QEMU has quit", "pause": "the guest is paused", "resume": "the guest goes on"}
         image = image_result(self.run.path)
@@ -300,22 +297,22 @@ class SaveTransaction:
             "changed": True,
             "msg": f"{self.session.label} was saved in {self.run.path}, {image['allocated'] / 2**20:.0f} MiB on disk,"
             f" in {time.monotonic() - self.started:.1f} s"
-            f"{', taking over from an earlier run' if self.adopted else ''}; {past[self.request.after_save]}",
+            f"{', taking over from an earlier run' if self.adopted else ''}; {past[self.run.request.after_save]}",
             "image": image,
             "vm": self.session.vm.as_result(outcome["vm"]),
             "diff": {"before": self.run.before, "after": outcome},
             "duration": round(time.monotonic() - self.started, 3),
             "pause_ms": self._pause_ms(),
             "stopped_at": self._stopped_at(),
-            "checksum_ms": self.checksum_ms,
+            "checksum_ms": written.checksum_ms,
             "bytes_written": bytes_written,
-            "throughput": int(bytes_written / write_seconds) if write_seconds > 0 else None,
-            "parallel_channels": self.access.parallel_channels,
-            "bypass_cache": self.access.bypass_cache,
-            "launch": self.plan.launch,
-            "problems": [problem.as_result() for problem in self.surroundings.problems],
-            "reasons": {**self.plan.reasons, **self.access.reasons},
-            "warnings": self.plan.warnings,
+            "throughput": int(bytes_written / written.seconds) if written.seconds > 0 else None,
+            "parallel_channels": access.parallel_channels,
+            "bypass_cache": access.bypass_cache,
+            "launch": plan.launch,
+            "problems": [problem.as_result() for problem in written.surroundings.problems],
+            "reasons": {**plan.reasons, **access.reasons},
+            "warnings": plan.warnings,
         }
 
     def _pause_ms(self) -> int | None:
@@ -337,47 +334,46 @@ class SaveTransaction:
 
     # --- the way back ---
 
-    async def _roll_back(self, cause: BaseException) -> None:
-        """The guest as it was, QEMU as it was, no file left; then the run's situation says what was reached."""
-        if self.completed:
-            # Too late: the image is complete, and the guest must not run beside it.
-            return
+    async def _put_guest_back(self) -> None:
+        """The guest as it was."""
+        label = self.session.label
         try:
-            await self.session.twice(self._put_back)
+            run_state = await self.session.twice(lambda: self.transfer.call_off(self.session.vm.run_state))
         except MonitorError as exc:
-            # What cannot be put back now is noted in QEMU for the next run.
-            known = self.put_back or Situation(f"What {self.session.label} does now is not known")
-            self.run.situation = Situation(
-                f"{known.sentence}, and QEMU may not be set as before ({exc.what})", known.guest
-            )
-        finally:
-            if self.compressor:
-                await self.compressor.end()
-            # What cannot be removed now is a leftover that the next save removes.
-            with contextlib.suppress(ImageError):
-                self.partial.discard()
-            if self.guarded:
-                # What is left of it looks for an image, and the VM's next save or restore removes it.
-                await free_units(self.plan.unit, self.session.process, self.run.path)
+            # What is noted in QEMU stays there, for the next run to put back.
+            self.in_qemu.pop_all()
+            self._tell_failure(Situation(f"What {label} does now is not known"), exc)
+            return
+        self.run.situation = Situation(
+            f"{label} runs again"
+            if run_state == "running"
+            else f"{label} is stopped as before (QEMU's run state is {run_state})",
+            guest_in(run_state),
+        )
+
+    async def _clean(self) -> None:
+        """QEMU as it was. What cannot be put back now is noted in it for the next run."""
+        try:
+            await self.session.twice(self.transfer.clean)
+        except MonitorError as exc:
+            self._tell_failure(self.run.situation, exc)
+
+    def _tell_failure(self, known: Situation, exc: MonitorError) -> None:
+        sentence = f"{known.sentence}, and QEMU may not be set as before ({exc.what})"
+        self.run.situation = Situation(sentence, known.guest)
+
+    def _discard(self) -> None:
+        """What cannot be removed now is a leftover that the next save removes."""
+        with contextlib.suppress(ImageError):
+            self.partial.discard()
+
+    async def _tell_end(
+        self, _kind: type[BaseException] | None, cause: BaseException | None, _trace: types.TracebackType | None
+    ) -> None:
+        """Last: whether QEMU has ended, and what there is to be said."""
         if self.session.process and await self.session.has_ended():
             ended = f"QEMU (pid {self.session.process.pid}) has ended"
             self.run.situation = Situation(f"{ended}, so {self.session.label} does not run any more", "ended")
         if isinstance(cause, VmopsError):
             cause.situation = self.run.situation
             cause.cure = cause.cure or "Correct what QEMU says, then run the task again"
-
-    async def _put_back(self) -> None:
-        """Guest and QEMU as they were found, and the sentence that says so; may be done twice.
-
-        :raises MonitorError: it could not be done.
-        """
-        label = self.session.label
-        if self.touched:
-            run_state = await self.transfer.call_off(self.session.vm.run_state)
-            self.put_back = self.run.situation = Situation(
-                f"{label} runs again"
-                if run_state == "running"
-                else f"{label} is stopped as before (QEMU's run state is {run_state})",
-                guest_in(run_state),
-            )
-        await self.transfer.clean()
