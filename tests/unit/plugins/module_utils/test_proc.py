@@ -37,6 +37,8 @@ def sleeper(tmp_path):
     program = tmp_path / "a) S 1 (b"
     program.symlink_to("/bin/sleep")
     with subprocess.Popen([str(program), "600"], env={"SOME": "thing"}, start_new_session=True) as process:
+        while not read_command_line(process.pid, 4096):  # it has begun, but the kernel has not told it its words yet
+            time.sleep(0.01)
         yield process
         process.kill()
 
