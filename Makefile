@@ -136,7 +136,7 @@ test-corpus: ## 10 000 mutated images, 400 of them restored: make test-corpus N=
 
 .PHONY: test-controller
 test-controller: setup-test ## Kill controllers and connections: make test-controller N=20
-	@CONTROLLER_KILLS=$(or $(N),20) python -m pytest tests/functional/test_controller.py $(ARGS)
+	@CONTROLLER_KILLS=$(or $(N),20) python -m pytest tests/functional/test_interrupted_controller.py $(ARGS)
 
 .PHONY: test-security
 test-security: ## Hosts that lie to the controller, with ansible-core 2.17, 2.18 and that of .venv: half an hour
@@ -169,7 +169,7 @@ SCENARIOS ?=
 .PHONY: molecule
 molecule: ## The fleet, on machines of its own, as root: make molecule SCENARIOS=hosts
 	@scripts/setup hosts
-	@python -m pytest -q tests/hosts/test_machines.py
+	@python -m pytest -q tests/tools/test_machines.py
 	@scripts/molecule test $(or $(SCENARIOS:%=--scenario-name=%),--all) $(ARGS)
 
 .PHONY: test-units

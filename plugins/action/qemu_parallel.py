@@ -12,12 +12,24 @@ import typing as t
 from ansible.errors import AnsibleActionFail
 from ansible.utils.display import Display
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
+from ansible_collections.vmops.qemu.plugins.module_utils._options import TIMEOUT, Spec
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
-from ansible_collections.vmops.qemu.plugins.plugin_utils.action import HostAction
-from ansible_collections.vmops.qemu.plugins.plugin_utils.answer import ERROR, reduce_answer
-from ansible_collections.vmops.qemu.plugins.plugin_utils.figures import is_figure
+from ansible_collections.vmops.qemu.plugins.plugin_utils._action import HostAction
+from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import ERROR, reduce_answer
+from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import is_figure
 
 _COLLECTION = "vmops.qemu."
+
+#: A test compares it with what is documented.
+ARGUMENT_SPEC: Spec = {
+    **TIMEOUT,
+    "operation": {"type": "str", "required": True, "choices": ["save", "restore"]},
+    "vms": {"type": "list", "elements": "dict", "required": True},
+    "defaults": {"type": "dict", "default": {}},
+    "parallel": {"type": "int", "default": 4},
+    "on_error": {"type": "str", "choices": ["continue", "stop"], "default": "continue"},
+    "interval": {"type": "float", "default": 5},
+}
 
 #: Seconds by which Ansible's limit for a background job is longer than the run's own timeout: it is killed by the
 #: first and puts the guest back by the second.
@@ -32,22 +44,11 @@ class ActionModule(HostAction):
 
     _supports_async = False
     _supports_check_mode = True
-    TRANSFERS_FILES = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         """Run all, and return what each returned."""
         result: dict[str, t.Any] = super().run(tmp, task_vars)
-        _validation, options = self.validate_argument_spec(
-            argument_spec={
-                "operation": {"type": "str", "required": True, "choices": ["save", "restore"]},
-                "vms": {"type": "list", "elements": "dict", "required": True},
-                "defaults": {"type": "dict", "default": {}},
-                "parallel": {"type": "int", "default": 4},
-                "on_error": {"type": "str", "choices": ["continue", "stop"], "default": "continue"},
-                "timeout": {"type": "float", "default": 3600},
-                "interval": {"type": "float", "default": 5},
-            }
-        )
+        _validation, options = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         if options["parallel"] < 1 or options["timeout"] <= 0:
             raise AnsibleActionFail("parallel must be 1 at least, and timeout more than 0")
         runs = [_Run({**options["defaults"], "timeout": options["timeout"], **vm}) for vm in options["vms"]]
@@ -288,7 +289,8 @@ def _predicted(result: dict[str, t.Any]) -> dict[str, t.Any]:
         **result,
         "failed": True,
         "msg": one_line(
-            f"The host tells figures that cannot be ({wrong}). Nothing was touched. Look at the host and the VM first."
+            f"The host reports figures that cannot be right ({wrong}). Nothing was touched. Look at the host and"
+            " the VM first."
         ),
     }
 

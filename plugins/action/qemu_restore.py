@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.vmops.qemu.plugins.plugin_utils.action import ModuleAction
+from ansible_collections.vmops.qemu.plugins.plugin_utils._action import ModuleAction
 
 
 class ActionModule(ModuleAction):

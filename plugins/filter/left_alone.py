@@ -9,16 +9,17 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import why_left_alone
-from ansible_collections.vmops.qemu.plugins.plugin_utils.names import is_selected
+from ansible_collections.vmops.qemu.plugins.module_utils._names import is_selected
 
 DOCUMENTATION = r"""
 name: left_alone
-short_description: Find the save images that are not the state in which a VM was last
+short_description: Find the save images that do not hold the last state of a VM
 version_added: 0.1.0
 description:
-  - Takes the C(images) that M(vmops.qemu.qemu_save_image_info) returned for a directory. Found are those of which there
-    is a later save, further copies of a save, and checkpoints, whose VMs went on after the save. A restore of all VMs
-    leaves them alone. Archives are left out, as whoever made them knows of them.
+  - Takes the C(images) that M(vmops.qemu.qemu_save_image_info) returned for a directory, and returns those that a
+    restore of all VMs does not restore. These are images of a VM that has a later save, further copies of a save, and
+    checkpoints, whose VMs went on after the save.
+  - Archives are not returned, because they were made on purpose.
 positional: include, exclude
 options:
   _input:
@@ -32,7 +33,7 @@ options:
     elements: str
     default: ["*"]
   exclude:
-    description: Shell patterns of names of VMs whose images are not told.
+    description: Shell patterns of the names of VMs whose images are not returned.
     type: list
     elements: str
     default: []
@@ -48,7 +49,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: Of each its C(path), C(name), C(saved_at), and C(why) it is left alone.
+  description: The C(path), C(name) and C(saved_at) of each image, and C(why) it is not restored.
   type: list
   elements: dict
 """

@@ -9,25 +9,26 @@ from __future__ import annotations
 import json
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.plugin_utils.figures import is_figure, number
+from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import is_figure, number
 
 DOCUMENTATION = r"""
 name: maintenance_rates
-short_description: Know how fast the hosts saved and restored in a maintenance
+short_description: Get the rates at which hosts saved and restored in a maintenance
 version_added: 0.1.0
 description:
-  - Takes the JSON report of the playbook C(vmops.qemu.host_maintenance), and returns the rates in it. What cannot be
-    read counts as no report.
-  - A rate is the bytes that were predicted for a host, divided by the seconds that all its saves or restores then took
-    together, several at a time, as they did. So a prediction for the same VMs is what the last run took.
+  - Takes the JSON report of the playbook C(vmops.qemu.host_maintenance), and returns the rates in it. A
+    report that cannot be read is treated as if there were none.
+  - A rate is the number of bytes that were predicted for a host, divided by the seconds that all its saves or restores
+    then took together, including those that ran at the same time. So the prediction for the same VMs equals the time of
+    the last run.
 positional: hosts
 options:
   _input:
-    description: The report's text, or an empty one.
+    description: The text of the report, or an empty string.
     type: str
     required: true
   hosts:
-    description: The C(hosts) of a report that is being made. What they have measured replaces what was known of them.
+    description: The C(hosts) of a report that is being written. Their new rates replace those of the older report.
     type: list
     elements: dict
     default: []
@@ -43,7 +44,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: By host, C(save) and C(restore) in bytes a second, as far as they are known.
+  description: For each host, C(save) and C(restore) in bytes per second, as far as they are known.
   type: dict
 """
 

@@ -12,18 +12,19 @@ import reprlib
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
-from ansible_collections.vmops.qemu.plugins.plugin_utils.figures import LATEST, MOST, OF_HOST, OF_VM, figures
+from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import LATEST, MOST, OF_HOST, OF_VM, figures
 
 DOCUMENTATION = r"""
 name: maintenance_report
-short_description: Make an HTML page of what a maintenance did
+short_description: Create an HTML page about a maintenance
 version_added: 0.1.0
 description:
   - Takes what the playbook C(vmops.qemu.host_maintenance) has collected, which it also writes as JSON.
-  - The page needs no other file and no script. It has a table of the hosts, a table of the VMs, and a picture of when
-    each VM stood still.
-  - It stays readable and small whatever a host or a VM tells. A figure that cannot be is left out, and the VM is among
-    what went wrong; the picture has the time of the maintenance alone; of one host 1000 VMs are shown.
+  - The page needs no other file and no script. It has a table of the hosts, a table of the VMs, and a diagram that
+    shows when each VM was paused.
+  - The page stays readable and small whatever values a host or a VM reports. An impossible value is omitted, and its VM
+    is listed among those with errors. The diagram covers only the time of the maintenance. At most 1000 VMs of a host
+    are shown.
 options:
   _input:
     description: The report's data.
@@ -201,7 +202,7 @@ def _cut(value: t.Any, most: int) -> str:
 
 
 def _told(wrong: list[str]) -> str:
-    return f"it told figures that cannot be ({', '.join(_cut(name, 40) for name in wrong)})" if wrong else ""
+    return f"it reported figures that cannot be right ({', '.join(_cut(name, 40) for name in wrong)})" if wrong else ""
 
 
 def _wrong(hosts: list[Data], vms: list[tuple[Data, Data]]) -> str:

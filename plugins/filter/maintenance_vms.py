@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.plugin_utils.answer import sentence
-from ansible_collections.vmops.qemu.plugins.plugin_utils.figures import OF_VM, figures
+from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import sentence
+from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import OF_VM, figures
 
 DOCUMENTATION = r"""
 name: maintenance_vms
-short_description: Put what a host's saves and restores returned together, by VM
+short_description: Combine the results of a host's saves and restores by VM
 version_added: 0.1.0
 description:
-  - Makes of C(managed_save_result) and C(managed_restore_result) the C(vms) of a host in the report.
-  - What a host has told is checked. A figure that cannot be (no finite number, negative, a time after 2099) is left out
-    and named.
+  - Combines C(managed_save_result) and C(managed_restore_result) into the C(vms) of a host in the report.
+  - The values that a host has reported are checked. An impossible value (not a finite number, negative, or a time after
+    2099) is omitted, and its name is returned.
 positional: restored, running
 options:
   _input:
@@ -31,8 +31,8 @@ options:
     default: {}
   running:
     description:
-      - The C(vms) that M(vmops.qemu.qemu_vm_info) returned at the end. One that runs without a restore by the
-        controller was restored by the host itself, when it booted.
+      - The C(vms) that M(vmops.qemu.qemu_vm_info) returned at the end. A VM that runs without having been restored by
+        the controller was restored by the host itself when it booted.
     type: list
     elements: dict
     default: []
@@ -49,9 +49,9 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - For each VM its C(name), C(state) (V(restored), V(saved), V(running), V(failed) or V(predicted)), C(msg),
+    - For each VM, its C(name), C(state) (V(restored), V(saved), V(running), V(failed) or V(predicted)), C(msg),
       C(bytes) of its image, C(written) (whether this run has saved it), C(throughput), C(save_seconds),
-      C(restore_seconds), C(stopped_at) and C(running_at), and C(disbelieved), the names of those that cannot be.
+      C(restore_seconds), C(stopped_at) and C(running_at), and C(disbelieved), the names of impossible values.
   type: list
   elements: dict
 """

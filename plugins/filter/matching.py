@@ -9,7 +9,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.vmops.qemu.plugins.plugin_utils.names import is_selected
+from ansible_collections.vmops.qemu.plugins.module_utils._names import is_selected
 
 DOCUMENTATION = r"""
 name: matching
@@ -17,7 +17,7 @@ short_description: Select names by shell patterns
 version_added: 0.1.0
 description:
   - Keeps the names that match one of the patterns to include and none of the patterns to exclude, in their order.
-  - A pattern is as in a shell - C(*), C(?), C([abc]). Upper and lower case differ.
+  - Patterns work as in a shell - C(*), C(?), C([abc]). They are case-sensitive.
 positional: include, exclude
 options:
   _input:
@@ -47,7 +47,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The names that were selected.
+  description: The selected names.
   type: list
   elements: str
 """

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.plugin_utils.answer import sentence
+from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import sentence
 
 DOCUMENTATION = r"""
 name: one_line
-short_description: Show what a host has said in one line
+short_description: Make text from a host safe to show in one line
 version_added: 0.1.0
 description:
-  - Names of VMs and messages are others' words. A line break in one must not forge a line of a log, nor an escape
-    sequence play tricks on a terminal. So what would not be seen as it is becomes C(\\n) and the like, and what is
-    longer than 4096 characters is cut off there.
+  - Names of VMs and messages are text from others. A line break in them must not forge a line of a log, and an escape
+    sequence must not manipulate a terminal. Therefore, characters that are not visible are replaced by C(\\n) and the
+    like, and the text is cut off after 4096 characters.
 options:
   _input:
-    description: The text. What is no text is written as one.
+    description: The text. Other values are converted to text.
     type: raw
     required: true
 author:

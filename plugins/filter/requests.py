@@ -10,10 +10,10 @@ import typing as t
 
 DOCUMENTATION = r"""
 name: requests
-short_description: Put the options of each VM's save or restore together
+short_description: Combine the options of each VM's save or restore
 version_added: 0.1.0
 description:
-  - Makes of names, and of options for all and for some, the C(vms) that M(vmops.qemu.qemu_parallel) takes.
+  - Combines names, options for all VMs and options for some of them into the C(vms) for M(vmops.qemu.qemu_parallel).
 positional: common, by_vm
 options:
   _input:
@@ -22,11 +22,11 @@ options:
     elements: str
     required: true
   common:
-    description: Options for all.
+    description: Options for all VMs.
     type: dict
     default: {}
   by_vm:
-    description: By name, options for one, which override those for all.
+    description: For a name, options of this VM, which override those for all VMs.
     type: dict
     default: {}
 author:
@@ -42,7 +42,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The options of each VM, its C(name) among them, in the order of the names.
+  description: The options of each VM, including its C(name), in the order of the names.
   type: list
   elements: dict
 """

@@ -10,19 +10,18 @@ import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import why_left_alone
-from ansible_collections.vmops.qemu.plugins.plugin_utils.names import is_selected, matches
+from ansible_collections.vmops.qemu.plugins.module_utils._names import group_of, is_selected
 
 DOCUMENTATION = r"""
 name: restore_groups
 short_description: Order saved VMs into groups that are restored one after the other
 version_added: 0.1.0
 description:
-  - Takes the C(images) that M(vmops.qemu.qemu_save_image_info) returned for a directory, of which complete ones are
-    restored, each VM once, from its last save. Left out is what P(vmops.qemu.left_alone#filter) finds.
-  - A partial image is what a save left that was cut off. Where its VM still stands in its QEMU,
-    M(vmops.qemu.qemu_restore) lets it go on there, so it is among the others; its C(path) is then the one that the save
-    would have made.
-  - A VM belongs to the first group with a pattern that matches its name; those that match none come last, together.
+  - Takes the C(images) that M(vmops.qemu.qemu_save_image_info) returned for a directory, and orders the complete ones.
+    Each VM is restored once, from its last save. The images that P(vmops.qemu.left_alone#filter) returns are left out.
+  - A partial image was left by an interrupted save. If its VM is still paused in its QEMU, M(vmops.qemu.qemu_restore)
+    lets it go on there. Therefore, partial images are included. Their C(path) is the one that the save would have made.
+  - A VM belongs to the first group with a pattern that matches its name. VMs that match no pattern form the last group.
 positional: order, include, exclude, common, by_vm
 options:
   _input:
@@ -41,16 +40,16 @@ options:
     elements: str
     default: ["*"]
   exclude:
-    description: Shell patterns of names that are left alone.
+    description: Shell patterns of the names that are not restored.
     type: list
     elements: str
     default: []
   common:
-    description: Options of M(vmops.qemu.qemu_restore) for all.
+    description: Options of M(vmops.qemu.qemu_restore) for all VMs.
     type: dict
     default: {}
   by_vm:
-    description: By name, options for one, which override those for all.
+    description: For a name, options of this VM, which override those for all VMs.
     type: dict
     default: {}
 author:
@@ -66,8 +65,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - The groups, without empty ones; each a list of options, C(name) and C(path) among them. No VM is there twice;
-      two of one name are two VMs where their UUIDs differ.
+    - The groups that are not empty, each a list of options, including C(name) and C(path). No VM is listed twice. Two
+      images with the same name are of two VMs if their UUIDs differ.
   type: list
   elements: list
 """
@@ -95,9 +94,8 @@ def restore_groups(
         else:
             continue
         known.add(name)
-        place = next((place for place, patterns in enumerate(order) if matches(name, patterns)), len(order))
         options = {**(common or {}), **(by_vm or {}).get(name, {})}
-        groups[place].append({**options, "name": name, "path": path})
+        groups[group_of(name, order)].append({**options, "name": name, "path": path})
     return [group for group in groups if group]
 
 

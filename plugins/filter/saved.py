@@ -10,11 +10,11 @@ import typing as t
 
 DOCUMENTATION = r"""
 name: saved
-short_description: Turn what was saved into what is to be restored
+short_description: Turn the results of saves into options for restores
 version_added: 0.1.0
 description:
-  - Takes the C(vms) that M(vmops.qemu.qemu_parallel) returned for saves, and makes of those that were saved by that run
-    the C(vms) for restores.
+  - Takes the C(vms) that M(vmops.qemu.qemu_parallel) returned for saves, and returns the C(vms) to restore, which are
+    those that this run has saved.
 options:
   _input:
     description: The results of the saves.
@@ -34,7 +34,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: Name and image of each.
+  description: The name and the image of each VM.
   type: list
   elements: dict
 """

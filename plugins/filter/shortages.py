@@ -15,7 +15,7 @@ name: shortages
 short_description: Find the file systems that cannot hold all save images together
 version_added: 0.1.0
 description:
-  - Takes the C(vms) that M(vmops.qemu.qemu_parallel) returned in check mode for saves, each of which may fit alone.
+  - Takes the C(vms) that M(vmops.qemu.qemu_parallel) returned for saves in check mode. Each image alone may fit.
 options:
   _input:
     description: The results of the saves in check mode.

@@ -13,18 +13,18 @@ name: unready
 short_description: Find the VMs that would be lost in a maintenance because they have no name
 version_added: 0.1.0
 description:
-  - Takes the C(vms) that M(vmops.qemu.qemu_vm_info) returned. Found are those without a name, which no list of names
-    has, so that they would end with the host.
+  - Takes the C(vms) that M(vmops.qemu.qemu_vm_info) returned, and finds those without a name. No list of names can
+    include them, so they would not be saved and would end with the host.
 positional: include
 options:
   _input:
-    description: The VMs that run.
+    description: The running VMs.
     type: list
     elements: dict
     required: true
   include:
     description:
-      - Shell patterns of the names to save. Only where V(*) is among them, a VM without a name is meant, too.
+      - Shell patterns of the names to save. VMs without a name are only looked for if V(*) is one of the patterns.
     type: list
     elements: str
     default: ["*"]
@@ -40,7 +40,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: A sentence for each.
+  description: A sentence for each VM without a name.
   type: list
   elements: str
 """

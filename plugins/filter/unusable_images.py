@@ -9,16 +9,16 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import why_left_alone
-from ansible_collections.vmops.qemu.plugins.plugin_utils.names import is_selected
+from ansible_collections.vmops.qemu.plugins.module_utils._names import is_selected
 
 DOCUMENTATION = r"""
 name: unusable_images
 short_description: Find the save images from which nothing can be restored
 version_added: 0.1.0
 description:
-  - Takes the C(images) that M(vmops.qemu.qemu_save_image_info) returned. Found are those that are damaged, and partial
-    ones that do not tell their VM's name. Archives are left out, as whoever made them knows of them, and so are images
-    of which there is a later save.
+  - Takes the C(images) that M(vmops.qemu.qemu_save_image_info) returned, and returns those that are damaged, and
+    partial ones that do not contain their VM's name.
+  - Archives are not returned, because they were made on purpose, and neither are images of VMs that have a later save.
 positional: include, exclude
 options:
   _input:
@@ -27,12 +27,12 @@ options:
     elements: dict
     required: true
   include:
-    description: Shell patterns of the names of the VMs. An image that does not tell a name is always among them.
+    description: Shell patterns of the names of the VMs. An image without a name is always included.
     type: list
     elements: str
     default: ["*"]
   exclude:
-    description: Shell patterns of the names of VMs that are left alone.
+    description: Shell patterns of the names of VMs whose images are not returned.
     type: list
     elements: str
     default: []
@@ -48,7 +48,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: Of each its C(path), C(name), C(state) and C(problems).
+  description: The C(path), C(name), C(state) and C(problems) of each image.
   type: list
   elements: dict
 """

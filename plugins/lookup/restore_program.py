@@ -8,12 +8,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: restore_program
-short_description: Make the program that restores the saved VMs of a host when it boots
+short_description: Create the program that restores the saved VMs of a host when it boots
 version_added: 0.1.0
 description:
-  - Puts a program, what it needs of this collection, and the controller's C(qemu.qmp) into one archive that Python runs
-    without anything else. The archive of the same files is always the same, byte by byte.
-  - It is made in Ansible's temporary directory on the controller, and goes with that.
+  - Puts a program, the parts of this collection that it needs, and the controller's C(qemu.qmp) into one archive that
+    Python can run without anything else. The same files always make the same archive, byte by byte.
+  - The archive is created in Ansible's temporary directory on the controller, and removed with it.
   - The role P(vmops.qemu.host_setup#role) installs it.
 options:
   _terms:
@@ -49,7 +49,7 @@ from pathlib import Path
 from ansible import constants as C
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.vmops.qemu.plugins.plugin_utils.library import library_files
+from ansible_collections.vmops.qemu.plugins.plugin_utils._library import library_files
 
 _PLUGINS = Path(__file__).resolve().parents[1]
 _PACKAGE = "ansible_collections/vmops/qemu/plugins"

@@ -16,7 +16,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     UnitError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import LaunchRecord, ParsedDomain
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head, require_safe_image
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import require_safe_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, why_not_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd, unit_command
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration

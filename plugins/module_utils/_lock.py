@@ -21,7 +21,7 @@ import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
-from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import run_directory
+from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import lock_path
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 #: Seconds for which a lock is waited for. A run that was killed while it started another program (QEMU, a compressor)
@@ -68,13 +68,13 @@ def unlock(descriptor: int) -> None:
 
 @contextlib.contextmanager
 def named_lock(name: str, timeout: float = LOCK_TIMEOUT) -> t.Iterator[str | None]:
-    """Hold the lock of this name, among all runs of this user: a file in C(run_directory), which goes with the lock.
+    """Hold the lock of this name, among all runs of this user: a file (``lock_path``), which goes with the lock.
 
     :param timeout: seconds for which it may be waited for.
     :returns: None where it is held; else who holds it, as a part of a sentence, which may be empty.
     :raises OSError: the file cannot be made or locked.
     """
-    path = os.path.join(run_directory("locks"), name)
+    path = lock_path(name)
     deadline = time.monotonic() + timeout
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)

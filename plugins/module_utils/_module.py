@@ -30,7 +30,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     one_line,
     tellable,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import redact_argument
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import redact_argument
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import QEMU_QMP_IMPORT_ERROR, QEMU_QMP_MINIMUM
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 

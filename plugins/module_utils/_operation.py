@@ -18,7 +18,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorMissingError,
     VmopsError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, image_lock
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_state, image_word
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import (
     RecordedIdentity,

@@ -5,8 +5,7 @@
 """How far a save or a restore has come, published by itself in a small file while it works.
 
 QEMU's monitor serves one client, which is the operation: nobody else can ask. One JSON file for each VM, replaced
-atomically, in C(run_directory). It goes with the operation; what a killed
-one left is known by its process id.
+atomically (``progress_path``). It goes with the operation; what a killed one left is known by its process id.
 """
 
 from __future__ import annotations
@@ -18,17 +17,14 @@ import json
 import os
 import time
 import typing as t
-import urllib.parse
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import MonitorError
 from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
-from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import base_directory, run_directory
+from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import progress_path, progress_paths
 
 #: Seconds between two looks at how far it has come.
 INTERVAL = 1.0
-
-_SUFFIX = ".progress"
 
 #: Bytes of such a file that are read at most; it has some hundred, and the VM's name.
 _MAX_SIZE = 64 * 1024
@@ -85,7 +81,7 @@ class Publisher:
     def __enter__(self) -> Publisher:
         # Nothing is published where there is no place for it.
         with contextlib.suppress(OSError):
-            self._path = os.path.join(run_directory(), urllib.parse.quote(self._now.vm, safe="") + _SUFFIX)
+            self._path = progress_path(self._now.vm)
             self._write()
         return self
 
@@ -144,18 +140,15 @@ class Publisher:
 def read_progress() -> list[Progress]:
     """What the operations of this user publish just now, by VM; what a killed one left is removed."""
     found = []
-    directory = base_directory()
     with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(run_directory())) if os.path.lexists(directory) else ():
-            if name.endswith(_SUFFIX):
-                # A file may go, or be another version's, at any moment.
-                with contextlib.suppress(OSError, TypeError, ValueError):
-                    path = os.path.join(directory, name)
-                    progress = Progress(**json.loads(read_bounded(path, _MAX_SIZE)))
-                    if progress.birth == _birth(int(progress.pid)) != 0:
-                        found.append(progress)
-                    else:
-                        os.unlink(path)  # were it another run's by now, that would write it again in a second
+        for path in progress_paths():
+            # A file may go, or be another version's, at any moment.
+            with contextlib.suppress(OSError, TypeError, ValueError):
+                progress = Progress(**json.loads(read_bounded(path, _MAX_SIZE)))
+                if progress.birth == _birth(int(progress.pid)) != 0:
+                    found.append(progress)
+                else:
+                    os.unlink(path)  # were it another run's by now, that would write it again in a second
     return found
 
 

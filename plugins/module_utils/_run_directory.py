@@ -4,8 +4,13 @@
 
 """The directory of what runs share until the host's reboot: locks, progress, logs.
 
-C(/run/vmops.qemu) for root; C($XDG_RUNTIME_DIR/vmops.qemu) for any other user, or, where there is none, as for a user
-who has not logged in, C(/tmp/vmops.qemu-UID). It belongs to its user alone, who alone can look into it.
+``/run/vmops.qemu`` for root; ``$XDG_RUNTIME_DIR/vmops.qemu`` for any other user, or, where there is none, as for a user
+who has not logged in, ``/tmp/vmops.qemu-UID``. It belongs to its user alone, who alone can look into it.
+
+- ``<VM>.progress``: how far the run on a VM has come (``_progress``)
+- ``locks/<name>``: the lock of this name, such as ``vm-<pid>-<start>`` (``_lock``)
+- ``logs/<VM>.log``: what a VM's QEMU says, where its image's directory is no safe place for it (``launch_log``); root's
+  are in ``/var/log/vmops.qemu``
 """
 
 from __future__ import annotations
@@ -13,8 +18,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import urllib.parse
 
 ROOT_DIRECTORY = "/run/vmops.qemu"
+
+_ROOT_LOGS = "/var/log/vmops.qemu"
+
+_PROGRESS = ".progress"
 
 
 def run_directory(name: str = "") -> str:
@@ -38,6 +48,35 @@ def base_directory() -> str:
     if os.path.isabs(runtime) and os.path.isdir(runtime):
         return os.path.join(runtime, "vmops.qemu")
     return f"/tmp/vmops.qemu-{os.geteuid()}"
+
+
+def lock_path(name: str) -> str:
+    """The file for the lock of this name, in a directory that is made; raises as :func:`run_directory`."""
+    return os.path.join(run_directory("locks"), name)
+
+
+def progress_path(vm: str) -> str:
+    """The file for the progress of the run on a VM, in a directory that is made; raises as :func:`run_directory`."""
+    return os.path.join(run_directory(), f"{_file_name(vm)}{_PROGRESS}")
+
+
+def progress_paths() -> list[str]:
+    """All files of that kind; raises OSError where the directory may be someone else's."""
+    if not os.path.lexists(base_directory()):
+        return []
+    directory = run_directory()
+    return [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if name.endswith(_PROGRESS)]
+
+
+def log_path(vm: str) -> str:
+    """The file for what a VM's QEMU says, in a directory that is made; raises as :func:`run_directory`."""
+    directory = _ROOT_LOGS if os.geteuid() == 0 else run_directory("logs")
+    make_own_directory(directory)
+    return os.path.join(directory, f"{_file_name(vm)[:200]}.log")
+
+
+def _file_name(vm: str) -> str:
+    return urllib.parse.quote(vm, safe="")
 
 
 def make_own_directory(path: str) -> None:

@@ -4,13 +4,13 @@
 
 """Managing the file of a save image, read from top to bottom: what is there, what is asked for, the steps between.
 
-Nothing in here knows of a running QEMU. The steps are those of C(_image/edit) and C(_image/archive), which an
-interruption leaves so that the next run finds its way; each run first finishes, or undoes, what an earlier one left.
+Nothing in here knows of a running QEMU. The steps are those of ``_image/edit``, ``_image/archive`` and
+``_image/expand``, which an interruption leaves so that the next run finds its way; each run first finishes, or undoes,
+what an earlier one left.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import secrets
@@ -25,28 +25,33 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     RequestError,
     one_line,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image import archive, domain_xml, edit
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import require_tool
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
-    ImageHead,
-    file_id_of,
-    image_path,
-    open_image,
-    read_at,
-    read_image_head,
-    remove_image,
-    require_image_of,
-    require_vouchable_image,
-    require_writable_directory,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml, edit
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import continue_archive, create_archive
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive_files import remove_archive_leftovers
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive_reader import is_same_image, read_archive_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive_record import unfinished_archive
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import require_tool
+from ansible_collections.vmops.qemu.plugins.module_utils._image.expand import expand_archive, undo_archive
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     MAGIC_COMPLETE,
     MAGIC_PARTIAL,
-    MAGIC_SIZE,
     ImageFormat,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result, image_word
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import (
+    SUFFIXES,
+    archive_path,
+    find_archives,
+    image_path,
+    require_image_of,
+    split_archive_path,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.place import remove_image, require_writable_directory
+from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import require_vouchable_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import redact_argument
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key, read_key
@@ -104,7 +109,7 @@ class _Found:
         lines = ["vouched: true"]
         record = domain.launch
         if record:
-            command = " ".join(shlex.quote(domain_xml.redact_argument(word)) for word in record.argv)
+            command = " ".join(shlex.quote(redact_argument(word)) for word in record.argv)
             values = {
                 "vm": f"{domain.name} {domain.uuid}".rstrip(),
                 "command": command,
@@ -126,7 +131,7 @@ class SaveImageOperation:
         self.request = request
         path = image_path(request.path, request.save_dir, request.name)
         #: The image's path; an archive is named by either.
-        self.path = archive.split_archive_path(path)[0]
+        self.path = split_archive_path(path)[0]
         #: What was done, or would be, in order.
         self.done: list[str] = []
         self.warnings: list[str] = []
@@ -155,8 +160,8 @@ class SaveImageOperation:
             # In check mode none is made, and one that nobody else has will do.
             self._key = make_key() if not self.request.check_mode else read_key() or secrets.token_bytes(32)
         try:
-            with self._open(self.path) as descriptor:
-                return self._with_image(descriptor)
+            with self._open(self.path) as image:
+                return self._with_image(image)
         except ImageNotFoundError:
             if os.path.lexists(self.path):
                 raise
@@ -164,9 +169,9 @@ class SaveImageOperation:
 
     # --- present ---
 
-    def _with_image(self, descriptor: int) -> dict[str, t.Any]:
-        self._finish_earlier_run(descriptor)
-        head = read_image_head(self.path, descriptor)
+    def _with_image(self, image: ImageFile) -> dict[str, t.Any]:
+        self._finish_earlier_run(image)
+        head = image.head()
         if not head.header.complete:
             if self.request.check_mode and self.done:  # it would be by now
                 return self._result(None, None)
@@ -178,23 +183,23 @@ class SaveImageOperation:
                 cure="Save the VM again if it runs; else remove the image with state: absent",
             )
         if not self.request.check_mode:
-            archive.remove_archive_leftovers(self.path)
+            remove_archive_leftovers(self.path)
         found = _Found(head, None)
         require_image_of(self.path, head.domain().name, self.request.name)
-        self._settle_archives(descriptor)
-        return self._reach(found, self._plan(found), descriptor)
+        self._settle_archives(image)
+        return self._reach(found, self._plan(found), image)
 
     def _with_archive(self) -> dict[str, t.Any]:
-        formats = archive.find_archives(self.path)
+        formats = find_archives(self.path)
         if not formats:
             raise ImageNotFoundError(
                 self.path, "there is no image", cure="Check name, path and save_dir, or save the VM first"
             )
         if len(formats) > 1:
-            names = ", ".join(archive.archive_path(self.path, each) for each in formats)
+            names = ", ".join(archive_path(self.path, each) for each in formats)
             raise ConflictError(f"There is more than one archive of {self.path}: {names}", cure="Remove all but one")
-        source = archive.archive_path(self.path, formats[0])
-        found = _Found(archive.read_archive_head(source), formats[0])
+        source = archive_path(self.path, formats[0])
+        found = _Found(read_archive_head(source), formats[0])
         require_image_of(source, found.head.domain().name, self.request.name)
         planned = self._plan(found)
         if (planned.head, planned.archive) == (found.head, found.archive):
@@ -209,17 +214,17 @@ class SaveImageOperation:
         self.done.append(f"expanded from {source}")
         if self.request.check_mode:
             require_writable_directory(os.path.dirname(self.path))
-            return self._reach(_Found(found.head, None), planned, -1, found)
-        with edit.open_for_edit(source) as descriptor:
-            archive.expand_archive(self.path, descriptor, formats[0])
-        with edit.open_for_edit(self.path) as descriptor:
-            return self._reach(_Found(read_image_head(self.path, descriptor), None), planned, descriptor, found)
+            return self._reach(_Found(found.head, None), planned, None, found)
+        with edit.open_for_edit(source) as packed:
+            expand_archive(packed)
+        with edit.open_for_edit(self.path) as image:
+            return self._reach(_Found(image.head(), None), planned, image, found)
 
     def _plan(self, found: _Found) -> _Found:
         """What there shall be."""
         request = self.request
         if self._key:
-            source = archive.archive_path(self.path, found.archive) if found.archive else self.path
+            source = archive_path(self.path, found.archive) if found.archive else self.path
             require_vouchable_image(source)
         head = edit.plan_head(found.head, request.domain_xml, request.vm_state, request.image_version, self._key)
         wanted = found.archive
@@ -232,8 +237,13 @@ class SaveImageOperation:
             )
         return _Found(head, wanted, signed=self._key is not None)
 
-    def _reach(self, found: _Found, planned: _Found, descriptor: int, before: _Found | None = None) -> dict[str, t.Any]:
-        """Change a plain image into what is planned, by the steps that are missing."""
+    def _reach(
+        self, found: _Found, planned: _Found, image: ImageFile | None, before: _Found | None = None
+    ) -> dict[str, t.Any]:
+        """Change a plain image into what is planned, by the steps that are missing.
+
+        :param image: None in check mode, where there is only an archive yet.
+        """
         before = before or found
         old, new = found.head, planned.head
         changes = []
@@ -246,26 +256,23 @@ class SaveImageOperation:
         if self._key and not is_vouched(old.domain()):
             changes.append("vouched for")
         self.done += changes
-        if changes and not self.request.check_mode:
-            edit.write_head(descriptor, old, new)
+        if changes and image and not self.request.check_mode:
+            edit.write_head(image, old, new)
         if planned.archive:
-            self.done.append(f"archived as {archive.archive_path(self.path, planned.archive)}")
-            if self.request.check_mode:
+            self.done.append(f"archived as {archive_path(self.path, planned.archive)}")
+            if self.request.check_mode or not image:
                 require_writable_directory(os.path.dirname(self.path))
             else:
-                archive.create_archive(self.path, descriptor, planned.archive, self.request.space == "tight")
+                create_archive(image, planned.archive, self.request.space == "tight")
         return self._result(before, planned)
 
-    def _finish_earlier_run(self, descriptor: int) -> None:
+    def _finish_earlier_run(self, image: ImageFile) -> None:
         """Undo, or finish, what an interrupted run left of this image."""
-        if edit.has_journal(self.path, descriptor):
-            if self.request.check_mode:
-                partial = read_at(descriptor, MAGIC_SIZE, 0, self.path) == MAGIC_PARTIAL
-            else:
-                partial = edit.recover_head(self.path, descriptor)
+        if edit.has_journal(image):
+            partial = image.magic() == MAGIC_PARTIAL if self.request.check_mode else edit.recover_head(image)
             if partial:
                 self.done.append("put back as it was before an interrupted change")
-        left = archive.unfinished_archive(self.path, descriptor)
+        left = unfinished_archive(image)
         if left is None:
             return
         if self.request.archive is None:
@@ -278,21 +285,21 @@ class SaveImageOperation:
         self.done.append("archived to the end" if finish else "made whole again after an interrupted archiving")
         if not self.request.check_mode:
             if finish:
-                archive.continue_archive(self.path, descriptor, left)
+                continue_archive(image, left)
             else:
-                archive.undo_archive(self.path, descriptor, left)
+                undo_archive(image, left)
 
     def _has_changes(self) -> bool:
         request = self.request
         return request.vouch or (request.domain_xml, request.vm_state, request.image_version) != (None, None, None)
 
-    def _settle_archives(self, descriptor: int) -> None:
+    def _settle_archives(self, image: ImageFile) -> None:
         """What to do about archives beside a complete image."""
-        for image_format in archive.find_archives(self.path):
-            other = archive.archive_path(self.path, image_format)
+        for image_format in find_archives(self.path):
+            other = archive_path(self.path, image_format)
             if self.request.archive is None:
                 self.warnings.append(f"There is an archive beside the image, too: {other}")
-            elif archive.is_same_image(self.path, descriptor, image_format):
+            elif is_same_image(image, image_format):
                 # An earlier run ended just before it removed one of them. Archiving anew overwrites it, if need be.
                 if not self.request.check_mode:
                     remove_image(other)
@@ -311,53 +318,53 @@ class SaveImageOperation:
     def _remove(self) -> dict[str, t.Any]:
         before: _Found | None = None
         removed = []
-        for image_format in [None, *archive.SUFFIXES]:
-            path = archive.archive_path(self.path, image_format) if image_format else self.path
+        for image_format in [None, *SUFFIXES]:
+            path = archive_path(self.path, image_format) if image_format else self.path
             try:
-                with self._open(path) as descriptor:
-                    found = self._require_ours(path, descriptor, image_format)
+                with self._open(path) as file:
+                    found = self._require_ours(file, image_format)
                     if found:  # one that is damaged may go, whosever it was
                         require_image_of(path, found.head.domain().name, self.request.name)
                     before = before or found
                     if not self.request.check_mode:
-                        edit.drop_journal(path, descriptor)
-                        remove_image(path, file_id_of(descriptor))
+                        edit.drop_journal(file)
+                        remove_image(path, file.file_id)
                         self.removed = True
                 removed.append(path)
             except ImageNotFoundError:
                 if os.path.lexists(path):
                     raise
         if not self.request.check_mode:
-            archive.remove_archive_leftovers(self.path)
+            remove_archive_leftovers(self.path)
         self.done += [f"removed ({path})" for path in removed]
         return self._result(before, None, "removed" if removed else "absent")
 
-    def _require_ours(self, path: str, descriptor: int, image_format: ImageFormat | None) -> _Found | None:
+    def _require_ours(self, file: ImageFile, image_format: ImageFormat | None) -> _Found | None:
         """Refuse to remove what is no save image; damaged ones may go.
 
         :returns: what it is, where that can be read.
         """
         try:
             if image_format:
-                return _Found(archive.read_archive_head(path), image_format)
-            head = read_image_head(path, descriptor)
-            domain_xml.redact(head.xml, path)
+                return _Found(read_archive_head(file.path), image_format)
+            head = file.head()
+            domain_xml.redact(head.xml, file.path)
             return _Found(head, None)
         except RequestError:  # no tool to look into it
             raise
         except ImageError as error:
-            if image_format or read_at(descriptor, MAGIC_SIZE, 0, path) not in (MAGIC_COMPLETE, MAGIC_PARTIAL):
+            if image_format or file.magic() not in (MAGIC_COMPLETE, MAGIC_PARTIAL):
                 raise ConflictError(
-                    f"{path} is not a save image, so it is not removed ({error.problem})",
+                    f"{file.path} is not a save image, so it is not removed ({error.problem})",
                     cure="Remove it with ansible.builtin.file if that is what you want",
                 ) from error
             return None
 
     # --- both ---
 
-    def _open(self, path: str) -> t.ContextManager[int]:
+    def _open(self, path: str) -> t.ContextManager[ImageFile]:
         """For reading in check mode, else for an exclusive use."""
-        return _open_for_reading(path) if self.request.check_mode else edit.open_for_edit(path)
+        return ImageFile.open(path) if self.request.check_mode else edit.open_for_edit(path)
 
     def _result(self, before: _Found | None, after: _Found | None, gone: str = "") -> dict[str, t.Any]:
         would = "would be " if self.request.check_mode else "was "
@@ -380,12 +387,3 @@ class SaveImageOperation:
                 "after_header": self.path,
             },
         }
-
-
-@contextlib.contextmanager
-def _open_for_reading(path: str) -> t.Iterator[int]:
-    descriptor = open_image(path)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -32,9 +32,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmopsError,
     one_line,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, require_tool
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, require_tool
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_record, launch_result, recorded_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import connect_by_process, is_trusted

@@ -18,6 +18,7 @@ import re
 import secrets
 import stat
 
+from ansible_collections.vmops.qemu.plugins.module_utils._durable import flush_directory, write_durably
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import VouchingKeyError
 from ansible_collections.vmops.qemu.plugins.module_utils._lock import named_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
@@ -89,7 +90,7 @@ def read_key() -> bytes | None:
     finally:
         os.close(descriptor)
     if not re.fullmatch(rb"[0-9A-Fa-f]{%d}\n?" % (2 * _SIZE), text):
-        raise VouchingKeyError(f"The key {path} is none: it is not {2 * _SIZE} hexadecimal digits", cure=_CURE)
+        raise VouchingKeyError(f"The key {path} is not {2 * _SIZE} hexadecimal digits", cure=_CURE)
     return bytes.fromhex(text.decode("ascii").strip())
 
 
@@ -107,7 +108,8 @@ def make_key() -> bytes:
             if other is not None:
                 raise VouchingKeyError(f"The key {key_path()} is being made by another run{other}", cure="Run it again")
             if read_key() is None:
-                _write_key(key_path())
+                # Another run finds all of it or nothing.
+                write_durably(key_path(), f"{secrets.token_bytes(_SIZE).hex()}\n".encode())
     except OSError as error:
         raise _cannot("cannot be made", error) from error
     key = read_key()
@@ -124,32 +126,7 @@ def _make_directory(path: str) -> None:
     _make_directory(above)
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
-    _flush(above)
-
-
-def _write_key(path: str) -> None:
-    """Under the lock: another run finds all of it or nothing."""
-    new = f"{path}.new"
-    with contextlib.suppress(FileNotFoundError):  # a run was cut off
-        os.unlink(new)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        text = memoryview(f"{secrets.token_bytes(_SIZE).hex()}\n".encode())
-        while text:
-            text = text[os.write(descriptor, text) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.rename(new, path)
-    _flush(os.path.dirname(path))
-
-
-def _flush(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_directory(above)
 
 
 def _cannot(what: str, error: OSError) -> VouchingKeyError:

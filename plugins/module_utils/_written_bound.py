@@ -22,7 +22,9 @@ import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError, ImageSpaceError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import PartialImage, file_system, free_bytes
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system
+from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
+from ansible_collections.vmops.qemu.plugins.module_utils._image.place import free_bytes
 
 #: Seconds between two looks at the file.
 _INTERVAL = 0.2

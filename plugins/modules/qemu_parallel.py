@@ -9,14 +9,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: qemu_parallel
-short_description: Save or restore several VMs of a host at a time, and show how far they have come
+short_description: Save or restore several VMs of a host at a time and show their progress
 version_added: 0.1.0
 description:
-  - Runs M(vmops.qemu.qemu_save) or M(vmops.qemu.qemu_restore) for a list of VMs, in the background of the host, some at
-    a time, and shows a line for each VM every few seconds - percent, bytes, rate, and time left.
-  - A VM that another run works on (of another controller, or of a service of the host) is waited for, for the time of
-    O(timeout).
-  - When the connection is lost the runs go on; the same task then finds what they have reached.
+  - Runs M(vmops.qemu.qemu_save) or M(vmops.qemu.qemu_restore) for a list of VMs in the background of the host, several
+    at a time. Every few seconds it shows a line for each VM with percentage, bytes, rate and remaining time.
+  - If another run works on a VM (of another controller, or of a service of the host), the module waits for that run, at
+    most for O(timeout).
+  - If the connection is lost, the runs go on. When the same task is run again, it finds what they have reached.
 options:
   operation:
     description:
@@ -26,35 +26,33 @@ options:
     choices: [save, restore]
   vms:
     description:
-      - The options of each run, C(name) at least, in the order in which they begin.
+      - The options of each run, at least C(name), in the order in which the runs are started.
     type: list
     elements: dict
     required: true
   defaults:
     description:
-      - Options for all runs. O(vms) overrides them.
+      - Options for all runs. The options in O(vms) override them.
     type: dict
     default: {}
   parallel:
     description:
-      - How many run at a time.
+      - The number of VMs that are saved or restored at the same time.
     type: int
     default: 4
   on_error:
     description:
-      - What to do when a run fails. With V(continue) the others go on, with V(stop) no further one begins.
+      - What to do when a run fails. V(continue) goes on with the other VMs, V(stop) starts no further run.
     type: str
     choices: [continue, stop]
     default: continue
   timeout:
     description:
-      - Seconds for each run, after which it puts the guest back by itself.
-      - Ansible's own limit for the background job is a little longer, as Ansible kills what it ends.
-    type: float
-    default: 3600
+      - The number of seconds after which each run gives up and puts the guest back.
+      - Ansible's own limit for the background job is a little longer, because Ansible kills a job that exceeds it.
   interval:
     description:
-      - Seconds between two lines for a VM.
+      - The number of seconds between two lines for a VM.
     type: float
     default: 5
 attributes:
@@ -67,7 +65,8 @@ attributes:
   platform:
     platforms: posix
 extends_documentation_fragment:
-  - vmops.qemu.attributes
+  - vmops.qemu._attributes
+  - vmops.qemu._timeout
 seealso:
   - module: vmops.qemu.qemu_save
   - module: vmops.qemu.qemu_restore
@@ -91,8 +90,8 @@ EXAMPLES = r"""
 RETURN = r"""
 vms:
   description:
-    - What each run returned, in the order of O(vms), with the VM's C(name). What was not begun (O(on_error=stop)) has
-      C(skipped).
+    - What each run returned, in the order of O(vms), with the VM's C(name). Runs that were not started
+      (O(on_error=stop)) have C(skipped).
   type: list
   elements: dict
   returned: always
@@ -102,11 +101,11 @@ failures:
   elements: str
   returned: always
 started_at:
-  description: When the first run began, in seconds since the epoch, by the controller's clock.
+  description: When the first run began, in seconds since the epoch, according to the controller's clock.
   type: float
   returned: always
 duration:
-  description: How long all took, in seconds.
+  description: The total duration in seconds.
   type: float
   returned: always
 error:

@@ -7,32 +7,32 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: qemu_progress
-short_description: Report how far saves and restores of QEMU VMs have come
+short_description: Report the progress of saves and restores of QEMU VMs
 version_added: 0.1.0
 description:
-  - Reads what M(vmops.qemu.qemu_save) and M(vmops.qemu.qemu_restore) publish of themselves while they work on this
-    host, whoever started them. QEMU is not asked.
-  - M(vmops.qemu.qemu_parallel) uses it to follow its runs.
+  - Reads what running M(vmops.qemu.qemu_save) and M(vmops.qemu.qemu_restore) tasks on this host publish about
+    themselves, whoever started them. QEMU is not queried.
+  - M(vmops.qemu.qemu_parallel) uses this module to follow its runs.
 options:
   jobs:
     description:
-      - Ids of background jobs (C(ansible_job_id)) to report on, too.
+      - Ids of background jobs (C(ansible_job_id)) whose results are to be returned, too.
     type: list
     elements: str
     default: []
   async_dir:
     description:
-      - Where Ansible keeps the results of background jobs.
+      - The directory in which Ansible keeps the results of background jobs.
     type: path
     default: ~/.ansible_async
   wait:
     description:
-      - Seconds to wait for the end of one of the O(jobs) before the report.
+      - The maximum number of seconds to wait for one of the O(jobs) to end before reporting.
     type: float
     default: 0
   forget:
     description:
-      - Ids of background jobs whose results are not needed any more and are removed.
+      - Ids of background jobs whose results are no longer needed and are removed.
     type: list
     elements: str
     default: []
@@ -40,8 +40,8 @@ attributes:
   platform:
     platforms: posix
 extends_documentation_fragment:
-  - vmops.qemu.attributes
-  - vmops.qemu.attributes.info_module
+  - vmops.qemu._attributes
+  - vmops.qemu._attributes.info_module
 seealso:
   - module: vmops.qemu.qemu_parallel
 author:
@@ -49,14 +49,14 @@ author:
 """
 
 EXAMPLES = r"""
-- name: See what is being saved or restored just now
+- name: See which VMs are being saved or restored
   vmops.qemu.qemu_progress:
   register: progress
 """
 
 RETURN = r"""
 operations:
-  description: The saves and restores that are at work, by VM.
+  description: The saves and restores that are running, sorted by VM.
   type: list
   elements: dict
   returned: success
@@ -68,37 +68,37 @@ operations:
       description: V(save) or V(restore).
       type: str
     phase:
-      description: V(start), V(memory) while QEMU writes or reads it, V(flush), V(check) or V(checksum).
+      description: V(start), V(memory) (QEMU writes or reads the memory), V(flush), V(check) or V(checksum).
       type: str
     percent:
-      description: How much of the memory is done; V(null) where that is not known.
+      description: The percentage of the memory that is done; V(null) if it is not known.
       type: int
     bytes_done:
-      description: Bytes of memory that are done.
+      description: The number of bytes of memory that are done.
       type: int
     bytes_total:
-      description: Bytes of memory in all; 0 where that is not known.
+      description: The total number of bytes of memory; V(0) if it is not known.
       type: int
     rate:
-      description: Bytes a second.
+      description: The current rate in bytes per second.
       type: int
     seconds_left:
-      description: Seconds until the memory is done, at this rate; V(null) where that cannot be told.
+      description: Seconds until the memory is done at this rate; V(null) if it cannot be estimated.
       type: int
     pid:
       description: The run's process id.
       type: int
     started:
-      description: When it began, in seconds since the epoch.
+      description: When the run began, in seconds since the epoch.
       type: float
     updated:
-      description: When it published this, in seconds since the epoch.
+      description: When the run published these values, in seconds since the epoch.
       type: float
   sample:
     - {vm: web1, operation: save, phase: memory, percent: 42, bytes_done: 904396800, bytes_total: 2153316352,
        rate: 314572800, seconds_left: 3, pid: 4711, started: 1764000000.0, updated: 1764000003.0}
 jobs:
-  description: The results of those O(jobs) that have ended, by id.
+  description: The results of those O(jobs) that have ended, keyed by id.
   type: dict
   returned: success
 library:

@@ -10,121 +10,95 @@ module: qemu_restore
 short_description: Restore a QEMU VM from a save image
 version_added: 0.1.0
 description:
-  - Loads a save image, made by M(vmops.qemu.qemu_save) or by libvirt, into a QEMU that waits for it, or into one that
-    it starts with the command line that the image records. The VM goes on exactly where it was saved.
-  - The image's structure is checked, and its machine type and memory are compared with those of the QEMU, before QEMU
-    reads a byte, since QEMU loads some images that do not fit and reports success.
-  - A QEMU that was started outlives the module and the connection. It has no terminal. What it writes goes into a log
-    beside the image, with C(.log) appended to its name, or into C(/var/log/vmops.qemu) where others can change names in
-    the image's directory, or where its systemd service has it go.
-  - The image is removed only when the VM is where it should be. On any failure it is kept, and a QEMU that failed to
-    load is ended.
+  - Loads a save image, made by M(vmops.qemu.qemu_save) or by libvirt, into a QEMU that waits for it, or into a QEMU
+    that the module starts with the command line that the image records. The VM goes on exactly where it was saved.
+  - QEMU loads some images that do not match its configuration and reports success. So, before QEMU reads a byte, the
+    module checks the image's structure and compares the image's machine type and memory with those of the QEMU.
+  - A QEMU that the module starts keeps running after the module and the connection have ended. It has no terminal. Its
+    output goes into a log beside the image, named like it with C(.log) appended, or into C(/var/log/vmops.qemu) if
+    others can change names in the image's directory, or to where its systemd service sends it.
+  - The image is removed only when the VM is in the requested state. On any failure, the image is kept, and a QEMU that
+    failed to load it is ended.
 options:
-  name:
-    description:
-      - The VM's name, as in QEMU's C(-name) option and in the image.
-      - One of O(name) and O(path) is needed.
-    type: str
-  path:
-    description:
-      - The save image. The default is O(name) with C(.save) in O(save_dir).
-    type: path
-  save_dir:
-    description:
-      - The directory for save images when O(path) is not given.
-    type: path
-    default: /var/lib/vmops/save
   qmp_socket:
     description:
       - The path of the QMP socket of the QEMU that waits for the image, or that is started for it.
-      - When it is not given, it is found through the command line.
+      - By default, the socket is taken from the command line.
     type: str
   state:
     description:
-      - Whether the guest runs or is paused after the restore. V(as_saved) is what the image says.
+      - Whether the guest runs or is paused after the restore. With V(as_saved), the image decides.
     type: str
     choices: [as_saved, running, paused]
     default: as_saved
   launch:
     description:
-      - V(recorded) starts QEMU as the image records it. A VM that was the main process of a systemd service is started
-        by that service again, with the service's own user, limits and helpers. Any other VM is started with its command
-        line, in a transient unit of its own; where systemd does not run the host, or the task is not root's, as a
-        daemon.
-      - For V(recorded) the image, its directory and those above must belong to root or to the user of the task, and
-        nobody else may be able to write to them. And the user of the task must vouch for what is recorded, as
-        M(vmops.qemu.qemu_save) did on this host. An image from elsewhere is vouched for with
-        O(vmops.qemu.qemu_save_image#module:vouch).
-      - V(command) starts QEMU with O(command), in a transient unit or as a daemon, too.
-      - For V(command) and V(attach) the image may belong to the user as whom QEMU runs, too.
-      - V(attach) expects a QEMU that waits already (C(-incoming defer)), or that someone else starts within
-        O(attach_timeout). A QEMU of this name that waits is taken by the other values, too.
-      - C(-incoming), C(-S), C(-loadvm) and C(-daemonize) of a command line are replaced by what a restore needs.
+      - V(recorded) starts QEMU as the image records it. If the VM was the main process of a systemd service, that
+        service starts it again, with the service's own user, limits and helpers. Any other VM is started with its
+        command line, in a transient unit of its own. On a host that systemd does not run, or if the task's user is not
+        root, it is started as a daemon.
+      - V(recorded) requires that the image, its directory and all directories above belong to root or to the task's
+        user, and that nobody else can write to them. It also requires that the task's user vouches for the record, as
+        M(vmops.qemu.qemu_save) did on this host. Use O(vmops.qemu.qemu_save_image#module:vouch) to vouch for an image
+        from another host.
+      - V(command) starts QEMU with O(command), also in a transient unit or as a daemon.
+      - With V(command) and V(attach), the image may also belong to the user that QEMU runs as.
+      - V(attach) expects a QEMU that already waits (C(-incoming defer)), or that someone else starts within
+        O(attach_timeout). V(recorded) and V(command) also use a QEMU of this name if one already waits.
+      - The options C(-incoming), C(-S), C(-loadvm) and C(-daemonize) of a command line are replaced by those that a
+        restore needs.
     type: str
     choices: [recorded, command, attach]
     default: recorded
   attach_timeout:
     description:
-      - Seconds to wait, with O(launch=attach), for a QEMU that someone else starts; V(0) expects it to be there.
-      - A unit that O(vmops.qemu.qemu_save#module:cold_boot_guard) keeps from starting does not start then, either.
+      - The number of seconds to wait, with O(launch=attach), for a QEMU that someone else starts. With V(0), the QEMU
+        must already wait.
+      - A unit that O(vmops.qemu.qemu_save#module:cold_boot_guard) keeps from starting does not start in this time
+        either.
     type: float
     default: 0
   command:
     description:
-      - The command line that starts QEMU, as a list. It needs a QMP server on a UNIX socket.
-      - It is run as it is, without a shell. It is not logged on the host, and words with passwords in them are hidden
+      - The command line that starts QEMU, as a list. It must open a QMP server on a UNIX socket.
+      - It is run as it is, without a shell. It is not logged on the host, and words that contain passwords are hidden
         in the results.
     type: list
     elements: str
   verify:
     description:
-      - V(structure) checks that all that the image promises is in the file, without reading the guest's pages. A bit
-        that was flipped in the guest's memory is not found, and neither does QEMU find it; the compressed formats have
+      - V(structure) checks that the file holds everything that the image promises, without reading the guest's pages.
+        Neither this check nor QEMU detects a flipped bit in the guest's memory; only the compressed formats have
         checksums of their own.
-      - V(full) also reads all of the image, before QEMU is started, and compares it with the checksum that
-        M(vmops.qemu.qemu_save) recorded with O(vmops.qemu.qemu_save#module:checksum=true). An image without one is
-        refused.
-      - V(none) leaves both out.
-      - The checksum finds damage, not forgery. Who can write the image can record another one.
+      - V(full) also reads the whole image, before QEMU is started, and compares it with the checksum that
+        M(vmops.qemu.qemu_save) recorded with O(vmops.qemu.qemu_save#module:checksum=true). An image without a checksum
+        is refused.
+      - V(none) does neither.
+      - The checksum detects damage, not forgery. Anyone who can write to the image can record another checksum.
     type: str
     choices: [full, structure, none]
     default: structure
   remove_image:
     description:
-      - Remove the image after the restore. From then on the VM's disks move on, and a second restore from the same
-        image would not fit to them.
+      - Remove the image after the restore. From then on the VM's disks change, so they no longer match the image, which
+        must not be restored a second time.
     type: bool
     default: true
   disks:
     description:
-      - With V(check), the VM's disks and other media are compared with what the image records of them, file by file
-        down each backing chain, before anything is started, and again when QEMU has opened them. A disk that was
-        written to since the save, or is another one, is refused. Its file system would be destroyed by the memory of
-        another moment.
-      - A copy of a disk passes if it keeps size and time of change (C(cp --preserve), C(rsync --times)). Disks that
+      - With V(check), the module compares the VM's disks and other media with what the image records of them, including
+        every file of a backing chain. It does so before anything is started, and again when QEMU has opened them. A
+        disk that was written to since the save, or that is a different one, is refused, because the restored memory
+        would destroy its file system.
+      - A copy of a disk passes if it keeps size and modification time (C(cp --preserve), C(rsync --times)). Disks that
         cannot be compared, such as block devices and network storage, are named in a warning.
       - An image whose guest went on after the save (C(checkpoint) in RV(vmops.qemu.qemu_save_image_info#module:images))
-        is restored only where all disks can be compared and are as they were.
-      - An image that is not the VM's last save in its directory is refused.
-      - V(ignore) leaves all of this out. Say so only if you know that the disks are those of the save.
+        is restored only if all disks can be compared and are unchanged.
+      - An image is refused if the directory holds a later save of the same VM.
+      - V(ignore) skips all of these checks. Use it only if you know that the disks are those of the save.
     type: str
     choices: [check, ignore]
     default: check
-  parallel_channels:
-    description:
-      - How many channels read the memory at the same time (sparse images only). It need not be the number that wrote
-        it. The default is two for each CPU of the host, from 2 to 8.
-    type: int
-  bypass_cache:
-    description:
-      - Whether the memory is read past the host's page cache (O_DIRECT; sparse images only). When it is not given,
-        O_DIRECT is used where the file system takes it.
-    type: bool
-  timeout:
-    description:
-      - Seconds until the restore is given up; V(0) for no limit.
-    type: float
-    default: 3600
 attributes:
   check_mode:
     support: full
@@ -135,19 +109,23 @@ attributes:
   platform:
     platforms: posix
 extends_documentation_fragment:
-  - vmops.qemu.attributes
-  - vmops.qemu.attributes.actiongroup_qemu
-  - vmops.qemu.library
+  - vmops.qemu._attributes
+  - vmops.qemu._attributes.actiongroup_qemu
+  - vmops.qemu._image_location
+  - vmops.qemu._save_dir
+  - vmops.qemu._access
+  - vmops.qemu._timeout
+  - vmops.qemu._library
 requirements:
-  - qemu.qmp >= 0.0.3 (Python library on the host with the VM)
+  - qemu.qmp >= 0.0.3 (Python library on the host of the VM)
 notes:
-  - When the VM runs, its systemd service may start it from its disks again
+  - When the VM runs again, its systemd service is allowed to start it from its disks again
     (O(vmops.qemu.qemu_save#module:cold_boot_guard)).
-  - A VM that runs already is left alone (RV(ignore:changed=false)) where there is no image, or where the image is a
-    checkpoint from which it went on. Beside a complete image that is no checkpoint it was started from its disks, which
-    is an error.
-  - A VM whose save was interrupted before its QEMU had ended goes on in that QEMU, whether the image was complete by
-    then or not.
+  - If the VM already runs, nothing is done (RV(ignore:changed=false)) if there is no image, or if the image is a
+    checkpoint after which the VM went on. If there is a complete image that is no checkpoint, the VM was started from
+    its disks, which is an error.
+  - If the save of a VM was interrupted before its QEMU had ended, the VM goes on in that QEMU, whether or not the image
+    was complete by then.
 seealso:
   - module: vmops.qemu.qemu_save
   - module: vmops.qemu.qemu_save_image_info
@@ -167,18 +145,18 @@ EXAMPLES = r"""
     launch: attach
     state: paused
 
-- name: Restore an image that was copied from another host, if nothing in it has changed
+- name: Restore an image that was copied from another host, if it is unchanged
   vmops.qemu.qemu_restore:
     name: web2
     verify: full
 
-- name: Restore into a QEMU that another tool starts meanwhile
+- name: Restore into a QEMU that another tool is about to start
   vmops.qemu.qemu_restore:
     name: db1
     launch: attach
     attach_timeout: 120
 
-- name: Restore an image of libvirt's into a QEMU with the same devices
+- name: Restore an image of libvirt into a QEMU with the same devices
   vmops.qemu.qemu_restore:
     path: /var/lib/libvirt/qemu/save/tiny.save
     launch: command
@@ -199,7 +177,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: What was done, or why nothing was.
+  description: What was done, or why nothing was done.
   type: str
   returned: always
   sample: web1 was restored from /var/lib/vmops/save/web1.save in 1.9 s and runs; the image was removed
@@ -221,24 +199,24 @@ vm:
       description: Its name.
       type: str
     uuid:
-      description: Its UUID, empty where QEMU was started without one.
+      description: Its UUID; empty if QEMU was started without one.
       type: str
     run_state:
-      description: QEMU's run state now, or V(ended).
+      description: QEMU's run state at the end of the task, or V(ended).
       type: str
       sample: running
     memory:
-      description: Its memory in bytes, with what was hot-plugged.
+      description: Its memory in bytes, including hot-plugged memory.
       type: int
     vcpus:
-      description: Its CPUs.
+      description: The number of its CPUs.
       type: int
     machine:
       description: The machine type.
       type: str
       sample: pc-q35-10.0
     pid:
-      description: The process id of its QEMU; V(null) where QEMU has ended, or does not run on this host.
+      description: The process id of its QEMU; V(null) if QEMU has ended or does not run on this host.
       type: int
 launched:
   description: Whether QEMU was started for the restore.
@@ -246,32 +224,33 @@ launched:
   returned: when the VM was restored
 running_at:
   description:
-    - When the guest ran again, in seconds since the epoch, by the host's clock; V(null) where it was left paused.
+    - When the guest ran again, in seconds since the epoch, according to the host's clock; V(null) if it was left
+      paused.
   type: float
   returned: when the VM was restored
 unit:
-  description: The systemd unit in whose control group the VM runs, V(null) where there is none.
+  description: The systemd unit in whose control group the VM runs; V(null) if there is none.
   type: str
   returned: when the VM was restored
   sample: qemu@web1.service
 duration:
-  description: Seconds that the whole operation took.
+  description: The duration of the whole operation in seconds.
   type: float
   returned: when the VM was restored
 parallel_channels:
-  description: Channels that read the memory; none for a plain stream.
+  description: The number of channels that read the memory; V(null) for a plain stream.
   type: int
   returned: when the VM was restored
 bypass_cache:
-  description: Whether the memory was read past the page cache.
+  description: Whether reading the memory bypassed the page cache.
   type: bool
   returned: when the VM was restored
 reasons:
-  description: Why the options that were not given got their values.
+  description: For options that were not given, why their values were chosen.
   type: dict
   returned: when the VM was restored
 problems:
-  description: What is not as it was at the save, as in M(vmops.qemu.qemu_vm_info).
+  description: What has changed since the save, as in M(vmops.qemu.qemu_vm_info).
   type: list
   elements: dict
   returned: when the VM's disks were refused
@@ -301,6 +280,14 @@ cure:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmops.qemu.plugins.module_utils._module import run_operation, show_without_secrets
+from ansible_collections.vmops.qemu.plugins.module_utils._options import (
+    ACCESS,
+    IMAGE_LOCATION,
+    LIBRARY,
+    SAVE_DIR,
+    TIMEOUT,
+    without,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 
@@ -308,9 +295,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "name": {"type": "str"},
-            "path": {"type": "path"},
-            "save_dir": {"type": "path", "default": "/var/lib/vmops/save"},
+            **IMAGE_LOCATION,
+            **SAVE_DIR,
+            **ACCESS,
+            **TIMEOUT,
+            **LIBRARY,
             "qmp_socket": {"type": "str"},
             "state": {"type": "str", "choices": ["as_saved", "running", "paused"], "default": "as_saved"},
             "launch": {"type": "str", "choices": ["recorded", "command", "attach"], "default": "recorded"},
@@ -319,10 +308,6 @@ def main() -> None:
             "disks": {"type": "str", "choices": ["check", "ignore"], "default": "check"},
             "verify": {"type": "str", "choices": ["full", "structure", "none"], "default": "structure"},
             "remove_image": {"type": "bool", "default": True},
-            "parallel_channels": {"type": "int"},
-            "bypass_cache": {"type": "bool"},
-            "timeout": {"type": "float", "default": 3600},
-            "bundle_library": {"type": "bool", "default": True},
         },
         required_one_of=[("name", "path")],
         required_if=[("launch", "command", ["command"])],
@@ -331,7 +316,7 @@ def main() -> None:
     show_without_secrets(module, module.params["command"] or [])
 
     def make() -> RestoreOperation:
-        options = {key: value for key, value in module.params.items() if key not in ("timeout", "bundle_library")}
+        options = without(module.params, TIMEOUT, LIBRARY)
         return RestoreOperation(RestoreRequest(check_mode=module.check_mode, **options))
 
     run_operation(module, make, module.params["timeout"])

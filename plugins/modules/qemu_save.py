@@ -10,157 +10,137 @@ module: qemu_save
 short_description: Save a running QEMU VM into a save image
 version_added: 0.1.0
 description:
-  - Writes the memory and the device state of a running QEMU VM into a save image and, when the image is safely on
-    disk, lets QEMU quit. M(vmops.qemu.qemu_restore) brings the VM back exactly where it was.
-  - The image has libvirt's layout. In the V(sparse) format every page has a fixed place in the file (QEMU's
-    mapped-ram), several channels write at the same time, and pages can go past the page cache.
-  - The save is a transaction. QEMU writes to a temporary file beside the image, which is flushed, checked, marked as
-    complete and renamed; only then does QEMU quit. On any failure, timeout or signal before that, the guest goes on as
-    it was, QEMU's migration settings are as they were, and an image that was there is untouched.
-  - Whether there is anything to do is decided by the image's header and the VM together, see the notes.
+  - Writes the memory and the device state of a running QEMU VM into a save image and lets QEMU quit when the image is
+    safely on disk. M(vmops.qemu.qemu_restore) brings the VM back exactly as it was.
+  - The image has libvirt's layout. In the V(sparse) format, every page has a fixed place in the file (QEMU's
+    mapped-ram), several channels write at the same time, and the pages can bypass the page cache.
+  - The save is a transaction. QEMU writes to a temporary file beside the image. The module flushes this file, checks
+    it, marks it as complete and renames it; only then does QEMU quit. On any failure, timeout or signal before that,
+    the guest goes on as before, QEMU's migration settings are put back, and an existing image is left untouched.
+  - The image's header and the state of the VM together decide whether there is anything to do, see the notes.
 options:
   name:
     description:
       - The VM's name, as in QEMU's C(-name) option.
-      - Its QMP socket is found through the command lines of the running QEMU processes (C(-qmp), C(-mon),
-        C(-chardev socket)), unless O(qmp_socket) names it.
+      - The module finds the VM's QMP socket in the command lines of the running QEMU processes (C(-qmp), C(-mon),
+        C(-chardev socket)), unless O(qmp_socket) is given.
       - One of O(name) and O(qmp_socket) is needed.
-    type: str
   qmp_socket:
     description:
       - The path of the VM's QMP socket, or C(host:port).
-      - Descriptors are passed to QEMU over it, which only a UNIX socket can do; with C(host:port) the save fails and
-        says so.
+      - The module passes file descriptors to QEMU over it, which works over a UNIX socket only. With C(host:port), the
+        save fails with an error that says so.
     type: str
   path:
     description:
-      - The save image. It must be a regular file or not there yet; symbolic links are not followed.
+      - The save image. It must be a regular file or must not exist yet; symbolic links are not followed.
       - The default is the VM's name with C(.save) in O(save_dir).
-    type: path
   save_dir:
     description:
-      - The directory for save images when O(path) is not given. It is made, with mode C(0700), where it is missing.
-    type: path
-    default: /var/lib/vmops/save
+      - The directory of the save images. It is not used when O(path) is given.
+      - If it does not exist, it is created with mode C(0700).
   image_version:
-    description:
-      - The version of the image's header. V(3) marks mapped-ram in its C(features), V(2) is what libvirt reads.
-    type: int
-    choices: [2, 3]
     default: 3
   format:
     description:
-      - V(sparse) has the guest's pages at fixed places, with holes for zero pages; it needs QEMU 9.1 or later.
+      - V(sparse) stores the guest's pages at fixed places, with holes for zero pages. It needs QEMU 9.1 or later.
       - V(raw) is QEMU's plain stream.
-      - V(gzip), V(bzip2), V(xz), V(lzop) and V(zstd) are that stream, compressed by the tool of that name while QEMU
-        writes; V(xz) and V(zstd) use all CPUs. The tool must be installed on the host with the VM.
-      - The default is V(sparse) where QEMU can write it, else V(raw) with a warning; with O(image_version=2) it is
+      - V(gzip), V(bzip2), V(xz), V(lzop) and V(zstd) compress that stream with the tool of the same name while QEMU
+        writes it; V(xz) and V(zstd) use all CPUs. The tool must be installed on the host of the VM.
+      - The default is V(sparse) if QEMU supports it, else V(raw) with a warning. With O(image_version=2) the default is
         V(raw), as in libvirt.
     type: str
     choices: [sparse, raw, gzip, bzip2, xz, lzop, zstd]
-  parallel_channels:
-    description:
-      - How many channels write the memory at the same time (V(sparse) only).
-      - The default is two for each CPU of the host, from 2 to 8.
-    type: int
-  bypass_cache:
-    description:
-      - Whether the memory goes past the host's page cache (O_DIRECT; V(sparse) only).
-      - When it is not given, O_DIRECT is used where the file system takes it.
-      - V(true) fails where that is not possible, V(false) never uses it.
-    type: bool
   live:
     description:
-      - Let the guest run while its memory is written, so that it stands still only for the end of the save.
-      - Pages that the guest changes meanwhile are written again.
+      - Let the guest run while its memory is written, so that it is paused only at the end of the save.
+      - Pages that the guest changes in the meantime are written again.
     type: bool
     default: false
   live_timeout:
     description:
-      - Seconds after which a guest with O(live=true), which changes its memory faster than it can be written, is
-        stopped so that the save comes to its end.
+      - A guest that changes its memory faster than the memory can be written would keep a save with O(live=true) from
+        ever ending. After this number of seconds, the guest is paused so that the save can end.
     type: float
     default: 60
   vm_state:
     description:
-      - In which state a restore leaves the VM. V(as_is) is the state in which it is saved.
-    type: str
+      - The state in which a restore leaves the VM. V(as_is) is the state that the VM has now.
     choices: [as_is, running, paused]
     default: as_is
   domain_xml:
     description:
       - The libvirt domain XML to store in the image, for example from C(virsh dumpxml --migratable).
-      - When it is not given, a minimal one is made from what QEMU says.
-      - How to start this QEMU again is recorded in its C(<metadata>) in either case.
-    type: str
+      - By default, a minimal one is generated from what QEMU reports.
+      - In both cases, the image records in C(<metadata>) how to start this QEMU again.
   after_save:
     description:
-      - What becomes of the VM when the image is complete. V(quit) ends QEMU, V(pause) leaves it stopped, V(resume)
-        lets it run on if it ran.
-      - After V(resume) the VM's disks move on while the image does not. Restore such an image only together with
-        disks from the same moment.
+      - What happens to the VM when the image is complete. V(quit) ends QEMU, V(pause) leaves the guest paused,
+        V(resume) lets the guest run on if it ran before.
+      - After V(resume), the VM's disks change while the image does not. Restore such an image only together with disks
+        of the same moment.
     type: str
     choices: [quit, pause, resume]
     default: quit
   cold_boot_guard:
     description:
-      - Keep the VM's systemd service from starting it from its disks while its image is there, after the host's reboot
-        too, and also where the service restarts by itself (C(Restart=always)). The memory in the image would not fit
-        to the disks any more.
-      - This is a file in C(/etc/systemd/system) with a condition on the image. M(vmops.qemu.qemu_restore) removes it;
-        without the image it has no effect.
-      - Only the service whose main process QEMU is can be kept from it. After O(after_save=resume) nothing is.
-      - It takes root. With V(false) see yourself that nothing starts the VM.
+      - While the image exists, keep the VM's systemd service from starting the VM from its disks. This also holds after
+        a reboot of the host, and if the service restarts by itself (C(Restart=always)). After such a start, the saved
+        memory would no longer match the disks.
+      - The guard is a file in C(/etc/systemd/system) with a condition on the image. M(vmops.qemu.qemu_restore) removes
+        it; without the image it has no effect.
+      - Only a service whose main process is QEMU can be guarded. With O(after_save=resume) nothing is guarded.
+      - The guard can only be set up by root. With V(false), make sure yourself that nothing starts the VM.
     type: bool
     default: true
   require_restorable:
     description:
-      - Refuse, before the guest is touched, a save whose image M(vmops.qemu.qemu_restore) could not restore with
-        O(vmops.qemu.qemu_restore#module:launch=recorded), or only as another machine. The reasons are in RV(problems).
-      - With V(false) they are warnings. Say so only if you know how the VM comes back. What would fail the save itself,
-        or lose what the guest has written, is refused all the same.
+      - Refuse the save, before the guest is touched, if M(vmops.qemu.qemu_restore) with
+        O(vmops.qemu.qemu_restore#module:launch=recorded) could not restore its image, or would restore a different
+        machine. RV(problems) has the reasons.
+      - With V(false), these reasons are only warnings. Use it only if you know how the VM will be restored. The module
+        still refuses what would make the save itself fail, or lose what the guest has written.
     type: bool
     default: true
   force:
     description:
-      - Replace a complete image although the VM runs, or an image of another VM.
+      - Replace a complete image although its VM runs, or replace an image of another VM.
     type: bool
     default: false
   bandwidth:
     description:
-      - The most that is written in a second, such as V(200M) or V(1G) (powers of 1024, at least V(1M)).
-      - QEMU meters it coarsely; with several channels a low value can be overshot by three quarters.
-      - The default is no limit.
+      - The maximum amount of data to write per second, such as V(200M) or V(1G) (powers of 1024, at least V(1M)).
+      - QEMU enforces it only roughly. With several channels, the actual rate can exceed a low value by three quarters.
+      - By default, there is no limit.
     type: str
   checksum:
     description:
-      - Record a checksum of the QEMU stream in the image. With it, O(vmops.qemu.qemu_restore#module:verify=full) and
-        O(vmops.qemu.qemu_save_image_info#module:verify=true) find every change of the guest's memory and device state
-        that the image suffers later, of a single bit, too.
-      - All that was written is read again for it, past the page cache where it was written past it. So the save takes
-        longer, see RV(checksum_ms), and a guest that goes on with O(after_save=resume) stands still for longer.
-      - An image that is complete already is not given one later.
+      - Record a checksum of the QEMU stream in the image. With the checksum,
+        O(vmops.qemu.qemu_restore#module:verify=full) and O(vmops.qemu.qemu_save_image_info#module:verify=true) detect
+        any later change of the guest's memory and device state in the image, even of a single bit.
+      - To compute it, the module reads everything that was written again, bypassing the page cache if the save did.
+        This makes the save take longer, see RV(checksum_ms). A guest that goes on with O(after_save=resume) is paused
+        for longer, too.
+      - A checksum is not added to an image that is already complete.
     type: bool
     default: false
   timeout:
     description:
-      - Seconds until the save is given up and the guest runs again; V(0) for no limit.
-      - Keep it shorter than C(async) and the task's C(timeout), which do not give the module time to clean up.
-    type: float
-    default: 3600
+      - The number of seconds after which the module gives up the save and the guest goes on. V(0) means no limit.
+      - Keep it shorter than C(async) and the task's C(timeout), which leave the module no time to clean up.
   mode:
     description:
-      - The image's permission bits, as a quoted octal number. The image holds the guest's memory, so nothing may be
-        given to others.
+      - The image's permission bits, as a quoted octal number. The image holds the guest's memory, so other users must
+        not have any permissions.
     type: raw
     default: "0600"
   owner:
     description:
-      - The user who shall own the image.
+      - The user who owns the image.
     type: str
   group:
     description:
-      - The group that shall own the image.
+      - The group that owns the image.
     type: str
 attributes:
   check_mode:
@@ -172,19 +152,25 @@ attributes:
   platform:
     platforms: posix
 extends_documentation_fragment:
-  - vmops.qemu.attributes
-  - vmops.qemu.attributes.actiongroup_qemu
-  - vmops.qemu.library
+  - vmops.qemu._attributes
+  - vmops.qemu._attributes.actiongroup_qemu
+  - vmops.qemu._image_location
+  - vmops.qemu._save_dir
+  - vmops.qemu._image_head
+  - vmops.qemu._access
+  - vmops.qemu._timeout
+  - vmops.qemu._library
 requirements:
-  - qemu.qmp >= 0.0.3 (Python library on the host with the VM)
+  - qemu.qmp >= 0.0.3 (Python library on the host of the VM)
 notes:
-  - A complete image of this VM, which does not run, is left alone (RV(ignore:changed=false)).
-  - A complete image of this VM, which an interrupted save left stopped, is not written again; only what
-    O(after_save) asks for is done.
-  - A save that QEMU carried on after its run was killed is waited for and finished. Any other partial image of a VM
-    that runs is a leftover and is replaced.
-  - A complete image of a VM that runs, and any image of another VM, is an error that names O(force).
-  - The image holds the guest's memory and with it the guest's secrets. Keep it and its directory private.
+  - If there is a complete image of this VM, and the VM does not run, nothing is done (RV(ignore:changed=false)).
+  - If an interrupted save has written a complete image of this VM and left the VM paused, the image is not written
+    again. The module only does what O(after_save) asks for.
+  - If a save was killed and QEMU went on writing the image, the module waits for QEMU and completes the save. Any other
+    partial image of a running VM is a leftover and is replaced.
+  - If there is a complete image of a VM that runs, or an image of another VM, the module fails with an error that names
+    O(force).
+  - The image holds the guest's memory and therefore the guest's secrets. Keep the image and its directory private.
 seealso:
   - module: vmops.qemu.qemu_restore
   - module: vmops.qemu.qemu_save_image_info
@@ -197,21 +183,21 @@ EXAMPLES = r"""
   vmops.qemu.qemu_save:
     name: web1
 
-- name: Save a VM by its socket, in an image that libvirt restores
+- name: Save a VM by its socket, in an image that libvirt can restore
   vmops.qemu.qemu_save:
     qmp_socket: /run/vm/db1.qmp
     path: /srv/save/db1.save
     image_version: 2
     format: sparse
     domain_xml: "{{ lookup('ansible.builtin.file', 'db1.xml') }}"
-    require_restorable: false # of a domain of libvirt's: libvirt brings it back
+    require_restorable: false # it is a domain of libvirt, which will restore it
 
-- name: Save a VM whose image is going to be copied to another host
+- name: Save a VM whose image will be copied to another host
   vmops.qemu.qemu_save:
     name: web2
     checksum: true
 
-- name: Take a checkpoint of a guest that should stand still as shortly as possible
+- name: Take a checkpoint of a guest that should be paused as briefly as possible
   vmops.qemu.qemu_save:
     name: build7
     path: /srv/checkpoint/build7.save
@@ -222,7 +208,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: What was done, or why nothing was.
+  description: What was done, or why nothing was done.
   type: str
   returned: always
   sample: web1 was saved in /var/lib/vmops/save/web1.save, 612 MiB on disk, in 3.1 s; QEMU has quit
@@ -243,49 +229,49 @@ vm:
       description: Its name.
       type: str
     uuid:
-      description: Its UUID, empty where QEMU was started without one.
+      description: Its UUID; empty if QEMU was started without one.
       type: str
     run_state:
-      description: QEMU's run state now, or V(ended).
+      description: QEMU's run state at the end of the task, or V(ended).
       type: str
       sample: ended
     memory:
-      description: Its memory in bytes, with what was hot-plugged.
+      description: Its memory in bytes, including hot-plugged memory.
       type: int
     vcpus:
-      description: Its CPUs.
+      description: The number of its CPUs.
       type: int
     machine:
       description: The machine type.
       type: str
       sample: pc-q35-10.0
     pid:
-      description: The process id of its QEMU; V(null) where QEMU has ended, or does not run on this host.
+      description: The process id of its QEMU; V(null) if QEMU has ended or does not run on this host.
       type: int
 duration:
-  description: Seconds that the whole operation took.
+  description: The duration of the whole operation in seconds.
   type: float
   returned: when the VM was saved
 pause_ms:
   description:
-    - Milliseconds for which the guest stood still, from QEMU's own STOP event to its RESUME or SHUTDOWN event.
-    - V(0) if it was paused before.
+    - How long the guest was paused, in milliseconds, from QEMU's STOP event to its RESUME or SHUTDOWN event.
+    - V(0) if it was already paused before the save.
   type: int
   returned: when the VM was saved
 stopped_at:
   description:
-    - When QEMU stopped the guest for this save, in seconds since the epoch, by the host's clock.
-    - V(null) where it was stopped before.
+    - When QEMU paused the guest for this save, in seconds since the epoch, according to the host's clock.
+    - V(null) if it was already paused before the save.
   type: float
   returned: when the VM was saved
 space_needed:
-  description: Bytes that the save takes at most.
+  description: The maximum number of bytes that the save will need.
   type: int
   returned: in check mode, when the VM would be saved
 space_free:
   description:
-    - Bytes that are free in O(save_dir)'s, or O(path)'s, file system.
-    - V(null) where it does not say so.
+    - The number of free bytes in the file system of O(save_dir) or O(path).
+    - V(null) if the file system does not report it.
   type: int
   returned: in check mode, when the VM would be saved
 file_system:
@@ -293,64 +279,65 @@ file_system:
   type: str
   returned: in check mode, when the VM would be saved
 checksum_ms:
-  description: Milliseconds of RV(duration) that the checksum took; V(null) without O(checksum=true).
+  description: The part of RV(duration) that the checksum took, in milliseconds; V(null) without O(checksum=true).
   type: int
   returned: when the VM was saved
 bytes_written:
-  description: Bytes that QEMU wrote, by its own account.
+  description: The number of bytes that QEMU wrote, according to QEMU.
   type: int
   returned: when the VM was saved
 throughput:
-  description: Bytes a second from the start of the writing to the end of the flush.
+  description: Bytes per second, from the start of writing to the end of the flush.
   type: int
   returned: when the VM was saved
 parallel_channels:
-  description: Channels that wrote the memory; none for a plain stream.
+  description: The number of channels that wrote the memory; V(null) for a plain stream.
   type: int
   returned: when the VM was saved
 bypass_cache:
-  description: Whether the memory went past the page cache.
+  description: Whether the memory bypassed the page cache.
   type: bool
   returned: when the VM was saved
 launch:
-  description: How M(vmops.qemu.qemu_restore) will start it again, by what the image records.
+  description: How M(vmops.qemu.qemu_restore) will start the VM again, according to what the image records.
   type: dict
   returned: when the VM was saved, or would be
   contains:
     how:
       description:
-        - V(unit), by its systemd unit; V(command), with its command line; V(none), not at all, as it cannot be done.
+        - V(unit) means by its systemd unit, V(command) with its command line, and V(none) that it cannot be started
+          again.
       type: str
     unit:
-      description: That unit.
+      description: The systemd unit that will start it.
       type: str
       sample: qemu@web1.service
     reason:
-      description: Why it is not V(unit), or what to be aware of.
+      description: Why C(how) is not V(unit), or a limitation to be aware of.
       type: str
 problems:
   description:
-    - What stands between the VM and its return, as in M(vmops.qemu.qemu_vm_info), whose documentation lists all kinds.
-    - The image keeps them, see C(restore_problems) in RV(vmops.qemu.qemu_save_image_info#module:images).
+    - What prevents or impairs a restore of the VM. The documentation of M(vmops.qemu.qemu_vm_info) lists all kinds.
+    - The image records them, see C(restore_problems) in RV(vmops.qemu.qemu_save_image_info#module:images).
   type: list
   elements: dict
   returned: when the VM was saved, or would be, or was refused for one of them
   contains:
     kind:
-      description: A word that a program can read.
+      description: The kind of the problem, for programs.
       type: str
       sample: disk_replaced
     what:
       description: What was found.
       type: str
     cure:
-      description: What to do about it.
+      description: How to solve it.
       type: str
     blocks:
-      description: Whether it is refused with O(require_restorable=true).
+      description: Whether the save is refused because of it with O(require_restorable=true).
       type: bool
 reasons:
-  description: Why the options that were not given got their values.
+  description: For options that were not given, why their values were chosen.
   type: dict
   returned: when the VM was saved
   sample:
@@ -389,6 +376,16 @@ from ansible_collections.vmops.qemu.plugins.module_utils._module import (
     run_operation,
     show_without_secrets,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._options import (
+    ACCESS,
+    IMAGE_HEAD,
+    IMAGE_LOCATION,
+    LIBRARY,
+    SAVE_DIR,
+    TIMEOUT,
+    changed,
+    without,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._save.operation import SaveOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest
 
@@ -396,29 +393,29 @@ from ansible_collections.vmops.qemu.plugins.module_utils._save.request import Sa
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "name": {"type": "str"},
+            **IMAGE_LOCATION,
+            **SAVE_DIR,
+            **changed(
+                IMAGE_HEAD,
+                image_version={"default": 3},
+                vm_state={"choices": ["as_is", "running", "paused"], "default": "as_is"},
+            ),
+            **ACCESS,
+            **TIMEOUT,
+            **LIBRARY,
             "qmp_socket": {"type": "str"},
-            "path": {"type": "path"},
-            "save_dir": {"type": "path", "default": "/var/lib/vmops/save"},
-            "image_version": {"type": "int", "choices": [2, 3], "default": 3},
             "format": {"type": "str", "choices": ["sparse", "raw", "gzip", "bzip2", "xz", "lzop", "zstd"]},
-            "parallel_channels": {"type": "int"},
-            "bypass_cache": {"type": "bool"},
             "live": {"type": "bool", "default": False},
             "live_timeout": {"type": "float", "default": 60},
-            "vm_state": {"type": "str", "choices": ["as_is", "running", "paused"], "default": "as_is"},
-            "domain_xml": {"type": "str", "no_log": True},
             "after_save": {"type": "str", "choices": ["quit", "pause", "resume"], "default": "quit"},
             "cold_boot_guard": {"type": "bool", "default": True},
             "require_restorable": {"type": "bool", "default": True},
             "force": {"type": "bool", "default": False},
             "bandwidth": {"type": "str"},
             "checksum": {"type": "bool", "default": False},
-            "timeout": {"type": "float", "default": 3600},
             "mode": {"type": "raw", "default": "0600"},
             "owner": {"type": "str"},
             "group": {"type": "str"},
-            "bundle_library": {"type": "bool", "default": True},
         },
         required_one_of=[("name", "qmp_socket")],
         supports_check_mode=True,
@@ -426,7 +423,7 @@ def main() -> None:
     show_without_secrets(module, [module.params["domain_xml"] or ""], redact)
 
     def make() -> SaveOperation:
-        options = dict(module.params)
+        options = without(module.params, TIMEOUT, LIBRARY)
         uid, gid = parse_owner(options.pop("owner"), options.pop("group"))
         return SaveOperation(
             SaveRequest(
@@ -435,7 +432,7 @@ def main() -> None:
                 uid=uid,
                 gid=gid,
                 check_mode=module.check_mode,
-                **{key: value for key, value in options.items() if key not in ("timeout", "bundle_library")},
+                **options,
             )
         )
 

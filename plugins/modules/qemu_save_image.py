@@ -10,87 +10,69 @@ module: qemu_save_image
 short_description: Change, archive or remove the save image of a QEMU VM
 version_added: 0.1.0
 description:
-  - Manages the file of a finished save image, that of M(vmops.qemu.qemu_save) or of libvirt, without a running QEMU or
-    libvirt. It can store another domain XML, choose whether a restore lets the VM run, convert the header's version,
-    compress the image into an archive and expand it again, and remove it.
-  - An interruption at any point, also by SIGKILL, loses nothing. The next run of the task finds what was left, and
-    finishes it or puts it back.
+  - Manages the file of a finished save image of M(vmops.qemu.qemu_save) or libvirt, without a running QEMU or libvirt.
+    The module can store another domain XML, choose whether the guest runs after a restore, convert the version of the
+    header, compress the image into an archive and expand it again, and remove it.
+  - Nothing is lost if the module is interrupted at any point, even by SIGKILL. The next run of the task finds what the
+    interrupted run has left, and completes or undoes it.
 options:
-  name:
-    description:
-      - The VM's name; its image is the name with C(.save) in O(save_dir).
-      - With O(path), the VM that the image must hold.
-      - One of O(name) and O(path) is needed.
-    type: str
   path:
     description:
       - The save image, or its archive. It must be a regular file; symbolic links are not followed.
-    type: path
-  save_dir:
-    description:
-      - The directory for save images when O(path) is not given.
-    type: path
-    default: /var/lib/vmops/save
+      - The default is O(name) with C(.save) in O(save_dir).
   state:
     description:
-      - V(present) changes the image in the ways that the other options ask for; it must be there.
-      - V(absent) removes the image, complete, partial or damaged, and its archive. The VM's saved state is lost. A file
-        that is not a save image is not removed.
+      - V(present) changes the image as the other options ask for. The image must exist.
+      - V(absent) removes the image, whether it is complete, partial or damaged, and its archive. The VM's saved state
+        is lost. A file that is not a save image is not removed.
     type: str
     choices: [present, absent]
     default: present
   domain_xml:
     description:
-      - The libvirt domain XML to store instead of the one in the image. It must be of the same VM (name and UUID), and
-        it must fit into the room before the QEMU stream, of which new images have 64 KiB more than they need.
-      - What the image has recorded of this collection (how QEMU was started) is kept, whatever the XML says of it.
-      - Secrets must be in it. An XML with asterisks in their places, as M(vmops.qemu.qemu_save_image_info) shows it, is
-        refused.
-    type: str
-  vm_state:
-    description:
-      - In which state a restore leaves the VM.
-    type: str
-    choices: [running, paused]
+      - The libvirt domain XML that replaces the one in the image. It must describe the same VM (name and UUID), and it
+        must fit into the space before the QEMU stream. New images have 64 KiB more space than they need.
+      - What this collection has recorded in the image (how QEMU was started) is kept, whatever the XML says about it.
+      - The XML must contain its secrets. An XML with asterisks in their places, as M(vmops.qemu.qemu_save_image_info)
+        returns it, is refused.
   image_version:
     description:
       - The version of the image's header. V(3) marks mapped-ram in its C(features), V(2) is what libvirt reads.
-      - Only the header is converted, so it takes no time.
-    type: int
-    choices: [2, 3]
+      - Only the header is converted, so the conversion is quick.
   archive:
     description:
-      - Compress the image into an archive, with the tool of this format, or with V(none) expand its archive.
-      - The archive is a tar file with one sparse member, beside the image, named like it with V(.tar.gz), V(.tar.bz2),
-        V(.tar.xz), V(.tar.lzo) or V(.tar.zst) appended. It takes the image's place. C(tar --sparse -xf) expands it,
-        too.
-      - An archive cannot be restored from. Expanded, the image has the same bytes and the same holes as before.
-      - An image whose stream is compressed already is refused.
-      - When it is not given, the image stays as it is.
+      - Compress the image into an archive with the tool of this format, or expand its archive with V(none).
+      - The archive is a tar file with one sparse member. It lies beside the image and is named like it, with
+        V(.tar.gz), V(.tar.bz2), V(.tar.xz), V(.tar.lzo) or V(.tar.zst) appended. It replaces the image.
+        C(tar --sparse -xf) can expand it, too.
+      - An archive cannot be restored from. An expanded image has the same bytes and the same holes as before.
+      - An image with a compressed stream is refused.
+      - By default, the image is neither archived nor expanded.
     type: str
     choices: [none, gzip, bzip2, xz, lzop, zstd]
   space:
     description:
-      - How much space archiving may take. With V(whole) the image stays whole until its archive is complete, flushed
-        and has been compared with it.
-      - With V(tight) what was compressed is punched out of the image, 256 MiB at a time, when it is safely in the
-        archive. Both never take more space than the image and one such piece. Until the end the image says that it is
-        partial. After an interruption, the same task goes on with it and O(archive=none) makes the image whole again,
-        as long as neither file was touched.
-      - Expanding always keeps the archive until the image is whole, and needs the space for both.
+      - How much space archiving may take. With V(whole), the image is kept until its archive is complete and flushed,
+        and has been compared with the image.
+      - With V(tight), the image is compressed in pieces of 256 MiB, and each piece is punched out of the image as soon
+        as it is safely in the archive. Image and archive together never take more space than the image and one piece.
+        Until the end, the image is marked as partial. After an interruption, the same task continues, and
+        O(archive=none) makes the image whole again, provided that neither file was changed.
+      - Expanding always keeps the archive until the image is whole, and needs space for both.
     type: str
     choices: [whole, tight]
     default: whole
   vouch:
     description:
-      - With V(true), vouch for what the image records of how its VM is started, as it stands there now, so that
-        M(vmops.qemu.qemu_restore) uses it (O(vmops.qemu.qemu_restore#module:launch=recorded)). A save does so by
-        itself. It is needed for an image from another host, of an older version of this collection, or whose record
-        was changed since its save.
-      - B(Look at it first.) Whoever vouches for words has them run as the user that they name, which may be C(root).
-        RV(vmops.qemu.qemu_save_image_info#module:images) has them in C(launch), and C(--check --diff) shows them, too.
-      - The image must belong to root or the caller, in a directory to which nobody else can write.
-      - Nothing is taken back with V(false).
+      - With V(true), vouch for what the image now records about how its VM is started, so that
+        M(vmops.qemu.qemu_restore) uses it (O(vmops.qemu.qemu_restore#module:launch=recorded)). A save vouches for its
+        own record. This option is needed for an image from another host or of an older version of this collection, or
+        if the record was changed after the save.
+      - B(Look at the record first.) By vouching for a command line you allow it to be run as the user that the record
+        names, which may be C(root). C(launch) in RV(vmops.qemu.qemu_save_image_info#module:images) has the record, and
+        C(--check --diff) shows it, too.
+      - The image must belong to root or to the task's user, and nobody else may be able to write to its directory.
+      - V(false) does not revoke anything.
     type: bool
     default: false
 attributes:
@@ -103,15 +85,18 @@ attributes:
   platform:
     platforms: posix
 extends_documentation_fragment:
-  - vmops.qemu.attributes
-  - vmops.qemu.attributes.actiongroup_qemu
+  - vmops.qemu._attributes
+  - vmops.qemu._attributes.actiongroup_qemu
+  - vmops.qemu._image_location
+  - vmops.qemu._save_dir
+  - vmops.qemu._image_head
 requirements:
-  - For O(archive), the tool of that name (gzip, bzip2, xz, lzop or zstd) on the host with the image
+  - For O(archive), the tool of that format (gzip, bzip2, xz, lzop or zstd) on the host of the image
 notes:
-  - An image that another process has open, such as a QEMU that loads it, is not touched (on file systems that can
-    tell). A copy of it can be.
-  - O(domain_xml), O(vm_state) and O(image_version) change an archived image, too, if O(archive) is given. It is
-    expanded for that, and archived again.
+  - An image that another process has open, such as a QEMU that loads it, is not changed (on file systems that can
+    tell). A copy of it can be changed.
+  - O(domain_xml), O(vm_state) and O(image_version) also change an archived image if O(archive) is given. The image is
+    then expanded, changed, and archived again.
 seealso:
   - module: vmops.qemu.qemu_save
   - module: vmops.qemu.qemu_restore
@@ -121,18 +106,18 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Have web1 paused after its restore
+- name: Leave web1 paused after its restore
   vmops.qemu.qemu_save_image:
     name: web1
     vm_state: paused
 
-- name: Make an image one that libvirt restores
+- name: Convert an image so that libvirt can restore it
   vmops.qemu.qemu_save_image:
     path: /srv/save/db1.save
     image_version: 2
     domain_xml: "{{ lookup('ansible.builtin.file', 'db1.xml') }}"
 
-- name: Compress an image that is kept, on a disk that is nearly full
+- name: Compress an image on a disk that is nearly full
   vmops.qemu.qemu_save_image:
     name: build7
     archive: zstd
@@ -143,7 +128,7 @@ EXAMPLES = r"""
     name: build7
     archive: none
 
-- name: See how a VM would be started whose image came from another host
+- name: See how a VM would be started from an image of another host
   vmops.qemu.qemu_save_image:
     name: web1
     vouch: true
@@ -163,7 +148,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: What was done, or would be in check mode.
+  description: What was done, or would be done in check mode.
   type: str
   returned: always
   sample: /var/lib/vmops/save/web1.save was set to be paused after a restore
@@ -203,6 +188,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import redact
 from ansible_collections.vmops.qemu.plugins.module_utils._module import run_blocking, show_without_secrets
+from ansible_collections.vmops.qemu.plugins.module_utils._options import IMAGE_HEAD, IMAGE_LOCATION, SAVE_DIR
 from ansible_collections.vmops.qemu.plugins.module_utils._save_image import SaveImageOperation, SaveImageRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
@@ -210,13 +196,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situa
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "name": {"type": "str"},
-            "path": {"type": "path"},
-            "save_dir": {"type": "path", "default": "/var/lib/vmops/save"},
+            **IMAGE_LOCATION,
+            **SAVE_DIR,
+            **IMAGE_HEAD,
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "domain_xml": {"type": "str", "no_log": True},
-            "vm_state": {"type": "str", "choices": ["running", "paused"]},
-            "image_version": {"type": "int", "choices": [2, 3]},
             "archive": {"type": "str", "choices": ["none", "gzip", "bzip2", "xz", "lzop", "zstd"]},
             "space": {"type": "str", "choices": ["whole", "tight"], "default": "whole"},
             "vouch": {"type": "bool", "default": False},

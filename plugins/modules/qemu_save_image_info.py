@@ -10,55 +10,51 @@ module: qemu_save_image_info
 short_description: Read what save images of QEMU VMs hold
 version_added: 0.1.0
 description:
-  - Reads the header and the domain XML of save images, those of M(vmops.qemu.qemu_save) and those of libvirt, without
-    a running QEMU or libvirt.
-  - With O(stream=true) it also reads the machine type, RAM blocks and device sections from the QEMU stream, and with
-    O(verify=true) it checks that the file holds what its header and bitmaps promise. The guest's memory is read only to
-    compare it with a checksum that is recorded in the image.
-  - A bad image is a result with C(problems), not a failed task.
+  - Reads the header and the domain XML of save images of M(vmops.qemu.qemu_save) and libvirt, without a running QEMU or
+    libvirt.
+  - With O(stream=true), the module also reads the machine type, the RAM blocks and the device sections from the QEMU
+    stream. With O(verify=true), it checks that the file holds what its header and bitmaps promise. The guest's memory
+    is read only to compare it with a checksum that the image records.
+  - A bad image does not make the task fail. It is returned with its C(problems).
 options:
   path:
     description:
-      - A save image, or a directory of them.
-      - In a directory, regular files that begin as save images do are read, and those named C(*.save). Others, and
-        symbolic links, are left out.
-      - Archives that M(vmops.qemu.qemu_save_image) has made of images named C(*.save) are read, too.
-    type: path
+      - A save image, or a directory of save images.
+      - In a directory, the module reads the regular files that begin like a save image or are named C(*.save). It
+        ignores other files and symbolic links.
+      - It also reads the archives that M(vmops.qemu.qemu_save_image) has made of images named C(*.save).
   name:
     description:
-      - The VM's name; its image is the name with C(.save) in O(save_dir), or an archive of it.
-      - Without O(path) and O(name), all images in O(save_dir) are read.
-      - With the O(path) of an image, the VM that it must hold; with that of a directory, the VM whose images are read.
-    type: str
-  save_dir:
-    description:
-      - The directory for save images when O(path) is not given.
-    type: path
-    default: /var/lib/vmops/save
+      - The VM's name. Its image is the name with C(.save) in O(save_dir), or an archive of that.
+      - If neither O(path) nor O(name) is given, all images in O(save_dir) are read.
+      - If O(path) is an image, it must hold the VM of this name. If O(path) is a directory, only the images of this VM
+        are returned.
   stream:
     description:
-      - Read the QEMU stream too. The result is in C(stream) of each image.
-      - Of a compressed image, machine type and RAM blocks are known where the tool of its format is installed.
+      - Also read the QEMU stream. C(stream) of each image has the result.
+      - Reading the machine type and the RAM blocks of a compressed image requires the tool of its format.
     type: bool
     default: false
   verify:
     description:
-      - Check each image's structure, such as that its RAM blocks do not overlap, that pages which its bitmaps promise
-        were written, and that the stream ends where the file ends. What is wrong is in C(problems).
-      - Where the image has a C(checksum), all of it is read and compared with that. Where it has none, a change in the
-        guest's memory is not found.
-      - An archive is not checked.
+      - Check the structure of each image. For example, its RAM blocks must not overlap, all pages that its bitmaps
+        promise must have been written, and the stream must end where the file ends. C(problems) has what is wrong.
+      - If the image has a C(checksum), the whole image is read and compared with it. Without a checksum, a change of
+        the guest's memory is not detected.
+      - Archives are not checked.
     type: bool
     default: false
 attributes:
   platform:
     platforms: posix
 extends_documentation_fragment:
-  - vmops.qemu.attributes
-  - vmops.qemu.attributes.info_module
-  - vmops.qemu.attributes.actiongroup_qemu
+  - vmops.qemu._attributes
+  - vmops.qemu._attributes.info_module
+  - vmops.qemu._attributes.actiongroup_qemu
+  - vmops.qemu._image_location
+  - vmops.qemu._save_dir
 notes:
-  - Passwords in the domain XML, and in a recorded QEMU command line, are hidden in the result.
+  - Passwords in the domain XML and in a recorded QEMU command line are hidden in the result.
 seealso:
   - module: vmops.qemu.qemu_save
   - module: vmops.qemu.qemu_restore
@@ -93,12 +89,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: The images in a line for people.
+  description: A summary of the images in one line.
   type: str
   returned: always
   sample: "web1: complete sparse image, version 3, 2.0 GiB memory, 612 MiB on disk"
 images:
-  description: The images, by path. What is not known of one is V(null).
+  description: The images, sorted by path. A value that is not known is V(null).
   type: list
   elements: dict
   returned: success
@@ -107,42 +103,43 @@ images:
       description: The file.
       type: str
     exists:
-      description: Whether there is anything at the path.
+      description: Whether the file exists.
       type: bool
     state:
       description:
-        - V(complete), V(partial) (its save never finished, or still goes on), V(archived) (see C(archive)), V(invalid)
-          (see C(problems)) or V(absent).
+        - V(complete), V(partial) (its save did not finish, or is still running), V(archived) (see C(archive)),
+          V(invalid) (see C(problems)) or V(absent).
       type: str
     archive:
       description:
-        - The format of the archive that M(vmops.qemu.qemu_save_image) has made of the image. The archive is in C(path),
-          and C(size) is that of the image in it.
+        - The format of the archive that M(vmops.qemu.qemu_save_image) has made of the image. C(path) is then the path
+          of the archive, and C(size) is the size of the image in it.
       type: str
       sample: zstd
     complete:
-      description: Whether the header's magic says that the save came to its end.
+      description: Whether the header's magic says that the save was completed.
       type: bool
     checkpoint:
       description:
-        - Whether the guest went on after the image was complete, so that its disks may have moved on. The roles and the
-          restore at boot leave such an image alone.
+        - Whether the guest went on after the image was complete, so that its disks may have changed since. The roles
+          and the restore at boot do not restore such an image.
       type: bool
     superseded_by:
       description:
-        - The path of the VM's last save, where this one is an older one. Of the same VM are images with the same UUID
-          or, where one has none, the same name; the last one has the latest C(saved_at) or, where that is V(null), the
-          latest C(mtime). One that is vouched for, and is no checkpoint, comes after all that are not vouched for, as
-          they may say what they like.
-        - Only images in the same directory are looked at. Those that are checkpoints, damaged or archived count, too,
-          partial ones do not. Copies of one save do not supersede each other, and what was saved of a user's VM does
-          not supersede what was saved of another user's.
-        - V(null) where there is no later one, and in what other modules return of an image.
+        - If this image is not the VM's last save, the path of the last save; else V(null). It is always V(null) in the
+          results of other modules.
+        - Two images are of the same VM if they have the same UUID or, if one of them has no UUID, the same name. The
+          last save is the one with the latest C(saved_at) or, if that is V(null), the latest C(mtime). An image that is
+          vouched for and is not a checkpoint counts as later than all images that are not vouched for, because their
+          times may be forged.
+        - Only images in the same directory are compared, including checkpoints and damaged or archived images, but not
+          partial ones. Copies of one save do not supersede each other, and an image of one user's VM does not supersede
+          an image of another user's VM.
       type: str
       sample: /var/lib/vmops/save/web1.save
     copy_of:
       description:
-        - In a directory, the path of another image of the same save, the one that the roles restore.
+        - If a directory holds several images of the same save, the path of the one that the roles restore.
       type: str
     version:
       description: The header's version, V(2) or V(3).
@@ -157,22 +154,22 @@ images:
       elements: str
       sample: [mapped-ram]
     vm_state:
-      description: In which state a restore leaves the VM, V(running) or V(paused).
+      description: The state in which a restore leaves the VM, V(running) or V(paused).
       type: str
     byte_order:
-      description: The byte order of the host that saved, V(little) or V(big).
+      description: The byte order of the host of the save, V(little) or V(big).
       type: str
     name:
       description: The VM's name, from the domain XML.
       type: str
     uuid:
-      description: The VM's UUID, empty where it has none.
+      description: The VM's UUID; empty if it has none.
       type: str
     memory:
-      description: The VM's memory in bytes, from the domain XML; V(0) where it does not say.
+      description: The VM's memory in bytes, from the domain XML; V(0) if the XML does not specify it.
       type: int
     vcpus:
-      description: The VM's CPUs; V(0) where the domain XML does not say.
+      description: The number of the VM's CPUs, from the domain XML; V(0) if the XML does not specify it.
       type: int
     machine:
       description: The machine type, from the domain XML.
@@ -182,27 +179,27 @@ images:
       description: The domain XML, with secrets hidden.
       type: str
     cookie:
-      description: What libvirt stores beside the domain XML, empty where there is none.
+      description: What libvirt stores beside the domain XML; empty if there is nothing.
       type: str
     size:
-      description: The file's size in bytes, holes included.
+      description: The file's size in bytes, including holes.
       type: int
     allocated:
-      description: Bytes that the file takes on disk.
+      description: The number of bytes that the file occupies on disk.
       type: int
     stream_offset:
-      description: Where the QEMU stream starts, in bytes.
+      description: The offset of the QEMU stream in the file, in bytes.
       type: int
     saved_at:
-      description: When it was saved, ISO 8601 in UTC; only in images of this collection.
+      description: When the VM was saved, ISO 8601 in UTC; only in images of this collection.
       type: str
       sample: "2026-03-01T09:30:00.250Z"
     qemu_version:
-      description: The QEMU that saved; only in images of this collection.
+      description: The version of the QEMU that saved the VM; only in images of this collection.
       type: str
     checksum:
       description:
-        - The checksum of the QEMU stream that M(vmops.qemu.qemu_save) has recorded, V(null) where there is none.
+        - The checksum of the QEMU stream that M(vmops.qemu.qemu_save) has recorded; V(null) if there is none.
       type: str
       sample: sha256-tree:5f0c9c0b0ef1b2a3a1f4f7f0ea4b1d5a2ad1d3f7be9f0a5d0e5b7f1f0f9c2d11
     launch_recorded:
@@ -210,25 +207,25 @@ images:
       type: bool
     vouched:
       description:
-        - Whether the user who looks vouches, on this host, for what the image records. A save of his has made the
-          record and nobody has rewritten it since, or he has vouched for it
-          (O(vmops.qemu.qemu_save_image#module:vouch=true)).
-        - V(null) where the image has no record of this collection.
+        - Whether the task's user vouches, on this host, for what the image records. This is so if the user's own save
+          has made the record, which nobody has changed since, or if the user has vouched for it with
+          O(vmops.qemu.qemu_save_image#module:vouch=true).
+        - V(null) if the image has no record of this collection.
       type: bool
     launch:
       description:
-        - How the image says that its QEMU is started again; V(null) where it does not.
-        - Where C(vouched) is V(false), anyone may have written it who could once write to the image, its own QEMU above
-          all.
+        - How to start the VM's QEMU again, according to the image; V(null) if the image does not record it.
+        - If C(vouched) is V(false), anyone who was ever able to write to the image may have written this, in particular
+          the VM's own QEMU.
       type: dict
       contains:
         how:
           description:
-            - What M(vmops.qemu.qemu_restore) would do with it, V(unit) (have the systemd unit start it), V(command) or
-              V(none) (see C(reason)).
+            - How M(vmops.qemu.qemu_restore) would start it. V(unit) means by its systemd unit, V(command) with its
+              command line, and V(none) not at all (see C(reason)).
           type: str
         reason:
-          description: Why it would do nothing with it.
+          description: Why it would not be started.
           type: str
         command:
           description: QEMU's command line, with secrets hidden.
@@ -241,34 +238,34 @@ images:
           description: The working directory.
           type: str
         uid:
-          description: The user's number.
+          description: The numeric id of its user.
           type: int
         gid:
-          description: The group's number.
+          description: The numeric id of its group.
           type: int
         umask:
-          description: The file mode creation mask, octal, empty where it is not known.
+          description: The file mode creation mask, octal; empty if it is not known.
           type: str
         unit:
-          description: The systemd unit, V(null) where there is none.
+          description: The systemd unit; V(null) if there is none.
           type: str
     restorable:
       description:
         - Whether M(vmops.qemu.qemu_restore) can start the VM again as the image records it
-          (O(vmops.qemu.qemu_restore#module:launch=recorded)), by what was known at the save, and whether the record is
-          vouched for.
-        - V(null) where the image does not record it.
+          (O(vmops.qemu.qemu_restore#module:launch=recorded)). This depends on what was found at the save, and on
+          whether the record is vouched for.
+        - V(null) if the image does not record it.
       type: bool
     restore_problems:
       description:
-        - What was found at the save to stand between the VM and its return, as RV(vmops.qemu.qemu_vm_info#module:vms)
-          has it in C(problems); V(null) where the image does not record it.
+        - What was found at the save that prevents or impairs a restore, as C(problems) in
+          RV(vmops.qemu.qemu_vm_info#module:vms); V(null) if the image does not record it.
       type: list
       elements: dict
     disks:
       description:
-        - The media of the guest's drives at the save, from its record; V(null) where the image has none.
-        - Before a restore they are compared with what is there then.
+        - The media of the guest's drives at the time of the save; V(null) if the image does not record them.
+        - Before a restore, they are compared with the media that are present then.
       type: list
       elements: dict
       contains:
@@ -282,25 +279,25 @@ images:
           description: The name of the active block node.
           type: str
         read_only:
-          description: Whether the guest can only read it.
+          description: Whether it is read-only for the guest.
           type: bool
         files:
-          description: What it is made of, from the active layer down to the end of its backing chain.
+          description: The files of the medium, from the active layer to the end of the backing chain.
           type: list
           elements: dict
           contains:
             path:
-              description: The file, or QEMU's own name for what is no file.
+              description: The file, or QEMU's own name for something that is not a file.
               type: str
             format:
-              description: The driver that reads it.
+              description: The block driver that reads it.
               type: str
               sample: qcow2
             size:
               description: Its size in bytes.
               type: int
             mtime_ns:
-              description: When it was last changed, in nanoseconds since the epoch.
+              description: Its modification time, in nanoseconds since the epoch.
               type: int
             inode:
               description: Its inode.
@@ -309,12 +306,12 @@ images:
               description: The device number of its file system.
               type: int
             uncheckable:
-              description: Why it cannot be seen whether it was changed, empty where it can.
+              description: Why changes of it cannot be detected; empty if they can.
               type: str
     readable_by:
       description:
-        - The software that reads an image with this header, empty for one that is not complete.
-        - Whether the domain XML describes the VM well enough for libvirt to start it is another matter.
+        - The software that can read an image with this header; empty if the image is not complete.
+        - It does not tell whether the domain XML describes the VM well enough for libvirt to start it.
       type: list
       elements: str
       sample: [vmops.qemu, libvirt >= 11.2]
@@ -323,7 +320,7 @@ images:
       type: list
       elements: str
     mode:
-      description: The permission bits, octal.
+      description: The file's permission bits, octal.
       type: str
       sample: "0600"
     owner:
@@ -333,12 +330,12 @@ images:
       description: When the file was last written, in seconds since the epoch.
       type: float
     stream:
-      description: What the QEMU stream tells; V(null) where it is compressed or cannot be read.
+      description: The content of the QEMU stream; V(null) if it is compressed or cannot be read.
       type: dict
       returned: when O(stream=true)
       contains:
         machine:
-          description: The machine type that the loading QEMU must have.
+          description: The machine type that a QEMU needs to load the stream.
           type: str
         capabilities:
           description: The migration capabilities that the stream records.
@@ -353,11 +350,11 @@ images:
         sections:
           description:
             - The devices with their C(name), C(instance) and C(version).
-            - V(null) where the stream does not end with its description.
+            - V(null) if the stream does not end with its description.
           type: list
           elements: dict
         end:
-          description: The byte of the file at which the stream ends, V(null) where C(sections) is.
+          description: The offset in the file at which the stream ends; V(null) if C(sections) is V(null).
           type: int
 image:
   description:
@@ -366,7 +363,7 @@ image:
       V(absent), V(partial), V(complete) or V(archived); V(kept), where it is that of a restore, which has not used it
       up; V(removed), where this task has removed it; V(unknown), where it was not looked at or is no image.
   type: dict
-  returned: when one file was asked for, and on failure
+  returned: when one image was requested, and on failure
 error:
   description: The kind of the error.
   type: str
@@ -396,23 +393,23 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import RequestError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path, require_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import (
     describe,
     directory_info,
     image_info,
     image_word,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path, require_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._module import run_blocking
+from ansible_collections.vmops.qemu.plugins.module_utils._options import IMAGE_LOCATION, SAVE_DIR
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path"},
-            "name": {"type": "str"},
-            "save_dir": {"type": "path", "default": "/var/lib/vmops/save"},
+            **IMAGE_LOCATION,
+            **SAVE_DIR,
             "stream": {"type": "bool", "default": False},
             "verify": {"type": "bool", "default": False},
         },

@@ -12,41 +12,40 @@ version_added: 0.1.0
 description:
   - Lists every running QEMU of the host with its VM, whether it can be saved, how M(vmops.qemu.qemu_restore) would
     start it again, and its save image.
-  - The VMs are found through the running processes and asked over QMP, all at the same time. One that cannot be asked,
-    as its monitor is busy or missing, is listed with the reason and with what its command line says; that is no
-    failure.
+  - The module finds the VMs among the running processes and queries all of them at the same time over QMP. A VM that
+    cannot be queried, because its monitor is busy or missing, is listed with the reason and with what its command line
+    says. That does not make the task fail.
 options:
   name:
     description:
-      - List only the VMs of these names (QEMU's C(-name)). One that does not run is left out.
+      - List only the VMs of these names (QEMU's C(-name)). Names of VMs that do not run are ignored.
     type: list
     elements: str
   save_dir:
     description:
-      - The directory in which the VMs' save images are looked for.
-    type: path
-    default: /var/lib/vmops/save
+      - The directory in which the module looks for the VMs' save images.
   timeout:
     description:
-      - Seconds after which VMs that have not answered are listed without an answer.
-      - A monitor that another client holds is waited for 3 seconds.
-    type: float
+      - The number of seconds after which VMs that have not answered are listed without an answer.
+      - If another client uses a monitor, the module waits 3 seconds for it.
     default: 10
 attributes:
   platform:
     platforms: posix
 extends_documentation_fragment:
-  - vmops.qemu.attributes
-  - vmops.qemu.attributes.info_module
-  - vmops.qemu.attributes.actiongroup_qemu
-  - vmops.qemu.library
+  - vmops.qemu._attributes
+  - vmops.qemu._attributes.info_module
+  - vmops.qemu._attributes.actiongroup_qemu
+  - vmops.qemu._save_dir
+  - vmops.qemu._timeout
+  - vmops.qemu._library
 requirements:
-  - qemu.qmp >= 0.0.3 (Python library on the host with the VMs)
+  - qemu.qmp >= 0.0.3 (Python library on the host of the VMs)
 notes:
-  - A QEMU monitor serves one client at a time, so that another one has to wait while this module asks (less than a
+  - A QEMU monitor serves one client at a time. Other clients have to wait while this module uses it (less than a
     second).
-  - As another user than root, only that user's own VMs can be asked.
-  - A process that only says that it is a QEMU, and executes something else, is no VM; it is told in a warning.
+  - A user other than root can only query their own VMs.
+  - A process that claims to be a QEMU but executes another program is not listed as a VM; a warning names it.
 seealso:
   - module: vmops.qemu.qemu_save
   - module: vmops.qemu.qemu_restore
@@ -56,7 +55,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Look at the VMs of the host
+- name: List the VMs of the host
   vmops.qemu.qemu_vm_info:
   register: found
 
@@ -67,7 +66,7 @@ EXAMPLES = r"""
   loop_control:
     label: "{{ item.name }}"
 
-- name: See that all of them can be saved and started again
+- name: Make sure that all of them can be saved and started again
   vmops.qemu.qemu_vm_info:
   register: found
   failed_when: >-
@@ -78,43 +77,43 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: The VMs in a line for people.
+  description: A summary of the VMs in one line.
   type: str
   returned: always
   sample: "3 VMs: db1 cannot be asked (busy), web1 running, web2 paused"
 vms:
-  description: The VMs, by name. What is not known of one is V(null).
+  description: The VMs, sorted by name. A value that is not known is V(null).
   type: list
   elements: dict
   returned: success
   contains:
     name:
-      description: Its name, empty where QEMU was started without one.
+      description: Its name; empty if QEMU was started without one.
       type: str
     uuid:
-      description: Its UUID, empty where QEMU was started without one.
+      description: Its UUID; empty if QEMU was started without one.
       type: str
     pid:
       description: The process id of its QEMU.
       type: int
     user:
-      description: The user that its QEMU runs as.
+      description: The user as whom its QEMU runs.
       type: str
     run_state:
       description: QEMU's run state.
       type: str
       sample: running
     memory:
-      description: Its memory in bytes, with what was hot-plugged.
+      description: Its memory in bytes, including hot-plugged memory.
       type: int
     resident:
-      description: Bytes of memory that its QEMU holds. The image of a save needs no more space than this, or C(memory).
+      description: The bytes of memory that its QEMU uses. An image needs no more space than this, or than C(memory).
       type: int
     vcpus:
-      description: Its CPUs.
+      description: The number of its CPUs.
       type: int
     machine:
-      description: The machine type; where C(monitor) is not V(answers), as the command line has it.
+      description: The machine type. It is taken from the command line if C(monitor) is not V(answers).
       type: str
       sample: pc-q35-10.0
     qemu_version:
@@ -122,104 +121,106 @@ vms:
       type: str
       sample: 10.0.2
     qmp_socket:
-      description: The QMP server that answered, or the first one on its command line.
+      description: The QMP server that answered, or else the first one on its command line.
       type: str
     monitor:
       description:
-        - V(answers), V(busy) (another client holds it, or QEMU hangs), V(missing) (nothing listens at its path),
-          V(none) (its command line opens none that can be reached), V(denied) (this user may not use it), V(foreign)
-          (another process answers there, or it is not known which), V(invalid) (it does not speak QMP) or V(lost) (QEMU
-          ended meanwhile).
+        - Whether its monitor can be used. V(answers), V(busy) (another client uses it, or QEMU hangs), V(missing)
+          (nothing listens at its path), V(none) (its command line opens no monitor that can be reached), V(denied) (the
+          task's user may not use it), V(foreign) (another process answers there, or it is not known which process
+          does), V(invalid) (what answers does not speak QMP) or V(lost) (QEMU ended in the meantime).
       type: str
     reason:
-      description: Why it cannot be asked, empty where it can.
+      description: Why the VM cannot be queried; empty if it can.
       type: str
     unit:
-      description: The systemd unit in whose control group its QEMU runs, which may be a session or a container.
+      description: The systemd unit in whose control group its QEMU runs. It may be that of a session or a container.
       type: str
       sample: qemu@web1.service
     launch:
-      description: How M(vmops.qemu.qemu_restore) starts it again, after a save, by what the image records.
+      description: How M(vmops.qemu.qemu_restore) will start the VM again, according to what the image records.
       type: dict
       contains:
         how:
           description:
-            - V(unit), by its systemd unit; V(command), with its command line; V(none), not at all, as it cannot be
-              done.
+            - V(unit) means by its systemd unit, V(command) with its command line, and V(none) that it cannot be started
+              again.
           type: str
         unit:
-          description: That unit.
+          description: The systemd unit that will start it.
           type: str
         reason:
-          description: Why it is not V(unit), or what to be aware of.
+          description: Why C(how) is not V(unit), or a limitation to be aware of.
           type: str
     save_support:
-      description: What its QEMU can do.
+      description: What its QEMU supports.
       type: dict
       contains:
         mapped_ram:
-          description: Whether it can write the V(ignore:sparse) format.
+          description: Whether it supports the V(ignore:sparse) format.
           type: bool
         direct_io:
-          description: Whether it can write past the page cache.
+          description: Whether it can bypass the page cache.
           type: bool
         formats:
           description:
-            - The formats in which M(vmops.qemu.qemu_save) can save it on this host. Empty for a VM whose monitor is not
-              a UNIX socket.
+            - The formats in which M(vmops.qemu.qemu_save) can save it on this host. Empty if its monitor is not a UNIX
+              socket.
           type: list
           elements: str
           sample: [sparse, raw, gzip, zstd]
     blockers:
-      description: Why it cannot be saved, in QEMU's own words; empty where nothing forbids it.
+      description: Why it cannot be saved, in QEMU's own words; empty if it can.
       type: list
       elements: str
     problems:
       description:
-        - What stands between the VM and its return after a save; V(null) where it cannot be asked.
-        - M(vmops.qemu.qemu_save) refuses a VM for those that block, unless told otherwise.
+        - What prevents or impairs a restore of the VM after a save; V(null) if the VM cannot be queried.
+        - If one of them blocks, M(vmops.qemu.qemu_save) refuses to save the VM, unless it is told otherwise
+          (O(vmops.qemu.qemu_save#module:require_restorable)).
       type: list
       elements: dict
       contains:
         kind:
           description:
-            - A word that a program can read. These block.
-            - Its disks are not what a restore would open - V(disk_replaced), V(disk_chain), V(disk_added),
+            - The kind of the problem, for programs. The following kinds block.
+            - Its disks are not those that a restore would open - V(disk_replaced), V(disk_chain), V(disk_added),
               V(disk_missing), V(disk_unknown).
-            - Its machine is not what it was configured to be - V(device_plugged), V(device_unplugged), V(cpu_added),
+            - Its machine differs from its configuration - V(device_plugged), V(device_unplugged), V(cpu_added),
               V(memory_added), V(configuration_unknown).
-            - Its start cannot be done again - V(inherited_descriptor), V(temporary_disks), V(preconfig),
+            - Its start cannot be repeated - V(inherited_descriptor), V(temporary_disks), V(preconfig),
               V(user_unknown), V(program_unsafe), V(process_unknown), V(image_unsafe),
               V(image_unvouched), V(unit_changed), V(unit_command_unknown), V(unit_user).
-            - It is started as the user that it is now, with what it may do now, and that user could not start it -
-              V(opened_as_root), V(working_directory).
-            - What confines it would not confine it again - V(seccomp_filter), V(security_label).
-            - It runs elsewhere than a restore would start it - V(mount_namespace), V(network_namespace),
-              V(user_namespace), V(process_namespace), V(root_directory).
-            - It would be started beside its image, or its disks would be changed - V(supervisor), V(unit_restarts),
+            - A restore starts it as the user as whom it runs now, with the permissions that it has now, which are not
+              enough to start it - V(opened_as_root), V(working_directory).
+            - Its confinement would not be the same again - V(seccomp_filter), V(security_label).
+            - It runs in another environment than a restore would start it in - V(mount_namespace),
+              V(network_namespace), V(user_namespace), V(process_namespace), V(root_directory).
+            - Something may start it beside its image, or change its disks - V(supervisor), V(unit_restarts),
               V(unit_helper).
-            - Somebody works with its disks - V(block_job_fatal), V(block_filter), V(block_job),
+            - Something works with its disks - V(block_job_fatal), V(block_filter), V(block_job),
               V(export).
-            - Its memory lies where it outlives QEMU - V(memory_file), V(memory_read_only), V(memory_disk_lost).
-            - These do not block. What is lost - V(vnc_password), V(spice_password), V(host_forward), V(throttle),
-              V(write_threshold), V(object_added), V(netdev_added), V(dirty_bitmap), V(finished_job),
+            - Its memory is stored where it outlives QEMU - V(memory_file), V(memory_read_only), V(memory_disk_lost).
+            - The following kinds do not block. Something is lost - V(vnc_password), V(spice_password), V(host_forward),
+              V(throttle), V(write_threshold), V(object_added), V(netdev_added), V(dirty_bitmap), V(finished_job),
               V(cpu_affinity), V(priority), V(resource_limits), V(oom_score), V(memory_policy), V(log_begun_anew),
               V(groups), V(capabilities).
-            - What cannot be known - V(supervisor_unknown), V(unit_helper_unknown), V(memory_disk_unwatched).
-            - A restore also says V(disk_written), V(disk_gone) and V(disk_unchecked).
+            - Something cannot be known - V(supervisor_unknown), V(unit_helper_unknown), V(memory_disk_unwatched).
+            - Only a restore returns V(disk_written), V(disk_gone) and V(disk_unchecked).
           type: str
           sample: disk_replaced
         what:
           description: What was found.
           type: str
         cure:
-          description: What to do about it.
+          description: How to solve it.
           type: str
         blocks:
-          description: Whether a restore would be refused, would fail, or would bring back another machine.
+          description: Whether a restore would be refused, would fail, or would restore a different machine.
           type: bool
     image:
-      description: Its save image in O(save_dir), of several that of its last save; V(null) where there is none.
+      description:
+        - Its save image in O(save_dir), or that of its last save if there are several; V(null) if there is none.
       type: dict
       contains:
         path:
@@ -229,7 +230,7 @@ vms:
           description: V(complete), V(partial), V(archived) or V(invalid), as in M(vmops.qemu.qemu_save_image_info).
           type: str
         saved_at:
-          description: When it was saved, ISO 8601 in UTC; only of images of this collection.
+          description: When the VM was saved, ISO 8601 in UTC; only for images of this collection.
           type: str
         checkpoint:
           description: Whether the VM went on after that save, as in M(vmops.qemu.qemu_save_image_info).
@@ -267,6 +268,7 @@ cure:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmops.qemu.plugins.module_utils._module import run_operation
+from ansible_collections.vmops.qemu.plugins.module_utils._options import LIBRARY, SAVE_DIR, TIMEOUT, changed, without
 from ansible_collections.vmops.qemu.plugins.module_utils._vm_info import VmInfoOperation, VmInfoRequest
 
 
@@ -274,13 +276,13 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "list", "elements": "str"},
-            "save_dir": {"type": "path", "default": "/var/lib/vmops/save"},
-            "timeout": {"type": "float", "default": 10},
-            "bundle_library": {"type": "bool", "default": True},
+            **SAVE_DIR,
+            **changed(TIMEOUT, timeout={"default": 10}),
+            **LIBRARY,
         },
         supports_check_mode=True,
     )
-    options = {key: value for key, value in module.params.items() if key != "bundle_library"}
+    options = without(module.params, LIBRARY)
     # The time is the operation's own, which lists what it has when it is over.
     run_operation(module, lambda: VmInfoOperation(VmInfoRequest(**options)), 0)
 

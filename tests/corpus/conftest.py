@@ -6,28 +6,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from functional.conftest import ModuleRun, image, make_guest, restore, run_module, save, start_module
-from functional.test_golden import COMMAND, GOLDEN
 
 from corpus.digest import CHECKSUM
 from corpus.layout import Layout, read_layout
 from support import CounterGuest
+from support.golden import COMMAND
+from support.module_run import ModuleRun
 from support.observe import VM
-
-__all__ = ["image", "make_guest", "restore", "run_module", "save", "start_module"]
-
-#: How many images are spoilt and looked at, and how many of ours a real QEMU is to load.
-IMAGES = int(os.environ.get("CORPUS_IMAGES", "400"))
-RESTORES = int(os.environ.get("CORPUS_RESTORES", "24"))
-#: The same number makes the same cases again.
-SEED = os.environ.get("CORPUS_SEED", "2026")
 
 _SUMMARY = pytest.StashKey[list[str]]()
 
@@ -95,19 +85,10 @@ def own_layouts(own_images: OwnImages) -> dict[str, Layout]:
 
 
 @pytest.fixture(scope="session")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """libvirt's images, in every format."""
-    place = tmp_path_factory.mktemp("golden")
-    # tar(1), since Python's tarfile writes out the holes of sparse members.
-    subprocess.run(["tar", "-S", "-xJf", GOLDEN / "libvirt-11.3.tar.xz", "-C", place], check=True)
-    return {f"libvirt-{path.stem}": path for path in place.rglob("*.save")}
-
-
-@pytest.fixture(scope="session")
-def all_images(golden: dict[str, Path], own_images: OwnImages) -> dict[str, tuple[Path, dict[str, Any]]]:
+def all_images(golden: Path, own_images: OwnImages) -> dict[str, tuple[Path, dict[str, Any]]]:
     """All good images, and the options with which each would be restored."""
     libvirts = {"name": "tiny", "launch": "command", "command": COMMAND}
     return {
-        **{name: (path, libvirts) for name, path in golden.items()},
+        **{f"libvirt-{path.stem}": (path, libvirts) for path in golden.glob("*.save")},
         **{name: (path, {"name": VM}) for name, path in own_images.paths.items()},
     }

@@ -57,7 +57,6 @@ class Layout:
     version: int
     format: str
     stream: int
-    has_cookie: bool
     regions: dict[str, list[Range]]
     blocks: list[Block] = dataclasses.field(default_factory=list)
 
@@ -128,7 +127,7 @@ def read_layout(path: Path) -> Layout:
         text_end = cookie_end + 1
     regions["padding"] = [(text_end, stream)]
     image_format = "sparse" if words["features"] else FORMATS[words["compressed"]]
-    layout = Layout(path, len(data), words["version"], image_format, stream, bool(cookie), regions)
+    layout = Layout(path, len(data), words["version"], image_format, stream, regions)
     if layout.compressed:
         regions["compressed_stream"] = [(stream, layout.size)]
     else:

@@ -24,7 +24,7 @@ import json
 import random
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Optional
 
 from corpus.layout import HEADER_SIZE, MIB, WORDS, Block, Layout, Range
@@ -922,10 +922,3 @@ def _noise_all_over(rng: random.Random, layout: Layout) -> Mutation:
         mutation = noise(rng, layout, region)
         writes += mutation.writes if mutation else ()
     return Mutation(writes=tuple(writes))
-
-
-def kinds_named(names: list[str]) -> Iterator[Kind]:
-    """The kinds of these names, each of which there must be."""
-    by_name = {each.name: each for each in KINDS}
-    for name in names:
-        yield by_name[name]

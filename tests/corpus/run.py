@@ -17,9 +17,15 @@ from pathlib import Path
 from typing import Any, Optional
 
 from corpus.mutations import KINDS, Expect, Kind
+from support.guest import COLLECTIONS
+
+#: How many images are spoilt and looked at, and how many of ours a real QEMU is to load.
+IMAGES = int(os.environ.get("CORPUS_IMAGES", "400"))
+RESTORES = int(os.environ.get("CORPUS_RESTORES", "24"))
+#: The same number makes the same cases again.
+SEED = os.environ.get("CORPUS_SEED", "2026")
 
 WORKER = Path(__file__).with_name("worker.py")
-COLLECTIONS = Path(__file__).resolve().parents[2] / "build" / "collections"
 
 #: What a restore compares with the QEMU that shall load the image.
 COMPARED = frozenset(("domain.name", "domain.uuid", "stream.machine", "stream.ram_blocks"))

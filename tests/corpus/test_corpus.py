@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import os
 
-from corpus.conftest import IMAGES, SEED
 from corpus.layout import read_layout
 from corpus.mutations import KINDS, case
-from corpus.run import Corpus
+from corpus.run import IMAGES, SEED, Corpus
 from corpus.worker import CPU_LIMIT, MEMORY_LIMIT
 
 

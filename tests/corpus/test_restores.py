@@ -16,10 +16,10 @@ import random
 from ansible_collections.vmops.qemu.plugins.module_utils import _errors
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 
-from corpus.conftest import RESTORES, SEED
 from corpus.digest import HAS_DIGEST
 from corpus.images import SpoiltImage
 from corpus.mutations import KINDS, Expect
+from corpus.run import RESTORES, SEED
 from support import GuestError, Monitor, find_qemu_pids, gaps
 from support.observe import VM
 

@@ -28,8 +28,9 @@ from typing import Any, Optional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import VmopsError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, read_compressed_head
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressed_head import read_compressed_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, image_info
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import MappedRamBlock, read_stream
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems

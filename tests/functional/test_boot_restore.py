@@ -6,73 +6,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.lookup.restore_program import make_program
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 
 from support import find_qemu_pids
-from support.guest import REPOSITORY
+from support.boot_program import BOOT_PROGRAM, said
 from support.monitor import Monitor
 from support.observe import VM, Continuity, run_state
-
-MAIN = REPOSITORY / "roles" / "host_setup" / "files" / "restore_saved_vms.py"
-
-
-@pytest.fixture
-def program(tmp_path):
-    """The archive, in a directory that nobody else may write to."""
-    path = tmp_path / "program" / "restore_saved_vms.pyz"
-    path.parent.mkdir(mode=0o755)
-    with path.open("wb") as archive:
-        make_program(MAIN, archive)
-    return path
-
-
-@pytest.fixture
-def run_program(program, image):
-    """Start it, with the directory of the image; what still runs at the end of the test is killed."""
-    started = []
-
-    def start(**settings):
-        path = program.parent / "settings.json"
-        known = {"save_dir": str(image.parent), "order": [], "parallel": 2, "timeout": 60}
-        path.write_text(json.dumps({**known, **settings}))
-        path.chmod(0o644)
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-I", str(program), str(path)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
-                cwd="/",
-                text=True,
-            )
-        )
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def said(process, status, timeout=120):
-    """What it said, when it has ended as it should."""
-    output, _nothing = process.communicate(timeout=timeout)
-    assert process.returncode == status, output
-    assert "Traceback" not in output, output
-    return output
 
 
 def wait_for_qemu():
@@ -87,7 +35,7 @@ def wait_for_qemu():
 def test_archive_is_the_same_each_time_and_needs_no_ansible(program, tmp_path):
     again = tmp_path / "again.pyz"
     with again.open("wb") as archive:
-        make_program(MAIN, archive)
+        make_program(BOOT_PROGRAM, archive)
     assert again.read_bytes() == program.read_bytes()
     names = zipfile.ZipFile(program).namelist()
     assert "__main__.py" in names

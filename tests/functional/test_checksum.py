@@ -206,11 +206,6 @@ def test_checksum_holds_when_the_image_is_managed(guest, image, save, restore, r
 
 
 @pytest.fixture
-def big_guest(make_guest):
-    return make_guest(memory_mib=384, block_mib=200, observer=True)
-
-
-@pytest.fixture
 def start_slowly(start_module, image, tmp_path):
     """Start a module whose reading of chunks takes so many seconds each, and wait until it reads some.
 

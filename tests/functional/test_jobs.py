@@ -11,7 +11,6 @@ import contextlib
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
@@ -24,8 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict i
 from support import MonitorError, wait_migration
 from support.observe import wait_until
 from support.paused import PausedQemu, make_disk
-
-from .conftest import OLD_QEMU
+from support.versions import OLD_QEMU
 
 #: Bytes a second: the job outlasts the test.
 SLOW = {"speed": 4096}
@@ -66,17 +64,15 @@ JOBS: dict[str, tuple[list[tuple[str, dict[str, Any]]], str, tuple[str, bool]]] 
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., PausedQemu]]:
+def start(tmp_path: Path, start_paused: Callable[..., PausedQemu]) -> Callable[..., PausedQemu]:
     """Start a QEMU with a chain of three layers in virtio0."""
     layers = ["base.qcow2", "mid.qcow2", "top.qcow2"]
     for number, (name, below) in enumerate(zip(layers, ["", *layers])):
         make_disk(tmp_path / name, "qcow2", *(("-b", below, "-F", "qcow2") if below else ()), size="4M")
         write = f"write -P {number + 1} 0 {4 >> number}M"
         subprocess.run(["qemu-io", "-c", write, name], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
-    with contextlib.ExitStack() as stack:
-        yield lambda *arguments, **options: stack.enter_context(
-            PausedQemu(tmp_path, "-drive", "if=virtio,format=qcow2,file=top.qcow2", *arguments, **options)
-        )
+    disk = ("-drive", "if=virtio,format=qcow2,file=top.qcow2")
+    return lambda *arguments, **options: start_paused(*disk, *arguments, **options)
 
 
 def problems_of(qemu: PausedQemu) -> list[Problem]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,6 @@ from support.observe import VM
 NAME = f"linux-{VM}"
 
 Result = dict[str, Any]
-
-
-@pytest.fixture
-def linux(tmp_path: Path) -> Iterator[LinuxGuest]:
-    guest = LinuxGuest(tmp_path / "linux", NAME)
-    guest.start()
-    yield guest
-    guest.adopt_restarted()
-    guest.close()
 
 
 class Written:

@@ -8,17 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from support import LinuxGuest, gaps
+from support import gaps
 from support.observe import VM
-
-
-@pytest.fixture
-def linux(tmp_path):
-    guest = LinuxGuest(tmp_path / "linux", f"linux-{VM}")
-    guest.start()
-    yield guest
-    guest.adopt_restarted()
-    guest.close()
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict i
 from support.monitor import Monitor as PlainMonitor
 from support.monitor import MonitorError as PlainMonitorError
 from support.observe import wait_until
-
-from .conftest import OLD_QEMU
+from support.versions import OLD_QEMU
 
 QEMU = "qemu-system-x86_64"
 
@@ -58,8 +57,9 @@ class Machine:
             process = read_process(self.process.pid)
             assert process is not None
             started = time.monotonic()
-            found = await machine_problems(monitor, process.configuration)
-            found += await runtime_losses(monitor, process.configuration, await ask_block(monitor))
+            block = await ask_block(monitor)
+            found = await machine_problems(monitor, process.configuration, block.devices)
+            found += await runtime_losses(monitor, process.configuration, block)
             self.milliseconds = (time.monotonic() - started) * 1000
             return found
 

@@ -24,9 +24,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory im
     memory_media,
     memory_problems,
 )
-from functional.conftest import OLD_QEMU
 
 from support.observe import VM, Continuity
+from support.versions import OLD_QEMU
 
 MIB = 1024 * 1024
 SIZE = 64 * MIB

@@ -31,8 +31,8 @@ from typing import Any, Optional
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils import _errors
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 from support import CounterGuest, GuestError, MonitorError, find_qemu_pids, gaps, listening_wrapper

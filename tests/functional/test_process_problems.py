@@ -22,10 +22,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import re
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.revival import boot_time, look_for_revival
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.process import process_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import waits_for
-from functional.conftest import OLD_QEMU
 
 from support import find_qemu_pids
 from support.observe import VM, Continuity, wait_until
+from support.versions import OLD_QEMU
 
 needs_old_qemu = pytest.mark.skipif(not OLD_QEMU.exists(), reason="QEMU 7.2 is not set up")
 

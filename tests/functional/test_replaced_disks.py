@@ -7,19 +7,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import read_process
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.devices import read_devices
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.replaced_disks import replaced_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -27,15 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict i
 from support import Monitor as ClientMonitor
 from support.observe import wait_until
 from support.paused import PausedQemu, make_disk
-
-from .conftest import OLD_QEMU
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., PausedQemu]]:
-    """Start a QEMU with these arguments."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *arguments, **options: stack.enter_context(PausedQemu(tmp_path, *arguments, **options))
+from support.versions import OLD_QEMU
 
 
 @pytest.fixture
@@ -55,7 +46,8 @@ def problems_of(qemu: PausedQemu) -> list[Problem]:
         assert process is not None
         configuration = read_configuration(process.argv, process.cwd, process.pid, process.uid)
         async with await Monitor.connect(str(qemu.qmp_socket)) as monitor:
-            return await replaced_media(await read_media(monitor, process), monitor, configuration, process)
+            devices = await read_devices(monitor)
+            return await replaced_media(await read_media(monitor, process), devices, configuration, process)
 
     return asyncio.run(look())
 
@@ -147,7 +139,7 @@ ORDINARY = {
 @pytest.mark.parametrize("qemu", ["own", "7.2"])
 @pytest.mark.parametrize("words", ORDINARY.values(), ids=ORDINARY)
 @pytest.mark.parametrize("machine", ["pc", "q35"])
-def test_media_as_they_were_started_with(start, disks, words, qemu, machine):
+def test_media_as_they_were_started_with(start_paused, disks, words, qemu, machine):
     if qemu == "7.2" and (machine == "pc" or not OLD_QEMU.exists()):
         pytest.skip("no QEMU 7.2 in .cache, or not with this machine")
     if machine == "q35" and ("-hdb" in words or "floppy" in words):
@@ -161,40 +153,40 @@ def test_media_as_they_were_started_with(start, disks, words, qemu, machine):
         '[drive]\n  if = "virtio"\n  file = "a.img"\n  format = "raw"\n'
     )
     options = {"qemu": str(OLD_QEMU)} if qemu == "7.2" else {}
-    vm = start(*words.format(place=disks).split(), machine=machine, **options)
+    vm = start_paused(*words.format(place=disks).split(), machine=machine, **options)
     check_kinds(vm)
 
 
-def test_flash(start, disks):
+def test_flash(start_paused, disks):
     make_disk(disks / "flash.img", size="256k")
-    with start("-drive", "if=pflash,format=raw,readonly=on,file=flash.img", machine="pc") as vm:
+    with start_paused("-drive", "if=pflash,format=raw,readonly=on,file=flash.img", machine="pc") as vm:
         check_kinds(vm)
     node = "file,node-name=flash,filename=flash.img,read-only=on"
-    with start("-blockdev", node, machine="q35,pflash0=flash") as vm:
+    with start_paused("-blockdev", node, machine="q35,pflash0=flash") as vm:
         check_kinds(vm)
 
 
-def test_drives_that_qemu_adds_by_itself(start, disks):
+def test_drives_that_qemu_adds_by_itself(start_paused, disks):
     # With QEMU's defaults, an empty CD drive and an empty floppy drive.
-    vm = start("-hda", "a.img", machine="pc", defaults=True)
+    vm = start_paused("-hda", "a.img", machine="pc", defaults=True)
     check_kinds(vm)
 
 
-def test_names_that_need_care(start, disks):
+def test_names_that_need_care(start_paused, disks):
     for name in ("x,y=z.img", "a b'.img", "ü%s.img"):
         make_disk(disks / "new.img").rename(disks / name)
-    vm = start(
+    vm = start_paused(
         *("-drive", "if=virtio,format=raw,file=x,,y=z.img", "-drive", "if=virtio,format=raw,file=a b'.img"),
         *("-drive", f"if=virtio,format=raw,file={disks}/ü%s.img"),
     )
     check_kinds(vm)
 
 
-def test_relative_names_after_daemonize(start, disks):
+def test_relative_names_after_daemonize(start_paused, disks):
     pid_file = disks / "pid"
     (disks / "sub").mkdir()
     make_disk(disks / "sub" / "e.img")
-    vm = start(
+    vm = start_paused(
         *("-drive", "if=virtio,format=raw,file=a.img", "-drive", "if=virtio,format=raw,file=sub/e.img"),
         *("-drive", "if=none,id=cd,media=cdrom,file=b.img", "-device", "ide-cd,drive=cd"),
         *("-daemonize", "-pidfile", str(pid_file)),
@@ -206,7 +198,7 @@ def test_relative_names_after_daemonize(start, disks):
     check_kinds(vm, "disk_replaced")
 
 
-def test_network_disk(start, disks):
+def test_network_disk(start_paused, disks):
     place = disks / "nbd.sock"
     server = subprocess.Popen(
         ["qemu-nbd", "-t", "-e", "9", "-f", "raw", "-x", "one", "-k", str(place), "a.img"], cwd=disks
@@ -220,7 +212,7 @@ def test_network_disk(start, disks):
             " -device virtio-blk-pci,drive=n",
             f"-drive if=virtio,driver=nbd,server.type=unix,server.path={place},export=one",
         ):
-            with start(*words.split()) as vm:
+            with start_paused(*words.split()) as vm:
                 check_kinds(vm)
                 device = vm.execute("query-block")[0]
                 node = device["inserted"]["node-name"]
@@ -243,15 +235,15 @@ def test_network_disk(start, disks):
         "-blockdev vvfat,read-only=on,node-name=n,dir={place}/share,label=x -device virtio-blk-pci,drive=n",
     ],
 )
-def test_media_that_qemu_calls_by_their_options(start, disks, words):
+def test_media_that_qemu_calls_by_their_options(start_paused, disks, words):
     (disks / "share").mkdir()
-    check_kinds(start(*words.format(place=disks).split()))
+    check_kinds(start_paused(*words.format(place=disks).split()))
 
 
-def test_directory_that_was_changed(start, disks):
+def test_directory_that_was_changed(start_paused, disks):
     for name in ("share", "other"):
         (disks / name).mkdir()
-    vm = start("-drive", "if=none,id=cd0,media=cdrom,file=fat:share", "-device", "ide-cd,drive=cd0")
+    vm = start_paused("-drive", "if=none,id=cd0,media=cdrom,file=fat:share", "-device", "ide-cd,drive=cd0")
     check_kinds(vm)
     vm.execute("blockdev-change-medium", {"device": "cd0", "filename": "fat:other", "format": "raw"})
     check_kinds(vm, "disk_replaced")
@@ -273,13 +265,13 @@ FILE = ("-blockdev", "file,node-name=f,filename=a.img,read-only=on")
         "-drive if=virtio,format=raw,offset=0,file=b.img",
     ],
 )
-def test_part_of_a_file(start, disks, words):
-    check_kinds(start(*FILE, *(word.replace("raw,node", "raw,read-only=on,node") for word in words.split())))
+def test_part_of_a_file(start_paused, disks, words):
+    check_kinds(start_paused(*FILE, *(word.replace("raw,node", "raw,read-only=on,node") for word in words.split())))
 
 
-def test_other_part_of_the_same_file(start, disks):
+def test_other_part_of_the_same_file(start_paused, disks):
     part = "raw,read-only=on,node-name=n,offset=512,size=65536,file=f"
-    vm = start(*FILE, "-blockdev", part, "-device", "virtio-scsi-pci", "-device", "scsi-cd,drive=n,id=cd")
+    vm = start_paused(*FILE, "-blockdev", part, "-device", "virtio-scsi-pci", "-device", "scsi-cd,drive=n,id=cd")
     check_kinds(vm)
     other = {"driver": "raw", "read-only": True, "size": 65536, "file": "f"}
     vm.execute("blockdev-reopen", {"options": [{**other, "node-name": "n", "offset": 131072}]})
@@ -301,8 +293,8 @@ NODES = ["-blockdev", "raw,node-name=n0,file.driver=file,file.filename=a.img", "
 
 
 @pytest.mark.parametrize("name", ["over.qcow2", "{place}/over.qcow2", "json", "a.img.over", "b.img-2"])
-def test_snapshot(start, disks, name):
-    vm = start(*NAMED)
+def test_snapshot(start_paused, disks, name):
+    vm = start_paused(*NAMED)
     make_disk(disks / "over.qcow2", "qcow2")
     if name == "json":
         name = json.dumps({"driver": "qcow2", "file": {"driver": "file", "filename": "over.qcow2"}})
@@ -317,19 +309,19 @@ def test_snapshot(start, disks, name):
 
 @pytest.mark.parametrize("backing", [True, False], ids=["header-names-it", "header-does-not"])
 @pytest.mark.parametrize("qemu", ["own", "7.2"])
-def test_overlay_that_was_added_as_a_node(start, disks, backing, qemu):
+def test_overlay_that_was_added_as_a_node(start_paused, disks, backing, qemu):
     if qemu == "7.2" and not OLD_QEMU.exists():
         pytest.skip("no QEMU 7.2 in .cache")
     make_disk(disks / "over.qcow2", "qcow2", *(("-b", "a.img", "-F", "raw") if backing else ()))
-    vm = start(*NODES, **({"qemu": str(OLD_QEMU)} if qemu == "7.2" else {}))
+    vm = start_paused(*NODES, **({"qemu": str(OLD_QEMU)} if qemu == "7.2" else {}))
     file = {"driver": "file", "filename": "over.qcow2"}
     vm.execute("blockdev-add", {"driver": "qcow2", "node-name": "over", "backing": None, "file": file})
     vm.execute("blockdev-snapshot", {"node": "n0", "overlay": "over"})
     check_kinds(vm, "disk_replaced")
 
 
-def test_overlay_over_an_overlay_whose_header_says_otherwise(start, disks):
-    vm = start("-drive", "if=virtio,format=qcow2,file=top.qcow2")
+def test_overlay_over_an_overlay_whose_header_says_otherwise(start_paused, disks):
+    vm = start_paused("-drive", "if=virtio,format=qcow2,file=top.qcow2")
     node = vm.execute("query-block")[0]["inserted"]["node-name"]
     change = {"device": "virtio0", "image-node-name": node, "backing-file": "base.qcow2"}
     vm.execute("change-backing-file", change)
@@ -337,42 +329,42 @@ def test_overlay_over_an_overlay_whose_header_says_otherwise(start, disks):
     assert "mid.qcow2" in problem.what
 
 
-def test_snapshot_after_readconfig(start, disks):
+def test_snapshot_after_readconfig(start_paused, disks):
     (disks / "vm.conf").write_text('[drive]\n  if = "virtio"\n  file = "a.img"\n  format = "raw"\n')
-    vm = start("-readconfig", "vm.conf")
+    vm = start_paused("-readconfig", "vm.conf")
     check_kinds(vm)
     vm.execute("blockdev-snapshot-sync", {"device": "virtio0", "snapshot-file": "over.qcow2"})
     check_kinds(vm, "disk_replaced")
 
 
-def test_temporary_disk(start, disks):
-    check_kinds(start("-drive", "if=virtio,format=raw,file=a.img,snapshot=on"), "disk_replaced")
-    check_kinds(start("-drive", "if=virtio,format=raw,file=b.img", "-snapshot"), "disk_replaced")
+def test_temporary_disk(start_paused, disks):
+    check_kinds(start_paused("-drive", "if=virtio,format=raw,file=a.img,snapshot=on"), "disk_replaced")
+    check_kinds(start_paused("-drive", "if=virtio,format=raw,file=b.img", "-snapshot"), "disk_replaced")
 
 
 # --- block jobs ---
 
 
 @pytest.mark.parametrize("target", ["copy.img", "a.img.copy", "a.im", "{place}/b.img2"])
-def test_mirror(start, disks, target):
-    vm = start(*NAMED)
+def test_mirror(start_paused, disks, target):
+    vm = start_paused(*NAMED)
     mirror = {"device": "virtio0", "target": target.format(place=disks), "sync": "full", "format": "raw"}
     vm.execute("drive-mirror", mirror)
     finish_jobs(vm)
     check_kinds(vm, "disk_replaced")
 
 
-def test_mirror_to_a_node(start, disks):
-    vm = start(*NODES)
+def test_mirror_to_a_node(start_paused, disks):
+    vm = start_paused(*NODES)
     vm.execute("blockdev-add", {"driver": "raw", "node-name": "t", "file": {"driver": "file", "filename": "b.img"}})
     vm.execute("blockdev-mirror", {"device": "n0", "target": "t", "sync": "full", "job-id": "m"})
     finish_jobs(vm)
     check_kinds(vm, "disk_replaced")
 
 
-def test_mirror_onto_the_file_that_another_drive_has(start, disks):
+def test_mirror_onto_the_file_that_another_drive_has(start_paused, disks):
     """What the command line names, but for another drive."""
-    vm = start(*NAMED[:2], "-drive", "if=none,id=spare,format=raw,file=b.img")
+    vm = start_paused(*NAMED[:2], "-drive", "if=none,id=spare,format=raw,file=b.img")
     vm.execute("human-monitor-command", {"command-line": "drive_del spare"})
     vm.execute(
         "drive-mirror", {"device": "virtio0", "target": "b.img", "sync": "full", "format": "raw", "mode": "existing"}
@@ -381,16 +373,16 @@ def test_mirror_onto_the_file_that_another_drive_has(start, disks):
     check_kinds(vm, "disk_replaced", "disk_missing")
 
 
-def test_commit_of_the_active_layer(start, disks):
-    vm = start("-drive", "if=virtio,format=qcow2,file=top.qcow2")
+def test_commit_of_the_active_layer(start_paused, disks):
+    vm = start_paused("-drive", "if=virtio,format=qcow2,file=top.qcow2")
     vm.execute("block-commit", {"device": "virtio0"})
     finish_jobs(vm)
     check_kinds(vm, "disk_replaced")
 
 
-def test_commit_and_stream_that_the_header_knows_of(start, disks):
+def test_commit_and_stream_that_the_header_knows_of(start_paused, disks):
     """A start by the same command line gives the new chain."""
-    vm = start("-drive", "if=virtio,format=qcow2,file=top.qcow2")
+    vm = start_paused("-drive", "if=virtio,format=qcow2,file=top.qcow2")
     vm.execute("block-commit", {"device": "virtio0", "top": "mid.qcow2", "base": "base.qcow2"})
     finish_jobs(vm)
     check_kinds(vm)
@@ -399,8 +391,8 @@ def test_commit_and_stream_that_the_header_knows_of(start, disks):
     check_kinds(vm)
 
 
-def test_commit_of_a_layer_that_the_command_line_names(start, disks):
-    vm = start(
+def test_commit_of_a_layer_that_the_command_line_names(start_paused, disks):
+    vm = start_paused(
         *("-blockdev", "qcow2,node-name=base,file.driver=file,file.filename=base.qcow2"),
         *("-blockdev", "qcow2,node-name=mid,file.driver=file,file.filename=mid.qcow2,backing=base"),
         *("-blockdev", "qcow2,node-name=top,file.driver=file,file.filename=top.qcow2,backing=mid"),
@@ -418,8 +410,8 @@ CDS = ["-drive", "if=none,id=cd0,media=cdrom,file=a.img", "-device", "ide-cd,dri
 CDS += ["-drive", "if=none,id=cd1,media=cdrom,file=b.img", "-device", "ide-cd,drive=cd1,bus=ide.1"]
 
 
-def test_media_that_were_changed(start, disks):
-    vm = start(*CDS, "-device", "ide-cd,id=cd2,bus=ide.2")
+def test_media_that_were_changed(start_paused, disks):
+    vm = start_paused(*CDS, "-device", "ide-cd,id=cd2,bus=ide.2")
     check_kinds(vm)
     vm.execute("blockdev-change-medium", {"device": "cd0", "filename": "c.img", "format": "raw"})
     check_kinds(vm, "disk_replaced")
@@ -432,15 +424,15 @@ def test_media_that_were_changed(start, disks):
     check_kinds(vm, "disk_replaced", "disk_replaced")
 
 
-def test_media_that_were_swapped(start, disks):
-    vm = start(*CDS)
+def test_media_that_were_swapped(start_paused, disks):
+    vm = start_paused(*CDS)
     for device, name in (("cd0", "b.img"), ("cd1", "a.img")):
         vm.execute("blockdev-change-medium", {"device": device, "filename": name, "format": "raw"})
     check_kinds(vm, "disk_replaced", "disk_replaced")
 
 
-def test_medium_that_was_ejected_and_deleted(start, disks):
-    vm = start(*CDS)
+def test_medium_that_was_ejected_and_deleted(start_paused, disks):
+    vm = start_paused(*CDS)
     vm.execute("eject", {"device": "cd1", "force": True})
     (disks / "b.img").unlink()
     (problem,) = check_kinds(vm, "disk_unknown")
@@ -448,9 +440,9 @@ def test_medium_that_was_ejected_and_deleted(start, disks):
 
 
 @pytest.mark.parametrize("change", ["deleted", "replaced", "moved", "link"])
-def test_file_that_the_command_line_does_not_lead_to_any_more(start, disks, change):
+def test_file_that_the_command_line_does_not_lead_to_any_more(start_paused, disks, change):
     (disks / "link").symlink_to("a.img")
-    vm = start("-drive", f"if=virtio,format=raw,file={'link' if change == 'link' else 'a.img'}")
+    vm = start_paused("-drive", f"if=virtio,format=raw,file={'link' if change == 'link' else 'a.img'}")
     if change == "deleted":
         (disks / "a.img").unlink()
     elif change == "replaced":
@@ -466,8 +458,8 @@ def test_file_that_the_command_line_does_not_lead_to_any_more(start, disks, chan
 # --- drives that come and go ---
 
 
-def test_node_that_was_put_in_again_with_another_file(start, disks):
-    vm = start(
+def test_node_that_was_put_in_again_with_another_file(start_paused, disks):
+    vm = start_paused(
         *("-device", "pcie-root-port,id=rp", "-blockdev", "file,node-name=n,filename=a.img"),
         *("-device", "virtio-scsi-pci,id=s", "-device", "scsi-hd,id=h,drive=n,bus=s.0"),
     )
@@ -480,8 +472,8 @@ def test_node_that_was_put_in_again_with_another_file(start, disks):
     check_kinds(vm, "disk_replaced")
 
 
-def test_drive_that_was_taken_out_or_added(start, disks):
-    vm = start(
+def test_drive_that_was_taken_out_or_added(start_paused, disks):
+    vm = start_paused(
         *("-device", "virtio-scsi-pci,id=s", "-drive", "if=none,id=d,format=raw,file=a.img"),
         *("-device", "scsi-hd,id=h,drive=d,bus=s.0"),
     )
@@ -495,32 +487,33 @@ def test_drive_that_was_taken_out_or_added(start, disks):
     assert sorted(problem.kind for problem in problems_of(vm)) == ["disk_added", "disk_added", "disk_missing"]
 
 
-def test_configuration_file_that_cannot_be_read(start, disks):
+def test_configuration_file_that_cannot_be_read(start_paused, disks):
     (disks / "vm.conf").write_text('[drive "d0"]\n  if = "virtio"\n  file = "a.img"\n  format = "raw"\n')
-    vm = start("-readconfig", "vm.conf")
+    vm = start_paused("-readconfig", "vm.conf")
     (disks / "vm.conf").unlink()
     check_kinds(vm, "disk_unknown")
 
 
-def test_process_that_is_not_known(start, disks):
-    vm = start(*NAMED)
+def test_process_that_is_not_known(start_paused, disks):
+    vm = start_paused(*NAMED)
 
     async def look() -> list[Problem]:
         configuration = read_configuration(vm.argv)
         async with await Monitor.connect(str(vm.qmp_socket)) as monitor:
-            return await replaced_media(await read_media(monitor, None), monitor, configuration, None)
+            devices = await read_devices(monitor)
+            return await replaced_media(await read_media(monitor, None), devices, configuration, None)
 
     (problem,) = asyncio.run(look())
     assert (problem.kind, problem.blocks) == ("disk_unknown", True)
 
 
-def test_cost(start, tmp_path):
+def test_cost(start_paused, tmp_path):
     arguments: list[str] = []
     for number in range(8):
         make_disk(tmp_path / f"base-{number}", "qcow2")
         make_disk(tmp_path / f"disk-{number}", "qcow2", "-b", f"base-{number}", "-F", "qcow2")
         arguments += ["-drive", f"if=virtio,format=qcow2,file=disk-{number}"]
-    vm = start(*arguments)
+    vm = start_paused(*arguments)
 
     async def measure() -> float:
         process = read_process(vm.pid)
@@ -531,7 +524,7 @@ def test_cost(start, tmp_path):
             for _time in range(5):
                 begin = time.process_time()
                 media = await read_media(monitor, process)
-                assert await replaced_media(media, monitor, configuration, process) == []
+                assert await replaced_media(media, await read_devices(monitor), configuration, process) == []
                 took.append(time.process_time() - begin)
             return min(took)
 

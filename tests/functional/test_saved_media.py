@@ -7,14 +7,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
@@ -31,19 +30,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_rec
 from support import wait_migration
 from support.mounts import mounted
 from support.paused import PausedQemu, make_disk
-
-from .conftest import OLD_QEMU
+from support.versions import OLD_QEMU
 
 LABEL = "the VM web1"
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., PausedQemu]]:
-    """Start a QEMU with these arguments."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *arguments, place=tmp_path, **options: stack.enter_context(
-            PausedQemu(place, *arguments, **options)
-        )
 
 
 def media_of(qemu: PausedQemu) -> list[Medium]:
@@ -89,7 +78,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     ],
     indirect=["place"],
 )
-def test_media_keep_still_from_the_save_to_the_restore(start, place, cache, qemu):
+def test_media_keep_still_from_the_save_to_the_restore(start_paused, place, cache, qemu):
     if not os.path.exists(qemu) and qemu == str(OLD_QEMU):
         pytest.skip("no QEMU 7.2 in .cache")
     secret = ("--object", "secret,id=s,data=abc")
@@ -111,7 +100,7 @@ def test_media_keep_still_from_the_save_to_the_restore(start, place, cache, qemu
     arguments += ["-drive", "if=none,id=cd,readonly=on,media=cdrom,file=base.qcow2", "-device", "ide-cd,drive=cd"]
     state = place / "state"
 
-    with start(*arguments, place=place, qemu=qemu) as saved:
+    with start_paused(*arguments, place=place, qemu=qemu) as saved:
         for number in range(len(words)):
             saved.write(f"virtio{number}", "write -P 7 0 64k")
             saved.write(f"virtio{number}", "write -P 9 512k 64k")
@@ -122,7 +111,7 @@ def test_media_keep_still_from_the_save_to_the_restore(start, place, cache, qemu
         saved.quit()
     assert changed_media(before) == []
 
-    waiting = start(*arguments, "-incoming", "defer", place=place, qemu=qemu)
+    waiting = start_paused(*arguments, "-incoming", "defer", place=place, qemu=qemu)
     assert other_media(before, media_of(waiting), LABEL) == []
     assert changed_media(before) == []
     waiting.execute("migrate-incoming", {"uri": f"exec:cat {state}"})
@@ -138,9 +127,9 @@ def test_media_keep_still_from_the_save_to_the_restore(start, place, cache, qemu
     assert not any("base.qcow2" in what for what in written)
 
 
-def test_write_right_after_the_record_shows(start, tmp_path):
+def test_write_right_after_the_record_shows(start_paused, tmp_path):
     make_disk(tmp_path / "a.img")
-    vm = start("-drive", "if=virtio,format=raw,file=a.img")
+    vm = start_paused("-drive", "if=virtio,format=raw,file=a.img")
     for _time in range(20):
         vm.write("virtio0", "write 0 512")
         media = media_of(vm)
@@ -182,16 +171,16 @@ SAVED += ["-device", "ide-cd,drive=cd"]
         ({"-device": "-drive if=virtio,format=raw,file=b.img -device"}, ["disk_added"]),
     ],
 )
-def test_media_of_the_qemu_that_waits(start, disks, change, expected):
+def test_media_of_the_qemu_that_waits(start_paused, disks, change, expected):
     subprocess.run(["cp", "-p", disks / "top.qcow2", disks / "copy.qcow2"], check=True)
-    with start(*SAVED) as saved:
+    with start_paused(*SAVED) as saved:
         before = record_of(saved, disks / "state")
     assert changed_media(before) == []
     words = " ".join(SAVED)
     for old, new in change.items():
         assert old in words
         words = words.replace(old, new)
-    waiting = start(*words.split(), "-incoming", "defer")
+    waiting = start_paused(*words.split(), "-incoming", "defer")
     assert kinds(other_media(before, media_of(waiting), LABEL)) == expected
 
 
@@ -209,7 +198,7 @@ NODES = ["-blockdev", "file,node-name=a,filename=a.img", "-blockdev", "file,node
         ("pc", "ide-hd,drive=a,id=x,bus=ide.0,unit=0 ide-hd,drive=b,id=y,bus=ide.0,unit=1", "0 1"),
     ],
 )
-def test_disks_in_each_others_place(start, disks, machine, devices, other):
+def test_disks_in_each_others_place(start_paused, disks, machine, devices, other):
     """QEMU loads such an image without an error, and the guest takes each disk for the other."""
     words = devices.split()
     if machine == "q35":
@@ -223,35 +212,35 @@ def test_disks_in_each_others_place(start, disks, machine, devices, other):
     def options(devices: list[str]) -> list[str]:
         return [*NODES, *(word for device in devices for word in ("-device", device))]
 
-    with start(*options(words), machine=machine) as saved:
+    with start_paused(*options(words), machine=machine) as saved:
         before = record_of(saved, disks / "state")
-    with start(*options(words), "-incoming", "defer", machine=machine) as waiting:
+    with start_paused(*options(words), "-incoming", "defer", machine=machine) as waiting:
         assert other_media(before, media_of(waiting), LABEL) == []
-    waiting = start(*options(swapped), "-incoming", "defer", machine=machine)
+    waiting = start_paused(*options(swapped), "-incoming", "defer", machine=machine)
     problems = other_media(before, media_of(waiting), LABEL)
     assert kinds(problems) == ["disk_replaced", "disk_replaced"]
     assert "in another place" in problems[0].what
 
 
-def test_medium_that_was_ejected_or_changed_before_the_save(start, disks):
-    with start(*SAVED) as saved:
+def test_medium_that_was_ejected_or_changed_before_the_save(start_paused, disks):
+    with start_paused(*SAVED) as saved:
         saved.execute("eject", {"device": "cd", "force": True})
         ejected = record_of(saved, disks / "state")
         saved.execute("cont")
         saved.execute("blockdev-change-medium", {"device": "cd", "filename": "b.img", "format": "raw"})
         changed = media_of(saved)
-    opened = media_of(start(*SAVED, "-incoming", "defer"))
+    opened = media_of(start_paused(*SAVED, "-incoming", "defer"))
     assert "disk_added" in kinds(other_media(ejected, opened, LABEL))
     assert "disk_replaced" in kinds(other_media(changed, opened, LABEL))
 
 
-def test_same_disk_after_an_upgrade_of_qemu(start, disks):
+def test_same_disk_after_an_upgrade_of_qemu(start_paused, disks):
     if not OLD_QEMU.exists():
         pytest.skip("no QEMU 7.2 in .cache")
     arguments = ["-drive", "if=pflash,format=raw,readonly=on,file=flash.img", "-hda", "a.img", *SAVED[:2]]
     make_disk(disks / "flash.img", size="256k")
-    with start(*arguments, qemu=str(OLD_QEMU), machine="pc-i440fx-7.2") as saved:
+    with start_paused(*arguments, qemu=str(OLD_QEMU), machine="pc-i440fx-7.2") as saved:
         before = media_of(saved)
-    waiting = start(*arguments, "-incoming", "defer", machine="pc-i440fx-7.2")
+    waiting = start_paused(*arguments, "-incoming", "defer", machine="pc-i440fx-7.2")
     assert [file.path for medium in before for file in medium.files]
     assert other_media(before, media_of(waiting), LABEL) == []

@@ -19,12 +19,6 @@ AT_ONCE = 10  # seconds, of which the start of a module takes most on a busy mac
 SLOW = {"bandwidth": "2M", "parallel_channels": 1}
 
 
-@pytest.fixture
-def big_guest(make_guest):
-    """A guest whose save takes some seconds when it is told to (bandwidth)."""
-    return make_guest(memory_mib=512, block_mib=256, observer=True)
-
-
 def is_partial(image):
     return any(name.endswith(".partial") for name in os.listdir(image.parent))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from support import Monitor, find_qemu_pids
+from support.module_run import check_error
 from support.observe import VM, Continuity, run_state, wait_until
 from support.paused import make_disk
 
@@ -41,12 +42,7 @@ def write(guest, drive="d0", pattern="0x11"):
 
 
 def check_refused(result, *said, image, kind="DiskMismatchError"):
-    assert result.get("failed"), result["msg"]
-    assert result["error"] == kind, result["msg"]
-    for text in said:
-        assert text in result["msg"], result["msg"]
-    assert result["guest_state"]
-    assert result["cure"]
+    check_error(result, kind, *said)
     assert image.exists()
     assert find_qemu_pids(VM) == []
 

@@ -17,15 +17,23 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from functional.conftest import REPOSITORY
-from hosts.test_machines import finish, pytestmark, start
 
 from support.counter import build_counter
+from support.guest import REPOSITORY
+from support.machine_tool import UNAVAILABLE, finish, start
 
-__all__ = ["pytestmark"]
+pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
 
 #: Where all of it is on the machine; it has room there, and every user may look into it.
 PLACE = "/opt/run"
+COPIED = (
+    "build/collections",
+    "tests/conftest.py",
+    "tests/functional",
+    "tests/support",
+    "tests/guests",
+    "pyproject.toml",
+)
 PACKAGES = ("_pytest", "ansible", "iniconfig", "packaging", "pluggy", "py", "pygments", "pytest", "qemu.qmp")
 TIMEOUT = 900  # seconds
 
@@ -43,7 +51,7 @@ def archive() -> bytes:
     """The collection, its tests, the guest's boot image, and the packages."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name in ("build/collections", "tests/functional", "tests/support", "tests/guests", "pyproject.toml"):
+        for name in COPIED:
             tar.add(REPOSITORY / name, name, filter=_own)
         # After its source, so that it is newer there, too: nothing is to be built, and nothing could be.
         tar.add(build_counter(), "build/guests/counter.img", filter=_own)
@@ -78,7 +86,7 @@ def test_units(machine, capsys):
     installed = f'mkdir -p "{site}" && echo {PLACE}/packages >"{site}/packages.pth"'
     subprocess.run([*machine, installed], check=True, timeout=60)
     paths = ":".join(f"{PLACE}/{name}" for name in ("tests", "build/collections"))
-    command = f"cd {PLACE} && PYTHONPATH={paths} LC_ALL=C.UTF-8 python3 -m pytest -q tests/functional/test_units.py"
+    command = f"cd {PLACE} && PYTHONPATH={paths} LC_ALL=C.UTF-8 python3 -m pytest -q tests/functional/units"
     done = subprocess.run([*machine, command], capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     closing = done.stdout.strip().splitlines()[-1]

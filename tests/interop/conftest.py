@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Fixtures: a libvirt of the tests' own, its guests, and the modules as tests/functional runs them."""
+"""Fixtures: a libvirt of the tests' own, its guests."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from functional.conftest import image, restore, run_module, start_module
 
 from support.libvirt import Libvirt, LibvirtGuest
 from support.observe import VM
-
-__all__ = ["image", "restore", "run_module", "save", "start_module"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

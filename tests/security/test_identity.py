@@ -22,19 +22,17 @@ from typing import Any, Callable
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.lookup.restore_program import make_program
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import file_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
-from security.conftest import Attacker
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import file_identity
 
 from support import CounterGuest
-from support.guest import REPOSITORY
+from support.attacker import Attacker
+from support.boot_program import BOOT_PROGRAM
 from support.monitor import Monitor, MonitorError, qmp
 from support.observe import OTHER_VM, VM, Continuity, run_state, wait_until
 
 MakeGuest = Callable[..., CounterGuest]
 Module = Callable[..., dict[str, Any]]
-
-BOOT_PROGRAM = REPOSITORY / "roles" / "host_setup" / "files" / "restore_saved_vms.py"
 
 
 class Twin:

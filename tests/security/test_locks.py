@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from security.conftest import Attacker
 
 from support import CounterGuest
+from support.attacker import Attacker
 from support.observe import VM
 
 

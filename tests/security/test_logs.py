@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog, safe_log_path
-from security.conftest import Attacker
 
 from support import CounterGuest
+from support.attacker import Attacker
 from support.observe import VM
 
 PLANTED: dict[str, Callable[[Path, Path], object]] = {

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from security.conftest import Attacker
 
 from support import CounterGuest
+from support.attacker import Attacker
 
 #: What a fake does, how its VM is then shown, and what the reason says. All else they answer as a QEMU does.
 FAKES = {

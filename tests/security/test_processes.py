@@ -11,8 +11,8 @@ import os
 import shutil
 
 import pytest
-from security.conftest import ATTACKERS
 
+from support.attacker import ATTACKERS
 from support.observe import VM
 
 GIGABYTES = 6 * 1024**3

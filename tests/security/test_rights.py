@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from functional.conftest import OLD_QEMU
-from security.conftest import Attacker
 
 from support import CounterGuest
+from support.attacker import Attacker
 from support.observe import VM, Continuity
+from support.process import rewrite_words
+from support.versions import OLD_QEMU
 
 #: Room in a command line for other words: the guest does not look at it.
 ROOM = ["-fw_cfg", f"name=opt/room,string={'r' * 400}"]
@@ -31,21 +32,6 @@ BECOMES_NOBODY = {"run-with": ["-run-with", "user=nobody"], "runas": ["-runas", 
 def status_of(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {key: value.strip() for key, _colon, value in (line.partition(":") for line in lines)}
-
-
-def rewrite(pid: int, old: Sequence[str], new: Sequence[str]) -> None:
-    """Have a process say other words of itself; what is too long of the old ones becomes slashes of the last one."""
-    start = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[45])  # arg_start
-    before, after = ("\0".join(words).encode() for words in (old, new))
-    words = Path(f"/proc/{pid}/cmdline").read_bytes()
-    assert words.count(before) == 1
-    head, _nul, last = after.rpartition(b"\0")
-    assert last.startswith(b"/") or len(before) == len(after)
-    after = head + _nul + b"/" * (len(before) - len(after)) + last
-    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
-        memory.seek(start + words.index(before))
-        memory.write(after)
-    assert Path(f"/proc/{pid}/cmdline").read_bytes() == words.replace(before, after)
 
 
 @pytest.fixture
@@ -106,9 +92,9 @@ def test_qemu_that_gave_root_up_does_not_get_it_back(
     guest = make_his([*ROOM, *change], qemu=qemu_for(how))
     assert os.stat(f"/proc/{guest.pid}").st_uid == attacker.uid
     if hidden:
-        rewrite(guest.pid, [*ROOM, *change], ["-no-reboot", "-pidfile", str(victim)])
+        rewrite_words(guest.pid, [*ROOM, *change], ["-no-reboot", "-pidfile", str(victim)])
     else:
-        rewrite(guest.pid, ROOM, ["-pidfile", str(victim)])
+        rewrite_words(guest.pid, ROOM, ["-pidfile", str(victim)])
     save(name=VM, path=str(image))
     result = run_module("qemu_restore", name=VM, path=str(image))
     assert not victim.exists(), "root's directory"
@@ -201,7 +187,7 @@ def test_root_that_has_dropped_capabilities_has_no_more(make_his: Any, save: Any
 
 def test_sandbox_that_its_words_do_not_say_any_more(make_his: Any, run_module: Any, image: Path) -> None:
     guest = make_his(["-sandbox", "on"], prefix=as_nobody())
-    rewrite(guest.pid, ["-sandbox", "on"], ["--no-reboot"])
+    rewrite_words(guest.pid, ["-sandbox", "on"], ["--no-reboot"])
     refused = run_module("qemu_save", name=VM, path=str(image))
     assert refused["error"] == "NotRestorableError"
     assert [problem["kind"] for problem in refused["problems"] if problem["blocks"]] == ["seccomp_filter"]

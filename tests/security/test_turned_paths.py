@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageUnsafeError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import create_archive, expand_archive
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import create_archive
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import open_for_edit
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import PartialImage
+from ansible_collections.vmops.qemu.plugins.module_utils._image.expand import expand_archive
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
-from security.conftest import Attacker
+from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
 
+from support.attacker import Attacker
 from support.observe import VM, wait_until
 
 QEMU = shutil.which("qemu-system-x86_64") or ""
@@ -159,17 +160,17 @@ def test_archive_is_expanded_for_its_owner_in_its_own_directory_alone(attacker: 
     partial = PartialImage.create(str(path), SaveImageHeader(2, ImageFormat.RAW, was_running=True), xml)
     partial.finish()
     partial.release()
-    with open_for_edit(str(path)) as descriptor:
-        create_archive(str(path), descriptor, ImageFormat.GZIP)
+    with open_for_edit(str(path)) as image:
+        create_archive(image, ImageFormat.GZIP)
     archive = his / "web1.save.tar.gz"
     for each in (his, archive):
         os.chown(each, attacker.uid, attacker.gid)
     archive.chmod(0o755)
     roots = tmp_path / "programs"
     roots.mkdir(mode=0o755)
-    with open_for_edit(str(archive)) as descriptor:
+    with open_for_edit(str(archive)) as packed:
         his.rename(attacker.home / "away")
         his.symlink_to(roots)
         with pytest.raises(ImageUnsafeError, match="lead its path to any directory"):
-            expand_archive(str(path), descriptor, ImageFormat.GZIP)
+            expand_archive(packed)
     assert list(roots.iterdir()) == []

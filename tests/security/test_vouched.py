@@ -24,16 +24,15 @@ from typing import Any
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import pack_head, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import pack_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
-from functional.conftest import COLLECTIONS
-from functional.test_boot_restore import program, run_program, said
-from security.conftest import Attacker
 
 from support import CounterGuest, find_qemu_pids
+from support.attacker import Attacker
+from support.boot_program import said
+from support.guest import COLLECTIONS
 from support.observe import VM, Continuity
-
-__all__ = ["program", "run_program"]
 
 QEMU = shutil.which("qemu-system-x86_64") or ""
 UUID = "6b7d6a1e-0000-4000-8000-000000000001"

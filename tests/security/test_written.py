@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from security.conftest import ATTACKERS, Attacker
 
 from support import CounterGuest
+from support.attacker import ATTACKERS, Attacker
 from support.observe import VM, run_state
 
 

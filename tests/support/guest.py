@@ -32,6 +32,8 @@ SOURCES = Path(__file__).resolve().parents[2]
 _OUTER = SOURCES.parents[4] if len(SOURCES.parents) > 4 else SOURCES
 _STAGED = SOURCES == _OUTER / "build" / "collections" / "ansible_collections" / "vmops" / "qemu"
 REPOSITORY = _OUTER if _STAGED else SOURCES
+#: The staged copy, as Ansible's tools find it.
+COLLECTIONS = REPOSITORY / "build" / "collections"
 
 G = TypeVar("G", bound="Guest")
 

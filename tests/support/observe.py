@@ -66,3 +66,9 @@ def run_state(guest: CounterGuest) -> str:
     """QEMU's run state, through the observing monitor."""
     with Monitor(guest.observer_socket) as monitor:
         return str(monitor.execute("query-status")["status"])
+
+
+def migration_is_active(guest: CounterGuest) -> bool:
+    """Whether QEMU writes or reads a stream, by the observing monitor."""
+    with Monitor(guest.observer_socket) as monitor:
+        return bool(monitor.execute("query-migrate").get("status") == "active")

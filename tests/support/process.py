@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -95,6 +96,21 @@ def read_argv(pid: int) -> list[str]:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []
     return [os.fsdecode(word) for word in raw.split(b"\0")[:-1]]
+
+
+def rewrite_words(pid: int, old: Sequence[str], new: Sequence[str]) -> None:
+    """Have a process say other words of itself; what is too long of the old ones becomes slashes of the last one."""
+    start = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[45])  # arg_start
+    before, after = ("\0".join(words).encode() for words in (old, new))
+    words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert words.count(before) == 1
+    head, _nul, last = after.rpartition(b"\0")
+    assert last.startswith(b"/") or len(before) == len(after)
+    after = head + _nul + b"/" * (len(before) - len(after)) + last
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(start + words.index(before))
+        memory.write(after)
+    assert Path(f"/proc/{pid}/cmdline").read_bytes() == words.replace(before, after)
 
 
 def _name_of(option: str) -> str:

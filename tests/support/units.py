@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Optional
 
 from .guest import Guest, GuestError
+from .module_run import Result
 
 #: Why these tests cannot run here, or the empty string.
 UNAVAILABLE = (
@@ -26,6 +28,8 @@ UNAVAILABLE = (
 )
 
 _UNITS = Path("/run/systemd/system")
+#: Lines of a unit that is started again at once.
+ALWAYS = "Restart=always\nRestartSec=100ms"
 
 
 def systemctl(*arguments: str, check: bool = True) -> str:
@@ -41,6 +45,11 @@ def quoted(argv: Sequence[str]) -> str:
     for word in argv:
         assert not set(word) & set("\"\\%$'"), word
     return " ".join(f'"{word}"' for word in argv)
+
+
+def blocking_kinds(result: Result) -> list[str]:
+    """The kinds of the problems for which a module refuses a save."""
+    return [problem["kind"] for problem in result["problems"] if problem["blocks"]]
 
 
 class Service:
@@ -98,6 +107,16 @@ class Service:
     def changes(self) -> list[str]:
         """The files with changes of this unit that are there."""
         return sorted(str(path) for directory in self.directories if directory.is_dir() for path in directory.iterdir())
+
+    @property
+    def guard(self) -> str:
+        """The file of the guard, which a save leaves."""
+        return f"/etc/systemd/system/{self.name}.d/50-vmops-saved.conf"
+
+    def kill_qemu(self) -> None:
+        """Have its QEMU end as if it had crashed."""
+        os.kill(self.guest.pid or 0, signal.SIGKILL)
+        self.guest.wait_exit()
 
     def journal(self) -> str:
         """What it, and systemd about it, have said."""

@@ -13,6 +13,9 @@ import subprocess
 
 from .guest import REPOSITORY
 
+#: The oldest one, which may not be there.
+OLD_QEMU = REPOSITORY / ".cache" / "qemu-7.2" / "qemu-system-x86_64"
+
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Qemu:
@@ -52,7 +55,7 @@ def common_machine(one: Qemu, other: Qemu) -> str:
 @functools.cache
 def find_qemus() -> tuple[Qemu, ...]:
     """The QEMUs that are there, the oldest first; one for each version."""
-    paths = [REPOSITORY / ".cache" / name / "qemu-system-x86_64" for name in ("qemu-7.2", "qemu-11.1")]
+    paths = [OLD_QEMU, REPOSITORY / ".cache" / "qemu-11.1" / "qemu-system-x86_64"]
     found: dict[tuple[int, ...], Qemu] = {}
     for path in ["qemu-system-x86_64", *(str(path) for path in paths if path.exists())]:
         match = re.match(r"QEMU emulator version (\d+(?:\.\d+)+)", _output(path, "--version"))

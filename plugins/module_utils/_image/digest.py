@@ -35,8 +35,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageUnsupportedError,
     InterruptedOperationError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
 
 ALGORITHM = "sha256-tree"
 """The label of this definition, chunk size and all; another one would have another label."""
@@ -53,35 +53,31 @@ _DIRECT_IO_BLOCK = 4096
 _THREADS = max(2, min(8, 2 * len(os.sched_getaffinity(0))))
 
 
-def stream_digest(
-    path: str,
-    bypass_cache: bool = True,
-    stop: threading.Event | None = None,
-    descriptor: int | None = None,
-) -> str:
-    """The digest of an image's QEMU stream as the file holds it now, C(sha256-tree:) and 64 lower-case hex digits.
+def stream_digest(path: str, bypass_cache: bool = True, stop: threading.Event | None = None) -> str:
+    """The digest of the image at a path; parameters, result and errors are those of :func:`stream_digest_of`.
+
+    :raises ImageNotFoundError: there is no file.
+    """
+    with ImageFile.open(path) as image:
+        return stream_digest_of(image, bypass_cache, stop)
+
+
+def stream_digest_of(image: ImageFile, bypass_cache: bool = True, stop: threading.Event | None = None) -> str:
+    """The digest of an image's QEMU stream as the file holds it now, ``sha256-tree:`` and 64 lower-case hex digits.
 
     All of the stream's data is read, its holes are not.
 
     :param bypass_cache: read with O_DIRECT or, where the file system does not take it, drop from the page cache what
         was read; else read through the page cache, as is best for what was just written, or will be read again.
     :param stop: another thread sets it to have the work given up at once.
-    :param descriptor: an open descriptor of the image, where the caller holds one; it stays open.
-    :raises ImageNotFoundError: there is no file.
     :raises ImageAccessError: it cannot be read.
     :raises ImageFormatError: it is no save image.
     :raises ImageUnsupportedError: a version, feature or format that is not known.
-    :raises InterruptedOperationError: C(stop) was set.
+    :raises InterruptedOperationError: ``stop`` was set.
     """
-    if descriptor is None:
-        descriptor = open_image(path)
-        try:
-            return stream_digest(path, bypass_cache, stop, descriptor)
-        finally:
-            os.close(descriptor)
-    header = read_image_head(path, descriptor).header
+    header = image.head().header
     stop = stop or threading.Event()
-    with contextlib.closing(_Chunks(path, descriptor, header.stream_offset, bypass_cache, stop)) as chunks:
+    with contextlib.closing(_Chunks(image, header.stream_offset, bypass_cache, stop)) as chunks:
         root = hashlib.sha256(_PREFIX + struct.pack(">QQ", CHUNK_SIZE, chunks.length))
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             for index, future in _in_advance(chunks, pool):
@@ -90,36 +86,45 @@ def stream_digest(
                     root.update(struct.pack(">Q", index) + leaf)
                 chunks.release(index)
         if stop.is_set():
-            raise InterruptedOperationError(f"The checksum of {path} was not computed to its end")
+            raise InterruptedOperationError(f"The checksum of {image.path} was not computed to its end")
         chunks.require_length()
     return f"{ALGORITHM}:{root.hexdigest()}"
 
 
 def digest_problems(
-    path: str,
-    recorded: str,
-    bypass_cache: bool = True,
-    stop: threading.Event | None = None,
-    descriptor: int | None = None,
+    path: str, recorded: str, bypass_cache: bool = True, stop: threading.Event | None = None
+) -> list[str]:
+    """What is wrong with the stream of the image at a path, as :func:`digest_problems_of`.
+
+    :raises ImageNotFoundError: there is no file.
+    """
+    with ImageFile.open(path) as image:
+        return digest_problems_of(image, recorded, bypass_cache, stop)
+
+
+def digest_problems_of(
+    image: ImageFile, recorded: str, bypass_cache: bool = True, stop: threading.Event | None = None
 ) -> list[str]:
     """What is wrong with an image's stream by the digest that was recorded for it, as sentences without the path.
 
-    Parameters and errors are those of :func:`stream_digest`, and these:
+    Parameters and errors are those of :func:`stream_digest_of`, and these:
 
-    :param recorded: the digest, C(algorithm:hex).
+    :param recorded: the digest, ``algorithm:hex``.
     :raises ImageFormatError: it is none.
     :raises ImageUnsupportedError: its algorithm is not known here.
     """
     algorithm, _colon, value = recorded.partition(":")
     if algorithm != ALGORITHM:
         raise ImageUnsupportedError(
-            path,
+            image.path,
             f"its checksum is of the kind {algorithm[:40]!r}, which is not known here, so it cannot be checked",
             cure="Update this collection, or go without the checksum (verify: structure)",
         )
     if not re.fullmatch("[0-9a-f]{64}", value):
-        raise ImageFormatError(path, f"its recorded checksum is damaged, so it cannot be checked: {recorded[:80]!r}")
-    if stream_digest(path, bypass_cache, stop, descriptor) == recorded:
+        raise ImageFormatError(
+            image.path, f"its recorded checksum is damaged, so it cannot be checked: {recorded[:80]!r}"
+        )
+    if stream_digest_of(image, bypass_cache, stop) == recorded:
         return []
     return ["its QEMU stream does not match the checksum that the save recorded: it was changed since"]
 
@@ -139,11 +144,10 @@ def _in_advance(
 class _Chunks:
     """The chunks of one stream; C(length) is the stream's, in bytes."""
 
-    def __init__(self, path: str, descriptor: int, start: int, bypass_cache: bool, stop: threading.Event) -> None:
-        self.length = os.fstat(descriptor).st_size - start
-        self._path = path
+    def __init__(self, image: ImageFile, start: int, bypass_cache: bool, stop: threading.Event) -> None:
+        self.length = image.size - start
+        self._image = image
         self._start = start
-        self._descriptor = descriptor
         self._bypass_cache = bypass_cache
         self._stop = stop
         self._buffers = threading.local()
@@ -151,7 +155,7 @@ class _Chunks:
         if bypass_cache:
             # Not by its path, where there may be another file by now.
             with contextlib.suppress(OSError):
-                self._direct = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+                self._direct = os.open(f"/proc/self/fd/{image.descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         self._use_direct = self._direct >= 0
 
     def close(self) -> None:
@@ -163,13 +167,9 @@ class _Chunks:
         """The index of each chunk that is not wholly a hole, in order, until C(stop) is set."""
         position = 0
         while position < self.length and not self._stop.is_set():
-            with image_errors(self._path, "look for holes"):
-                try:
-                    data = os.lseek(self._descriptor, self._start + position, os.SEEK_DATA)
-                except OSError as error:
-                    if error.errno != errno.ENXIO:  # no data up to the end of the file
-                        raise
-                    return
+            data = self._image.next_data(self._start + position)
+            if data is None:
+                return
             index = (data - self._start) // CHUNK_SIZE
             yield index
             position = (index + 1) * CHUNK_SIZE
@@ -190,12 +190,12 @@ class _Chunks:
             # From the start: what lies across a boundary (large folios) is dropped only when all of it may go.
             end = self._start + min((index + 1) * CHUNK_SIZE, self.length)
             with contextlib.suppress(OSError):
-                os.posix_fadvise(self._descriptor, 0, end, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(self._image.descriptor, 0, end, os.POSIX_FADV_DONTNEED)
 
     def require_length(self) -> None:
         """:raises ImageFormatError: the file's length is another one now: what was read is not its content."""
-        if os.fstat(self._descriptor).st_size - self._start != self.length:
-            raise ImageFormatError(self._path, _LENGTH_CHANGED)
+        if self._image.size - self._start != self.length:
+            raise ImageFormatError(self._image.path, _LENGTH_CHANGED)
 
     def _read(self, start: int, end: int) -> memoryview:
         """The file's bytes between two offsets, in this thread's buffer, where the next call overwrites them."""
@@ -207,9 +207,9 @@ class _Chunks:
         while position < end:
             # What is left of a read that was cut short may start anywhere.
             direct = self._use_direct and position % _DIRECT_IO_BLOCK == 0
-            with image_errors(self._path, "read the image"):
+            with image_errors(self._image.path, "read the image"):
                 try:
-                    source = self._direct if direct else self._descriptor
+                    source = self._direct if direct else self._image.descriptor
                     count = os.preadv(source, [buffer[position - first : limit - first]], position)
                 except OSError as error:
                     if not direct or error.errno != errno.EINVAL:
@@ -217,6 +217,6 @@ class _Chunks:
                     self._use_direct = False  # the file system takes O_DIRECT only to open a file, or in other blocks
                     continue
             if count == 0:
-                raise ImageFormatError(self._path, _LENGTH_CHANGED)
+                raise ImageFormatError(self._image.path, _LENGTH_CHANGED)
             position += count
         return buffer[start - first : end - first]

@@ -27,6 +27,7 @@ import zlib
 from xml.sax.saxutils import escape, quoteattr
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN, redact_argument
 
 NAMESPACE = "urn:vmops:qemu:save-image:1"
 MAX_XML_SIZE = 4 * 1024 * 1024
@@ -38,8 +39,6 @@ MAX_NAMESPACE_SIZE = 256
 """Bytes of a namespace's name at most: parsers repeat it for each element and attribute that is in it."""
 MAX_NAME_SIZE = 1024
 """Characters of a VM's name at most: it is in each message."""
-HIDDEN = "********"
-"""Stands in results where a secret stood."""
 
 #: The highest user or group id: the one above means "no change" to the system.
 _MAX_ID = (1 << 32) - 2
@@ -284,46 +283,6 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
         if any(content <= start < record.end_tag for start, _end, _replacement in edits):
             edits.append(record.attribute_edit(data, "checksum", ""))
     return _edit(data, edits)
-
-
-_SECRET_KEYS = r"(?:data|password|passwd|proxy-password|cookie|string|osk)"
-#: How names end with which kernels, init systems and guests are told secrets; "key-secret" names one, and is none.
-_SECRET_NAMES = r"(?:password|passwd|passphrase|(?<!by)pass|token|credential|api[_-]?key|(?<!-)secret)"
-_SECRETS = (
-    # key=value lists, where a comma in a value is doubled; "password=on" is a switch, not a password
-    (re.compile(rf"((?:^|,)(?:[\w-]+\.)*{_SECRET_KEYS}=)(?!(?:on|off)(?:,|$))(?:[^,]|,,)*"), rf"\1{HIDDEN}"),
-    # words of a kernel's command line, of a script, of a URL's query
-    (
-        re.compile(
-            rf"""((?:^|[\s,;:&?"'])[\w.-]*{_SECRET_NAMES}=)(?!(?:on|off|\*+)(?:[\s,]|$))(?:"[^"]*"|'[^']*'|[^\s,&]+)""",
-            re.IGNORECASE,
-        ),
-        rf"\1{HIDDEN}",
-    ),
-    (re.compile(r"(\bset_credential(?:_binary)?=[^:\s]{1,255}:)\S+"), rf"\1{HIDDEN}"),
-    # JSON, also JSON in a string of JSON, whose quotes are escaped
-    (
-        re.compile(rf'((?<!\\)"(?:[\w-]+\.)*{_SECRET_KEYS}"\s*:\s*)(?:"(?:[^"\\]|\\.)*"|[-+.0-9eE]+)', re.DOTALL),
-        rf'\1"{HIDDEN}"',
-    ),
-    (re.compile(rf'((?<!\\)\\+"(?:[\w-]+\.)*{_SECRET_KEYS}\\+"\s*:\s*\\+").*?(?=\\+")', re.DOTALL), rf"\1{HIDDEN}"),
-    # QEMU's JSON has strings in single quotes, too
-    (
-        re.compile(rf"('(?:[\w-]+\.)*{_SECRET_KEYS}'\s*:\s*)(?:'(?:[^'\\]|\\.)*'|[-+.0-9eE]+)", re.DOTALL),
-        rf"\1'{HIDDEN}'",
-    ),
-    (re.compile(r"(://[^/@:\s,]*:)[^/@\s]*@"), rf"\1{HIDDEN}@"),
-    (re.compile(r"(iscsi://[^/@%\s,]*%)[^/@\s]*@"), rf"\1{HIDDEN}@"),
-    (re.compile(r"(:key=)[^:,]*"), rf"\1{HIDDEN}"),
-    (re.compile(r"(io\.systemd\.credential(?:\.binary)?:[^=,:]{1,255}=)(?:[^,]|,,)*"), rf"\1{HIDDEN}"),
-)
-
-
-def redact_argument(argument: str) -> str:
-    """One argument of a QEMU command line with the secrets in it hidden."""
-    for pattern, shown in _SECRETS:
-        argument = pattern.sub(shown, argument)
-    return argument
 
 
 # --- our record -------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import os
 import signal
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._durable import scratch_path, write_durably
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     ImageFormatError,
@@ -34,17 +35,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     RequestError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
-    ImageHead,
-    flush_image,
-    hold_image,
-    pack_head,
-    read_at,
-    read_image_head,
-    remove_image,
-    require_regular,
-    write_at,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead, pack_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     HEADER_SIZE,
     MAGIC_COMPLETE,
@@ -53,12 +44,17 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     SaveImageHeader,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import hold_image
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import journal_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.place import remove_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, vouch
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import read_key
 
 
 @contextlib.contextmanager
-def open_for_edit(path: str) -> t.Iterator[int]:
+def open_for_edit(path: str) -> t.Iterator[ImageFile]:
     """Open a file for reading and writing, which nobody else has open or has locked; locked until the end.
 
     Others are found by C(flock), and, on local file systems, by asking the kernel for a lease, which it refuses while
@@ -71,23 +67,18 @@ def open_for_edit(path: str) -> t.Iterator[int]:
     :raises ImageAccessError: it cannot be opened or locked; a symbolic link is not followed.
     """
     with image_errors(path, "open the image"):
-        require_regular(os.lstat(path), path)
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        require_regular(os.fstat(descriptor), path)
-        with contextlib.ExitStack() as locks:
-            hold_image(locks, descriptor, path)
-            with image_errors(path, "lock the image"):
-                if not _is_alone(descriptor):
-                    raise ConflictError(
-                        f"{path} is in use: another process restores, saves or changes it",
-                        cure="Wait for its end (fuser shows who has the file open)",
-                    )
-                if not os.path.samestat(os.lstat(path), os.fstat(descriptor)):
-                    raise ConflictError(f"{path} was replaced by another process just now", cure="Run the task again")
-            yield descriptor
-    finally:
-        os.close(descriptor)
+        image = ImageFile.open_regular(path, os.O_RDWR | os.O_NOFOLLOW)
+    with image, contextlib.ExitStack() as locks:
+        hold_image(locks, image)
+        with image_errors(path, "lock the image"):
+            if not _is_alone(image.descriptor):
+                raise ConflictError(
+                    f"{path} is in use: another process restores, saves or changes it",
+                    cure="Wait for its end (fuser shows who has the file open)",
+                )
+            if not image.is_at_its_path():
+                raise ConflictError(f"{path} was replaced by another process just now", cure="Run the task again")
+        yield image
 
 
 def plan_head(
@@ -126,10 +117,10 @@ def plan_head(
     return dataclasses.replace(head, header=header, xml=xml)
 
 
-def write_head(descriptor: int, old: ImageHead, new: ImageHead) -> None:
+def write_head(image: ImageFile, old: ImageHead, new: ImageHead) -> None:
     """Bring a planned head onto the storage; afterwards the image is as before, or wholly changed.
 
-    :param descriptor: of C(open_for_edit).
+    :param image: of ``open_for_edit``.
     :raises ImagePartialError: the image is not complete.
     :raises ImageAccessError: a step failed; the old head was put back, or its journal waits for C(recover_head).
     """
@@ -138,48 +129,48 @@ def write_head(descriptor: int, old: ImageHead, new: ImageHead) -> None:
         raise ImagePartialError(path, "the image is partial, so its head is not changed")
     if old.xml == new.xml:
         with image_errors(path, "write the image's header"):
-            write_at(descriptor, new.header.pack(), 0)
-            os.fsync(descriptor)
+            image.write(new.header.pack(), 0)
+            image.flush()
         return
     _header, data = pack_head(path, new.header, new.xml, new.cookie)
-    journal = _write_journal(path, descriptor, old)
+    journal = _write_journal(image, old)
     try:
         with image_errors(path, "write the image's head"):
-            write_at(descriptor, MAGIC_PARTIAL, 0)
-            os.fsync(descriptor)
-            write_at(descriptor, MAGIC_PARTIAL + data[MAGIC_SIZE:], 0)
-            os.fsync(descriptor)
-            write_at(descriptor, MAGIC_COMPLETE, 0)
-            os.fsync(descriptor)
+            image.write(MAGIC_PARTIAL, 0)
+            image.flush()
+            image.write(MAGIC_PARTIAL + data[MAGIC_SIZE:], 0)
+            image.flush()
+            image.write(MAGIC_COMPLETE, 0)
+            image.flush()
     except BaseException:  # whatever it is, a signal, too: no half-changed head may stay
         with contextlib.suppress(OSError):  # the complete magic may be there already: then recovery would keep it
-            write_at(descriptor, MAGIC_PARTIAL, 0)
-        recover_head(path, descriptor)
+            image.write(MAGIC_PARTIAL, 0)
+        recover_head(image)
         raise
     remove_image(journal)
 
 
-def recover_head(path: str, descriptor: int) -> bool:
+def recover_head(image: ImageFile) -> bool:
     """Put the old head back where a change of it was cut off, and remove what is left of that change.
 
-    :param descriptor: of C(open_for_edit).
+    :param image: of ``open_for_edit``.
     :returns: whether the image was partial and is whole again.
     :raises ImageFormatError: the journal is not that of this image.
     :raises ImageAccessError: a step failed; the journal stays.
     """
-    journal = journal_path(path, descriptor)
-    _unlink(f"{journal}.new")
+    path, journal = image.path, journal_of(image)
+    _unlink(scratch_path(journal))
     recovered = False
     if not os.path.lexists(journal):
         return False
-    header = SaveImageHeader.parse(read_at(descriptor, HEADER_SIZE, 0, path), path)
+    header = SaveImageHeader.parse(image.read(HEADER_SIZE, 0), path)
     if not header.complete:
         data = _read_journal(path, journal, header)
         with image_errors(path, "put the image's head back"):
-            write_at(descriptor, data, 0)
-            os.fsync(descriptor)
-            write_at(descriptor, MAGIC_COMPLETE, 0)
-            os.fsync(descriptor)
+            image.write(data, 0)
+            image.flush()
+            image.write(MAGIC_COMPLETE, 0)
+            image.flush()
         recovered = True
     remove_image(journal)
     return recovered
@@ -200,23 +191,20 @@ def mark_checkpoint(path: str, head: ImageHead) -> None:
     :raises ImageAccessError: it cannot be opened for writing, or the storage failed.
     :raises ImageError: what is there is no image.
     """
-    descriptor = _open_for_mark(path)
-    try:
-        now = read_image_head(path, descriptor)
+    with _open_for_mark(path) as image:
+        now = image.head()
         if not now.header.complete:
             raise ImagePartialError(path, "the image is partial, so it is not marked as a checkpoint")
         if (dataclasses.replace(now.header, checkpoint=head.header.checkpoint), now.xml) != (head.header, head.xml):
             raise ConflictError(f"{path} was replaced by another process just now", cure="Run the task again")
-        facts = os.fstat(descriptor)
+        facts = image.facts()
         with image_errors(path, "mark the image as a checkpoint"):
             if not now.header.checkpoint:
-                write_at(descriptor, dataclasses.replace(now.header, checkpoint=True).pack(), 0)
+                image.write(dataclasses.replace(now.header, checkpoint=True).pack(), 0)
                 with contextlib.suppress(PermissionError):  # it may be written to, but is someone else's
-                    os.utime(descriptor, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+                    os.utime(image.descriptor, ns=(facts.st_atime_ns, facts.st_mtime_ns))
             # Also where it is marked already: that run may have been cut off before its flush.
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            image.flush()
 
 
 def require_markable(path: str) -> None:
@@ -224,40 +212,32 @@ def require_markable(path: str) -> None:
 
     :raises ImageError: it cannot be opened for writing.
     """
-    os.close(_open_for_mark(path))
+    _open_for_mark(path).close()
 
 
-def _open_for_mark(path: str) -> int:
+def _open_for_mark(path: str) -> ImageFile:
     with image_errors(path, "open the image to mark it as a checkpoint"):
-        require_regular(os.stat(path), path)
-        descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        require_regular(os.fstat(descriptor), path)
-    except BaseException:  # whatever it is, a signal, too: the descriptor is nobody's yet
-        os.close(descriptor)
-        raise
-    return descriptor
+        return ImageFile.open_regular(path, os.O_RDWR)
 
 
-def drop_journal(path: str, descriptor: int) -> None:
+def drop_journal(image: ImageFile) -> None:
     """Remove what is left of a change of the head, before the image is removed.
 
     :raises ImageAccessError: it cannot be removed.
     """
-    journal = journal_path(path, descriptor)
-    for left in (journal, f"{journal}.new"):
+    journal = journal_of(image)
+    for left in (journal, scratch_path(journal)):
         _unlink(left)
 
 
-def has_journal(path: str, descriptor: int) -> bool:
+def has_journal(image: ImageFile) -> bool:
     """Whether a change of this image's head was cut off, so that C(recover_head) can put it back."""
-    return os.path.lexists(journal_path(path, descriptor))
+    return os.path.lexists(journal_of(image))
 
 
-def journal_path(path: str, descriptor: int) -> str:
-    """Where the old head is kept during a change; the inode in it tells the image from one that replaced it."""
-    directory, name = os.path.split(path)
-    return os.path.join(directory, f".{name}.{os.fstat(descriptor).st_ino:x}.head")
+def journal_of(image: ImageFile) -> str:
+    """Where the old head of an open image is kept during a change."""
+    return journal_path(image.path, image.facts().st_ino)
 
 
 def _with_record(head: ImageHead, new_xml: str) -> str:
@@ -285,34 +265,21 @@ def _with_record(head: ImageHead, new_xml: str) -> str:
             f"The domain XML has {new.memory} bytes of memory, but {head.path} holds a VM of {old.memory}",
             cure="Give the XML of the saved VM: its memory cannot be changed",
         )
-    if domain_xml.HIDDEN in xml and domain_xml.HIDDEN not in head.xml:
+    if HIDDEN in xml and HIDDEN not in head.xml:
         raise RequestError(
-            f"The domain XML has {domain_xml.HIDDEN} where {head.path} has a secret",
+            f"The domain XML has {HIDDEN} where {head.path} has a secret",
             cure="Put the secret in: what vmops.qemu.qemu_save_image_info shows has its secrets hidden",
         )
     return xml
 
 
-def _write_journal(path: str, descriptor: int, old: ImageHead) -> str:
+def _write_journal(image: ImageFile, old: ImageHead) -> str:
     """Keep the image's first bytes as they are, but with the partial magic, under the journal's name; flushed."""
-    journal = journal_path(path, descriptor)
-    data = read_at(descriptor, old.header.stream_offset, 0, path)
+    journal = journal_of(image)
+    data = image.read(old.header.stream_offset, 0)
     data = MAGIC_PARTIAL + data[MAGIC_SIZE:]
-    _unlink(f"{journal}.new")
     with image_errors(journal, "write the journal"):
-        try:
-            target = os.open(f"{journal}.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                write_at(target, data, 0)
-                os.fsync(target)
-            finally:
-                os.close(target)
-            os.rename(f"{journal}.new", journal)
-        except BaseException:  # whatever it is, a signal, too: half a journal is none
-            with contextlib.suppress(OSError):
-                os.unlink(f"{journal}.new")
-            raise
-    flush_image(journal)
+        write_durably(journal, data)
     return journal
 
 
@@ -324,13 +291,10 @@ def _unlink(path: str) -> None:
 def _read_journal(path: str, journal: str, header: SaveImageHeader) -> bytes:
     with image_errors(journal, "read the journal"):
         # A FIFO would be waited for.
-        source = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        facts = os.fstat(source)
-        require_regular(facts, journal)
-        data = read_at(source, header.stream_offset + 1, 0, journal)
-    finally:
-        os.close(source)
+        source = ImageFile.open_regular(journal, os.O_RDONLY | os.O_NOFOLLOW)
+    with source:
+        facts = source.facts()
+        data = source.read(header.stream_offset + 1, 0)
     if (
         facts.st_uid not in (os.geteuid(), 0)
         or len(data) != header.stream_offset

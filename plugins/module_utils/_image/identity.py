@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import file_identity, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import file_identity, read_image_head
 
 
 @dataclasses.dataclass(frozen=True)

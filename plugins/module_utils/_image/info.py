@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import re
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
@@ -18,43 +17,40 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     RequestError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import (
-    archive_path,
-    find_archives,
-    read_archive_head,
-    split_archive_path,
-    unfinished_archive,
-)
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import read_compressed_head
-from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import digest_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive_reader import read_archive_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive_record import unfinished_archive
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressed_head import read_compressed_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import digest_problems_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import has_journal
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
-    ImageHead,
-    open_image,
-    read_at,
-    read_image_head,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
     MAGIC_COMPLETE,
     MAGIC_PARTIAL,
-    MAGIC_SIZE,
     ImageFormat,
     SaveImageHeader,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import (
     Save,
     copies,
     newer_save,
     superseding,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import read_stream
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import (
+    archive_path,
+    find_archives,
+    is_journal,
+    split_archive_path,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import read_stream_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import (
     domain_problems,
     head_problems,
     stream_problems,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import why_not_vouched
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import redact_argument
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 _PARTIAL_PROBLEM = "the image is partial: its save never finished, or is still being written"
@@ -62,7 +58,6 @@ _EDIT_PROBLEM = (
     "the image is partial: a change of its head was interrupted (vmops.qemu.qemu_save_image puts it back, without any"
     " option but the image's path)"
 )
-_JOURNAL = re.compile(r"\..+\.[0-9a-f]+\.head(\.new)?", re.DOTALL)
 #: What would bury the rest of the result of a save or a restore.
 _LONG = frozenset(("domain_xml", "cookie", "disks", "restore_problems", "launch"))
 _UNKNOWN: dict[str, t.Any] = dict.fromkeys(
@@ -160,7 +155,7 @@ def _look_at(path: str, stream: bool, verify: bool) -> tuple[dict[str, t.Any], S
     try:
         if split_archive_path(path)[1]:
             return _archive_info(info)
-        descriptor = open_image(path)
+        image = ImageFile.open(path)
     except ImageNotFoundError:
         archives = find_archives(path)
         if archives:
@@ -171,10 +166,10 @@ def _look_at(path: str, stream: bool, verify: bool) -> tuple[dict[str, t.Any], S
     save = None
     problems: list[str] = info["problems"]
     try:
-        head = read_image_head(path, descriptor)
+        head = image.head()
         info.update(_head_info(head))
         if verify:
-            problems += head_problems(descriptor, head)
+            problems += head_problems(image, head)
         try:
             domain = head.domain()
             info.update(_domain_info(head, domain))
@@ -182,7 +177,7 @@ def _look_at(path: str, stream: bool, verify: bool) -> tuple[dict[str, t.Any], S
         except ImageError as error:
             problems.append(error.problem)
         if stream or verify:
-            facts = read_stream(path, head.header, descriptor)
+            facts = read_stream_of(image, head.header)
             if facts and verify and info["name"]:
                 problems += domain_problems(head.domain(), facts.machine, facts.memory)
             if stream:
@@ -192,14 +187,14 @@ def _look_at(path: str, stream: bool, verify: bool) -> tuple[dict[str, t.Any], S
                     shown = facts or read_compressed_head(path, head.header)
                 info["stream"] = shown.as_result() if shown else None
             if facts and verify:
-                problems += stream_problems(path, descriptor, facts)
+                problems += stream_problems(image, facts)
         if verify and info["checksum"] and head.header.complete and not problems:
-            problems += digest_problems(path, info["checksum"], descriptor=descriptor)
+            problems += digest_problems_of(image, info["checksum"])
     except ImageError as error:
         problems.append(error.problem)
     finally:
-        why_partial = _why_partial(path, descriptor) if info["complete"] is False else ""
-        os.close(descriptor)
+        why_partial = _why_partial(image) if info["complete"] is False else ""
+        image.close()
     if why_partial:
         info["state"] = "partial"
         problems.insert(0, why_partial)
@@ -222,7 +217,7 @@ def directory_info(directory: str, stream: bool = False, verify: bool = False) -
         paths = sorted(entry.path for entry in entries if entry.is_file(follow_symlinks=False))
     images, saves = [], []
     for path in paths:
-        if split_archive_path(path)[0].endswith(".save") or (_has_magic(path) and not _is_journal(path)):
+        if split_archive_path(path)[0].endswith(".save") or (_has_magic(path) and not is_journal(path)):
             image, save = _look_at(path, stream, verify)
             images.append(image)
             saves += [(image, save)] if save else []
@@ -271,22 +266,18 @@ def _archive_info(info: dict[str, t.Any]) -> tuple[dict[str, t.Any], Save | None
         return {**info, "state": "archived", "problems": [error.what]}, None
 
 
-def _why_partial(path: str, descriptor: int) -> str:
-    if has_journal(path, descriptor):
+def _why_partial(image: ImageFile) -> str:
+    if has_journal(image):
         return _EDIT_PROBLEM
     left = None
     with contextlib.suppress(ImageError):
-        left = unfinished_archive(path, descriptor)
+        left = unfinished_archive(image)
     if left:
         return (
             "the image is partial: its archiving was interrupted, or goes on (vmops.qemu.qemu_save_image finishes it"
             f" with archive: {left.format}, and makes the image whole again with archive: none)"
         )
     return _PARTIAL_PROBLEM
-
-
-def _is_journal(path: str) -> bool:
-    return _JOURNAL.fullmatch(os.path.basename(path)) is not None
 
 
 def _head_info(head: ImageHead) -> dict[str, t.Any]:
@@ -346,7 +337,7 @@ def _launch_info(domain: domain_xml.ParsedDomain) -> dict[str, t.Any]:
         "launch": {
             "how": "none" if reason else "unit" if record.unit else "command",
             "reason": reason,
-            "command": [domain_xml.redact_argument(word) for word in record.argv],
+            "command": [redact_argument(word) for word in record.argv],
             "program": record.executable,
             "directory": record.cwd,
             "uid": record.uid,
@@ -362,7 +353,7 @@ def _surroundings_info(facts: domain_xml.SaveFacts | None) -> dict[str, t.Any]:
     try:
         if facts is None or not facts.surroundings:
             return {}
-        surroundings = Surroundings.parse(domain_xml.redact_argument(facts.surroundings))
+        surroundings = Surroundings.parse(redact_argument(facts.surroundings))
     except ValueError:
         return {}
     return {
@@ -381,15 +372,10 @@ def _readers(header: SaveImageHeader) -> list[str]:
 
 def _has_magic(path: str) -> bool:
     try:
-        descriptor = open_image(path)
+        with ImageFile.open(path) as image:
+            return image.magic() in (MAGIC_COMPLETE, MAGIC_PARTIAL)
     except ImageError:
         return False
-    try:
-        return read_at(descriptor, MAGIC_SIZE, 0, path) in (MAGIC_COMPLETE, MAGIC_PARTIAL)
-    except ImageError:
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def _owner(uid: int) -> str:

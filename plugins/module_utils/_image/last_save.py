@@ -27,18 +27,15 @@ import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, ImageError, RequestError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import read_archive_head, split_archive_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive_reader import read_archive_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import ParsedDomain
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
-    ImageHead,
-    image_lock,
-    open_image,
-    read_at,
-    read_image_head,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import HEADER_SIZE, MAGIC_COMPLETE
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import split_archive_path
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 
 #: Bytes in which most domain XMLs end.
@@ -245,14 +242,11 @@ def _read_head_of(path: str, wanted: Save) -> ImageHead | None:
             head = read_archive_head(path)
             head.domain()
             return head
-        descriptor = open_image(path)
-        try:
-            if _may_be_of(read_at(descriptor, HEADER_SIZE + _FIRST_READ, 0, path), wanted):
-                head = read_image_head(path, descriptor)
+        with ImageFile.open(path) as image:
+            if _may_be_of(image.read(HEADER_SIZE + _FIRST_READ, 0), wanted):
+                head = image.head()
                 head.domain()
                 return head
-        finally:
-            os.close(descriptor)
     return None
 
 

@@ -14,15 +14,14 @@ from __future__ import annotations
 import array
 import dataclasses
 import json
-import os
 import re
 import struct
 import sys
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image, read_at
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
 
 _MAGIC = b"QEVM\x00\x00\x00\x03"
 _END_OF_STREAM = b"\x00\x06"  # QEMU_VM_EOF, QEMU_VM_VMDESCRIPTION
@@ -103,8 +102,8 @@ class MappedRamBlock(RamBlock):
         """The offset after the last page, where the next block starts."""
         return self.pages_offset + self.used_length
 
-    def count_present(self, descriptor: int, first: int, last: int, path: str) -> int:
-        """How many of the pages from I(first) up to I(last), without it, are present; reads that part of the bitmap.
+    def count_present(self, image: ImageFile, first: int, last: int) -> int:
+        """How many of the pages from ``first`` up to ``last``, without it, are present; reads that part of the bitmap.
 
         :raises ImageAccessError: the file cannot be read.
         """
@@ -113,7 +112,7 @@ class MappedRamBlock(RamBlock):
             start = first // 64 * 8
             chunk_last = min(last, (start + _BITMAP_CHUNK) * 8)
             length = -(-chunk_last // 64) * 8 - start
-            words = read_at(descriptor, length, self.bitmap_offset + start, path).ljust(length, b"\0")
+            words = image.read(length, self.bitmap_offset + start).ljust(length, b"\0")
             if self.byte_order == "big":
                 native = array.array("Q", words)
                 native.byteswap()
@@ -175,22 +174,26 @@ class StreamFacts:
         }
 
 
-def read_stream(path: str, header: SaveImageHeader, descriptor: int | None = None) -> StreamFacts | None:
-    """Read what an image's stream tells; None for a compressed one.
+def read_stream(path: str, header: SaveImageHeader) -> StreamFacts | None:
+    """Read what the stream of the image at a path tells.
+
+    The other parameter, what is returned and the errors are those of :func:`read_stream_of`.
+
+    :raises ImageNotFoundError: there is no file.
+    """
+    with ImageFile.open(path) as image:
+        return read_stream_of(image, header)
+
+
+def read_stream_of(image: ImageFile, header: SaveImageHeader) -> StreamFacts | None:
+    """Read what an open image's stream tells; None for a compressed one.
 
     :param header: the image's header, which says where and how the stream lies.
-    :param descriptor: an open descriptor of the image, where the caller holds one; it stays open.
-    :raises ImageNotFoundError: there is no file.
     :raises ImageAccessError: it cannot be read.
     :raises ImageFormatError: it is no stream of the header's format, or contradicts itself or the file's size.
     """
-    if descriptor is None:
-        descriptor = open_image(path)
-        try:
-            return read_stream(path, header, descriptor)
-        finally:
-            os.close(descriptor)
-    reader = _Reader(descriptor, path, header.stream_offset)
+    path = image.path
+    reader = _Reader(image, header.stream_offset)
     compression_magic = _COMPRESSION_MAGIC.get(header.format)
     if compression_magic is not None:
         if reader.take(len(compression_magic)) != compression_magic:
@@ -210,17 +213,16 @@ def read_stream(path: str, header: SaveImageHeader, descriptor: int | None = Non
     return StreamFacts(machine, capabilities, ram_blocks, *_read_description(reader, padded=not mapped_ram))
 
 
-def read_plain_head(descriptor: int, path: str) -> StreamFacts:
-    """What the first bytes of a plain stream tell: machine type and RAM blocks; C(sections) is None.
+def read_plain_head(head: ImageFile) -> StreamFacts:
+    """What the first bytes of a plain stream tell: machine type and RAM blocks; ``sections`` is None.
 
-    :param descriptor: holds those bytes from its start on.
-    :param path: the image that they come from, for errors.
+    :param head: holds those bytes from its start on; its path is that of the image that they come from.
     :raises ImageFormatError: they are no plain QEMU stream, or end too early.
     """
-    reader = _Reader(descriptor, path, 0)
+    reader = _Reader(head, 0)
     machine, capabilities, page_size = _read_start(reader)
     if _CAPABILITY_MAPPED_RAM in capabilities:
-        raise ImageFormatError(path, "the stream was written with mapped-ram, which cannot be compressed")
+        raise ImageFormatError(head.path, "the stream was written with mapped-ram, which cannot be compressed")
     section = _find_ram(reader)
     ram_blocks = _read_ram_blocks(reader, capabilities, sys.byteorder, page_size)
     _read_ram_end(reader, section)
@@ -238,14 +240,14 @@ def _read_start(reader: _Reader) -> tuple[str, list[str], int]:
 class _Reader:
     """Reads forward from a position, within the file."""
 
-    def __init__(self, descriptor: int, path: str, position: int) -> None:
-        self.descriptor = descriptor
-        self.path = path
+    def __init__(self, image: ImageFile, position: int) -> None:
+        self.image = image
+        self.path = image.path
         self.position = position
-        self.size = os.fstat(descriptor).st_size
+        self.size = image.size
 
     def take(self, length: int) -> bytes:
-        data = read_at(self.descriptor, length, self.position, self.path)
+        data = self.image.read(length, self.position)
         if len(data) < length:
             raise ImageFormatError(self.path, f"the stream is cut off at byte {self.size}")
         self.position += length
@@ -295,7 +297,7 @@ def _find_ram(reader: _Reader) -> bytes:
 
     :returns: the section's id.
     """
-    window = read_at(reader.descriptor, _MAX_BEFORE_RAM, reader.position, reader.path)
+    window = reader.image.read(_MAX_BEFORE_RAM, reader.position)
     match = _RAM_SECTION.search(window)
     if not match:
         raise ImageFormatError(reader.path, "the stream has no RAM section")
@@ -369,9 +371,9 @@ def _read_mapped_block(reader: _Reader, name: str, used_length: int, byte_order:
             f"the file ends at byte {reader.size}, inside RAM block {name!r} (bytes {pages_offset} to {block.end})",
         )
     reader.position = block.end
-    if block.count_present(reader.descriptor, block.pages, block.bitmap_length * 8, reader.path):
+    if block.count_present(reader.image, block.pages, block.bitmap_length * 8):
         raise ImageFormatError(reader.path, f"the bitmap of RAM block {name!r} has pages beyond the last one")
-    present = block.count_present(reader.descriptor, 0, block.pages, reader.path)
+    present = block.count_present(reader.image, 0, block.pages)
     return dataclasses.replace(block, present_pages=present)
 
 
@@ -381,7 +383,7 @@ def _read_description(reader: _Reader, padded: bool) -> tuple[list[DeviceSection
     :param padded: allow zeros after it, as older writers leave after plain streams.
     """
     start = max(reader.position, reader.size - _MAX_DESCRIPTION)
-    tail = read_at(reader.descriptor, reader.size - start, start, reader.path)
+    tail = reader.image.read(reader.size - start, start)
     if padded:
         tail = tail.rstrip(b"\0")
     # JSON holds neither 0x00 nor 0x06: the last such pair is the one before the length, or in the length itself.

@@ -6,64 +6,63 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, ImageUnsupportedError
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
-    ImageHead,
-    open_image,
-    read_at,
-    read_image_head,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import HEADER_SIZE
-from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
-from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import MappedRamBlock, StreamFacts, read_stream
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
+from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import (
+    MappedRamBlock,
+    StreamFacts,
+    read_stream_of,
+)
 
 
-def structure_problems(path: str, descriptor: int | None = None) -> list[str]:
-    """What is wrong with an image, as sentences without the path; empty when nothing is.
+def structure_problems(path: str) -> list[str]:
+    """What is wrong with the image at a path, as :func:`structure_problems_of`.
+
+    :raises ImageNotFoundError: there is no file.
+    :raises ImageAccessError: it cannot be read.
+    """
+    try:
+        image = ImageFile.open(path)
+    except ImageFormatError as error:
+        return [error.problem]
+    with image:
+        return structure_problems_of(image)
+
+
+def structure_problems_of(image: ImageFile) -> list[str]:
+    """What is wrong with an open image, as sentences without the path; empty when nothing is.
 
     Read are the head, the bitmaps and the stream's end, never a page; of the pages it is known from the file's map of
     data and holes whether they were written. An image in the making is judged as a complete one: that the magic says
     partial is no problem here.
 
-    :param descriptor: an open descriptor of the image, where the caller holds one; it stays open.
-    :raises ImageNotFoundError: there is no file.
     :raises ImageAccessError: it cannot be read.
     """
-    if descriptor is None:
-        try:
-            descriptor = open_image(path)
-        except ImageFormatError as error:
-            return [error.problem]
-        try:
-            return structure_problems(path, descriptor)
-        finally:
-            os.close(descriptor)
     try:
-        head = read_image_head(path, descriptor)
+        head = image.head()
     except (ImageFormatError, ImageUnsupportedError) as error:
         return [error.problem]
-    problems = head_problems(descriptor, head)
+    problems = head_problems(image, head)
     domain = None
     try:
-        domain = domain_xml.parse(head.xml, path)
+        domain = domain_xml.parse(head.xml, image.path)
     except ImageFormatError as error:
         problems.append(error.problem)
     try:
-        stream = read_stream(path, head.header, descriptor)
+        stream = read_stream_of(image, head.header)
     except ImageFormatError as error:
         return [*problems, error.problem]
     if stream and domain:
         problems += domain_problems(domain, stream.machine, stream.memory)
-    return problems + (stream_problems(path, descriptor, stream) if stream else [])
+    return problems + (stream_problems(image, stream) if stream else [])
 
 
-def head_problems(descriptor: int, head: ImageHead) -> list[str]:
+def head_problems(image: ImageFile, head: ImageHead) -> list[str]:
     """What in the text area is not where every writer puts it, as sentences.
 
     Of an image with a cookie our record is not trusted, so that an image has one, or none, must be beyond doubt.
@@ -77,7 +76,7 @@ def head_problems(descriptor: int, head: ImageHead) -> list[str]:
             f"the cookie does not follow the domain XML (it is said to start at byte {cookie_offset}, not {after_xml})"
         ]
     unused = after_xml < head.header.data_length and not cookie_offset
-    if unused and read_at(descriptor, 1, HEADER_SIZE + after_xml, head.path) != b"\0":
+    if unused and image.read(1, HEADER_SIZE + after_xml) != b"\0":
         return ["there is something after the domain XML that the header does not tell of"]
     return []
 
@@ -98,26 +97,26 @@ def domain_problems(domain: domain_xml.ParsedDomain, machine: str, memory: int) 
     return problems
 
 
-def stream_problems(path: str, descriptor: int, stream: StreamFacts) -> list[str]:
+def stream_problems(image: ImageFile, stream: StreamFacts) -> list[str]:
     """What the file lacks of a stream whose facts were read from it, as sentences.
 
     :raises ImageAccessError: the file cannot be read.
     """
     problems = []
     for block in stream.ram_blocks:
-        lost = _lost_pages(path, descriptor, block) if isinstance(block, MappedRamBlock) else 0
+        lost = _lost_pages(image, block) if isinstance(block, MappedRamBlock) else 0
         if lost:
             problems.append(
                 f"{lost} pages of RAM block {block.name!r} were never written: they lie in holes of the file"
             )
-    if stream.end is not None and os.fstat(descriptor).st_size < stream.end:
+    if stream.end is not None and image.size < stream.end:
         problems.append("the file was cut off while it was read")
     if stream.sections is None:
         problems.append("the stream does not end where the file ends: it was cut off, or something follows it")
     return problems
 
 
-def _lost_pages(path: str, descriptor: int, block: MappedRamBlock) -> int:
+def _lost_pages(image: ImageFile, block: MappedRamBlock) -> int:
     """Pages that the bitmap promises and that lie wholly in a hole.
 
     QEMU leaves zero pages out, so a page that it wrote has data. (With zero-page-detection none it writes zero pages
@@ -128,31 +127,9 @@ def _lost_pages(path: str, descriptor: int, block: MappedRamBlock) -> int:
         return 0
     return sum(
         block.count_present(
-            descriptor,
+            image,
             -(-(start - block.pages_offset) // block.page_size),
-            (end - block.pages_offset) // block.page_size,
-            path,
+            (start + length - block.pages_offset) // block.page_size,
         )
-        for start, end in _holes(path, descriptor, block.pages_offset, block.end)
+        for start, length in image.holes(block.pages_offset, block.end)
     )
-
-
-def _holes(path: str, descriptor: int, start: int, end: int) -> t.Iterator[tuple[int, int]]:
-    """The holes between two offsets, in order."""
-    with image_errors(path, "look for holes"):
-        while start < end:
-            hole = _seek(descriptor, start, os.SEEK_HOLE, nowhere=start)
-            if hole >= end:
-                return
-            start = _seek(descriptor, hole, os.SEEK_DATA, nowhere=end)
-            yield hole, min(start, end)
-
-
-def _seek(descriptor: int, start: int, how: int, nowhere: int) -> int:
-    """Raises OSError; I(nowhere) is returned where there is neither data nor file from there on."""
-    try:
-        return os.lseek(descriptor, start, how)
-    except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-        return nowhere

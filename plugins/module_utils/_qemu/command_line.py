@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""QEMU command lines: what one says about its VM, and how it is used again for a restore.
+"""QEMU command lines: what one says about its VM, how it is used again for a restore, and how it is shown.
 
 Source: QEMU's qemu-options.hx and util/qemu-option.c. Options begin with one or two dashes; most take one argument,
 which may itself begin with a dash; option strings are C(key=value) lists in which a doubled comma stands for one.
@@ -236,17 +236,13 @@ def replay_obstacles(argv: t.Sequence[str], starter_gives_descriptors: bool = Fa
             )
 
 
-def why_not_replayable(argv: t.Sequence[str], starter_gives_descriptors: bool = False) -> str:
+def why_not_replayable(argv: t.Sequence[str]) -> str:
     """The first of :func:`replay_obstacles`, or the empty string."""
-    return next((reason for _kind, reason in replay_obstacles(argv, starter_gives_descriptors)), "")
-
-
-def has_temporary_disks(argv: t.Sequence[str]) -> bool:
-    """Whether what the guest wrote to its disks goes with QEMU (C(-snapshot), C(-drive …,snapshot=on))."""
-    return any(_is_snapshot(option) for option in options(argv))
+    return next((reason for _kind, reason in replay_obstacles(argv)), "")
 
 
 def _is_snapshot(option: CommandOption) -> bool:
+    """Whether an option makes disks whose changes go with QEMU (``-snapshot``, ``-drive …,snapshot=on``)."""
     if option.name == "drive":
         switch = parse_option_string(option.argument or "", "file").get("snapshot", "off")
         return switch in ("on", "yes", "true", "y")
@@ -353,7 +349,7 @@ def restore_command(argv: t.Sequence[str], machine: str = "", daemonize: bool = 
     """
     if machine and not _MACHINE_TYPE.fullmatch(machine):
         raise LaunchError(
-            f"The saved machine type {machine!r} is not the name of one, so no QEMU is started with it",
+            f"The saved machine type {machine!r} is not a machine type's name, so no QEMU is started with it",
             cure="The image is damaged or forged: restore an intact copy, or start the VM from its disks",
         )
     taken_out = start_options(argv, daemonize)
@@ -438,3 +434,48 @@ def _appending_short_form(dashed: str, argument: str, name: str) -> list[str]:
         appending = _appending_log(argument, parse_option_string(rest.partition(",")[2]))
         return [dashed, appending] if appending != argument else []
     return []
+
+
+# --- secrets ---
+
+#: Stands in results where a secret stood.
+HIDDEN = "********"
+
+_SECRET_KEYS = r"(?:data|password|passwd|proxy-password|cookie|string|osk)"
+#: How names end with which kernels, init systems and guests are told secrets; "key-secret" names one, and is none.
+_SECRET_NAMES = r"(?:password|passwd|passphrase|(?<!by)pass|token|credential|api[_-]?key|(?<!-)secret)"
+_SECRETS = (
+    # key=value lists, where a comma in a value is doubled; "password=on" is a switch, not a password
+    (re.compile(rf"((?:^|,)(?:[\w-]+\.)*{_SECRET_KEYS}=)(?!(?:on|off)(?:,|$))(?:[^,]|,,)*"), rf"\1{HIDDEN}"),
+    # words of a kernel's command line, of a script, of a URL's query
+    (
+        re.compile(
+            rf"""((?:^|[\s,;:&?"'])[\w.-]*{_SECRET_NAMES}=)(?!(?:on|off|\*+)(?:[\s,]|$))(?:"[^"]*"|'[^']*'|[^\s,&]+)""",
+            re.IGNORECASE,
+        ),
+        rf"\1{HIDDEN}",
+    ),
+    (re.compile(r"(\bset_credential(?:_binary)?=[^:\s]{1,255}:)\S+"), rf"\1{HIDDEN}"),
+    # JSON, also JSON in a string of JSON, whose quotes are escaped
+    (
+        re.compile(rf'((?<!\\)"(?:[\w-]+\.)*{_SECRET_KEYS}"\s*:\s*)(?:"(?:[^"\\]|\\.)*"|[-+.0-9eE]+)', re.DOTALL),
+        rf'\1"{HIDDEN}"',
+    ),
+    (re.compile(rf'((?<!\\)\\+"(?:[\w-]+\.)*{_SECRET_KEYS}\\+"\s*:\s*\\+").*?(?=\\+")', re.DOTALL), rf"\1{HIDDEN}"),
+    # QEMU's JSON has strings in single quotes, too
+    (
+        re.compile(rf"('(?:[\w-]+\.)*{_SECRET_KEYS}'\s*:\s*)(?:'(?:[^'\\]|\\.)*'|[-+.0-9eE]+)", re.DOTALL),
+        rf"\1'{HIDDEN}'",
+    ),
+    (re.compile(r"(://[^/@:\s,]*:)[^/@\s]*@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(iscsi://[^/@%\s,]*%)[^/@\s]*@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(:key=)[^:,]*"), rf"\1{HIDDEN}"),
+    (re.compile(r"(io\.systemd\.credential(?:\.binary)?:[^=,:]{1,255}=)(?:[^,]|,,)*"), rf"\1{HIDDEN}"),
+)
+
+
+def redact_argument(argument: str) -> str:
+    """One argument of a QEMU command line with the secrets in it hidden."""
+    for pattern, shown in _SECRETS:
+        argument = pattern.sub(shown, argument)
+    return argument

@@ -380,7 +380,7 @@ def parse_configuration_file(content: bytes, origin: str) -> list[Setting]:
             continue
         key, value = _key_and_value(line)
         if not key or not sections:
-            raise ValueError(f"line {number} is none of QEMU's configuration")
+            raise ValueError(f"line {number} is not understood as QEMU's configuration")
         sections[-1][1][os.fsdecode(key)] = os.fsdecode(value)
     return [
         Setting(

@@ -13,14 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import urllib.parse
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
-from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import make_own_directory, run_directory
+from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import log_path
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe_directory
-
-#: Where root's logs go if the image's directory is open to others. Not /run, whose space is the host's memory.
-_ROOT_LOGS = "/var/log/vmops.qemu"
 
 #: Bytes of what it has said that are told at most.
 _TAIL = 4096
@@ -31,18 +27,15 @@ def safe_log_path(path: str, vm_name: str) -> str:
 
     :raises LaunchError: that directory cannot be made.
     """
-    directory = ""
     try:
         if not why_unsafe_directory(os.path.dirname(path), (0, os.geteuid())):
             return path
-        directory = _ROOT_LOGS if os.geteuid() == 0 else run_directory("logs")
-        make_own_directory(directory)
+        return log_path(vm_name)
     except OSError as exc:
         raise LaunchError(
-            f"{exc.filename or directory}: there is no safe place for QEMU's log: {exc.strerror}",
+            f"{exc.filename or path}: there is no safe place for QEMU's log: {exc.strerror}",
             cure="Give the directory to the user that runs the task, with the mode 0700",
         ) from exc
-    return os.path.join(directory, f"{urllib.parse.quote(vm_name, safe='')[:200]}.log")
 
 
 class LaunchLog:

@@ -48,6 +48,9 @@ LOOK_INTERVAL = 5.0
 #: Seconds between two looks whether QEMU has cleaned up after a migration; nothing announces it.
 _SETTLE_INTERVAL = 0.01
 
+#: Seconds within which QEMU ends a migration that was cancelled, and cleans up after one.
+_END_TIMEOUT = 30.0
+
 #: Capabilities that may stay as they are during a save or restore; every other one that is on is switched off for
 #: the run, since it changes the stream (xbzrle, postcopy-ram, x-ignore-shared …) or waits for a controller
 #: (pause-before-switchover).
@@ -138,8 +141,9 @@ class MigrationSettings:
         lacking = sorted(wanted.keys() - capabilities.keys())
         if lacking:
             raise UnsupportedByQemuError(
-                f"QEMU does not have the migration capability {lacking[0]}, without which nothing is saved or restored",
-                cure="Use a newer QEMU; if it is none of an old one, find out what answers on its monitor",
+                f"QEMU does not have the migration capability {lacking[0]}, without which nothing can be saved or"
+                " restored",
+                cure="Use a newer QEMU; if this one is new enough, find out what answers on its monitor",
             )
         self.found_capabilities = _changes(wanted, capabilities)
         self._wanted_capabilities = {name: wanted[name] for name in self.found_capabilities}
@@ -288,21 +292,18 @@ class Migration:
         """Whether the run is still going."""
         return self.started and (await query_state(self._monitor))["status"] not in IDLE_STATES
 
-    async def cancel(self, timeout: float = 30.0) -> None:
-        """Stop a run that is still going and wait until QEMU is rid of it; quiet where there is none.
-
-        :param timeout: seconds to wait for QEMU's last word.
-        """
+    async def cancel(self) -> None:
+        """Stop a run that is still going and wait until QEMU is rid of it; quiet where there is none."""
         if not await self.is_active():
             return
         bandwidth = (await self._monitor.execute("query-migrate-parameters"))["max-bandwidth"]
         await self._let_channels_rest()
         await self._monitor.execute("migrate_cancel")
         with contextlib.suppress(asyncio.TimeoutError):
-            await within(timeout, self._monitor.wait_for_event(_is_terminal, self._since))
+            await within(_END_TIMEOUT, self._monitor.wait_for_event(_is_terminal, self._since))
         await self._monitor.execute("migrate-set-parameters", {"max-bandwidth": bandwidth})
 
-    async def settle(self, timeout: float = 30.0) -> None:
+    async def settle(self) -> None:
         """Wait until QEMU has cleaned up after a run that is over; only then may its settings be changed.
 
         A channel that fails makes the run a failed one while its thread still works. What QEMU (10.0.2) has to clean up
@@ -310,15 +311,14 @@ class Migration:
         behind, and at the next migration QEMU dies of SIGSEGV (3 of 80 saves on a full disk, measured). That a
         migration can still be yanked means that this is not done.
 
-        :param timeout: seconds to wait.
-        :raises MonitorError: it was not done in that time; as :meth:`Monitor.execute`.
+        :raises MonitorError: it was not done within half a minute; as :meth:`Monitor.execute`.
         """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + _END_TIMEOUT
         # QEMU before 6.0 has no such command.
         with contextlib.suppress(CommandError):
             while any(instance["type"] == "migration" for instance in await self._monitor.execute("query-yank")):
                 if time.monotonic() > deadline:
-                    raise MonitorError(f"QEMU has not cleaned up after its migration within {timeout:g} seconds")
+                    raise MonitorError(f"QEMU has not cleaned up after its migration within {_END_TIMEOUT:g} seconds")
                 await asyncio.sleep(_SETTLE_INTERVAL)
 
     async def _let_channels_rest(self) -> None:

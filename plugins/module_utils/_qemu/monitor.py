@@ -261,11 +261,11 @@ class Monitor:
             await asyncio.wait({self._end_watch}, timeout=1)
             raise self._lost_error(f"while {command} was under way") from exc
         except QMPError as exc:
-            await self._give_up(f"its answer to {command} is neither a result nor an error")
+            await self._give_up(f"it answered {command} with neither a result nor an error")
             raise self._lost_error("") from exc
         problem = answer_problem(command, answer)
         if problem:
-            await self._give_up(f"its answer to {command} is none: {problem}")
+            await self._give_up(f"its answer to {command} is not valid: {problem}")
             raise self._lost_error("")
         return answer
 
@@ -340,7 +340,7 @@ class Monitor:
             event = dict(await self._listener.get())
             problem = event_problem(event)
             if problem:
-                await self._give_up(f"an event of it is none: {problem}")
+                await self._give_up(f"one of its events is not valid: {problem}")
                 return
             async with self._changed:
                 self._record(event)
@@ -364,7 +364,9 @@ class Monitor:
                 self._record(event)
         cause = await self._disconnect()
         garbage = cause is not None and not isinstance(cause, (EOFError, OSError, asyncio.CancelledError))
-        await self._give_up(f"it sent what is no message ({_reason(cause)})" if cause and garbage else "")
+        await self._give_up(
+            f"it sent something that is not a QMP message ({_reason(cause)})" if cause and garbage else ""
+        )
 
     async def _give_up(self, garbage: str = "") -> None:
         """From now on the session is a lost one; whoever waits for its events learns of it."""
@@ -480,7 +482,7 @@ async def _open_unix_socket(path: str, busy: MonitorBusyError) -> socket.socket:
             ) from exc
         if exc.errno in (errno.EACCES, errno.EPERM):
             raise MonitorError(
-                f"The QMP socket {shown} may not be used by this user",
+                f"This user may not use the QMP socket {shown}",
                 cure="Run the task as root or as the VM's user (become)",
             ) from exc
         raise MonitorProtocolError(f"{shown} is not a QMP socket ({exc.strerror or exc})") from exc

@@ -21,6 +21,7 @@ import subprocess
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
+from ansible_collections.vmops.qemu.plugins.module_utils._durable import flush_directory, write_durably
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
 
 #: Changes that last. What stands here is in force after the host's reboot, too.
@@ -58,7 +59,7 @@ _FILTER_SETTINGS = (
 
 #: What is asked of a unit; no value of these has a newline, but the commands.
 _PROPERTIES = (
-    *("Id", "LoadState", "ActiveState", "SubState", "Result", "Job", "MainPID", "ExecMainStatus", "Type"),
+    *("Id", "LoadState", "ActiveState", "Result", "Job", "MainPID", "ExecMainStatus", "Type"),
     *("FragmentPath", "DropInPaths", "Transient", "ConditionResult", "InvocationID"),
     *("Restart", "WorkingDirectory", "RuntimeDirectory", "RuntimeDirectoryPreserve", "PrivateTmp"),
     *("PrivateNetwork", "NetworkNamespacePath", "OnSuccess", "Environment", "EnvironmentFiles"),
@@ -94,7 +95,6 @@ class Unit:
     load_state: str
     #: C(active), C(inactive), C(failed), C(activating), C(deactivating), C(reloading).
     active_state: str
-    sub_state: str
     #: How a service ended: C(success), C(exit-code), C(signal), C(exec-condition) …
     result: str
     #: Whether it waits to be started or stopped.
@@ -324,13 +324,12 @@ def parse_units(text: str) -> list[Unit]:
     for block in text.strip().split("\n\n"):
         keys = {key: value for key, equals, value in (line.partition("=") for line in block.splitlines()) if equals}
         if not keys.get("Id"):
-            raise UnitError(f"systemctl show has printed what is not understood: {block[:80]!r}")
+            raise UnitError(f"systemctl show printed something that is not understood: {block[:80]!r}")
         units.append(
             Unit(
                 name=keys["Id"],
                 load_state=keys.get("LoadState", ""),
                 active_state=keys.get("ActiveState", ""),
-                sub_state=keys.get("SubState", ""),
                 result=keys.get("Result", ""),
                 has_job=keys.get("Job", "") not in ("", "0"),
                 main_pid=_number(keys.get("MainPID", "")),
@@ -447,7 +446,7 @@ def parse_bus_start_command(text: str) -> StartCommand:
             ambient=int(ambient),
         )
     except (ValueError, KeyError, TypeError, IndexError) as exc:
-        raise UnitError(f"busctl has printed what is not understood: {text[:80]!r}") from exc
+        raise UnitError(f"busctl printed something that is not understood: {text[:80]!r}") from exc
 
 
 def _user_prefix(flags: t.Collection[str]) -> str:
@@ -511,21 +510,10 @@ def write_drop_in(path: str, text: str, mode: int = 0o644) -> None:
     :raises UnitError: it cannot be written.
     """
     directory = os.path.dirname(path)
-    scratch = os.path.join(directory, f".{os.path.basename(path)}.new")
     try:
         os.makedirs(directory, mode=0o755, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(scratch)
-        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        with open(descriptor, "wb") as handle:
-            os.fchmod(descriptor, mode)
-            handle.write(text.encode("utf-8", "surrogateescape"))
-            handle.flush()
-            os.fsync(descriptor)
-        os.rename(scratch, path)
-        # The file's name in its directory, and the directory's in the one above.
-        for place in (directory, os.path.dirname(directory)):
-            _flush_directory(place)
+        write_durably(path, text.encode("utf-8", "surrogateescape"), mode)
+        flush_directory(os.path.dirname(directory))  # in which the directory may be new
     except OSError as exc:
         raise UnitError(
             f"{path} cannot be written: {exc.strerror}", cure="Run the task as root; see whether /etc can be written to"
@@ -560,7 +548,7 @@ def remove_drop_in(path: str) -> bool:
     with contextlib.suppress(OSError):  # it is not empty
         os.rmdir(directory)
     with contextlib.suppress(OSError):  # where a crash brings it back, the next run removes it
-        _flush_directory(directory if os.path.isdir(directory) else os.path.dirname(directory))
+        flush_directory(directory if os.path.isdir(directory) else os.path.dirname(directory))
     return True
 
 
@@ -570,14 +558,6 @@ def read_drop_in(path: str) -> str | None:
         return read_bounded(path, _MAX_DROP_IN).decode("utf-8", "surrogateescape")
     except OSError:
         return None
-
-
-def _flush_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 async def reload() -> None:

@@ -16,12 +16,12 @@ import contextlib
 import dataclasses
 import os
 import pwd
-import re
 import shutil
 import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError, UnitError
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import mount_point
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog, in_one_line, safe_log_path
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
@@ -100,7 +100,7 @@ async def read_vm_unit(process: QemuProcess, known: t.Mapping[str, systemd.Unit]
         return VmUnit("", "it runs in no systemd unit")
     unit = (known or {}).get(name) or await systemd.read_unit(name)
     if not name.endswith(".service"):
-        return VmUnit(name, f"{name} is no service", facts=unit)
+        return VmUnit(name, f"{name} is not a service", facts=unit)
     if unit.transient or not unit.fragment:
         return VmUnit(name, f"{name} is a transient unit, which is gone after its end", facts=unit)
     if unit.main_pid != process.pid:
@@ -195,14 +195,14 @@ def guard_text(images: t.Sequence[str]) -> str:
         "# not start from its disks. vmops.qemu.qemu_restore removes this file; without the image it has no effect.",
         "[Unit]",
     ]
-    mount_point = _mount_point(directory)
-    if mount_point != "/":
+    place = mount_point(directory)
+    if place != "/":
         # Not RequiresMountsFor=, with which the VM would be stopped when its image's file system is unmounted. The
         # mount may be done by hand, too, without a unit to wait for.
-        mount_unit = f"{systemd.escape_unit_name(mount_point.strip('/'))}.mount"
+        mount_unit = f"{systemd.escape_unit_name(place.strip('/'))}.mount"
         lines += [f"Wants={mount_unit}", f"After={mount_unit}"]
-        if _fits_in_line(mount_point):
-            lines += [f"ConditionPathIsMountPoint={systemd.escape_specifiers(mount_point)}"]
+        if _fits_in_line(place):
+            lines += [f"ConditionPathIsMountPoint={systemd.escape_specifiers(place)}"]
     lines += [f"ConditionPathExists=!{systemd.escape_specifiers(path)}" for path in paths if _fits_in_line(path)]
     # By root, since the directory may be closed to the VM's user.
     command = ["/bin/sh", "-c", 'for image; do test ! -e "$image" || exit 1; done', "sh", *paths]
@@ -221,19 +221,6 @@ def _fits_in_line(path: str) -> bool:
 
 def _command(words: t.Sequence[str], variables: bool = False) -> str:
     return " ".join(systemd.quote_word(word, variables) for word in words)
-
-
-def _mount_point(directory: str) -> str:
-    """Where the file system of a directory is mounted (proc_pid_mountinfo(5)); the root where that cannot be told."""
-    found = "/"
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as mounts:
-        for line in mounts:
-            # Blanks and backslashes in it are written as three octal digits.
-            place = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code.group(1), 8)]), line.split(b" ")[4])
-            path = os.fsdecode(place)
-            if len(path) > len(found) and f"{directory}/".startswith(f"{path}/"):
-                found = path
-    return found
 
 
 async def free_unit(name: str, image: str | None = None, check_mode: bool = False) -> bool:

@@ -114,7 +114,7 @@ def _option_at(words: t.Sequence[str], place: int) -> str:
     for option in command_line.options(words):
         if option.start <= place < option.end:
             return f"-{option.name[:40]}"
-    return "a word that is no option"
+    return "a word that is not an option"
 
 
 def hidden_start_option(words: t.Sequence[str], variables: t.Mapping[str, str], daemonize: bool) -> str:

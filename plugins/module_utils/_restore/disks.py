@@ -12,7 +12,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageFormatError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import newer_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession

@@ -11,8 +11,9 @@ import dataclasses
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, ImageError, MigrationError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, remove_image
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import mark_superseded
+from ansible_collections.vmops.qemu.plugins.module_utils._image.place import remove_image
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ForeignQemuError, MismatchError
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity, why_not_to_load
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession

@@ -18,16 +18,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageUnsupportedError,
     RequestError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, read_compressed_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressed_head import read_compressed_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS
 from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import digest_problems
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
-    ImageHead,
-    read_image_head,
-    require_loadable_image,
-    require_removable,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.place import require_removable
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts, read_stream
+from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import require_loadable_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun

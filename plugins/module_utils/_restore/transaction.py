@@ -36,12 +36,14 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmopsError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, Filter, make_pipe
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, direct_read_reason, open_image_of
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, Filter, make_pipe
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import direct_read_reason, open_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import launch_log_path
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import freeable_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Measure, Publisher
@@ -184,7 +186,7 @@ class RestoreTransaction:
                 f"The command of {self.domain.name} opens no QMP server",
                 cure="Add -qmp unix:PATH,server=on,wait=off to it",
             )
-        return choose_launch(how, f"{self.head.path}.log", self.domain.name), addresses[0]
+        return choose_launch(how, launch_log_path(self.head.path), self.domain.name), addresses[0]
 
     async def _greeted(self, launched: LaunchedQemu, address: str) -> Monitor:
         """Wait for its QMP server.
@@ -489,7 +491,7 @@ async def _said(launched: LaunchedQemu) -> str:
     """What the QEMU that was started wrote to stderr, where it repeats its words, but not the secrets in them."""
     text = await launched.stderr()
     for word in launched.how.argv:
-        text = text.replace(word, domain_xml.redact_argument(word))
+        text = text.replace(word, command_line.redact_argument(word))
     return text
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import all_forms
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import all_forms
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.revival import boot_time, look_for_revival, was_reaped

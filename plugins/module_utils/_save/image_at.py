@@ -11,7 +11,8 @@ import datetime
 import os
 
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import ImageHead, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration

@@ -17,11 +17,9 @@ import json
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError, ImageNotFoundError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
-    PartialImage,
-    read_image_head,
-    target_of_partial,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import target_of_partial
+from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import is_last_migration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import find_notes, parse_note
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (

@@ -35,18 +35,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorMissingError,
     VmNotFoundError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
-    ImageHead,
-    PartialImage,
-    flush_image,
-    image_path,
-    read_image_head,
-    require_replaceable,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result, image_state
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
+from ansible_collections.vmops.qemu.plugins.module_utils._image.place import flush_image, require_replaceable
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import recorded_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import doubtful_note

@@ -23,18 +23,17 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     UnsupportedByQemuError,
     VouchingKeyError,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import require_tool
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
-    PartialImage,
-    file_system,
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import require_tool
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage, remove_leftovers
+from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
     free_bytes,
     make_save_directory,
-    remove_leftovers,
     require_writable_directory,
-    why_unsafe_place,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import why_unsafe_place
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import domain_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import vouch, why_not_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_record, launch_result, starter_reason

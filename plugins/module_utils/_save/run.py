@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run, ended_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest

@@ -33,12 +33,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorError,
     VmopsError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, Filter, make_pipe
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, Filter, make_pipe
 from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import stream_digest
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import PartialImage
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Publisher
@@ -252,7 +252,7 @@ class SaveTransaction:
         if problems:
             raise ImageFormatError(
                 self.run.path,
-                f"QEMU reported success, but the file is not whole: {'; '.join(problems[:3])}",
+                f"QEMU reported success, but the file is not complete: {'; '.join(problems[:3])}",
                 cure="Check the file system and the disk below it (dmesg), then save again",
             )
 

@@ -17,6 +17,7 @@ import json
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.devices import NAMED, read_devices
 
 #: Drivers that hand the data of what is below them through as it is; what is below gives the format.
 FILTERS = frozenset(
@@ -100,8 +101,6 @@ class BlockGraph:
     drives: tuple[Drive, ...]
     nodes: t.Mapping[str, BlockNode]
     hidden: tuple[HiddenStorage, ...] = ()
-    #: The types of the drives' devices that an option or a command has made, by their paths.
-    devices: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def below(self, node: str) -> list[BlockNode]:
         """A node and all nodes below it."""
@@ -150,6 +149,14 @@ class BlockAnswers:
     drives: list[dict[str, t.Any]]
     nodes: list[dict[str, t.Any]]
     graph: BlockGraph
+    #: What :func:`read_devices` gives.
+    devices: t.Mapping[str, str]
+
+    @property
+    def drive_devices(self) -> dict[str, str]:
+        """Those of the devices that are a drive's."""
+        wanted = {device_path(drive.qdev) for drive in self.graph.drives if drive.qdev}
+        return {path: kind for path, kind in self.devices.items() if path in wanted}
 
 
 async def ask_block(monitor: Monitor) -> BlockAnswers:
@@ -157,20 +164,15 @@ async def ask_block(monitor: Monitor) -> BlockAnswers:
 
     :raises MonitorError: QEMU was lost, or refused.
     """
-    drives, nodes, edges, with_id, without_id = await asyncio.gather(
+    drives, nodes, edges, devices = await asyncio.gather(
         monitor.execute("query-block"),
         monitor.execute("query-named-block-nodes", {"flat": True}),
         monitor.execute_if_known("x-debug-query-block-graph"),
-        monitor.execute("qom-list", {"path": "/machine/peripheral"}),
-        monitor.execute("qom-list", {"path": "/machine/peripheral-anon"}),
+        read_devices(monitor),
     )
-    graph = BlockGraph(
-        drives=parse_drives(drives),
-        nodes=parse_nodes(nodes, edges),
-        devices=_drive_devices(drives, {"/machine/peripheral": with_id, "/machine/peripheral-anon": without_id}),
-        hidden=(*_hidden(with_id, "/machine/peripheral"), *_hidden(without_id, "/machine/peripheral-anon")),
-    )
-    return BlockAnswers(drives, nodes, graph)
+    hidden = tuple(HiddenStorage(*each) for each in devices.items() if each[1].startswith(_HIDDEN_STORAGE))
+    graph = BlockGraph(drives=parse_drives(drives), nodes=parse_nodes(nodes, edges), hidden=hidden)
+    return BlockAnswers(drives, nodes, graph, devices)
 
 
 def device_path(qdev: str) -> str:
@@ -179,15 +181,7 @@ def device_path(qdev: str) -> str:
     :param qdev: as ``query-block`` gives it: an id, or the path of the device or of a part of it.
     """
     parts = qdev.split("/")
-    return "/".join(parts[:4]) if qdev.startswith("/") else f"/machine/peripheral/{qdev}"
-
-
-def _drive_devices(
-    drives: t.Sequence[dict[str, t.Any]], devices: t.Mapping[str, t.Sequence[dict[str, t.Any]]]
-) -> dict[str, str]:
-    wanted = {device_path(drive["qdev"]) for drive in drives if drive.get("qdev")}
-    types = {f"{path}/{each['name']}": each["type"] for path, found in devices.items() for each in found}
-    return {path: types[path][len("child<") : -1] for path in sorted(wanted & set(types))}
+    return "/".join(parts[:4]) if qdev.startswith("/") else f"{NAMED}/{qdev}"
 
 
 def parse_drives(answer: t.Sequence[dict[str, t.Any]]) -> tuple[Drive, ...]:
@@ -261,13 +255,3 @@ def _bytes(value: object) -> object:
     text = str(value).lower()
     number, unit = (text[:-1], text[-1:]) if text[-1:] in _UNITS else (text, "b")
     return int(number) * _UNITS[unit] if number.isdigit() else value
-
-
-def _hidden(devices: t.Sequence[dict[str, t.Any]], place: str) -> list[HiddenStorage]:
-    found = []
-    for device in devices:
-        kind = device["type"]
-        type_name = kind[len("child<") : -1] if kind.startswith("child<") else ""
-        if type_name.startswith(_HIDDEN_STORAGE):
-            found.append(HiddenStorage(f"{place}/{device['name']}", type_name))
-    return found

@@ -86,7 +86,8 @@ def confinement_problems(
         return [
             Problem(
                 "process_unknown",
-                f"what its QEMU (pid {process.pid}) may do is not told by this kernel, and it is not started with more",
+                f"this kernel does not say what its QEMU (pid {process.pid}) may do, and a restore must not let it"
+                " do more",
                 "Run the VM as the main process of a systemd unit, or restore it with launch: command",
             )
         ]

@@ -26,6 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_gra
     Layer,
     slice_of,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.devices import UNNAMED
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.qcow2_header import (
     Qcow2Header,
     read_qcow2_header,
@@ -125,22 +126,22 @@ class ConfiguredMedia:
             found[keys.get("id") or f"{interface}{bus if units else ''}{medium}{unit}"] = keys
         return found
 
-    def device(self, qdev: str, types: t.Mapping[str, str]) -> Keys | None:
+    def device(self, qdev: str, devices: t.Mapping[str, str]) -> Keys | None:
         """The options of a device; None where the configuration has none.
 
         :param qdev: its id or QOM path, as ``query-block`` gives it.
-        :param types: of the devices without an id, by their names in QEMU.
+        :param devices: the types of all devices, by their paths.
         :raises UnknownMediumError: it cannot be told which options are the device's.
         """
         parts = qdev.strip("/").split("/")
         if parts[:2] == ["machine", "peripheral-anon"] and len(parts) > 2:
-            return self._device_without_id(parts[2], types)
+            return self._device_without_id(parts[2], devices)
         name = parts[2] if parts[:2] == ["machine", "peripheral"] and len(parts) > 2 else qdev
         flash = re.fullmatch(r"/machine/[\w-]+\.flash([01])", qdev)
         if flash:
             return self._machine_flash(flash.group(1))
         if name.startswith("/"):
-            raise UnknownMediumError(f"which option of its command line gives {qdev} its medium is not known")
+            raise UnknownMediumError(f"it is not known which option of its command line gives {qdev} its medium")
         for setting in self._configuration.of("device"):
             if setting.keys.get("id") == name:
                 return setting.keys
@@ -156,7 +157,7 @@ class ConfiguredMedia:
                 found = {"drive": setting.keys[f"pflash{number}"]}
         return found
 
-    def _device_without_id(self, name: str, types: t.Mapping[str, str]) -> Keys | None:
+    def _device_without_id(self, name: str, devices: t.Mapping[str, str]) -> Keys | None:
         """QEMU numbers them in this order: the strings, those of drives with ``if=virtio``, and JSON."""
         settings = self._configuration.of("device", "virtfs")
         plain = [setting.keys for setting in settings if not setting.argument.startswith("{")]
@@ -165,10 +166,10 @@ class ConfiguredMedia:
         ordered = [keys for keys in (*plain, *virtio, *in_json) if not keys.get("id")]
         number = _number(name.partition("[")[2].rstrip("]"), -1)
         for position, keys in enumerate(ordered[: number + 1]):
-            kind = types.get(f"device[{position}]")
+            kind = devices.get(f"{UNNAMED}/device[{position}]")
             driver = "virtio-9p" if "fsdriver" in keys else keys.get("driver", "")
             if kind is not None and kind != driver and not kind.startswith(f"{driver}-"):
-                raise UnknownMediumError(f"which option of its command line {name} ({kind}) is cannot be told")
+                raise UnknownMediumError(f"it cannot be told which option of its command line made {name} ({kind})")
         return ordered[number] if 0 <= number < len(ordered) else None
 
 
@@ -243,7 +244,7 @@ class _Tree:
             return self.add_node({**merged, **({"driver": driver} if driver else {})})
         protocol = _PROTOCOL.match(name)
         if protocol and protocol.group(1) in ("blkdebug", "blkverify", "quorum"):
-            raise UnknownMediumError(f"its command line names it in a way that is not read here ({name})")
+            raise UnknownMediumError(f"its command line names it in a way that is not understood here ({name})")
         if protocol and protocol.group(1) not in ("file", "host_device", "host_cdrom"):
             leaf = self._add(_network_driver(protocol.group(1)), name)
         elif protocol:
@@ -291,7 +292,7 @@ class _Tree:
             place = self._place_of(file)
             children.append(("backing", self.add_name(header.backing, backing_format, below, place)))
         elif "backing" not in keys and driver in _WITH_BACKING:
-            raise UnknownMediumError(f"the header of its {driver} file is not read here")
+            raise UnknownMediumError(f"headers of {driver} files are not read here")
         return self._add(driver, "", children, slice_of(keys) if driver in ("", "raw") else "")
 
     def _children(self, keys: Keys) -> list[tuple[str, str]]:
@@ -309,13 +310,13 @@ class _Tree:
         if driver not in ("", "qcow2"):
             return None
         if not place:
-            raise UnknownMediumError("the header of what is no file of this host is not read")
+            raise UnknownMediumError("only headers of this host's files are read")
         try:
             header = read_qcow2_header(place)
         except (OSError, ValueError) as exc:
             raise UnknownMediumError(f"{place} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
         if driver == "qcow2" and header is None:
-            raise UnknownMediumError(f"{place} is no qcow2 file any more")
+            raise UnknownMediumError(f"{place} is not a qcow2 file any more")
         return header
 
     def _place_of(self, name: str) -> str:
@@ -329,7 +330,7 @@ class _Tree:
         if os.path.isabs(name):
             return name
         if self._directory is None:
-            raise UnknownMediumError(f"in which directory its command line means {name} is not known")
+            raise UnknownMediumError(f"it is not known in which directory its command line means {name}")
         return os.path.join(self._directory, name)
 
 
@@ -378,5 +379,5 @@ def _json_keys(name: str) -> Keys:
     except (ValueError, RecursionError):
         valid = False
     if not valid:
-        raise UnknownMediumError("its name in JSON is not read here")
+        raise UnknownMediumError("its name in JSON is not understood here")
     return keys

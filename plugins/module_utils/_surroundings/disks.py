@@ -12,7 +12,6 @@ import re
 import stat
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread, within
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_device import block_device_size
@@ -24,6 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_gra
     ask_block,
     device_path,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.devices import read_places
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium, MediumFile
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.open_files import OpenFiles
 
@@ -38,13 +38,6 @@ _PASSWORD_IN_URL = re.compile(r"(?<=://)([^/@:?#]*):[^/@?#]*@")
 _DEVICES = frozenset(("host_device", "host_cdrom"))
 _NOTHING = frozenset(("null-co", "null-aio"))
 
-#: By the beginnings of their types, the properties that say where disks are on their bus.
-_ADDRESSES = {
-    "virtio-blk-pci": ("legacy-addr",),
-    "scsi-": ("channel", "scsi-id", "lun"),
-    "ide-": ("unit",),
-}
-
 
 async def read_media(monitor: Monitor, process: QemuProcess | None, block: BlockAnswers | None = None) -> list[Medium]:
     """What QEMU has open for each drive now: for an image's record, when its migration has completed.
@@ -56,10 +49,10 @@ async def read_media(monitor: Monitor, process: QemuProcess | None, block: Block
         devices are left out.
     :raises MonitorError: QEMU was lost, or refused.
     """
-    graph = (block or await ask_block(monitor)).graph
+    answers = block or await ask_block(monitor)
+    graph = answers.graph
     # A look before the save is no record.
-    devices = graph.devices if block is None else {}
-    places = dict(zip(devices, await asyncio.gather(*(_place(monitor, *each) for each in devices.items()))))
+    places = await read_places(monitor, answers.drive_devices) if block is None else {}
     fdsets: dict[int, list[int]] = {}
     if any(node.filename.startswith("/dev/fdset/") for node in graph.nodes.values()):
         fdsets = {
@@ -70,26 +63,6 @@ async def read_media(monitor: Monitor, process: QemuProcess | None, block: Block
     except asyncio.TimeoutError:
         media = _media(graph, None, f"its file system did not answer within {_HOST_TIMEOUT:g} seconds")
     return [dataclasses.replace(medium, place=places.get(device_path(medium.qdev), "")) for medium in media]
-
-
-async def _place(monitor: Monitor, device: str, kind: str) -> str:
-    """Where the guest finds a disk's device, as far as its bus numbers its devices."""
-    names = next((names for prefix, names in _ADDRESSES.items() if kind.startswith(prefix)), ())
-    if not names:
-        return ""
-    bus, *words = await asyncio.gather(*(_property(monitor, device, name) for name in ("parent_bus", *names)))
-    if "" in words:
-        return ""
-    # Others are named by QEMU, in the order of its options.
-    named = bus.rpartition("/")[2] if bus.startswith("/machine/peripheral/") else ""
-    return " ".join(filter(None, (named, *words)))
-
-
-async def _property(monitor: Monitor, device: str, name: str) -> str:
-    try:
-        return str(await monitor.execute("qom-get", {"path": device, "property": name}))
-    except CommandError:
-        return ""
 
 
 def _look(graph: BlockGraph, process: QemuProcess | None, fdsets: dict[int, list[int]]) -> list[Medium]:

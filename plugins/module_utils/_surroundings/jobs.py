@@ -40,15 +40,11 @@ async def job_problems(monitor: Monitor, block: BlockAnswers) -> list[Problem]:
     :param block: what QEMU has answered about its nodes.
     :raises MonitorError: QEMU was lost, or refused.
     """
-    jobs, block_jobs, exports = await asyncio.gather(
+    jobs, exports = await asyncio.gather(
         monitor.execute("query-jobs"),
-        monitor.execute("query-block-jobs"),
         monitor.execute_if_known("query-block-exports"),  # not before QEMU 5.2
     )
-    found = {job["id"]: (job["type"], job["status"]) for job in jobs}
-    for job in block_jobs:
-        found.setdefault(job["device"], (job["type"], job.get("status", "running")))
-    problems = [_job_problem(name, kind, status) for name, (kind, status) in found.items()]
+    problems = [_job_problem(job["id"], job["type"], job["status"]) for job in jobs]
     if not problems:  # the filters of jobs go with them
         problems += _filter_problems(block.graph)
     for export in exports or ():

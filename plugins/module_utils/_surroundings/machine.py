@@ -4,13 +4,11 @@
 
 """Whether a machine still is what it was configured to be: its devices, CPUs, memory and objects.
 
-QEMU keeps what ``-device`` and ``device_add`` make apart from what belongs to the machine type: a device with an id is
-a child of ``/machine/peripheral`` with this name, one without an id of ``/machine/peripheral-anon``, where only its
-type can be compared. What was unplugged and plugged in again may be in another place (QEMU gives it the first free
-slot), and two disks may have changed theirs: QEMU says of each device whether it came after the machine's start. Of
-the short options only few make such devices (tried with QEMU 7.2 and 10.0): ``-drive
-if=virtio``, ``-virtfs``, ``-debugcon``, and, before 7.2, ``-watchdog``; NICs of ``-nic`` and ``-net``, displays, sound
-of ``-audio``, ``-usbdevice``, serial ports and all other disks belong to the machine.
+Of a device without an id only its type can be compared. What was unplugged and plugged in again may be in another
+place (QEMU gives it the first free slot), and two disks may have changed theirs: QEMU says of each device whether it
+came after the machine's start. Of the short options only few make such devices (tried with QEMU 7.2 and 10.0):
+``-drive if=virtio``, ``-virtfs``, ``-debugcon``, and, before 7.2, ``-watchdog``; NICs of ``-nic`` and ``-net``,
+displays, sound of ``-audio``, ``-usbdevice``, serial ports and all other disks belong to the machine.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, Setting
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.devices import NAMED, read_children
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 #: Other names of devices (``qdev_alias_table`` in system/qdev-monitor.c); those of virtio are in :func:`_types`.
@@ -55,11 +54,13 @@ class _Device:
     name: str
     #: Its QOM type.
     kind: str
+    #: Whether it has an id.
+    named: bool
     #: Whether it was made when the machine had begun.
     later: bool
 
 
-async def machine_problems(monitor: Monitor, configuration: Configuration) -> list[Problem]:
+async def machine_problems(monitor: Monitor, configuration: Configuration, types: t.Mapping[str, str]) -> list[Problem]:
     """What was plugged in, unplugged or added since the VM's start, so that its configuration does not describe it.
 
     A device that was unplugged and plugged in again counts as plugged in: where it is now cannot be told.
@@ -68,6 +69,7 @@ async def machine_problems(monitor: Monitor, configuration: Configuration) -> li
     block; ``object_added`` and ``netdev_added``, which do not, since what uses them is a device. The size of a
     virtio-mem device that was changed is none: it is a part of the guest's state.
 
+    :param types: of all devices, by their paths, as :func:`read_devices` gives them.
     :raises MonitorError: QEMU cannot be asked.
     :raises CommandError: it does not answer ``qom-list``.
     """
@@ -80,36 +82,30 @@ async def machine_problems(monitor: Monitor, configuration: Configuration) -> li
             )
             for clause in configuration.unknown
         ]
-    named = await _devices(monitor, "/machine/peripheral")
-    unnamed = await _devices(monitor, "/machine/peripheral-anon")
+    devices, own, objects, network = await asyncio.gather(
+        asyncio.gather(*(_device(monitor, path, kind) for path, kind in types.items())),
+        read_children(monitor, "/machine/unattached"),
+        read_children(monitor, "/objects"),
+        # Where there is no such command: what uses a network backend is a device, and that is seen.
+        monitor.execute_if_known("human-monitor-command", {"command-line": "info network"}),
+    )
+    named = {device.name: device for device in devices if device.named}
     return [
-        *_compare_named({device.name: device for device in named}, configuration),
-        *await _compare_unnamed(unnamed, monitor, configuration),
-        *await _gaps_in_machine(monitor),
-        *_added_objects(await _children(monitor, "/objects"), configuration),
-        *await _added_netdevs(monitor, configuration),
+        *_compare_named(named, configuration),
+        *await _compare_unnamed([device for device in devices if not device.named], monitor, configuration),
+        *await _gaps_in_machine(own, monitor),
+        *_added_objects(objects, configuration),
+        *_added_netdevs(str(network or ""), configuration),
     ]
 
 
-async def _children(monitor: Monitor, path: str) -> list[tuple[str, str]]:
-    """The names and types of the objects below a QOM path."""
-    properties = await monitor.execute("qom-list", {"path": path})
-    return [
-        (item["name"], item["type"][len("child<") : -1]) for item in properties if item["type"].startswith("child<")
-    ]
-
-
-async def _devices(monitor: Monitor, path: str) -> list[_Device]:
-    found = await _children(monitor, path)
-    later = await asyncio.gather(*(_was_plugged(monitor, f"{path}/{name}") for name, _kind in found))
-    return [_Device(name, kind, plugged) for (name, kind), plugged in zip(found, later)]
-
-
-async def _was_plugged(monitor: Monitor, path: str) -> bool:
+async def _device(monitor: Monitor, path: str, kind: str) -> _Device:
+    place, _slash, name = path.rpartition("/")
     try:
-        return await monitor.execute("qom-get", {"path": path, "property": "hotplugged"}) is not False
+        later = await monitor.execute("qom-get", {"path": path, "property": "hotplugged"}) is not False
     except CommandError:
-        return True  # it has gone meanwhile: it comes and goes
+        later = True  # it has gone meanwhile: it comes and goes
+    return _Device(name, kind, named=place == NAMED, later=later)
 
 
 def _types(driver: str) -> list[str]:
@@ -205,22 +201,21 @@ async def _machine_type(monitor: Monitor) -> str:
     return str(await monitor.execute("qom-get", {"path": "/machine", "property": "type"}))
 
 
-async def _gaps_in_machine(monitor: Monitor) -> list[Problem]:
+async def _gaps_in_machine(devices: t.Iterable[str], monitor: Monitor) -> list[Problem]:
     """Devices that no option has made one by one (a network card of ``-nic``, a CPU of ``-smp``), and which are gone.
 
     QEMU numbers them as they come, and after the start of each machine type (of QEMU 7.2 and 10.0, for 14
     architectures) no number is missing but with powernv.
     """
-    matches = [_NUMBERED.fullmatch(name) for name, _kind in await _children(monitor, "/machine/unattached")]
-    numbers = {int(match.group(1)) for match in matches if match}
+    numbers = {int(match.group(1)) for match in map(_NUMBERED.fullmatch, devices) if match}
     if not numbers or max(numbers) == len(numbers) - 1 or (await _machine_type(monitor)).startswith("powernv"):
         return []
     return [_unplugged("a device that belongs to its machine (a network card of -nic, or a CPU)")]
 
 
-def _added_objects(actual: list[tuple[str, str]], configuration: Configuration) -> t.Iterator[Problem]:
+def _added_objects(actual: t.Mapping[str, str], configuration: Configuration) -> t.Iterator[Problem]:
     expected = {_id(setting) for setting in configuration.of("object")}
-    for name, kind in actual:
+    for name, kind in actual.items():
         # The machine's own memory is such an object, too (pc.ram), and in QEMU 11.1 a monitor is one.
         own = (kind.startswith("memory-backend-") and name.endswith(".ram")) or kind.startswith("monitor-")
         if name not in expected and not own:
@@ -232,9 +227,8 @@ def _added_objects(actual: list[tuple[str, str]], configuration: Configuration) 
             )
 
 
-async def _added_netdevs(monitor: Monitor, configuration: Configuration) -> list[Problem]:
-    # Where there is no such command: what uses one is a device, and that is seen above.
-    text = str(await monitor.execute_if_known("human-monitor-command", {"command-line": "info network"}) or "")
+def _added_netdevs(text: str, configuration: Configuration) -> list[Problem]:
+    """:param text: what ``info network`` has said."""
     expected = {
         setting.keys.get(key, "") for setting in configuration.of("netdev", "nic", "net") for key in ("id", "name")
     }

@@ -93,7 +93,7 @@ def _changed_file(label: str, file: MediumFile) -> list[Problem]:
         what = f"the disk {label} is another one: {file.path} was a device of {_bytes(file.size)} when the VM was saved"
         return [Problem("disk_replaced", what, _CURE)]
     if not stat.S_ISREG(facts.st_mode):
-        what = f"the disk {label} is another one: {file.path} was a file when the VM was saved, and is none now"
+        what = f"the disk {label} is another one: {file.path} was a file when the VM was saved, and is not one now"
         return [Problem("disk_replaced", what, _CURE)]
     now = MediumFile(file.path, file.format, facts.st_size, facts.st_mtime_ns)
     if (file.size, file.mtime_ns) == (now.size, now.mtime_ns):
@@ -110,7 +110,7 @@ def _written(label: str, file: MediumFile, now: MediumFile) -> Problem:
 
 
 def _unchecked(label: str, path: str, reason: str) -> Problem:
-    what = f"whether the disk {label} ({path}) is as it was when the VM was saved is not known, as {reason}"
+    what = f"it is not known whether the disk {label} ({path}) is as it was when the VM was saved, as {reason}"
     return Problem("disk_unchecked", what, _LOOK, blocks=False)
 
 
@@ -136,7 +136,7 @@ def other_media(recorded: t.Iterable[Medium], opened: t.Iterable[Medium], label:
             what = f"{label} has nothing in the drive {drive}, in which {old_files[0].path} was when it was saved"
             problems.append(Problem("disk_missing", what, _SAME_MEDIA))
         elif new_files and not old_files:
-            what = f"{label} has {new_files[0].path} in the drive {drive}, in which was nothing when it was saved"
+            what = f"{label} has {new_files[0].path} in the drive {drive}, which was empty when it was saved"
             problems.append(Problem("disk_added", what, _SAME_MEDIA))
         else:
             problems.extend(_other_files(drive, old_files, new_files) or _other_place(drive, old, new))

@@ -15,6 +15,7 @@ through the descriptor of QEMU's own, so that nobody can lead root to a file tha
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import contextlib
 import ctypes
@@ -26,9 +27,11 @@ import stat
 import threading
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RamBlock, parse_ram_blocks
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.devices import read_children
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium, MediumFile
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
@@ -87,28 +90,36 @@ class MemoryFile:
         return f"its {self.device_type or 'memory'} {name}".rstrip()
 
 
+async def memory_disk_media(monitor: Monitor, process: QemuProcess | None) -> list[Medium]:
+    """As :func:`memory_media` of all files; a VM without such devices costs one question.
+
+    :raises MonitorError: QEMU could not be asked.
+    """
+    if not await _memory_disks(monitor):
+        return []
+    return await in_thread(memory_media, await memory_files(monitor, process))
+
+
 async def memory_files(monitor: Monitor, process: QemuProcess | None) -> list[MemoryFile]:
     """The guest memory that lies in files, and that of virtio-pmem devices wherever it lies.
 
     :param process: the QEMU behind the monitor, where it is known.
     :raises MonitorError: QEMU could not be asked.
     """
-    disks = await _memory_disks(monitor)
-    backends = {
-        entry["name"]: entry["type"][len("child<") : -1]
-        for entry in await monitor.execute("qom-list", {"path": "/objects"})
-        if entry["type"].startswith("child<memory-backend-")
-    }
-    listed = await monitor.execute_if_known("x-query-ramblock")  # not before QEMU 6.2
+    disks, listed = await asyncio.gather(
+        _memory_disks(monitor),
+        monitor.execute_if_known("x-query-ramblock"),  # not before QEMU 6.2
+    )
     blocks = [block for block in parse_ram_blocks(listed["human-readable-text"] if listed else "") if block.address]
     if process is None or not blocks:
         why = "its process is not known here" if process is None else "this QEMU does not say where its memory is"
-        return await _unseen(monitor, backends, disks, why)
+        return await _unseen(monitor, disks, why)
     try:
         mappings = _file_mappings(process.pid, blocks)
     except OSError as exc:
-        return await _unseen(monitor, backends, disks, f"its mappings cannot be read: {exc.strerror}")
-    allocated = {entry.get("id") for entry in await monitor.execute("query-memdev") if entry["prealloc"]}
+        return await _unseen(monitor, disks, f"its mappings cannot be read: {exc.strerror}")
+    memory = await monitor.execute("query-memdev") if mappings else []
+    allocated = {entry.get("id") for entry in memory if entry["prealloc"]}
     pmem = [disk for disk in disks if disk.device_type == "virtio-pmem"]
     found = []
     for block, parts in mappings:
@@ -224,13 +235,13 @@ async def _memory_disks(monitor: Monitor) -> list[_MemoryDisk]:
     ]
 
 
-async def _unseen(
-    monitor: Monitor, backends: t.Mapping[str, str], disks: t.Sequence[_MemoryDisk], why: str
-) -> list[MemoryFile]:
+async def _unseen(monitor: Monitor, disks: t.Sequence[_MemoryDisk], why: str) -> list[MemoryFile]:
     """The memory of a process that cannot be looked at, as QEMU itself describes it."""
     found = []
     by_backend = {disk.backend: disk for disk in disks}
-    for name, kind in backends.items():
+    for name, kind in (await read_children(monitor, "/objects")).items():
+        if not kind.startswith("memory-backend-"):
+            continue
         disk = by_backend.get(name)
         pmem = disk is not None and disk.device_type == "virtio-pmem"
         path = ""
@@ -279,7 +290,8 @@ def _file_mappings(pid: int, blocks: t.Iterable[RamBlock]) -> list[tuple[RamBloc
             fields = line.rstrip(b"\n").split(None, 5)
             if len(fields) < 6 or fields[4] == b"0":
                 continue
-            start, end = (int(number, 16) for number in fields[0].split(b"-"))
+            first_byte, _dash, behind = fields[0].partition(b"-")
+            start, end = int(first_byte, 16), int(behind, 16)
             # RAM blocks do not overlap.
             index = bisect.bisect_left(starts, end) - 1
             if index < 0:
@@ -429,7 +441,9 @@ def _content_problems(file: MemoryFile, descriptor: int, sparse: bool, stop: thr
         return
     if file.shared and file.writable:
         if sparse and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
-            yield Problem("memory_file", f"{file.label} is {file.path}, which its QEMU has not open for writing", _CURE)
+            yield Problem(
+                "memory_file", f"{file.label} is {file.path}, which its QEMU does not have open for writing", _CURE
+            )
         return
     with _reader(descriptor) as reader:
         written = next(_written(reader, file, stop), None)

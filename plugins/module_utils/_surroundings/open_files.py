@@ -121,8 +121,8 @@ class OpenFiles:
         if len(matching) > 1:
             return FoundFile(path, None, "QEMU has several files of this name open")
         if not matching:
-            there = "another file is there now" if _identity_of(path) else "no file is there now"
-            return FoundFile(path, None, f"the file that QEMU opened by this name was moved away, and {there}")
+            there = "another file has this name now" if _identity_of(path) else "no file has this name now"
+            return FoundFile(path, None, f"the file that QEMU opened by this name has been moved, and {there}")
         return self._from_here(matching[0])
 
     def _find_in_set(self, name: str) -> FoundFile:
@@ -130,7 +130,7 @@ class OpenFiles:
         descriptors = self._fdsets.get(int(number), ()) if number.isdigit() and len(number) < 10 else ()
         files = {file.identity: file for file in (self._by_number.get(each) for each in descriptors) if file}
         if len(files) != 1:
-            return FoundFile(name, None, "which file it is of those that QEMU was handed cannot be told")
+            return FoundFile(name, None, "it cannot be told which of the files that QEMU was handed it is")
         return self._from_here(next(iter(files.values())))
 
     def _from_here(self, file: OpenFile) -> FoundFile:
@@ -138,7 +138,7 @@ class OpenFiles:
             return FoundFile(file.place, file.facts)
         if file.deleted:
             return FoundFile(file.place, None, "it was deleted or replaced while QEMU has it open")
-        return FoundFile(file.place, None, "this host does not reach by this name the file that QEMU has open")
+        return FoundFile(file.place, None, "on this host, this name does not lead to the file that QEMU has open")
 
 
 def _identity_of(path: str) -> Identity | None:

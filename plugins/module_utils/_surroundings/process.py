@@ -387,16 +387,18 @@ def _ranges(numbers: t.Collection[int]) -> str:
 
 
 def _priority(threads: t.Sequence[int], starter: int) -> str:
+    usual: int | None = None
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        # systemd's own, where it runs in a container say, is what its services have, too.
+        usual = int(read_process_stat(starter)[_NICE])
     for thread in threads:
         with contextlib.suppress(OSError, ValueError, IndexError):
-            # systemd's own, where it runs in a container say, is what its services have, too.
-            usual = int(read_process_stat(starter)[_NICE])
             which = "" if thread == threads[0] else f" of the thread {thread}"
             policy = os.sched_getscheduler(thread)
             if policy != os.SCHED_OTHER and thread == threads[0]:
                 return f"the scheduling policy {_POLICIES.get(policy, str(policy))}"
             nice = int(read_process_stat(thread)[_NICE])
-            if nice != usual:
+            if usual is not None and nice != usual:
                 return f"the nice value {nice}{which}"
     return ""
 
@@ -406,24 +408,26 @@ _POLICIES = {os.SCHED_FIFO: "FIFO", os.SCHED_RR: "RR", os.SCHED_BATCH: "batch", 
 
 def _limits(pid: int) -> str:
     """The limits that neither this process has nor one of those that led to it, of which one is a service."""
-    own = _read_limits(pid)
-    usual = [_read_limits(other) for other in (os.getpid(), *_ancestors(os.getpid()))]
-    changed = [
-        f"{name[len('Max ') :]} {own[name]}"
-        for name in _LIMITS
-        if name in own and all(limits.get(name, own[name]) != own[name] for limits in usual if limits)
-    ]
-    return f"the limits ({', '.join(changed)})" if changed else ""
+    changed = _read_limits(pid)
+    # Those above are read one by one: mostly nothing was changed, and the first of them says so.
+    for other in _with_ancestors(os.getpid()):
+        limits = _read_limits(other)
+        changed = {name: limit for name, limit in changed.items() if not limits or limits.get(name, limit) != limit}
+        if not changed:
+            return ""
+    shown = (f"{name[len('Max ') :]} {changed[name]}" for name in _LIMITS if name in changed)
+    return f"the limits ({', '.join(shown)})" if changed else ""
 
 
-def _ancestors(pid: int) -> list[int]:
-    found: list[int] = []
+def _with_ancestors(pid: int) -> t.Iterator[int]:
+    """A process, and those that led to it, the nearest first."""
+    yield pid
     with contextlib.suppress(OSError, ValueError, IndexError):
-        while pid > 1 and len(found) < _MAX_THREADS:
+        for _step in range(_MAX_THREADS):
             pid = int(read_process_stat(pid)[PARENT])
-            if pid > 0:
-                found.append(pid)
-    return found
+            if pid < 1:
+                return
+            yield pid
 
 
 def _read_limits(pid: int) -> dict[str, str]:

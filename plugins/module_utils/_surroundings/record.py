@@ -61,15 +61,15 @@ class Surroundings:
 
 def _parse_problems(value: object) -> tuple[Problem, ...]:
     if not isinstance(value, list) or len(value) > _MAX_PROBLEMS:
-        raise ValueError("its problems are no list, or too many")
+        raise ValueError("its problems are not a list, or too many")
     return tuple(_parse_problem(item) for item in value)
 
 
 def _parse_problem(value: object) -> Problem:
     if not isinstance(value, dict) or not isinstance(value.get("blocks"), bool):
-        raise ValueError("a problem is none")
+        raise ValueError("a problem is not valid")
     texts = [value.get(key) for key in ("kind", "what", "cure")]
     if not all(isinstance(text, str) and len(text) <= _MAX_TEXT for text in texts):
-        raise ValueError("a problem's text is none, or too long")
+        raise ValueError("a problem's text is not a text, or too long")
     kind, what, cure = t.cast("list[str]", texts)
     return Problem(kind, what, cure, value["blocks"])

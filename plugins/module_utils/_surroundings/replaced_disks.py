@@ -22,7 +22,6 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread, within
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import daemonizes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import Layer
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disk_options import (
@@ -53,24 +52,25 @@ _NOT_OF_A_PLACE = frozenset(
 
 
 async def replaced_media(
-    media: t.Sequence[Medium], monitor: Monitor, configuration: Configuration, process: QemuProcess | None
+    media: t.Sequence[Medium],
+    devices: t.Mapping[str, str],
+    configuration: Configuration,
+    process: QemuProcess | None,
 ) -> list[Problem]:
     """What the configuration would open otherwise than it is open now.
 
     :param media: what :func:`read_media` gave.
+    :param devices: what :func:`read_devices` gave.
     :param configuration: the process's own.
     :param process: the QEMU; where it is None or another user's, nothing can be told.
-    :raises MonitorError: QEMU was lost, or refused.
     """
-    devices = await monitor.execute("qom-list", {"path": "/machine/peripheral-anon"})
-    types = {each["name"]: each["type"][6:-1] for each in devices if each["type"].startswith("child<")}
     if process is None or not process.visible:
-        what = "its disks cannot be held against its command line, as its process cannot be looked at"
+        what = "its disks cannot be compared with its command line, as its process cannot be looked at"
         return [Problem("disk_unknown", what, "Run this as root on the host of the VM")]
     try:
-        return await within(_HOST_TIMEOUT, in_thread(_Comparison(media, configuration, process, types).problems))
+        return await within(_HOST_TIMEOUT, in_thread(_Comparison(media, configuration, process, devices).problems))
     except asyncio.TimeoutError:
-        what = f"its disks could not be held against its command line within {_HOST_TIMEOUT:g} seconds"
+        what = f"its disks could not be compared with its command line within {_HOST_TIMEOUT:g} seconds"
         return [Problem("disk_unknown", what, "See which file system of them does not answer")]
 
 
@@ -82,11 +82,11 @@ class _Comparison:
         media: t.Sequence[Medium],
         configuration: Configuration,
         process: QemuProcess,
-        types: t.Mapping[str, str],
+        devices: t.Mapping[str, str],
     ) -> None:
         self._media = media
         self._unknown = configuration.unknown
-        self._types = types
+        self._devices = devices
         moves = daemonizes(process.argv) or any(
             setting.option == "chroot" or "chroot" in setting.keys for setting in configuration.of("chroot", "run-with")
         )
@@ -106,7 +106,7 @@ class _Comparison:
                 found.append((medium, by_backend.pop(medium.backend, None), ""))
                 continue
             try:
-                device = self._configured.device(medium.qdev, self._types)
+                device = self._configured.device(medium.qdev, self._devices)
             except UnknownMediumError as exc:
                 found.append((medium, None, str(exc)))
                 continue
@@ -152,11 +152,11 @@ class _Comparison:
         if reason or (options is None and files and self._unknown):
             return _unknown(label, reason or self._unknown[0])
         if options is None:
-            what = f"the disk {label} ({_shown(files)}) is none that its command line gives it"
+            what = f"the disk {label} ({_shown(files)}) is not one that its command line gives it"
             return Problem("disk_added", what, _CURE) if files else None
         if isinstance(options, dict) and files and (self._configured.temporary or options.get("snapshot") == "on"):
             what = f"the disk {label} is a temporary one (snapshot=on), which ends with its QEMU"
-            return Problem("disk_replaced", what, "Start it with a disk that stays")
+            return Problem("disk_replaced", what, "Start it with a disk that outlives its QEMU")
         try:
             layers = self._configured.layers(options)
         except UnknownMediumError as exc:
@@ -206,7 +206,7 @@ def _words(text: str) -> set[str]:
 
 
 def _unknown(label: str, reason: str) -> Problem:
-    what = f"whether the disk {label} is the one that its command line gives it cannot be told: {reason}"
+    what = f"it cannot be told whether the disk {label} is the one that its command line gives it: {reason}"
     return Problem("disk_unknown", what, _CURE)
 
 

@@ -38,7 +38,7 @@ def start_problems(process: QemuProcess, unit: VmUnit) -> list[Problem]:
     ]
     if not process.visible:
         if not by_unit:
-            what = "it is another user's process, of which only root may know all"
+            what = "it is another user's process, which only root may look at in full"
             problems.append(Problem("process_unknown", what, "Run the task as root (become)"))
         return problems
     _program, reason = startable_program(process.argv, process.executable, process.uid)
@@ -57,8 +57,8 @@ def start_problems(process: QemuProcess, unit: VmUnit) -> list[Problem]:
 def _several_users(process: QemuProcess) -> Problem:
     return Problem(
         "user_unknown",
-        f"its QEMU (pid {process.pid}) runs as several users or groups at once, as a set-user-ID program does, so as"
-        " whom to start it again is not known",
+        f"its QEMU (pid {process.pid}) runs as several users or groups at once, as a set-user-ID program does, so it is"
+        " not known as which user to start it again",
         "Start it as one user, without a set-user-ID program",
     )
 
@@ -73,7 +73,7 @@ def _own_command_problems(
                 "unit_command_unknown",
                 f"the command of {name} (ExecStart=) cannot be read from systemd (busctl), and what the process says"
                 " of itself is not run in its place",
-                "See whether D-Bus runs on this host, and the words of the command are UTF-8",
+                "Check that D-Bus runs on this host, and that the command is UTF-8",
             )
         ]
     variables: dict[str, str] = {}

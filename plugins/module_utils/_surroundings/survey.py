@@ -20,6 +20,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.losses im
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.machine import machine_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory import (
+    memory_disk_media,
     memory_files,
     memory_media,
     memory_problems,
@@ -56,28 +57,36 @@ async def survey(
     :param guards: whether the save keeps the VM's unit, if it can, from starting the VM beside its image.
     :raises MonitorError: QEMU cannot be asked.
     """
-    problems: list[Problem] = []
-    block = await ask_block(monitor)
-    jobs, files, media = await asyncio.gather(
-        job_problems(monitor, block), memory_files(monitor, process), read_media(monitor, process, block)
-    )
-    problems += jobs
-    media += await in_thread(memory_media, files)
-    problems += await in_stoppable_thread(memory_problems, files, sparse)
     if process is None or unit is None:
-        return Surroundings(tuple(media), (*problems, _NO_PROCESS))
-    problems += start_problems(process, unit)
-    of_process, confinement, of_machine, losses = await asyncio.gather(
-        in_thread(process_problems, process, started_by_unit(unit), unit),
-        in_thread(confinement_problems, process, unit, monitor.peer_pid, monitor.peer_uid),
-        machine_problems(monitor, process.configuration),
+        block, files = await asyncio.gather(ask_block(monitor), memory_files(monitor, process))
+        of_process = [_NO_PROCESS]
+    else:
+        # What the kernel tells is read while QEMU looks at its disks.
+        block, files, of_process = await asyncio.gather(
+            ask_block(monitor), memory_files(monitor, process), _look_at_process(monitor, process, unit)
+        )
+    jobs, media = await asyncio.gather(job_problems(monitor, block), read_media(monitor, process, block))
+    media += await in_thread(memory_media, files)
+    problems = [*jobs, *await in_stoppable_thread(memory_problems, files, sparse), *of_process]
+    if process is None or unit is None:
+        return Surroundings(tuple(media), tuple(problems))
+    of_machine, losses = await asyncio.gather(
+        machine_problems(monitor, process.configuration, block.devices),
         runtime_losses(monitor, process.configuration, block),
     )
-    problems += [*of_process, *confinement, *of_machine, *losses]
+    problems += [*of_machine, *losses]
     if not any(problem.kind in _PASSING for problem in problems):
-        problems += await replaced_media(media, monitor, process.configuration, process)
+        problems += await replaced_media(media, block.devices, process.configuration, process)
     problems += await in_thread(unit_problems, unit, process, guards and unit.starts_vm, media)
     return Surroundings(tuple(media), tuple(problems))
+
+
+async def _look_at_process(monitor: Monitor, process: QemuProcess, unit: VmUnit) -> list[Problem]:
+    return [
+        *start_problems(process, unit),
+        *await in_thread(process_problems, process, started_by_unit(unit), unit),
+        *await in_thread(confinement_problems, process, unit, monitor.peer_pid, monitor.peer_uid),
+    ]
 
 
 async def read_all_media(monitor: Monitor, process: QemuProcess | None) -> list[Medium]:
@@ -85,5 +94,5 @@ async def read_all_media(monitor: Monitor, process: QemuProcess | None) -> list[
 
     :raises MonitorError: QEMU cannot be asked.
     """
-    media, files = await asyncio.gather(read_media(monitor, process), memory_files(monitor, process))
-    return media + await in_thread(memory_media, files)
+    media, of_memory = await asyncio.gather(read_media(monitor, process), memory_disk_media(monitor, process))
+    return media + of_memory

@@ -38,7 +38,6 @@ answers: "dict[str, object]" = {
     "query-block": [],
     "query-named-block-nodes": [],
     "query-block-exports": [],
-    "query-block-jobs": [],
     "query-chardev": [],
     "query-iothreads": [],
     "query-jobs": [],

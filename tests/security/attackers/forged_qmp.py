@@ -34,7 +34,6 @@ answers = {
     "query-qmp-schema": [],
     "query-block": [],
     "query-named-block-nodes": [],
-    "query-block-jobs": [],
     "query-jobs": [],
     "query-chardev": [],
     "query-iothreads": [],

@@ -42,7 +42,6 @@ answers: "dict[str, object]" = {
     "query-qmp-schema": [],
     "query-block": [],
     "query-named-block-nodes": [],
-    "query-block-jobs": [],
     "query-jobs": [],
     "query-chardev": [],
     "query-iothreads": [],

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-COLLECTIONS = REPOSITORY / "build" / "collections"
+from support.guest import COLLECTIONS, REPOSITORY
+
 #: The versions besides the one of ``.venv``, in virtual environments of their own.
 OTHER_VERSIONS = ("2.17", "2.18")
 

@@ -57,7 +57,7 @@ def test_name_of_the_temporary_directory_is_no_template(controller, module, back
     run = controller.run(play(task(module, **keywords)), {"hv1": host})
     assert not controller.proof.exists()
     assert run.code != 0
-    assert "names a temporary directory as none is named" in run.output
+    assert "names a temporary directory that cannot be one" in run.output
 
 
 def test_name_of_the_temporary_directory_is_no_template_in_parallel(controller):
@@ -245,7 +245,7 @@ def test_name_of_a_background_job_is_a_name(controller, answer):
     host = {"modules": {"async_wrapper": [answer], "qemu_progress": [{**ENDED, "jobs": {}}]}}
     run = controller.run(play(task("qemu_parallel", PARALLEL)), {"hv1": host})
     assert run.code == 2
-    assert "is no result of qemu_save" in run.output
+    assert "did not answer with a result of qemu_save" in run.output
 
 
 @pytest.mark.parametrize(
@@ -269,4 +269,4 @@ def test_prediction_with_figures_that_cannot_be_is_a_failure(controller):
     host["modules"]["qemu_progress"] = [{**ENDED, "jobs": {}}]
     run = controller.run(play(task("qemu_parallel", PARALLEL)), {"hv1": host}, "--check")
     assert run.code == 2
-    assert "figures that cannot be (space_needed)" in run.output
+    assert "figures that cannot be right (space_needed)" in run.output

@@ -181,7 +181,7 @@ LIES = [
 def test_figure_that_cannot_be_is_that_vms_own(lie):
     """The others are shown as they would be without it."""
     words = page(host(vms=[vm("honest"), vm("liar", **lie)]), host("hv2")).words
-    assert f"liar on hv1: it told figures that cannot be ({next(iter(lie))})" in words
+    assert f"liar on hv1: it reported figures that cannot be right ({next(iter(lie))})" in words
     assert words.count("2 min 10 s") >= 2 * 2
     assert "longest pause" in words
     assert "-1048576 MiB" not in words

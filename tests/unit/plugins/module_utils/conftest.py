@@ -2,27 +2,25 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Images to test with: those that libvirt made, and small ones built byte by byte."""
+"""Images to test with: copies of those that libvirt made, and small ones built byte by byte."""
 
 from __future__ import annotations
 
 import json
-import lzma
 import os
 import signal
 import struct
 import subprocess
-import tarfile
 from pathlib import Path
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils import _vouching_key
 from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import stream_digest
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import SaveFacts, embed
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import pack_head, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import pack_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 
-GOLDEN = Path(__file__).resolve().parents[3] / "fixtures" / "golden"
 PAGE = 4096
 ALIGNMENT = 1024 * 1024
 
@@ -34,17 +32,6 @@ def own_key(monkeypatch, tmp_path_factory) -> Path:
     monkeypatch.setattr(_vouching_key, "ROOT_DIRECTORY", str(place / "vmops.qemu"))
     monkeypatch.setenv("XDG_STATE_HOME", str(place))
     return place / "vmops.qemu" / "vouching.key"
-
-
-@pytest.fixture(scope="session")
-def golden(tmp_path_factory) -> Path:
-    """A directory with libvirt's images (C(raw.save), C(sparse.save), ...); not to be written to."""
-    directory = tmp_path_factory.mktemp("golden")
-    with lzma.open(GOLDEN / "libvirt-11.3.tar.xz") as unpacked, tarfile.open(fileobj=unpacked) as archive:
-        # Pythons before 3.11.4 and 3.10.12 know no filters, later ones warn where none is chosen.
-        archive.extraction_filter = getattr(tarfile, "data_filter", None)
-        archive.extractall(directory)
-    return directory
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._progress import Publis
 @pytest.fixture(autouse=True)
 def directory(tmp_path, monkeypatch):
     path = tmp_path / "vmops.qemu"
-    for module in (_progress, _run_directory):
-        monkeypatch.setattr(module, "base_directory", lambda: str(path))
+    monkeypatch.setattr(_run_directory, "base_directory", lambda: str(path))
     monkeypatch.setattr(_progress, "INTERVAL", 0.01)
     return path
 

@@ -20,16 +20,16 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VouchingKeyError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import archive as archive_module
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, Compressor
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, Compressor
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import (
-    HIDDEN,
     LaunchRecord,
     SaveFacts,
     embed,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 from ansible_collections.vmops.qemu.plugins.module_utils._save_image import SaveImageOperation, SaveImageRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key
 
@@ -54,11 +54,8 @@ def image(builder, monkeypatch):
 
 
 def content(path):
-    descriptor = open_image(str(path))
-    try:
-        return path.read_bytes(), archive_module._data_ranges(str(path), descriptor)
-    finally:
-        os.close(descriptor)
+    with ImageFile.open(str(path)) as image:
+        return path.read_bytes(), image.data_ranges()
 
 
 # --- the checksum of the stream ---
@@ -408,7 +405,7 @@ def test_changes_after_an_interrupted_tight_archiving(image, monkeypatch):
     assert (result["image"]["state"], result["image"]["vm_state"]) == ("archived", "paused")
 
 
-def test_an_interrupted_change_is_put_back_by_any_run(image, monkeypatch, kill_at_each_step):
+def test_an_interrupted_change_is_put_back_by_any_run(image, kill_at_each_step):
     original = image.read_bytes()
     recovered = []
 

@@ -12,7 +12,7 @@ import types
 import pytest
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible_collections.vmops.qemu.plugins.plugin_utils.action import ModuleAction
+from ansible_collections.vmops.qemu.plugins.plugin_utils._action import ModuleAction
 
 LIE = "/tmp/{{ lookup('pipe', 'id') }}; $(id)"
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ansible_collections.vmops.qemu.plugins import plugin_utils
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import GUEST_WORDS, IMAGE_WORDS
-from ansible_collections.vmops.qemu.plugins.plugin_utils.answer import ERROR, RETURNED, reduce_answer
+from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import ERROR, RETURNED, reduce_answer
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -20,34 +20,30 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     RequestError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import archive as archive_module
-from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import (
+from ansible_collections.vmops.qemu.plugins.module_utils._image import expand as expand_module
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import create_archive
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive_reader import is_same_image, read_archive_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.archive_record import unfinished_archive
+from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, Compressor
+from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import open_for_edit
+from ansible_collections.vmops.qemu.plugins.module_utils._image.expand import expand_archive, undo_archive
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import (
     SUFFIXES,
     archive_path,
-    create_archive,
-    expand_archive,
     find_archives,
-    is_same_image,
-    read_archive_head,
     split_archive_path,
-    undo_archive,
-    unfinished_archive,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.compression import COMPRESSORS, Compressor
-from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import open_for_edit
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image, read_image_head
-from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
-from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
 
 PAGE = 4096
 FORMATS = pytest.mark.parametrize("image_format", list(SUFFIXES), ids=lambda each: each.label)
 
 
 def ranges_of(path):
-    descriptor = open_image(str(path))
-    try:
-        return archive_module._data_ranges(str(path), descriptor)
-    finally:
-        os.close(descriptor)
+    with ImageFile.open(str(path)) as image:
+        return image.data_ranges()
 
 
 class Tool(Compressor):
@@ -61,19 +57,19 @@ class Tool(Compressor):
 
 
 def archive_it(path, image_format=ImageFormat.GZIP, tight=False):
-    with open_for_edit(str(path)) as descriptor:
-        return create_archive(str(path), descriptor, image_format, tight)
+    with open_for_edit(str(path)) as image:
+        return create_archive(image, image_format, tight)
 
 
 def expand_it(path, image_format=ImageFormat.GZIP):
-    with open_for_edit(archive_path(str(path), image_format)) as descriptor:
-        expand_archive(str(path), descriptor, image_format)
+    with open_for_edit(archive_path(str(path), image_format)) as archive:
+        expand_archive(archive)
 
 
-def undo_it(path, descriptor):
-    state = unfinished_archive(str(path), descriptor)
+def undo_it(image):
+    state = unfinished_archive(image)
     assert state
-    undo_archive(str(path), descriptor, state)
+    undo_archive(image, state)
 
 
 @pytest.fixture
@@ -254,8 +250,8 @@ def test_nothing_is_punched_out_before_it_has_read_back(large, monkeypatch, smal
     monkeypatch.setitem(COMPRESSORS, ImageFormat.GZIP, Tool(script))
     with pytest.raises(ImageFormatError, match="does not read back"):
         archive_it(large, tight=True)
-    with open_for_edit(str(large)) as descriptor:
-        undo_it(large, descriptor)
+    with open_for_edit(str(large)) as image:
+        undo_it(image)
     assert large.read_bytes() == before
 
 
@@ -264,12 +260,12 @@ def test_a_page_that_changed_is_another_image(large):
     subprocess.run(["cp", "--sparse=always", str(large), str(copy)], check=True)
     archive_it(large)
     copy.rename(large)
-    with open_for_edit(str(large)) as descriptor:
-        assert is_same_image(str(large), descriptor, ImageFormat.GZIP)
-        end = os.fstat(descriptor).st_size
-        os.pwrite(descriptor, b"x", ranges_of(large)[-3][0])
-        assert os.fstat(descriptor).st_size == end
-        assert not is_same_image(str(large), descriptor, ImageFormat.GZIP)
+    with open_for_edit(str(large)) as image:
+        assert is_same_image(image, ImageFormat.GZIP)
+        end = image.size
+        image.write(b"x", ranges_of(large)[-3][0])
+        assert image.size == end
+        assert not is_same_image(image, ImageFormat.GZIP)
 
 
 # --- tools that fail, storage that is full ---
@@ -297,7 +293,7 @@ def test_a_tool_that_fails(large, monkeypatch, script, error, said, small_chunks
 
 def test_no_room_for_the_expanded_image(large, monkeypatch):
     archive_it(large)
-    monkeypatch.setattr(archive_module, "free_bytes", lambda _directory: 50000)
+    monkeypatch.setattr(expand_module, "free_bytes", lambda _directory: 50000)
     with pytest.raises(ImageSpaceError, match="has only 50000"):
         expand_it(large)
     assert os.listdir(large.parent) == [f"{large.name}.tar.gz"]
@@ -316,7 +312,7 @@ def test_a_file_system_without_punching(large, monkeypatch, small_chunks):
     def refuse(*_arguments):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr(archive_module, "_punch", refuse)
+    monkeypatch.setattr(archive_module, "punch", refuse)
     with pytest.raises(RequestError, match="punch") as caught:
         archive_it(large, tight=True)
     assert "whole" in caught.value.cure
@@ -387,11 +383,11 @@ def test_an_error_in_the_middle_says_what_is_where(large, monkeypatch, small_chu
     assert "archive: gzip" in info["problems"][0]
     assert large.stat().st_blocks * 512 < sum(length for _offset, length in ranges)
     assert large.read_bytes() != before
-    with open_for_edit(str(large)) as descriptor:
-        state = unfinished_archive(str(large), descriptor)
+    with open_for_edit(str(large)) as image:
+        state = unfinished_archive(image)
         assert state
         assert state.chunks == 3
-        undo_it(large, descriptor)
+        undo_it(image)
     assert large.read_bytes() == before
     assert ranges_of(large) == ranges
     assert os.listdir(large.parent) == [large.name]
@@ -407,8 +403,8 @@ def test_parts_that_were_spoilt_are_not_put_together(large, monkeypatch, small_c
         os.truncate(large.parent / f".{large.name}.tar.gz.partial", 1000)
     else:
         (large.parent / f".{large.name}.archiving").write_text("{}")
-    with open_for_edit(str(large)) as descriptor, pytest.raises(ImageFormatError):
-        undo_it(large, descriptor)
+    with open_for_edit(str(large)) as image, pytest.raises(ImageFormatError):
+        undo_it(image)
     assert image_info(str(large))["state"] == "partial"
 
 
@@ -419,17 +415,17 @@ def test_a_record_of_another_image_counts_for_nothing(large, monkeypatch, small_
     monkeypatch.undo()
     other = large.parent / "other"
     other.write_bytes(large.read_bytes())
-    with open_for_edit(str(large)) as descriptor:
-        assert unfinished_archive(str(large), descriptor)
+    with open_for_edit(str(large)) as image:
+        assert unfinished_archive(image)
         os.rename(other, large)
-    with open_for_edit(str(large)) as descriptor:
-        assert unfinished_archive(str(large), descriptor) is None
+    with open_for_edit(str(large)) as image:
+        assert unfinished_archive(image) is None
 
 
 def test_reading_that_fails(large, monkeypatch, small_chunks):
     def fail(*_arguments):
         raise ImageAccessError("/x", "cannot read")
 
-    monkeypatch.setattr(archive_module, "read_at", fail)
+    monkeypatch.setattr(ImageFile, "read", fail)
     with pytest.raises(ImageAccessError):
         archive_it(large)

@@ -25,9 +25,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageUnsupportedError,
     InterruptedOperationError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import digest_problems, stream_digest
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image
+from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import (
+    digest_problems,
+    stream_digest,
+    stream_digest_of,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
 
 MIB = 1 << 20
 DAMAGED = ["its QEMU stream does not match the checksum that the save recorded: it was changed since"]
@@ -230,14 +234,14 @@ def test_what_is_no_digest_cannot_be_checked(write_image, value):
 
 def test_a_descriptor_stays_open(write_image):
     path = write_image(some_stream(MIB))
-    descriptor = open_image(str(path))
+    image = ImageFile.open(str(path))
     open_before = os.listdir("/proc/self/fd")
     os.rename(path, path.with_suffix(".moved"))
     path.write_bytes(b"another file")
-    digest = stream_digest(str(path), descriptor=descriptor)
+    digest = stream_digest_of(image)
     assert digest == naive_digest(path.with_suffix(".moved"))
     assert os.listdir("/proc/self/fd") == open_before
-    os.close(descriptor)
+    image.close()
 
 
 def test_files_that_are_none(write_image, tmp_path):

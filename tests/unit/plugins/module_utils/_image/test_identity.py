@@ -11,8 +11,8 @@ import shutil
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 
 
 @pytest.fixture

@@ -14,13 +14,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image import last_save
 from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import create_archive
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import SaveFacts, embed, now
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import open_for_edit
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import (
-    image_lock,
-    open_image,
-    pack_head,
-    read_image_head,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import pack_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile, read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import (
     mark_superseded,
@@ -194,8 +191,8 @@ def test_archive_supersedes(save, builder, tmp_path):
     builder.path = tmp_path / "b.save"
     builder.xml = embed(builder.xml, SaveFacts("0.1.0", "10.0.2", "2026-03-01T09:30:00.002Z", migration="2"))
     path = str(builder.write())
-    with open_for_edit(path) as descriptor:
-        create_archive(path, descriptor, ImageFormat.ZSTD, False)
+    with open_for_edit(path) as image:
+        create_archive(image, ImageFormat.ZSTD, False)
     assert superseded(tmp_path) == {"a.save": "b.save.tar.zst"}
 
 
@@ -237,18 +234,20 @@ def test_other_files_are_left_out(save, tmp_path):
     assert newer_image(path, head) is None
 
 
-def test_images_that_were_written_long_before_are_not_opened(save, tmp_path, monkeypatch):
+def test_images_that_were_written_long_before_are_not_opened(save, monkeypatch):
     path = save("a.save", vouched=True)
     save("b.save", at="09:29:00.000", mtime=1_772_357_400 - 100_000)
     save("c.save", at="09:29:00.000", mtime=1_772_357_400 - 3600)
+    head = read_image_head(path)
     opened = []
+    real = ImageFile.open
 
     def note(path):
         opened.append(os.path.basename(path))
-        return open_image(path)
+        return real(path)
 
-    monkeypatch.setattr(last_save_module, "open_image", note)
-    assert newer_image(path, read_image_head(path)) is None
+    monkeypatch.setattr(ImageFile, "open", note)
+    assert newer_image(path, head) is None
     assert opened == ["c.save"]
 
 

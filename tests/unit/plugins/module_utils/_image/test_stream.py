@@ -15,8 +15,8 @@ import tracemalloc
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, ImageNotFoundError
 from ansible_collections.vmops.qemu.plugins.module_utils._image import stream as stream_module
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import (
     DeviceSection,
     MappedRamBlock,
@@ -73,7 +73,9 @@ def test_the_bitmap_tells_which_pages_are_zero(golden):
             assert isinstance(block, MappedRamBlock)
             for page in range(block.pages):
                 start = block.pages_offset + page * PAGE
-                assert block.count_present(file.fileno(), page, page + 1, "p") == any(data[start : start + PAGE])
+                assert block.count_present(ImageFile("p", file.fileno()), page, page + 1) == any(
+                    data[start : start + PAGE]
+                )
 
 
 def test_a_raw_stream_of_qemu(golden):
@@ -180,7 +182,9 @@ def test_other_page_sizes_and_byte_orders(builder, page_size, byte_order):
             assert isinstance(block, MappedRamBlock)
             assert (block.page_size, block.byte_order) == (page_size, byte_order)
             found = {
-                page for page in range(block.pages) if block.count_present(file.fileno(), page, page + 1, str(path))
+                page
+                for page in range(block.pages)
+                if block.count_present(ImageFile(str(path), file.fileno()), page, page + 1)
             }
             assert found == present[block.name.encode()]
             assert block.zero_pages == block.pages - len(found)
@@ -205,11 +209,16 @@ def test_bitmap_words_are_the_hosts(builder, byte_order, first_word):
     assert isinstance(block, MappedRamBlock)
     assert block.present_pages == 4
     with path.open("rb") as file:
-        assert [page for page in range(65) if block.count_present(file.fileno(), page, page + 1, "p")] == [1, 8, 63, 64]
+        assert [page for page in range(65) if block.count_present(ImageFile("p", file.fileno()), page, page + 1)] == [
+            1,
+            8,
+            63,
+            64,
+        ]
     # Of a host of the other byte order, the same bytes mean other pages.
     other = dataclasses.replace(block, byte_order="big" if byte_order == "little" else "little")
     with path.open("rb") as file:
-        assert not other.count_present(file.fileno(), 63, 64, "p")
+        assert not other.count_present(ImageFile("p", file.fileno()), 63, 64)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -228,7 +237,7 @@ def test_counting_present_pages(builder, monkeypatch, byte_order, present, first
     assert isinstance(block, MappedRamBlock)
     assert block.present_pages == len(present)
     with path.open("rb") as file:
-        counted = block.count_present(file.fileno(), first, last, str(path))
+        counted = block.count_present(ImageFile(str(path), file.fileno()), first, last)
     assert counted == len([page for page in present if first <= page < last])
 
 

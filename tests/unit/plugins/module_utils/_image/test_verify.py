@@ -11,11 +11,11 @@ import subprocess
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError, ImageNotFoundError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.file import open_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_info
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import MappedRamBlock, read_stream
-from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems, structure_problems_of
 
 PAGE = 4096
 
@@ -41,9 +41,8 @@ def test_a_built_image_is_whole_complete_or_partial(builder):
     assert structure_problems(str(builder.write())) == []
     builder.header = dataclasses.replace(builder.header, complete=False)
     path = str(builder.write())
-    descriptor = open_image(path)
-    assert structure_problems(path, descriptor) == []
-    os.close(descriptor)
+    with ImageFile.open(path) as image:
+        assert structure_problems_of(image) == []
 
 
 def test_pages_that_were_never_written(builder):

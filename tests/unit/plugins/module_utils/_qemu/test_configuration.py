@@ -14,11 +14,11 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import configuration as module
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import (
     guest_name,
-    has_temporary_disks,
     machine_type,
     memory_size,
     parse_option_string,
     qmp_addresses,
+    replay_obstacles,
     vcpu_count,
     why_not_replayable,
 )
@@ -135,7 +135,7 @@ def test_a_section(line, option, argument):
     ],
 )
 def test_what_qemu_does_not_take(text):
-    with pytest.raises(ValueError, match=r"^line [0-9]+ is none of QEMU's configuration$"):
+    with pytest.raises(ValueError, match=r"^line [0-9]+ is not understood as QEMU's configuration$"):
         parse(text)
 
 
@@ -186,7 +186,7 @@ def test_a_file_is_as_the_command_line(write, tmp_path):
         assert memory_size(words) == 2**31
         assert vcpu_count(words) == 4
         assert qmp_addresses(words, "/vm") == ["/vm/run/web1.qmp"]
-        assert has_temporary_disks(words)
+        assert [kind for kind, _reason in replay_obstacles(words)] == ["temporary_disks"]
         assert [(item.keys["driver"], item.keys["id"], item.origin) for item in found.of("device")] == [
             ("virtio-rng-pci", "d0", name),
             ("e1000", "n0", ""),
@@ -330,7 +330,7 @@ def test_files_of_a_process(process, write, tmp_path):
     assert "directory" in clause
 
 
-def test_a_file_from_before_the_process(write, tmp_path, request):
+def test_a_file_from_before_the_process(write, request):
     write('[name]\nguest = "x"\n')
     time.sleep(0.2)
     running = request.getfixturevalue("process")

@@ -171,7 +171,7 @@ def test_starter_of_whom_nothing_is_known(monkeypatch):
     ]
 
 
-def test_nobody_but_root_becomes_another(monkeypatch):
+def test_nobody_but_root_becomes_another():
     assert options(Rights(1, 1, ()), user()) == []
 
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The texts that change a unit; what systemd makes of them is seen in tests/functional/test_units.py, where it runs."""
+"""The texts that change a unit; what systemd makes of them is seen in tests/functional/units, where it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import shutil
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import SUFFIXES, all_forms
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import SUFFIXES, all_forms
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import unit as unit_module
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Launch, LaunchedProcess
@@ -32,7 +32,7 @@ ARGV = (QEMU, "-name", "web1", "-S", "-incoming", "defer")
 @pytest.fixture
 def at_root(monkeypatch):
     """Images on the root file system."""
-    monkeypatch.setattr(unit_module, "_mount_point", lambda _directory: "/")
+    monkeypatch.setattr(unit_module, "mount_point", lambda _directory: "/")
 
 
 def lines(text: str) -> list[str]:
@@ -61,7 +61,7 @@ def test_guard_looks_for_every_form_of_the_image(at_root):
 
 
 def test_guard_of_another_file_system(monkeypatch):
-    monkeypatch.setattr(unit_module, "_mount_point", lambda _directory: "/srv/sa-ve")
+    monkeypatch.setattr(unit_module, "mount_point", lambda _directory: "/srv/sa-ve")
     found = lines(guard_text(["/srv/sa-ve/x/web1.save"]))
     assert found[:5] == [
         "[Unit]",
@@ -93,12 +93,6 @@ def test_guard_without_links_on_the_way(at_root, tmp_path):
     (tmp_path / "link").symlink_to("real")
     path = f"{tmp_path}/real/web1.save"
     assert f"ConditionPathExists=!{path}\n" in guard_text([f"{tmp_path}/link/web1.save"])
-
-
-def test_mount_points(tmp_path):
-    assert unit_module._mount_point("/proc") == "/proc"
-    assert unit_module._mount_point("/proc/self") == "/proc"
-    assert unit_module._mount_point("/procedures") == "/"
 
 
 def test_only_root_can_guard(monkeypatch):
@@ -174,7 +168,7 @@ def test_units_own_words_are_left_to_systemd(own, start):
     assert not any(line.startswith("WorkingDirectory") for line in found)
 
 
-def test_program_that_becomes_qemu_does_not_give_it_more(monkeypatch):
+def test_program_that_becomes_qemu_does_not_give_it_more():
     """The unit's user is root, whom its script was told to give up."""
     sets = Capabilities(0, 0, 0b111, 0)
     own = StartCommand("/usr/local/bin/start-vm", "", bounding=0b111)

@@ -50,7 +50,7 @@ def test_variables():
     assert not has_variables(["$$A", "x$A", "a$", "$$", "100%"])
 
 
-def test_variables_of_a_process(tmp_path, monkeypatch):
+def test_variables_of_a_process(tmp_path):
     file = tmp_path / "file"
     file.write_text("B=of/file\n# C=1\nD='quoted'\n E=1,2\n")
     facts = dataclasses.replace(
@@ -89,7 +89,7 @@ def test_no_difference(running):
         ([*WORDS, "-pidfile", "/x"], "-pidfile in the place of nothing"),
         (WORDS[:-2], "nothing in the place of -machine"),
         ([*WORDS, "-machine", "q35,smm=on"], "-machine in the place of nothing"),
-        ([*WORDS, "secret"], "a word that is no option in the place of nothing"),
+        ([*WORDS, "secret"], "a word that is not an option in the place of nothing"),
         ([*restore_command(WORDS, "pc-i440fx-10.0"), "-usb"], "in the place of nothing"),
     ],
 )

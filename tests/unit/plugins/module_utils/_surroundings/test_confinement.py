@@ -85,7 +85,7 @@ def test_filters(monkeypatch, words, filters, starters, explained):
     assert kinds(*words, rights=rights) == ([] if explained else [("seccomp_filter", True)])
 
 
-def test_filters_of_a_unit_with_a_script(monkeypatch):
+def test_filters_of_a_unit_with_a_script():
     rights = Rights(0, 0, (), capabilities=NONE, filters=9)
     facts = systemd.parse_units("Id=a.service\nSystemCallFilter=~\nRestrictNamespaces=no\nRestrictRealtime=yes\n")[0]
     assert kinds(rights=rights, unit=VmUnit("a.service", "", "/bin/start-vm", facts=facts)) == []
@@ -125,7 +125,7 @@ def test_kernel_that_says_nothing():
         (None, None, None, "the network interface tap0, which goes"),
     ],
 )
-def test_tap_interface(monkeypatch, tmp_path, flags, owner, group, said):
+def test_tap_interface(monkeypatch, flags, owner, group, said):
     read = read_bounded
     values = {"tun_flags": flags, "owner": owner, "group": group}
 

@@ -1,0 +1,51 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The options that several modules share: what Ansible checks of each.
+
+What people read of them is in the documentation fragment of the same name: that of ``IMAGE_LOCATION`` is
+``vmops.qemu._image_location``. A module that means something else by an option gives its own words, and nothing else,
+in its documentation, and the same difference here, with :func:`changed`. A test compares the two.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+Spec = t.Dict[str, t.Dict[str, t.Any]]
+
+#: Which image; :data:`SAVE_DIR` is a part of it.
+IMAGE_LOCATION: Spec = {"name": {"type": "str"}, "path": {"type": "path"}}
+
+SAVE_DIR: Spec = {"save_dir": {"type": "path", "default": "/var/lib/vmops/save"}}
+
+#: What stands before the QEMU stream of an image.
+IMAGE_HEAD: Spec = {
+    "domain_xml": {"type": "str", "no_log": True},
+    "image_version": {"type": "int", "choices": [2, 3]},
+    "vm_state": {"type": "str", "choices": ["running", "paused"]},
+}
+
+#: How QEMU writes or reads the guest's memory.
+ACCESS: Spec = {"parallel_channels": {"type": "int"}, "bypass_cache": {"type": "bool"}}
+
+#: How long the work may take.
+TIMEOUT: Spec = {"timeout": {"type": "float", "default": 3600}}
+
+#: Where Python on the host finds qemu.qmp.
+LIBRARY: Spec = {"bundle_library": {"type": "bool", "default": True}}
+
+
+def changed(spec: Spec, **changes: dict[str, t.Any]) -> Spec:
+    """Shared options of which some differ in a module.
+
+    :param changes: by option what is added, or takes the place of what is shared.
+    """
+    return {name: {**option, **changes.get(name, {})} for name, option in spec.items()}
+
+
+def without(options: t.Mapping[str, t.Any], *specs: Spec) -> dict[str, t.Any]:
+    """A task's options without those of some specs, which are not the operation's affair."""
+    left_out = {name for spec in specs for name in spec}
+    return {name: value for name, value in options.items() if name not in left_out}

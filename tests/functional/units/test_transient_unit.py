@@ -1,0 +1,145 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A VM that no unit of its own starts is restored in a transient unit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+
+from support.observe import VM, Continuity
+from support.units import UNAVAILABLE, quoted, systemctl
+
+pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
+
+
+def test_started_by_hand_goes_into_a_transient_unit(guest, image, save, restore):
+    continuity = Continuity(guest)
+    saved = save(name=VM, path=str(image))
+    assert saved["launch"]["how"] == "command"
+    restored = restore(name=VM, path=str(image))
+    pid = restored["vm"]["pid"]
+    unit = restored["unit"]
+    assert unit == f"vmops-qemu-{systemd.escape_unit_name(VM)}.service" == systemd.unit_of_process(pid)
+    assert Path(f"/proc/{pid}/cgroup").read_text() != Path("/proc/self/cgroup").read_text()
+    assert os.readlink(f"/proc/{pid}/fd/2") == f"{image}.log"
+    assert (os.stat(f"{image}.log").st_mode & 0o777) == 0o600
+    environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    assert "HOME" not in {entry.split("=")[0] for entry in environment if entry}
+    assert "LANG=C.UTF-8" in environment
+    continuity.check()
+    # Gone with its QEMU: not what starts the VM the next time.
+    saved = save(name=VM, path=str(image))
+    assert saved["launch"]["how"] == "command"
+    assert "transient" in saved["launch"]["reason"]
+    assert not Path(f"/etc/systemd/system/{unit}.d").exists()
+    assert restore(name=VM, path=str(image))["unit"] == unit
+    continuity.check()
+    os.kill(guest.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while systemctl("show", "--property=LoadState", "--value", unit) != "not-found":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("account", [True, False])
+def test_command_of_another_user(make_guest, image, save, restore, account):
+    """Also one without an account, whom systemd itself would not take."""
+    uid, gid = (1, 2) if account else (12345, 12346)
+    guest = make_guest(start=False)
+    guest.prepare()
+    for place in guest.workdir, *guest.workdir.parents[:3]:
+        place.chmod(0o755)
+    for place in guest.workdir, guest.qmp_socket.parent:
+        os.chown(place, uid, gid)
+    as_user = ["setpriv", "--reuid", str(uid), "--regid", str(gid), "--clear-groups"]
+    process = subprocess.Popen([*as_user, *guest.argv()], cwd=guest.workdir, stdin=subprocess.DEVNULL)
+    guest.wait_restarted()
+    guest.wait_for_counter()
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    process.wait()
+    restored = restore(name=VM, path=str(image))
+    owner = os.stat(f"/proc/{restored['vm']['pid']}")
+    assert (owner.st_uid, owner.st_gid) == (uid, gid)
+    assert restored["unit"].startswith("vmops-qemu-")
+    continuity.check()
+
+
+def test_transient_unit_whose_name_is_taken(make_guest, image, save, restore):
+    continuity = Continuity(make_guest())
+    save(name=VM, path=str(image))
+    name = f"vmops-qemu-{systemd.escape_unit_name(VM)}.service"
+    subprocess.run(["systemd-run", "--quiet", "--collect", f"--unit={name}", "sleep", "1000"], check=True)
+    try:
+        restored = restore(name=VM, path=str(image))
+        assert restored["unit"] != name
+        assert restored["unit"].startswith(name[: -len(".service")])
+        continuity.check()
+    finally:
+        systemctl("stop", name)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda argv: [*argv, "-no-such-option"], "no-such-option"),
+        (lambda argv: ["/no/such/qemu", *argv[1:]], "could not be started"),
+        (lambda argv: ["/etc/passwd", *argv[1:]], "could not be started"),
+    ],
+    ids=["option", "program", "no-program"],
+)
+def test_command_that_fails_in_a_transient_unit(guest, image, save, run_module, change, said):
+    save(name=VM, path=str(image))
+    result = run_module("qemu_restore", path=str(image), launch="command", command=change(guest.argv()))
+    assert result["error"] == "LaunchError"
+    assert said in result["msg"]
+    assert image.exists()
+    assert "vmops-qemu-" not in systemctl("list-units", "--all", "--plain", f"vmops-qemu-*{os.getpid()}*")
+
+
+def test_vm_that_a_service_starts_among_others(make_guest, image, save, restore):
+    """Not its main process: it is started by its command line, and the unit is not touched."""
+    guest = make_guest(start=False)
+    guest.prepare()
+    script = guest.workdir / "start-vms"
+    script.write_text(f"#!/bin/sh\n{quoted([*guest.argv(), '-daemonize'])}\n")
+    script.chmod(0o755)
+    name = f"vmops-test-{os.getpid()}-all.service"
+    path = Path("/run/systemd/system", name)
+    path.write_text(f"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart={script}\n")
+    try:
+        systemctl("daemon-reload")
+        systemctl("start", name)
+        guest.wait_restarted()
+        guest.wait_for_counter()
+        continuity = Continuity(guest)
+        saved = save(name=VM, path=str(image))
+        assert saved["launch"] == {"how": "command", "unit": None, "reason": f"it is not the main process of {name}"}
+        assert name in str(saved["warnings"])
+        assert not Path(f"/etc/systemd/system/{name}.d").exists()
+        assert restore(name=VM, path=str(image))["unit"].startswith("vmops-qemu-")
+        continuity.check()
+    finally:
+        systemctl("stop", name)
+        path.unlink()
+        systemctl("daemon-reload")
+
+
+def test_log_with_an_odd_path(guest, save, restore, tmp_path):
+    continuity = Continuity(guest)
+    directory = tmp_path / "sp ace %i $UNSET \"q\" 'a'"
+    directory.mkdir(mode=0o700)
+    image = directory / "web1.save"
+    save(name=VM, path=str(image))
+    pid = restore(name=VM, path=str(image))["vm"]["pid"]
+    assert os.readlink(f"/proc/{pid}/fd/2") == f"{image}.log"
+    continuity.check()

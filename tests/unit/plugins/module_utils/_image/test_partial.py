@@ -1,0 +1,361 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""An image in the making, and what a killed save has left."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ConflictError,
+    ImageAccessError,
+    ImageFormatError,
+    ImageNotFoundError,
+    ImageSpaceError,
+    RequestError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import EDIT_ROOM, MAX_TEXT_SIZE
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
+    HEADER_SIZE,
+    MAGIC_COMPLETE,
+    MAGIC_PARTIAL,
+    ImageFormat,
+    SaveImageHeader,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import (
+    read_image_head,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
+from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage, leftovers, remove_leftovers
+from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
+    flush_image,
+    remove_image,
+)
+
+HEADER = SaveImageHeader(3, ImageFormat.SPARSE, True)
+XML = "<domain><name>wéb1</name></domain>"
+
+
+@pytest.fixture
+def target(tmp_path) -> str:
+    return str(tmp_path / "web1.save")
+
+
+@pytest.fixture
+def older(target) -> Path:
+    """An image that is at the target already."""
+    path = Path(target)
+    path.write_text("older")
+    return path
+
+
+@pytest.fixture
+def partial(target):
+    image = PartialImage.create(target, HEADER, XML, "<cookie/>")
+    yield image
+    image.discard()
+
+
+def test_a_new_image_is_partial_locked_and_beside_the_target(partial, target, tmp_path):
+    assert os.path.dirname(partial.path) == str(tmp_path)
+    assert os.path.basename(partial.path).startswith(".web1.save.")
+    assert not os.path.exists(target)
+    head = read_image_head(partial.path)
+    assert head.header == partial.header
+    assert (head.header.complete, head.header.format, head.header.was_running) == (False, ImageFormat.SPARSE, True)
+    assert (head.xml, head.cookie, head.mode) == (XML, "<cookie/>", 0o600)
+    assert head.size == partial.stream_offset
+    assert partial.stream_offset % 65536 == 0
+    text = HEADER_SIZE + len(XML.encode()) + 1 + len("<cookie/>") + 1
+    with open(partial.path, "rb") as file:
+        file.seek(text)
+        room = file.read()
+        assert len(room) >= EDIT_ROOM
+        assert not any(room)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_mode_and_owner(target):
+    image = PartialImage.create(target, HEADER, XML, mode=0o640, uid=os.geteuid(), gid=os.getegid())
+    assert stat.S_IMODE(os.stat(image.path).st_mode) == 0o640
+    image.discard()
+
+
+def test_finish(older, partial, target):
+    descriptor = partial.open_for_qemu()
+    os.pwrite(descriptor, b"QEVM", partial.stream_offset)
+    os.close(descriptor)
+    partial.flush()
+    assert older.read_text() == "older"
+    partial.finish()
+    head = read_image_head(target)
+    assert head.header.complete
+    assert (head.xml, head.cookie) == (XML, "<cookie/>")
+    assert os.listdir(os.path.dirname(target)) == ["web1.save"]
+    with open(target, "rb") as file:
+        assert file.read()[partial.stream_offset :] == b"QEVM"
+    partial.discard()
+    assert os.path.exists(target)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("xml", [None, "<domain/>"])
+def test_finish_of_a_guest_that_goes_on(partial, target, monkeypatch, checkpoint, xml):
+    """The mark comes with the complete magic, in one write: before there is an image without it."""
+    written = []
+    real = os.pwrite
+
+    def pwrite(descriptor, data, offset):
+        written.append(bytes(data[:HEADER_SIZE]))
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    partial.finish(xml, checkpoint=checkpoint)
+    complete = [SaveImageHeader.parse(data, target) for data in written if data.startswith(MAGIC_COMPLETE)]
+    assert [header.checkpoint for header in complete] == [checkpoint]
+    assert read_image_head(target).header.checkpoint is checkpoint
+
+
+@pytest.mark.parametrize("xml", ["<domain/>", "<domain>" + "x" * 60000 + "</domain>"])
+def test_finish_with_another_xml(partial, target, xml):
+    stream_offset = partial.stream_offset
+    partial.finish(xml)
+    head = read_image_head(target)
+    assert (head.xml, head.cookie) == (xml, "<cookie/>")
+    assert head.header.stream_offset == stream_offset
+
+
+def test_an_xml_beyond_its_room_leaves_the_target(partial, target):
+    with pytest.raises(RequestError, match="need 2000"):
+        partial.finish("x" * 200000)
+    assert not os.path.exists(target)
+    assert read_image_head(partial.path).xml == XML
+
+
+def test_finish_flushes_before_the_magic_before_the_rename(partial, target, monkeypatch):
+    steps = []
+
+    def watch(name, describe):
+        original = getattr(os, name)
+
+        def watched(*arguments, **keywords):
+            steps.append(describe(*arguments))
+            return original(*arguments, **keywords)
+
+        monkeypatch.setattr(os, name, watched)
+
+    watch(
+        "fsync", lambda descriptor: "flush " + ("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+    )
+    watch("pwrite", lambda _descriptor, data, offset: (bytes(data[:16]), offset))
+    watch("rename", lambda *_arguments: "rename")
+    partial.finish()
+    assert steps == ["flush file", (MAGIC_COMPLETE, 0), "flush file", "rename", "flush directory"]
+
+
+@pytest.mark.parametrize("failing_flush", [1, 2])
+def test_a_failing_flush_leaves_the_target(older, partial, target, monkeypatch, failing_flush):
+    count = 0
+
+    def fsync(_descriptor):
+        nonlocal count
+        count += 1
+        if count == failing_flush:
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(ImageSpaceError, match="cannot flush the image"):
+        partial.finish()
+    assert older.read_text() == "older"
+    partial.discard()
+    assert os.listdir(os.path.dirname(target)) == ["web1.save"]
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_finish_leaves_an_image_that_another_run_put_there_meanwhile(target, there_before):
+    if there_before:
+        Path(target).write_text("older")
+    partial = PartialImage.create(target, HEADER, XML)
+    other = PartialImage.create(target, HEADER, "<domain>other</domain>")
+    other.finish()
+    other.release()
+    with pytest.raises(ConflictError, match="Another image was put at"):
+        partial.finish()
+    partial.discard()
+    assert read_image_head(target).xml == "<domain>other</domain>"
+
+
+def test_the_lock_stays_after_finish_until_release(partial, target):
+    partial.finish()
+    with pytest.raises(ConflictError, match="by another run"), image_lock(target):
+        pass
+    partial.release()
+    with image_lock(target), pytest.raises(ConflictError, match="by another run"), image_lock(target):
+        pass
+    with image_lock(target):
+        pass
+
+
+def test_discard_may_be_repeated_and_leaves_a_stranger(partial):
+    os.rename(partial.path, partial.path + ".moved")
+    with open(partial.path, "w") as file:
+        file.write("a stranger")
+    partial.discard()
+    partial.discard()
+    assert Path(partial.path).read_text() == "a stranger"
+
+
+def test_finish_notices_that_its_file_was_replaced(partial, target):
+    os.unlink(partial.path)
+    with pytest.raises(ImageNotFoundError, match="rename"):
+        partial.finish()
+    assert not os.path.exists(target)
+
+
+def test_descriptors_for_qemu_are_separate_and_write_only(partial):
+    buffered, direct = partial.open_for_qemu(), partial.open_for_qemu(direct=True)
+    try:
+        flags = [fcntl.fcntl(descriptor, fcntl.F_GETFL) for descriptor in (buffered, direct)]
+        assert [flag & os.O_ACCMODE for flag in flags] == [os.O_WRONLY] * 2
+        assert [bool(flag & os.O_DIRECT) for flag in flags] == [False, True]
+        os.lseek(buffered, 7, os.SEEK_SET)
+        assert os.lseek(direct, 0, os.SEEK_CUR) == 0
+    finally:
+        os.close(buffered)
+        os.close(direct)
+
+
+def test_direct_io_is_probed_and_leaves_no_trace(partial):
+    assert partial.direct_io_reason() is None
+    assert os.stat(partial.path).st_size == partial.stream_offset
+
+
+def test_a_file_system_without_direct_io(target, monkeypatch):
+    original = os.open
+
+    def refuse(path, flags, *arguments, **keywords):
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return original(path, flags, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", refuse)
+    image = PartialImage.create(target, HEADER, XML)
+    assert "does not take O_DIRECT: Invalid argument" in str(image.direct_io_reason())
+    with pytest.raises(ImageAccessError, match="O_DIRECT"):
+        image.open_for_qemu(direct=True)
+    image.discard()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
+def test_refuses_a_target_that_is_no_regular_file(target, tmp_path, make):
+    make(target)
+    with pytest.raises(RequestError, match="not a regular file"):
+        PartialImage.create(target, HEADER, XML)
+    assert os.listdir(tmp_path) == ["web1.save"]
+
+
+@pytest.mark.parametrize("xml", ["a\0b", "\ud800", "x" * MAX_TEXT_SIZE])
+def test_refuses_text_that_cannot_be_stored(target, tmp_path, xml):
+    with pytest.raises(RequestError, match="domain XML"):
+        PartialImage.create(target, HEADER, xml)
+    assert not os.listdir(tmp_path)
+
+
+def test_no_directory(tmp_path):
+    with pytest.raises(ImageNotFoundError, match="open the directory"):
+        PartialImage.create(str(tmp_path / "none" / "web1.save"), HEADER, XML)
+
+
+def test_a_full_disk_leaves_no_file(target, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(ImageSpaceError):
+        PartialImage.create(target, HEADER, XML)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.fixture
+def leftover(target) -> str:
+    """What a save leaves that was killed."""
+    script = (
+        "import sys, os, signal\n"
+        "from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage\n"
+        "from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader\n"
+        "image = PartialImage.create(sys.argv[1], SaveImageHeader(3, ImageFormat.SPARSE, True), '<domain/>', 'c')\n"
+        "print(image.path, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, target], env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    return done.stdout.strip()
+
+
+def test_a_leftover_is_told_from_one_in_use_and_from_others(leftover, partial, target, tmp_path):
+    other = tmp_path / ".web1.save.0123.partial"
+    another = tmp_path / ".other.save.0123456789abcdef.partial"
+    link = tmp_path / ".web1.save.0123456789abcdef.partial"
+    for path in (other, another):
+        path.write_bytes(MAGIC_PARTIAL)
+    link.symlink_to(another)
+    assert leftovers(target) == [leftover]
+    assert remove_leftovers(target) == [leftover]
+    assert not os.path.exists(leftover)
+    for path in (partial.path, other, another, link):
+        assert os.path.lexists(path)
+
+
+def test_adopting_a_leftover_finishes_it(leftover, target):
+    image = PartialImage.adopt(leftover)
+    assert (image.target, image.path) == (target, leftover)
+    assert leftovers(target) == []
+    image.finish("<domain>new</domain>")
+    image.release()
+    head = read_image_head(target)
+    assert (head.header.complete, head.xml, head.cookie) == (True, "<domain>new</domain>", "c")
+
+
+def test_what_cannot_be_adopted(partial, tmp_path):
+    with pytest.raises(ConflictError):
+        PartialImage.adopt(partial.path)
+    with pytest.raises(RequestError, match="not a partial image"):
+        PartialImage.adopt(str(tmp_path / "web1.save"))
+    with pytest.raises(ImageNotFoundError):
+        PartialImage.adopt(str(tmp_path / ".web1.save.0123456789abcdef.partial"))
+
+
+def finish_and_release(image):
+    image.finish()
+    image.release()
+
+
+def test_no_descriptor_is_left_open(target, leftover):
+    before = len(os.listdir("/proc/self/fd"))
+    for work in (
+        lambda: PartialImage.create(target, HEADER, XML).discard(),
+        lambda: finish_and_release(PartialImage.create(target, HEADER, XML)),
+        lambda: read_image_head(target),
+        lambda: leftovers(target),
+        lambda: flush_image(target),
+        lambda: remove_leftovers(target),
+        lambda: remove_image(target),
+    ):
+        work()
+    with pytest.raises(ImageFormatError):
+        read_image_head("/dev/null")
+    assert len(os.listdir("/proc/self/fd")) == before
