@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Let tests import the tree as the collection that it is: C(ansible_collections.vmops.qemu...).
+"""Let tests import the tree as the collection that it is: ``ansible_collections.vmops.qemu...``.
 
 Whichever way pytest is started, the staged copy is first made what the tree is, so that a test never sees old code.
 """

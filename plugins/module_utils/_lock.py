@@ -21,6 +21,7 @@ import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import all_pids, descriptors_of, proc_path, read_proc
 from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import lock_path
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
@@ -143,12 +144,10 @@ def _who_holds(wanted: os.stat_result) -> Held:
     C(/proc/locks) has the process that took it, which may have ended, and have left it to another one.
     """
     found = Held(False, " (which cannot be seen: it may run on another host)")
-    for pid in os.listdir("/proc"):
-        if not pid.isdigit():
-            continue
+    for pid in all_pids():
         with contextlib.suppress(OSError):
-            uid = os.stat(f"/proc/{pid}").st_uid
-            if any(_has_locked(pid, number, wanted) for number in os.listdir(f"/proc/{pid}/fd")):
+            uid = os.stat(proc_path(pid)).st_uid
+            if any(_has_locked(pid, link, wanted) for link in descriptors_of(pid)):
                 ours = uid in (0, os.geteuid())
                 found = Held(ours, f" (pid {pid} of the user {user_name(uid)})", uid)
                 # A run's own descriptor is nobody else's, but what others have locked they can pass to a service.
@@ -157,10 +156,10 @@ def _who_holds(wanted: os.stat_result) -> Held:
     return found
 
 
-def _has_locked(pid: str, number: str, wanted: os.stat_result) -> bool:
+def _has_locked(pid: int, link: str, wanted: os.stat_result) -> bool:
     try:
-        return os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), wanted) and b"FLOCK" in read_bounded(
-            f"/proc/{pid}/fdinfo/{number}", _MAX_LOCKS
+        return os.path.samestat(os.stat(link), wanted) and b"FLOCK" in read_proc(
+            pid, f"fdinfo/{os.path.basename(link)}", _MAX_LOCKS
         )
     except OSError:
         return False

@@ -20,7 +20,7 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import MonitorError
-from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import birth_of
 from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import progress_path, progress_paths
 
 #: Seconds between two looks at how far it has come.
@@ -75,7 +75,7 @@ class Publisher:
     def __init__(self, vm: str, operation: str) -> None:
         """:param operation: C(save) or C(restore)."""
         now = time.time()
-        self._now = Progress(vm, operation, "start", os.getpid(), now, now, birth=_birth(os.getpid()))
+        self._now = Progress(vm, operation, "start", os.getpid(), now, now, birth=birth_of(os.getpid()) or 0)
         self._path = ""
 
     def __enter__(self) -> Publisher:
@@ -145,16 +145,8 @@ def read_progress() -> list[Progress]:
             # A file may go, or be another version's, at any moment.
             with contextlib.suppress(OSError, TypeError, ValueError):
                 progress = Progress(**json.loads(read_bounded(path, _MAX_SIZE)))
-                if progress.birth == _birth(int(progress.pid)) != 0:
+                if progress.birth == (birth_of(int(progress.pid)) or 0) != 0:
                     found.append(progress)
                 else:
                     os.unlink(path)  # were it another run's by now, that would write it again in a second
     return found
-
-
-def _birth(pid: int) -> int:
-    """When a process began, in the kernel's ticks; 0 where it does not run."""
-    try:
-        return int(read_process_stat(pid)[START_TICKS])
-    except (OSError, IndexError, ValueError):
-        return 0

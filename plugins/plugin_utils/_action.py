@@ -19,7 +19,7 @@ from ansible.utils.display import Display
 from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import reduce_answer
 from ansible_collections.vmops.qemu.plugins.plugin_utils._library import controllers_copy
 
-#: Names the copy's path for the module (C(_qemu/monitor)).
+#: Names the copy's path for the module (``_qemu/monitor``).
 _VARIABLE = "VMOPS_QEMU_QMP"
 
 #: What a temporary directory of Ansible's is called like. A host that says something else is not asked further.

@@ -5,7 +5,7 @@
 """What a managed host has answered, reduced to what the controller lets in.
 
 A module's result comes from a process on the host, whose root, Python and shell may lie. Ansible acts on keys that no
-module of this collection returns: C(ansible_facts) would override the variables of a playbook, C(ansible_stats) and
+module of this collection returns: ``ansible_facts`` would override the variables of a playbook, ``ansible_stats`` and
 others reach further. So only documented keys come in, with values of their types, in a bounded amount.
 """
 

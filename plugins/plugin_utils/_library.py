@@ -32,7 +32,7 @@ def library_files() -> dict[str, Path]:
 
 
 def controllers_copy() -> bytes | None:
-    """A zip archive from which Python imports C(qemu.qmp); None where the controller has no such library."""
+    """A zip archive from which Python imports ``qemu.qmp``; None where the controller has no such library."""
     files = library_files()
     if not files:
         return None

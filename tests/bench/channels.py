@@ -7,7 +7,7 @@
     .venv/bin/python tests/bench/channels.py [--memory MIB] [--rounds N] [--directory DIR]
 
 All variants take turns in each round, so that what the machine does meanwhile hits all of them. Printed are the
-medians of the modules' own C(duration) in seconds, and their ratio to the default variant's. Restores are from a cold
+medians of the modules' own ``duration`` in seconds, and their ratio to the default variant's. Restores are from a cold
 cache where the kernel lets it be dropped (root).
 """
 

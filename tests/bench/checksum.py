@@ -7,8 +7,8 @@
     .venv/bin/python tests/bench/checksum.py [--memory MIB] [--rounds N] [--directory DIR]
 
 Saves and restores with and without it take turns in each round. Printed are the medians of the modules' own
-C(duration) in seconds, and their ratio to the same without a checksum; of the saves, also the share that is the
-checksum's own (C(checksum_ms) of C(duration)). Restores are from a cold cache where the kernel lets it be dropped.
+``duration`` in seconds, and their ratio to the same without a checksum; of the saves, also the share that is the
+checksum's own (``checksum_ms`` of ``duration``). Restores are from a cold cache where the kernel lets it be dropped.
 """
 
 from __future__ import annotations

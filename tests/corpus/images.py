@@ -65,7 +65,7 @@ class SpoiltImage:
         return self.path
 
     def mend(self, copy: bool = False) -> None:
-        """Make the copy good again; C(copy): also where it is gone."""
+        """Make the copy good again; ``copy``: also where it is gone."""
         if self._copy or copy:
             copy_sparse(self._layout.path, self.path)
         else:

@@ -33,7 +33,7 @@ Range = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A RAM block; C(row) is where its name, length and mapped-ram header are, C(numbers) where each number is."""
+    """A RAM block; ``row`` is where its name, length and mapped-ram header are, ``numbers`` where each number is."""
 
     name: str
     length: int

@@ -6,12 +6,12 @@
 
 A case is chosen by its number and the seed alone, so that each can be made again. What must come of it:
 
-- C(REFUSED): a named problem.
-- C(HARMLESS): a named problem, or nothing that a restore reads has changed; the kind says why that is so.
-- C(FITTING): as C(HARMLESS), but what has changed may also be something that a restore compares with the QEMU that
+- ``REFUSED``: a named problem.
+- ``HARMLESS``: a named problem, or nothing that a restore reads has changed; the kind says why that is so.
+- ``FITTING``: as ``HARMLESS``, but what has changed may also be something that a restore compares with the QEMU that
   shall load the image (its VM's name and UUID, machine type, RAM blocks), and so refuses there.
-- C(SILENT): a named problem, or what no structure tells of: the guest's memory and devices. Only a digest finds it.
-- C(EXPANDED): the compressed formats' streams: a named problem, or one that the tool tells when it expands the image,
+- ``SILENT``: a named problem, or what no structure tells of: the guest's memory and devices. Only a digest finds it.
+- ``EXPANDED``: the compressed formats' streams: a named problem, or one that the tool tells when it expands the image,
   or the same stream comes out.
 """
 
@@ -60,7 +60,7 @@ class Mutation:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of mutations: C(make) returns None for an image to which it cannot be done."""
+    """A kind of mutations: ``make`` returns None for an image to which it cannot be done."""
 
     name: str
     expect: Expect
@@ -692,7 +692,7 @@ flips("page_words", Expect.SILENT, weight=3)
 flips("gaps", Expect.HARMLESS, "nothing is read between a bitmap and the pages")
 
 
-def _set_bits(layout: Layout, block: Block, bits: int) -> Mutation:
+def _set_bits(block: Block, bits: int) -> Mutation:
     length = block.bitmap[1] - block.bitmap[0]
     return write(block.bitmap[0], (bits & (1 << length * 8) - 1).to_bytes(length, "little"))
 
@@ -704,7 +704,7 @@ def _beyond(rng: random.Random, layout: Layout) -> Optional[Mutation]:
         return None
     block = rng.choice(blocks)
     bits = int.from_bytes(layout.read(block.bitmap), "little")
-    return _set_bits(layout, block, bits | 1 << rng.randrange(block.page_count, -(-block.page_count // 64) * 64))
+    return _set_bits(block, bits | 1 << rng.randrange(block.page_count, -(-block.page_count // 64) * 64))
 
 
 @kind("pages promised in holes", Expect.REFUSED, weight=3)
@@ -718,7 +718,7 @@ def _promised(rng: random.Random, layout: Layout) -> Optional[Mutation]:
     bits = int.from_bytes(layout.read(block.bitmap), "little")
     for page in rng.sample(absent, min(len(absent), rng.choice((1, 1, 2, 100)))):
         bits |= 1 << page
-    return _set_bits(layout, block, bits)
+    return _set_bits(block, bits)
 
 
 @kind("pages lost into holes", Expect.REFUSED, weight=3)
@@ -732,13 +732,13 @@ def _lost(rng: random.Random, layout: Layout) -> Optional[Mutation]:
 @kind("bitmap, all ones", Expect.REFUSED)
 def _ones(rng: random.Random, layout: Layout) -> Optional[Mutation]:
     blocks = [block for block in layout.blocks if layout.sparse and len(layout.present(block)) < block.page_count]
-    return _set_bits(layout, rng.choice(blocks), -1) if blocks else None
+    return _set_bits(rng.choice(blocks), -1) if blocks else None
 
 
 @kind("bitmap, all zeros", Expect.SILENT)
 def _zeros(rng: random.Random, layout: Layout) -> Optional[Mutation]:
     blocks = [block for block in layout.blocks if layout.sparse and layout.present(block)]
-    return _set_bits(layout, rng.choice(blocks), 0) if blocks else None
+    return _set_bits(rng.choice(blocks), 0) if blocks else None
 
 
 @kind("bitmap noise", Expect.SILENT, weight=2)

@@ -78,7 +78,7 @@ def first_counter_of(images, path, run_module):
 
 
 def restore_spoilt(images, path, run_module, first_counter, **options):
-    """Restore it, and look at what came of it: an error's class, C(right) or C(wrong)."""
+    """Restore it, and look at what came of it: an error's class, ``right`` or ``wrong``."""
     images.guest.serial_log.write_bytes(b"")
     before = os.stat(path)
     # The good image lies beside it, and would be the last save: what is looked for here is what QEMU makes of it.

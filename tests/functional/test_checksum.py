@@ -163,7 +163,7 @@ def test_complete_image_is_not_given_a_checksum_later(guest, image, save):
     assert image.stat().st_mtime_ns == before
 
 
-def test_checksum_of_a_kind_that_is_not_known(guest, image, save, run_module, restore, info):
+def test_checksum_of_a_kind_that_is_not_known(guest, image, save, run_module, restore):
     continuity = Continuity(guest)
     save(name=VM, path=str(image), **FULL)
     with image.open("r+b") as file:
@@ -209,7 +209,7 @@ def test_checksum_holds_when_the_image_is_managed(guest, image, save, restore, r
 def start_slowly(start_module, image, tmp_path):
     """Start a module whose reading of chunks takes so many seconds each, and wait until it reads some.
 
-    C(start_slowly(seconds, module, **options)) gives the run, and the module's process to signal.
+    ``start_slowly(seconds, module, **options)`` gives the run, and the module's process to signal.
     """
 
     def start(seconds, module, **options):

@@ -58,7 +58,7 @@ def undo() -> Iterator[contextlib.ExitStack]:
 
 @pytest.fixture
 def mount(undo: contextlib.ExitStack, tmp_path: Path) -> Callable[..., Path]:
-    """Mount something at a directory of this name: C(mount("full", "tmpfs", "size=9m"))."""
+    """Mount something at a directory of this name: ``mount("full", "tmpfs", "size=9m")``."""
 
     def mount_at(name: str, kind: str, options: str, source: str = "none") -> Path:
         place = tmp_path / name
@@ -254,7 +254,7 @@ def test_save_into_a_read_only_file_system(mount, guest, run_module):
 
 @pytest.fixture
 def breakable_disk(undo: contextlib.ExitStack, mount: Callable[..., Path]) -> Callable[[], tuple[Path, int]]:
-    """Mount a disk that C(break_disk) breaks: a loop device on a file in memory, which can be sealed against writes."""
+    """Mount a disk that ``break_disk`` breaks: a loop device on a file in memory that can be sealed against writes."""
 
     def make() -> tuple[Path, int]:
         disk = os.memfd_create("disk", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
@@ -359,7 +359,7 @@ def failing(pid: int, calls: str, fault: str, path: Path | None = None, *, one_t
 
 
 def injected(calls: str, fault: str, path: Path | None = None) -> list[str]:
-    """What strace does to some calls of each thread: C(error=EIO:when=2+) lets all but the first fail."""
+    """What strace does to some calls of each thread: ``error=EIO:when=2+`` lets all but the first fail."""
     return ["-e", f"trace={calls}", "-e", f"inject={calls}:{fault}", *(["-P", str(path)] if path else [])]
 
 

@@ -130,7 +130,7 @@ def children(pid):
     return [int(word) for task in tasks for word in (task / "children").read_text().split()]
 
 
-def test_leftover_does_not_count_against_the_space(make_guest, tmpfs, start_module, save):
+def test_leftover_does_not_count_against_the_space(make_guest, tmpfs, save):
     guest = make_guest(memory_mib=256, block_mib=64, observer=True)
     place = tmpfs(200)
     (place / ".web1.save.0123456789abcdef.partial").write_bytes(bytes(150 * 2**20))

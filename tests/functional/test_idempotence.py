@@ -156,7 +156,7 @@ def test_restore_of_a_vm_that_runs(guest, image, save, restore):
     continuity.check()
 
 
-def test_check_mode_predicts_and_touches_nothing(guest, image, save, restore, run_module):
+def test_check_mode_predicts_and_touches_nothing(guest, image, run_module):
     continuity = Continuity(guest)
     before = settings(guest)
     predicted = run_module("qemu_save", name=VM, path=str(image), check=True, diff=True)

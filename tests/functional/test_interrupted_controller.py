@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import birth_of
 from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import run_directory
 
 from support import Monitor, find_qemu_pids, observe, ssh
@@ -115,7 +115,7 @@ def descendants(pid):
 
 
 class Play:
-    """A playbook with one task; C(start) runs it, as often as one likes."""
+    """A playbook with one task; ``start`` runs it, as often as one likes."""
 
     def __init__(self, place, module, options, keywords, variables, settings, prefix):
         self.token = f"{os.getpid()}-{module}-{random.getrandbits(32):08x}"
@@ -277,7 +277,7 @@ def test_controller_killed_at_any_moment(big_guest, image, make_play):
 def test_vm_that_ends_while_its_lock_is_awaited(guest, image, save, start_module):
     """The other run was just about to end it: that is no error, the VM is saved."""
     save(name=VM, path=str(image), after_save="pause")
-    birth = read_process_stat(guest.pid)[START_TICKS].decode()
+    birth = str(birth_of(guest.pid))
     path = os.path.join(run_directory("locks"), f"vm-{guest.pid}-{birth}")
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:

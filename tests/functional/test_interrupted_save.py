@@ -111,7 +111,7 @@ def test_adopted_save_that_is_interrupted_puts_the_guest_back(big_guest, image, 
     continuity.check()
 
 
-def test_save_killed_before_qemu_began_is_undone_and_done_again(big_guest, image, start_module, save, restore):
+def test_save_killed_before_qemu_began_is_undone_and_done_again(big_guest, image, start_module, save):
     continuity = Continuity(big_guest)
     before = settings(big_guest)
     # Killed when QEMU holds the note; how far the run comes until the signal arrives differs.

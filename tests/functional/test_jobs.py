@@ -143,7 +143,7 @@ def test_filter(start, tmp_path, qemu):
     assert migrated(vm) == "failed"
 
 
-def test_stream_kills_qemu_after_the_save(start, tmp_path):
+def test_stream_kills_qemu_after_the_save(start):
     """Why it is one of those that no option may override."""
     vm = start()
     vm.execute("block-stream", {"device": "virtio0", **SLOW})

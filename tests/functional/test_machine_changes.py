@@ -79,7 +79,7 @@ def is_up(socket: str) -> bool:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Callable[..., Machine]]:
-    """C(machine("-nic user")): a QEMU with these options (words)."""
+    """``machine("-nic user")``: a QEMU with these options (words)."""
     for name in ("a", "b", "c"):
         with open(tmp_path / f"{name}.img", "wb") as file:
             file.truncate(1 << 20)

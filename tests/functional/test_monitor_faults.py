@@ -5,9 +5,9 @@
 """A fault of QEMU's monitor at every step of a save and of a restore; then the same task runs again and must end right.
 
 A run without a fault, through a proxy, gives the steps. Then the run is done again for each step and fault, with a real
-QEMU and a real guest behind the proxy. C(MONITOR_FAULTS=all) does every fault at every moment of every step of every
+QEMU and a real guest behind the proxy. ``MONITOR_FAULTS=all`` does every fault at every moment of every step of every
 operation, which takes an hour; without it each step of a sparse save and of a restore meets faults of two kinds, and
-the other operations meet some, chosen by C(MONITOR_SEED). C(MONITOR_OPERATIONS) names some operations, with commas
+the other operations meet some, chosen by ``MONITOR_SEED``. ``MONITOR_OPERATIONS`` names some operations, with commas
 between.
 """
 

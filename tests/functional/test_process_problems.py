@@ -34,11 +34,11 @@ only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make nam
 
 @pytest.fixture
 def start_by(make_guest, tmp_path):
-    """Start a guest by somebody else: C(start_by(["taskset", "-c", "0"]))."""
+    """Start a guest by somebody else: ``start_by(["taskset", "-c", "0"])``."""
     starters = []
 
     def start(prefix=(), script="", options=("-nic", "none"), cwd=None, suffix=(), argv=None):
-        """C(script): the text of a shell script, in which QEMU stands for the command."""
+        """``script``: the text of a shell script, in which QEMU stands for the command."""
         guest = make_guest(start=False, extra_args=options)
         guest.prepare()
         command = argv or [*prefix, *guest.argv(), *suffix]
@@ -354,7 +354,7 @@ def test_nobody_waits_for_a_daemon(start_by):
     assert problems_of(guest) == {}
 
 
-def test_shell_in_a_terminal(make_guest, tmp_path):
+def test_shell_in_a_terminal(make_guest):
     """Somebody has typed the command: nothing is to be said, whatever runs the terminal."""
     guest = make_guest(start=False, extra_args=["-nic", "none"])
     guest.prepare()

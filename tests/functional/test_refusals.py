@@ -150,7 +150,7 @@ def test_two_vms_of_one_name(make_guest, image, run_module):
     check_error(result, "VmAmbiguousError", f"twin-{VM}", str(first.pid), str(second.pid))
 
 
-def test_vm_without_a_qmp_server(tmp_path, image, run_module):
+def test_vm_without_a_qmp_server(image, run_module):
     process = subprocess.Popen(
         ["qemu-system-x86_64", "-name", f"mute-{VM}", "-S", "-display", "none", "-nodefaults", "-m", "16"],
         stdin=subprocess.DEVNULL,

@@ -17,8 +17,6 @@ import pytest
 from support import Monitor, find_qemu_pids
 from support.observe import VM, Continuity, run_state, settings, words
 
-DEFER = ["-incoming", "defer"]
-
 
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize(("vm_state", "state"), [("running", "running"), ("paused", "paused")])

@@ -241,7 +241,7 @@ def test_as_another_user(guest, one, image):
     assert vm["memory"] == 64 * 2**20
 
 
-def test_vm_that_cannot_be_saved(make_guest, one, save, image, run_module):
+def test_vm_that_cannot_be_saved(make_guest, one, image, run_module):
     """A device that QEMU cannot migrate: its own words, which qemu_save says, too."""
     blocked = make_guest(extra_args=["-device", "nvme,serial=x,id=nvme0"])
     vm = one()

@@ -54,7 +54,7 @@ def test_no_image_at_the_path(guest, image, run_module, kind):
     unchecked: dict[str, Any] = {"verify": "none", "remove_image": False}
     for options in ({}, unchecked):
         result = run_module("qemu_restore", name=VM, path=str(image), **options)
-        check_error(result, "ImageFormatError", str(image), f"it is {kind}", guest="running")
+        check_error(result, "ImageFormatError", str(image), f"it is {kind}", guest="unknown")
     before.check_all_is_as_before()
 
 

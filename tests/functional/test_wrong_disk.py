@@ -89,7 +89,7 @@ def test_disk_that_was_written_to_since(guest, image, save, run_module, restore,
     continuity.check()
 
 
-def test_vm_that_was_started_from_its_disks_in_between(guest, image, save, run_module, restore):
+def test_vm_that_was_started_from_its_disks_in_between(guest, image, save, run_module):
     save(name=VM, path=str(image))
     guest.start()
     # It runs beside its image: that is never plain ok.
@@ -253,7 +253,7 @@ def test_record_that_makes_no_sense(guest, image, save, run_module, restore):
     continuity.check()
 
 
-def test_vm_that_is_started_again_at_once(make_guest, image, run_module, tmp_path):
+def test_vm_that_is_started_again_at_once(make_guest, image, run_module):
     """A shell's loop, as a stand-in for any supervisor: refused; and where the operator insists, loud."""
     guest = make_guest(start=False)
     guest.prepare()

@@ -36,7 +36,7 @@ def status_of(pid: int) -> dict[str, str]:
 
 @pytest.fixture
 def make_his(attacker: Attacker, make_guest: Any) -> Iterator[Callable[..., CounterGuest]]:
-    """Make a guest whose files are nobody's: C(make_his(["-sandbox", "on"], prefix=["setpriv", ...]))."""
+    """Make a guest whose files are nobody's: ``make_his(["-sandbox", "on"], prefix=["setpriv", ...])``."""
     started: list[subprocess.Popen[bytes]] = []
 
     def make(

@@ -99,9 +99,7 @@ def test_image_that_is_removed_is_the_one_that_was_restored(
 
 @pytest.mark.parametrize("name", [".web1.save.{inode:x}.head", ".web1.save.archiving"])
 @pytest.mark.parametrize("mode", ["vm_state", "archive"])
-def test_fifo_in_the_place_of_a_record(
-    attacker: Attacker, tmp_path: Path, start_module: Any, name: str, mode: str
-) -> None:
+def test_fifo_in_the_place_of_a_record(attacker: Attacker, start_module: Any, name: str, mode: str) -> None:
     """What an interrupted run leaves beside an image; root does not wait for who might write to it."""
     his = attacker.home / "web1.save"
     xml = f"<domain type='qemu'><name>{VM}</name><memory unit='MiB'>16</memory></domain>"

@@ -4,7 +4,7 @@
 
 """A wrapper that starts a QEMU and listens for it, for a module that launches its QEMU itself and wants to see that.
 
-C(python listening_wrapper.py PATH HANDOVER QEMU ARGUMENTS…) listens at PATH, hands the listening socket over to the
+``python listening_wrapper.py PATH HANDOVER QEMU ARGUMENTS…`` listens at PATH, hands the listening socket over to the
 proxy that waits for it at HANDOVER (support.monitor_proxy), starts QEMU, and waits for its end. The peer of whoever
 connects is then this process, which is QEMU's parent.
 """

@@ -4,9 +4,9 @@
 
 """A proxy in front of a real QEMU's QMP socket, which does faults at steps that are named to it.
 
-It listens at a path of its own, which the module is given as C(qmp_socket); QEMU and its command line know nothing of
+It listens at a path of its own, which the module is given as ``qmp_socket``; QEMU and its command line know nothing of
 it. Bytes and descriptors pass both ways. The peer of the module's connection is then the process with the proxy, not
-QEMU, as where QEMU was handed a socket that someone else listens on. So QEMU is handed the connection, too (C(getfd)):
+QEMU, as where QEMU was handed a socket that someone else listens on. So QEMU is handed the connection, too (``getfd``):
 by that it is known to be behind it.
 """
 
@@ -74,7 +74,7 @@ class Fault:
 
 
 class MonitorProxy:
-    """The proxy, in threads of this process; QEMU must listen at C(upstream) when the first client comes."""
+    """The proxy, in threads of this process; QEMU must listen at ``upstream`` when the first client comes."""
 
     def __init__(
         self,

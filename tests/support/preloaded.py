@@ -4,9 +4,9 @@
 
 """Modules run from a server that has imported them and forks: each is a process of its own, without the imports.
 
-For tests that run modules a thousand times and kill them. Started with C(python -m support.preloaded), the server reads
-one JSON line for each run, C({"module": …, "options": …, "output": path, "constants": …}), answers with the process id,
-and answers an empty line with the exit status of the last run, negative for a signal.
+For tests that run modules a thousand times and kill them. Started with ``python -m support.preloaded``, the server
+reads one JSON line for each run, ``{"module": …, "options": …, "output": path, "constants": …}``, answers with the
+process id, and answers an empty line with the exit status of the last run, negative for a signal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PreloadedModules:
         self._scratch = scratch
         self._number = 0
         paths = [str(collections), str(Path(__file__).resolve().parents[1])]
-        #: Values for the runs to come, by module util and name, C({"_qemu.monitor": {"COMMAND_TIMEOUT": 1.0}}): for
+        #: Values for the runs to come, by module util and name, ``{"_qemu.monitor": {"COMMAND_TIMEOUT": 1.0}}``: for
         #: tests that would else wait for long.
         self.constants: dict[str, dict[str, float]] = {}
         self._process = subprocess.Popen(

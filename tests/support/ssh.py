@@ -42,7 +42,7 @@ def missing() -> Optional[str]:
 
 
 class SshServer:
-    """A running server; C(inside) is the beginning of a command that shall run in its network."""
+    """A running server; ``inside`` is the beginning of a command that shall run in its network."""
 
     def __init__(self, place: Path) -> None:
         """Start it, with its files in a new directory."""

@@ -4,7 +4,7 @@
 
 """Saves and restores that are killed at random moments; then the same task runs again and must end right.
 
-C(TORTURE_KILLS) says how often (50 without it), C(TORTURE_SEED) which sequence of choices; what a moment hits differs
+``TORTURE_KILLS`` says how often (50 without it), ``TORTURE_SEED`` which sequence of choices; what a moment hits differs
 from run to run. One guest lives through all of it: its counter never jumps and the checksum of its memory, computed
 inside, stays what it was.
 """

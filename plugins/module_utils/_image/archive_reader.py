@@ -24,7 +24,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
-from ansible_collections.vmops.qemu.plugins.module_utils._image.names import archive_path, split_archive_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import archive_path, image_of_archive
 from ansible_collections.vmops.qemu.plugins.module_utils._image.sparse_tar import PIECE, Ranges, SparseTarReader
 
 
@@ -38,9 +38,7 @@ def read_archive_head(path: str) -> ImageHead:
     :raises ImageAccessError: it cannot be read.
     :raises ImageFormatError: it is no archive of a save image.
     """
-    _image, image_format = split_archive_path(path)
-    if image_format is None:
-        raise ImageFormatError(path, "not the name of an archive of this collection")
+    _image, image_format = image_of_archive(path)
     with ImageFile.open(path) as archive, ImageFile(path, os.memfd_create("vmops-image-head", os.MFD_CLOEXEC)) as head:
         facts = archive.facts()
         with expanding(archive, image_format, partly=True, head=True) as reader:

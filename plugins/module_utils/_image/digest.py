@@ -36,7 +36,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     InterruptedOperationError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
-from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import DIRECT_IO_BLOCK, ImageFile
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import open_again
 
 ALGORITHM = "sha256-tree"
 """The label of this definition, chunk size and all; another one would have another label."""
@@ -45,9 +46,6 @@ CHUNK_SIZE = 1024 * 1024
 _PREFIX = b"vmops.qemu sha256-tree\0"
 _ZEROS = bytearray(CHUNK_SIZE)
 _LENGTH_CHANGED = "the file's length changed while it was read"
-
-#: Bytes whose multiples O_DIRECT takes as offset, length and address.
-_DIRECT_IO_BLOCK = 4096
 
 #: Two for each CPU, from 2 to 8, so that some read while others hash. Each has a buffer of a little more than a chunk.
 _THREADS = max(2, min(8, 2 * len(os.sched_getaffinity(0))))
@@ -155,7 +153,7 @@ class _Chunks:
         if bypass_cache:
             # Not by its path, where there may be another file by now.
             with contextlib.suppress(OSError):
-                self._direct = os.open(f"/proc/self/fd/{image.descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+                self._direct = open_again(image.descriptor, os.O_RDONLY | os.O_DIRECT)
         self._use_direct = self._direct >= 0
 
     def close(self) -> None:
@@ -200,13 +198,13 @@ class _Chunks:
     def _read(self, start: int, end: int) -> memoryview:
         """The file's bytes between two offsets, in this thread's buffer, where the next call overwrites them."""
         if not hasattr(self._buffers, "buffer"):
-            self._buffers.buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE + 2 * _DIRECT_IO_BLOCK))
+            self._buffers.buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE + 2 * DIRECT_IO_BLOCK))
         buffer: memoryview = self._buffers.buffer
-        first = position = start // _DIRECT_IO_BLOCK * _DIRECT_IO_BLOCK
-        limit = -(-end // _DIRECT_IO_BLOCK) * _DIRECT_IO_BLOCK
+        first = position = start // DIRECT_IO_BLOCK * DIRECT_IO_BLOCK
+        limit = -(-end // DIRECT_IO_BLOCK) * DIRECT_IO_BLOCK
         while position < end:
             # What is left of a read that was cut short may start anywhere.
-            direct = self._use_direct and position % _DIRECT_IO_BLOCK == 0
+            direct = self._use_direct and position % DIRECT_IO_BLOCK == 0
             with image_errors(self._image.path, "read the image"):
                 try:
                     source = self._direct if direct else self._image.descriptor

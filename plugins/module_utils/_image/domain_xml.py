@@ -22,21 +22,14 @@ import dataclasses
 import datetime
 import re
 import typing as t
-import xml.parsers.expat
 import zlib
 from xml.sax.saxutils import escape, quoteattr
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.xml_tree import Element, edited, read_tree
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN, redact_argument
 
 NAMESPACE = "urn:vmops:qemu:save-image:1"
-MAX_XML_SIZE = 4 * 1024 * 1024
-"""Bytes of XML that are parsed at most; libvirt's own protocol carries no more."""
-MAX_XML_DEPTH = 100
-MAX_XML_ELEMENTS = 100_000
-MAX_XML_ATTRIBUTES = 100_000
-MAX_NAMESPACE_SIZE = 256
-"""Bytes of a namespace's name at most: parsers repeat it for each element and attribute that is in it."""
 MAX_NAME_SIZE = 1024
 """Characters of a VM's name at most: it is in each message."""
 
@@ -169,22 +162,22 @@ def embed(domain_xml: str, save_facts: SaveFacts, launch: LaunchRecord | None = 
     :param path: the origin of the XML, for errors.
     :raises ImageFormatError: the XML is not well-formed, not a domain's, or beyond the limits.
     """
-    data, root = _read(domain_xml, path)
+    data, root = read_tree(domain_xml, path)
     record = _record(save_facts, launch).encode()
     metadata = root.child("metadata")
     if metadata is None:
-        return _edit(data, [(root.end_tag, root.end_tag, b"  <metadata>\n    " + record + b"\n  </metadata>\n")])
+        return edited(data, [(root.end_tag, root.end_tag, b"  <metadata>\n    " + record + b"\n  </metadata>\n")])
     older = metadata.children_named(_our("save-image"))
     if older:
         edits = [(element.start, element.end(data), b"") for element in older]
         edits[0] = (*edits[0][:2], record)
-        return _edit(data, edits)
+        return edited(data, edits)
     start_tag = metadata.start_tag(data)
     if start_tag.endswith(b"/>"):
         start, end = metadata.start, metadata.end(data)
         opened = start_tag[:-2].rstrip() + b">\n    "
-        return _edit(data, [(start, end, opened + record + b"\n  </metadata>")])
-    return _edit(data, [(metadata.end_tag, metadata.end_tag, b"  " + record + b"\n  ")])
+        return edited(data, [(start, end, opened + record + b"\n  </metadata>")])
+    return edited(data, [(metadata.end_tag, metadata.end_tag, b"  " + record + b"\n  ")])
 
 
 def parse(domain_xml: str, path: str = _ORIGIN) -> ParsedDomain:
@@ -194,7 +187,7 @@ def parse(domain_xml: str, path: str = _ORIGIN) -> ParsedDomain:
     :raises ImageFormatError: the XML is not well-formed, has a DOCTYPE, is not a domain's, has no name, is beyond the
         limits, or a value in it makes no sense.
     """
-    _data, root = _read(domain_xml, path)
+    _data, root = read_tree(domain_xml, path)
     name = root.text_of("name")
     if not name:
         raise ImageFormatError(path, "the domain XML has no name")
@@ -229,7 +222,7 @@ def with_voucher(domain_xml: str, voucher: str, path: str = _ORIGIN) -> str:
 
     :raises ImageFormatError: the XML is not well-formed, beyond the limits, or has no record of ours.
     """
-    data, root = _read(domain_xml, path)
+    data, root = read_tree(domain_xml, path)
     metadata = root.child("metadata")
     record = metadata.child(_our("save-image")) if metadata else None
     if record is None:
@@ -237,9 +230,9 @@ def with_voucher(domain_xml: str, voucher: str, path: str = _ORIGIN) -> str:
     if not voucher:
         return domain_xml
     if "voucher" in record.attributes:
-        return _edit(data, [record.attribute_edit(data, "voucher", voucher)])
+        return edited(data, [record.attribute_edit(data, "voucher", voucher)])
     end = record.start + len(record.start_tag(data)) - (2 if record.start_tag(data).endswith(b"/>") else 1)
-    return _edit(data, [(end, end, f" voucher={quoteattr(voucher)}".encode())])
+    return edited(data, [(end, end, f" voucher={quoteattr(voucher)}".encode())])
 
 
 def redact(domain_xml: str, path: str = _ORIGIN) -> str:
@@ -250,9 +243,9 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
     :raises ImageFormatError: the XML is not well-formed or beyond the limits (then show nothing of it), or our record
         makes no sense.
     """
-    data, root = _read(domain_xml, path)
+    data, root = read_tree(domain_xml, path)
     edits: list[tuple[int, int, bytes]] = []
-    records: list[_Element] = []
+    records: list[Element] = []
     waiting = [root]
     while waiting:
         element = waiting.pop()
@@ -282,7 +275,7 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
         content = record.start + len(record.start_tag(data))
         if any(content <= start < record.end_tag for start, _end, _replacement in edits):
             edits.append(record.attribute_edit(data, "checksum", ""))
-    return _edit(data, edits)
+    return edited(data, edits)
 
 
 # --- our record -------------------------------------------------------------------------------------------------
@@ -314,7 +307,7 @@ def _to_values(record: LaunchRecord | SaveFacts) -> t.Iterator[tuple[str, str]]:
             yield _element_name(field.name), str(item).lower() if isinstance(item, bool) else str(item)
 
 
-def _record_values(record: _Element, path: str) -> t.Iterator[tuple[str, str]]:
+def _record_values(record: Element, path: str) -> t.Iterator[tuple[str, str]]:
     """As C(_to_values), from XML: also of elements that a later version of this collection wrote."""
     for element in record.children:
         if element.children:
@@ -329,7 +322,7 @@ def _checksum(values: t.Iterable[tuple[str, str]]) -> str:
     return f"crc32:{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"
 
 
-def _from_elements(kind: type[_Record], parent: _Element, path: str) -> _Record:
+def _from_elements(kind: type[_Record], parent: Element, path: str) -> _Record:
     values: dict[str, t.Any] = {}
     for field in dataclasses.fields(kind):
         name = _element_name(field.name)
@@ -368,7 +361,7 @@ def _element(name: str, text: str) -> str:
     return f"<vmops:{name}{encoding}>{escape(text)}</vmops:{name}>"
 
 
-def _decode_text(element: _Element, path: str) -> str:
+def _decode_text(element: Element, path: str) -> str:
     if element.attributes.get("encoding") != "base64":
         return element.text
     try:
@@ -401,7 +394,7 @@ def _uuid(text: str, path: str) -> str:
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
-def _memory(element: _Element | None, path: str) -> int:
+def _memory(element: Element | None, path: str) -> int:
     """Bytes, from libvirt's C(scaledInteger): KiB without a unit, C(KB) is 1000, C(K) and C(KiB) are 1024."""
     if element is None:
         return 0
@@ -414,129 +407,3 @@ def _memory(element: _Element | None, path: str) -> int:
         raise ImageFormatError(path, f"the domain XML's memory has an unknown unit: {unit[:40]!r}")
     base = 1000 if (match.group(2) or "").lower() == "b" else 1024
     return int(value * base ** ("kmgtpe".index(match.group(1).lower()) + 1))
-
-
-# --- XML --------------------------------------------------------------------------------------------------------
-
-
-class _Element:
-    """An element and where it stands: C(start) is the offset of its start tag, C(end_tag) that of its end tag."""
-
-    __slots__ = ("_pieces", "attributes", "children", "end_tag", "start", "tag")
-
-    def __init__(self, tag: str, attributes: dict[str, str], start: int) -> None:
-        self.tag = tag
-        self.attributes = attributes
-        self.children: list[_Element] = []
-        self.start = start
-        self.end_tag = start
-        self._pieces: list[str] = []
-
-    def add_text(self, text: str) -> None:
-        self._pieces.append(text)
-
-    @property
-    def text(self) -> str:
-        return "".join(self._pieces)
-
-    def children_named(self, tag: str) -> list[_Element]:
-        return [child for child in self.children if child.tag == tag]
-
-    def child(self, tag: str) -> _Element | None:
-        return next(iter(self.children_named(tag)), None)
-
-    def text_of(self, tag: str) -> str:
-        child = self.child(tag)
-        return child.text if child else ""
-
-    def start_tag(self, data: bytes) -> bytes:
-        match = re.compile(rb"""<(?:[^"'>]+|"[^"]*"|'[^']*')*>""").match(data, self.start)
-        return match.group() if match else b""  # always matches: a parser has found it well-formed
-
-    def end(self, data: bytes) -> int:
-        """The offset after the element."""
-        start_tag = self.start_tag(data)
-        return self.start + len(start_tag) if start_tag.endswith(b"/>") else data.index(b">", self.end_tag) + 1
-
-    def attribute_edit(self, data: bytes, name: str, value: str) -> tuple[int, int, bytes]:
-        for match in re.finditer(rb"""\s([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""", self.start_tag(data)):
-            if match.group(1) == name.encode():
-                return self.start + match.start(2), self.start + match.end(2), quoteattr(value).encode()
-        return self.start, self.start, b""
-
-
-def _read(text: str, path: str) -> tuple[bytes, _Element]:
-    """Parse within limits; returns the UTF-8 bytes that the elements' offsets count in, and the root."""
-    try:
-        data = text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ImageFormatError(path, f"the domain XML is not Unicode text: {error.reason}") from error
-    if len(data) > MAX_XML_SIZE:
-        raise ImageFormatError(path, f"the domain XML has {len(data)} bytes, more than {MAX_XML_SIZE}")
-    _require_harmless(data, path)
-    roots: list[_Element] = []
-    open_elements: list[_Element] = []
-    count = 0
-    parser = xml.parsers.expat.ParserCreate("UTF-8", " ")
-    parser.buffer_text = True
-
-    def start_element(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal count
-        count += 1
-        if count > MAX_XML_ELEMENTS or len(open_elements) >= MAX_XML_DEPTH:
-            raise ImageFormatError(path, "the domain XML has too many elements, or too many inside each other")
-        element = _Element(tag, attributes, parser.CurrentByteIndex)
-        (open_elements[-1].children if open_elements else roots).append(element)
-        open_elements.append(element)
-
-    def end_element(_tag: str) -> None:
-        open_elements.pop().end_tag = parser.CurrentByteIndex
-
-    def character_data(piece: str) -> None:
-        open_elements[-1].add_text(piece)
-
-    parser.StartElementHandler = start_element
-    parser.EndElementHandler = end_element
-    parser.CharacterDataHandler = character_data
-    try:
-        parser.Parse(data, True)
-    except xml.parsers.expat.ExpatError as error:
-        raise ImageFormatError(path, f"the domain XML is not well-formed: {error}") from error
-    if roots[0].tag != "domain":
-        raise ImageFormatError(path, f"the XML is not a domain's but a {roots[0].tag[:40]!r} document")
-    return data, roots[0]
-
-
-_BEFORE_ROOT = re.compile(rb"\s+|<\?.*?\?>|<!--.*?-->", re.DOTALL)
-_ATTRIBUTE = re.compile(rb"""=\s*["']""")
-_LONG_NAMESPACE = re.compile(
-    rb"""xmlns(?::[^\s:=]*)?\s*=\s*(?:"[^"]{%(size)d}|'[^']{%(size)d})""" % {b"size": MAX_NAMESPACE_SIZE + 1}
-)
-
-
-def _require_harmless(data: bytes, path: str) -> None:
-    """Refuse what makes much of little, before the parser sees it: it goes on to the end, whatever a handler raises.
-
-    Entities need a DOCTYPE, which stands before the root element. (Parsers before expat 2.4 expand them without limit.)
-    """
-    position = 3 if data.startswith(b"\xef\xbb\xbf") else 0
-    while True:
-        match = _BEFORE_ROOT.match(data, position)
-        if not match:
-            break
-        position = match.end()
-    if data.startswith(b"<!DOCTYPE", position):
-        raise ImageFormatError(path, "the domain XML has a DOCTYPE, which is not accepted")
-    if sum(1 for _match in _ATTRIBUTE.finditer(data)) > MAX_XML_ATTRIBUTES:
-        raise ImageFormatError(path, f"the domain XML has more than {MAX_XML_ATTRIBUTES} attributes")
-    if _LONG_NAMESPACE.search(data):
-        raise ImageFormatError(path, f"the domain XML has a namespace of more than {MAX_NAMESPACE_SIZE} bytes")
-
-
-def _edit(data: bytes, edits: list[tuple[int, int, bytes]]) -> str:
-    """Replace each range (start, end) by its bytes."""
-    pieces, position = [], 0
-    for start, end, replacement in sorted(edits):
-        pieces += [data[position:start], replacement]
-        position = end
-    return b"".join([*pieces, data[position:]]).decode("utf-8")

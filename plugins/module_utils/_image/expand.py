@@ -30,7 +30,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.names import (
     archive_partial_path,
     archive_path,
     expanding_path,
-    split_archive_path,
+    image_of_archive,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import flush_image, free_bytes, remove_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.sparse_tar import PIECE, chunks_of
@@ -48,9 +48,7 @@ def expand_archive(archive: ImageFile) -> None:
     :raises ImageAccessError: a step failed.
     """
     source = archive.path
-    path, image_format = split_archive_path(source)
-    if image_format is None:
-        raise ImageFormatError(source, "not the name of an archive of this collection")
+    path, image_format = image_of_archive(source)
     temporary = expanding_path(path)
     facts = archive.facts()
     try:

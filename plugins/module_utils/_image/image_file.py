@@ -22,7 +22,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.head import Imag
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import MAGIC_SIZE
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
 
-_DIRECT_IO_BLOCK = 4096
+DIRECT_IO_BLOCK = 4096
+"""Bytes whose multiples O_DIRECT takes as offset, length and address."""
 
 
 class ImageFile:
@@ -212,7 +213,7 @@ def direct_read_reason(path: str) -> str | None:
         return f"the file system does not take O_DIRECT: {error.problem}"
     with image:
         try:
-            with mmap.mmap(-1, _DIRECT_IO_BLOCK) as block:
+            with mmap.mmap(-1, DIRECT_IO_BLOCK) as block:
                 os.preadv(image.descriptor, [block], 0)
         except OSError as error:
             return f"the file system does not take an aligned O_DIRECT read: {error.strerror}"

@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import MismatchError, RequestError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, MismatchError, RequestError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 
 SUFFIXES = {
@@ -129,6 +129,17 @@ def split_archive_path(path: str) -> tuple[str, ImageFormat | None]:
         if path.endswith(suffix) and os.path.basename(path) != suffix:
             return path[: -len(suffix)], image_format
     return path, None
+
+
+def image_of_archive(path: str) -> tuple[str, ImageFormat]:
+    """The image's path and the archive's format, from the archive's path.
+
+    :raises ImageFormatError: it is not the name of an archive.
+    """
+    image, image_format = split_archive_path(path)
+    if image_format is None:
+        raise ImageFormatError(path, "not the name of an archive of this collection")
+    return image, image_format
 
 
 def archive_partial_path(path: str, image_format: ImageFormat) -> str:

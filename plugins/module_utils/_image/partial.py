@@ -25,7 +25,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.head import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import HEADER_SIZE, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
-from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile, identity_of
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import (
+    DIRECT_IO_BLOCK,
+    ImageFile,
+    identity_of,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import hold_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import (
     is_partial_name,
@@ -40,7 +44,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import give_file
 
-_DIRECT_IO_BLOCK = 4096
 _DIRECT_IO_ALIGNMENT = 1024 * 1024
 _SET_ASIDE = 64 * 1024 * 1024
 """Bytes that a file system may set aside behind the end of a file, however small that is."""
@@ -276,14 +279,14 @@ class PartialImage:
     def _probe_direct_io(self) -> str | None:
         """Write and read back one block where QEMU would write pages, then cut the file back to its head."""
         offset = -(-self.stream_offset // _DIRECT_IO_ALIGNMENT) * _DIRECT_IO_ALIGNMENT
-        pattern = secrets.token_bytes(_DIRECT_IO_BLOCK)
+        pattern = secrets.token_bytes(DIRECT_IO_BLOCK)
         descriptors: list[int] = []
         try:
-            with mmap.mmap(-1, _DIRECT_IO_BLOCK) as block:
+            with mmap.mmap(-1, DIRECT_IO_BLOCK) as block:
                 for access, transfer in ((os.O_WRONLY, os.pwritev), (os.O_RDONLY, os.preadv)):
                     descriptors.append(self._open_again(access | os.O_DIRECT))
-                    block[:] = pattern if access == os.O_WRONLY else bytes(_DIRECT_IO_BLOCK)
-                    if transfer(descriptors[-1], [block], offset) != _DIRECT_IO_BLOCK:
+                    block[:] = pattern if access == os.O_WRONLY else bytes(DIRECT_IO_BLOCK)
+                    if transfer(descriptors[-1], [block], offset) != DIRECT_IO_BLOCK:
                         return "an O_DIRECT transfer was cut short"
                 if block[:] != pattern:
                     return "an O_DIRECT write did not read back"

@@ -5,7 +5,7 @@
 """QEMU command lines: what one says about its VM, how it is used again for a restore, and how it is shown.
 
 Source: QEMU's qemu-options.hx and util/qemu-option.c. Options begin with one or two dashes; most take one argument,
-which may itself begin with a dash; option strings are C(key=value) lists in which a doubled comma stands for one.
+which may itself begin with a dash; option strings are ``key=value`` lists in which a doubled comma stands for one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OPTIONS_WITHOUT_ARGUMENT = frozenset(
 #: longer say on stderr why a load failed.
 _START_OPTIONS = frozenset(("incoming", "loadvm", "S", "daemonize"))
 
-#: How an argument names a descriptor, in C(key=value) lists and in JSON.
+#: How an argument names a descriptor, in ``key=value`` lists and in JSON.
 _INHERITED_DESCRIPTOR = re.compile(
     r"(?:^|[,:])(?:fd|fds|vhostfd|vhostfds|sockfd|sock_fd)="
     r"|\btype=fd\b"
@@ -106,7 +106,7 @@ def options(argv: t.Sequence[str]) -> list[CommandOption]:
 
 
 def parse_option_string(text: str, implied: str = "") -> dict[str, str]:
-    """A C(key=value,…) string as a dict, as QEMU reads it: a later value replaces an earlier one.
+    """A ``key=value,…`` string as a dict, as QEMU reads it: a later value replaces an earlier one.
 
     :param implied: the key of the first part where that part is only a value.
     """
@@ -114,7 +114,7 @@ def parse_option_string(text: str, implied: str = "") -> dict[str, str]:
 
 
 def option_pairs(text: str, implied: str = "") -> list[tuple[str, str]]:
-    """The keys and values of a C(key=value,…) string; C(flag) means C(flag=on), and C(noflag) means C(flag=off).
+    """The keys and values of a ``key=value,…`` string; ``flag`` means ``flag=on``, and ``noflag`` means ``flag=off``.
 
     :param implied: the key of the first part where that part is only a value.
     """
@@ -144,7 +144,7 @@ def _match(pattern: re.Pattern[str], text: str, position: int) -> tuple[str, int
 
 
 def guest_name(argv: t.Sequence[str]) -> str:
-    """The VM's name (C(-name)), or the empty string."""
+    """The VM's name (``-name``), or the empty string."""
     name = ""
     for option in options(argv):
         if option.name == "name" and option.argument is not None:
@@ -153,9 +153,9 @@ def guest_name(argv: t.Sequence[str]) -> str:
 
 
 def qmp_addresses(argv: t.Sequence[str], cwd: str) -> list[str]:
-    """The addresses of the QMP servers that a command line opens: UNIX socket paths (absolute) and C(host:port).
+    """The addresses of the QMP servers that a command line opens: UNIX socket paths (absolute) and ``host:port``.
 
-    C(-qmp), C(-qmp-pretty), and C(-mon) in control mode with its C(-chardev socket). An address that begins with a
+    ``-qmp``, ``-qmp-pretty``, and ``-mon`` in control mode with its ``-chardev socket``. An address that begins with a
     NUL is one of the abstract namespace.
     """
     parsed = options(argv)
@@ -180,7 +180,7 @@ def qmp_addresses(argv: t.Sequence[str], cwd: str) -> list[str]:
 
 
 def _short_address(argument: str, chardevs: t.Mapping[str, str | None], cwd: str) -> str | None:
-    """The address of the short form that C(-qmp) takes: C(unix:PATH,…), C(tcp:HOST:PORT,…), C(chardev:ID)."""
+    """The address of the short form that ``-qmp`` takes: ``unix:PATH,…``, ``tcp:HOST:PORT,…``, ``chardev:ID``."""
     kind, _colon, rest = argument.partition(":")
     if kind == "unix":
         return _socket_address(parse_option_string(rest, "path"), cwd)
@@ -194,7 +194,7 @@ def _short_address(argument: str, chardevs: t.Mapping[str, str | None], cwd: str
 
 
 def _socket_address(keys: t.Mapping[str, str], cwd: str) -> str | None:
-    """Where a C(socket) character device listens, or None: it connects to others, or was handed its descriptor."""
+    """Where a ``socket`` character device listens, or None: it connects to others, or was handed its descriptor."""
     if keys.get("server", "off") in ("off", "no", "false", "n"):
         return None
     if "path" in keys:
@@ -210,8 +210,8 @@ def _socket_address(keys: t.Mapping[str, str], cwd: str) -> str | None:
 def replay_obstacles(argv: t.Sequence[str], starter_gives_descriptors: bool = False) -> t.Iterator[tuple[str, str]]:
     """Why a command line cannot start the VM again: a word for each reason, and the reason as a clause.
 
-    Descriptors that QEMU inherited from whoever started it (C(fd=3), C(-add-fd)) are gone with that process, and what
-    was written to a C(snapshot) disk goes with QEMU.
+    Descriptors that QEMU inherited from whoever started it (``fd=3``, ``-add-fd``) are gone with that process, and what
+    was written to a ``snapshot`` disk goes with QEMU.
 
     :param starter_gives_descriptors: whether QEMU is started by what gave it its descriptors, and gives them again.
     """
@@ -250,7 +250,7 @@ def _is_snapshot(option: CommandOption) -> bool:
 
 
 def machine_type(argv: t.Sequence[str]) -> str:
-    """The machine type that a command line asks for (C(-machine), C(-M)), or the empty string."""
+    """The machine type that a command line asks for (``-machine``, ``-M``), or the empty string."""
     machine = ""
     for option in options(argv):
         if option.name in ("machine", "M") and option.argument is not None:
@@ -259,13 +259,13 @@ def machine_type(argv: t.Sequence[str]) -> str:
 
 
 def vm_uuid(argv: t.Sequence[str]) -> str:
-    """The VM's UUID (C(-uuid)) in small letters, or the empty string."""
+    """The VM's UUID (``-uuid``) in small letters, or the empty string."""
     given = [option.argument or "" for option in options(argv) if option.name == "uuid"]
     return given[-1].lower() if given else ""
 
 
 def memory_size(argv: t.Sequence[str]) -> int | None:
-    """The VM's memory in bytes (C(-m), MiB without a unit), or None where the command line does not say."""
+    """The VM's memory in bytes (``-m``, MiB without a unit), or None where the command line does not say."""
     size = None
     for option in options(argv):
         if option.name == "m":
@@ -276,7 +276,7 @@ def memory_size(argv: t.Sequence[str]) -> int | None:
 
 
 def vcpu_count(argv: t.Sequence[str]) -> int:
-    """The VM's CPUs at its start (C(-smp)); one where the command line does not say."""
+    """The VM's CPUs at its start (``-smp``); one where the command line does not say."""
     count = 1
     for option in options(argv):
         if option.name == "smp":
@@ -288,12 +288,12 @@ def vcpu_count(argv: t.Sequence[str]) -> int:
 
 
 def changes_user(argv: t.Sequence[str]) -> bool:
-    """Whether QEMU, started as root, becomes another user by itself (C(-runas), C(-run-with user=))."""
+    """Whether QEMU, started as root, becomes another user by itself (``-runas``, ``-run-with user=``)."""
     return bool(target_user(argv))
 
 
 def target_user(argv: t.Sequence[str]) -> str:
-    """The user that QEMU, started as root, becomes by itself: a name or C(UID:GID); empty where it stays root."""
+    """The user that QEMU, started as root, becomes by itself: a name or ``UID:GID``; empty where it stays root."""
     user = ""
     for option in options(argv):
         if option.name == "runas":
@@ -322,14 +322,14 @@ def without_change_of_user(argv: t.Sequence[str]) -> list[str]:
 
 
 def daemonizes(argv: t.Sequence[str]) -> bool:
-    """Whether QEMU goes into the background when it is up (C(-daemonize))."""
+    """Whether QEMU goes into the background when it is up (``-daemonize``)."""
     return any(option.name == "daemonize" for option in options(argv))
 
 
 def start_options(argv: t.Sequence[str], daemonize: bool = False) -> list[CommandOption]:
     """The options that a restore takes out.
 
-    :param daemonize: leave C(-daemonize) where it is.
+    :param daemonize: leave ``-daemonize`` where it is.
     """
     names = _START_OPTIONS - {"daemonize"} if daemonize else _START_OPTIONS
     return [option for option in options(argv) if option.name in names]
@@ -338,13 +338,13 @@ def start_options(argv: t.Sequence[str], daemonize: bool = False) -> list[Comman
 def restore_command(argv: t.Sequence[str], machine: str = "", daemonize: bool = False) -> list[str]:
     """The command line that starts the same VM stopped and waiting for its saved state.
 
-    C(-incoming), C(-S), C(-loadvm) and C(-daemonize) are taken out, C(-S -incoming defer) is appended. Files that
-    QEMU would begin anew with what a console or a monitor says (C(-serial file:PATH), C(logfile=)) are appended to:
+    ``-incoming``, ``-S``, ``-loadvm`` and ``-daemonize`` are taken out, ``-S -incoming defer`` is appended. Files that
+    QEMU would begin anew with what a console or a monitor says (``-serial file:PATH``, ``logfile=``) are appended to:
     for the guest it is the same boot.
 
-    :param machine: the saved machine type, which is appended where the command line asks for another one: C(pc) is
+    :param machine: the saved machine type, which is appended where the command line asks for another one: ``pc`` is
         a newer machine in a newer QEMU.
-    :param daemonize: leave C(-daemonize) where it is.
+    :param daemonize: leave ``-daemonize`` where it is.
     :raises LaunchError: that is not the name of a machine type.
     """
     if machine and not _MACHINE_TYPE.fullmatch(machine):
@@ -405,7 +405,7 @@ def _free_id(name: str, taken: t.Collection[str]) -> str:
 
 
 def _appending_chardev(argument: str) -> str:
-    """The argument of C(-chardev), so that its files are appended to; a later value replaces an earlier one."""
+    """The argument of ``-chardev``, so that its files are appended to; a later value replaces an earlier one."""
     keys = parse_option_string(argument, "backend")
     if keys.get("backend") == "file" and keys.get("path") and keys.get("append") not in _ON:
         argument += ",append=on"

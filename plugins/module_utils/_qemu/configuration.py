@@ -27,7 +27,7 @@ import threading
 import time
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import open_again, proc_path, read_stat, threads_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import (
     daemonizes,
     option_pairs,
@@ -211,8 +211,8 @@ class _Reader:
     """Reads files as one process finds them."""
 
     def __init__(self, cwd: str, pid: int | None, uid: int, started_in_cwd: bool) -> None:
-        self._root = f"/proc/{pid}/root" if pid is not None else "/"
-        self._cwd = f"/proc/{pid}/cwd" if pid is not None else cwd
+        self._root = proc_path(pid, "root") if pid is not None else "/"
+        self._cwd = proc_path(pid, "cwd") if pid is not None else cwd
         self._pid = pid
         self._uid = uid
         #: A relative name means nothing any more in the directory into which QEMU went later.
@@ -275,14 +275,10 @@ def _program_start(pid: int) -> float | None:
     keeps the time of its process, but not its threads: QEMU starts one before it reads anything.
     """
     try:
-        ticks = [int(read_process_stat(pid)[START_TICKS])]
-        threads = []
-        for entry in os.listdir(f"/proc/{pid}/task"):
-            if int(entry) != pid:
-                with open(f"/proc/{pid}/task/{entry}/stat", "rb") as handle:
-                    threads.append(int(handle.read().rpartition(b")")[2].split()[START_TICKS]))
+        ticks = [read_stat(pid).start_ticks]
+        threads = [read_stat(pid, thread).start_ticks for thread in threads_of(pid) if thread != pid]
         ticks = threads or ticks
-    except (OSError, ValueError, IndexError):
+    except OSError:
         return None
     since_boot = min(ticks) / os.sysconf("SC_CLK_TCK")
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
@@ -302,7 +298,7 @@ def _read_regular_file(root: str, cwd: str, name: str) -> tuple[bytes, float]:
         if facts.st_size > _MAX_BYTES:
             raise OSError(errno.EFBIG, f"it is larger than {_MAX_BYTES} bytes")
         # The very file that was looked at, whatever has its name now.
-        descriptor = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        descriptor = open_again(found, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     finally:
         os.close(found)
     content = b""
@@ -351,7 +347,7 @@ def _open_below(root: str, cwd: str, name: str) -> int:
                 os.close(place)
                 place = os.dup(top)
             waiting.extend(target.split("/")[::-1])
-        if _NO_FILE.match(os.readlink(f"/proc/self/fd/{place}")):
+        if _NO_FILE.match(os.readlink(proc_path("self", f"fd/{place}"))):
             raise OSError(errno.EINVAL, "it is not a file on a disk")
         found, place = place, -1
         return found

@@ -4,8 +4,8 @@
 
 """Descriptors in QEMU: an fdset that a migration URI can name.
 
-QEMU opens C(/dev/fdset/N) by taking the first descriptor of the set whose access mode and O_DIRECT flag match
-exactly what it would have opened the file with (monitor/fds.c). A save or restore with C(direct-io) therefore needs
+QEMU opens ``/dev/fdset/N`` by taking the first descriptor of the set whose access mode and O_DIRECT flag match
+exactly what it would have opened the file with (monitor/fds.c). A save or restore with ``direct-io`` therefore needs
 two: a buffered one for the stream and one that was opened separately with O_DIRECT for the pages.
 """
 
@@ -20,7 +20,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Mo
 
 
 async def find_notes(monitor: Monitor, prefix: str) -> list[tuple[int, str]]:
-    """The notes in QEMU's fdsets (C(opaque)) that begin with C(prefix): the set's number, and the rest of the text.
+    """The notes in QEMU's fdsets (``opaque``) that begin with ``prefix``: the set's number, and the rest of the text.
 
     :raises MonitorError: QEMU could not be asked.
     """
@@ -68,7 +68,7 @@ class DescriptorSet:
     async def add(self, *descriptors: int) -> None:
         """Pass descriptors, one after the other, and check that QEMU holds them all.
 
-        :raises MigrationError: QEMU does not show as many descriptors as were passed. With C(direct-io) on and no
+        :raises MigrationError: QEMU does not show as many descriptors as were passed. With ``direct-io`` on and no
             O_DIRECT descriptor in the set, QEMU 10 dies of SIGSEGV, so this must be known before the migration.
         """
         for descriptor in descriptors:
@@ -85,11 +85,11 @@ class DescriptorSet:
             raise MigrationError(f"QEMU holds {len(shown)} of {len(descriptors)} descriptors passed to it")
 
     def uri(self, offset: int) -> str:
-        """The migration URI of the stream that starts C(offset) bytes into the file."""
+        """The migration URI of the stream that starts ``offset`` bytes into the file."""
         return f"file:/dev/fdset/{self.number},offset={offset:#x}"
 
     async def pass_named(self, descriptor: int) -> str:
-        """Pass one more, by C(getfd): a pipe, or a file in QEMU before 11.0; the migration URI (C(fd:NAME)).
+        """Pass one more, by ``getfd``: a pipe, or a file in QEMU before 11.0; the migration URI (``fd:NAME``).
 
         Its name has the set's number in it, so that a later run that finds the set can take it back, too.
         """

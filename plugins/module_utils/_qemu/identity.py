@@ -82,7 +82,7 @@ def is_behind(monitor: Monitor, process: QemuProcess) -> bool:
 
 
 def was_started_by_root(monitor: Monitor, process: QemuProcess) -> bool:
-    """Whether root started this process, which has become another user since (C(-runas), C(-run-with user=))."""
+    """Whether root started this process, which has become another user since (``-runas``, ``-run-with user=``)."""
     end = monitor.end
     return (end.listener, end.uid) == (process.pid, 0) and end.listener_birth in (None, process.birth)
 

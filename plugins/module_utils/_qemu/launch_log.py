@@ -15,6 +15,7 @@ import os
 import stat
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import open_again
 from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import log_path
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe_directory
 
@@ -57,11 +58,11 @@ class LaunchLog:
         descriptor, self._start = _open_log(self.path)
         # Of the same file, whatever has the name by now; QEMU cannot read in it what earlier ones have said.
         with contextlib.suppress(OSError):
-            self._reader = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._reader = open_again(descriptor, os.O_RDONLY | os.O_NONBLOCK)
         return descriptor
 
     def tail(self) -> str:
-        """What was written since C(open), the end at most (4 KiB), its lines in one."""
+        """What was written since ``open``, the end at most (4 KiB), its lines in one."""
         if self._reader < 0:
             return ""
         with contextlib.suppress(OSError):

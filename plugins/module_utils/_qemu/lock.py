@@ -16,7 +16,7 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import BusyError, ConflictError
 from ansible_collections.vmops.qemu.plugins.module_utils._lock import named_lock
-from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import birth_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 
 
@@ -27,9 +27,8 @@ def vm_lock(process: QemuProcess) -> t.Iterator[None]:
     :raises BusyError: another run holds it.
     :raises ConflictError: there is no place for it.
     """
-    try:
-        birth = int(read_process_stat(process.pid)[START_TICKS])
-    except (OSError, IndexError, ValueError):
+    birth = birth_of(process.pid)
+    if birth is None:
         yield
         return
     label = f"{process.name or 'The VM'} (QEMU's pid {process.pid})"

@@ -65,7 +65,7 @@ class MigrationSupport:
     version: str
     mapped_ram: bool
     direct_io: bool
-    #: C(file:) URIs with C(offset) that keep what stands before it, and fdsets in them (QEMU 9.1). QEMU 9.0 knows
+    #: ``file:`` URIs with ``offset`` that keep what stands before it, and fdsets in them (QEMU 9.1). QEMU 9.0 knows
     #: mapped-ram but wipes the whole file; the direct-io parameter came with the release that does not.
     file_uri: bool
     exit_on_error: bool
@@ -105,7 +105,7 @@ class MigrationSettings:
         capabilities: t.Mapping[str, bool] | None = None,
         parameters: t.Mapping[str, t.Any] | None = None,
     ) -> None:
-        """:param capabilities: and C(parameters): found values to put back, from a run that could not do it itself."""
+        """:param capabilities: and ``parameters``: found values to put back, from a run that could not do it itself."""
         self._monitor = monitor
         #: What differs from what was found, with the values that were found.
         self.found_capabilities = dict(capabilities or {})
@@ -193,7 +193,7 @@ def _changes(wanted: dict[str, t.Any], found: dict[str, t.Any]) -> dict[str, t.A
 
 
 async def query_state(monitor: Monitor, activity: t.Callable[[], object] = lambda: None) -> dict[str, t.Any]:
-    """QEMU's C(query-migrate), with C(status) always there ("none" before the first migration).
+    """QEMU's ``query-migrate``, with ``status`` always there ("none" before the first migration).
 
     :param activity: as for :meth:`Monitor.execute`.
     """
@@ -259,7 +259,7 @@ class Migration:
     async def wait(self) -> dict[str, t.Any]:
         """Wait for the run's end, by QEMU's MIGRATION events.
 
-        :returns: the last C(query-migrate).
+        :returns: the last ``query-migrate``.
         :raises MigrationError: it failed or was cancelled, with QEMU's reason.
         :raises MonitorError: QEMU ended meanwhile, or neither answers nor works any more.
         """
@@ -275,7 +275,7 @@ class Migration:
         return state
 
     async def _state(self) -> dict[str, t.Any]:
-        """C(query-migrate), for whose answer a QEMU that works may take its time.
+        """``query-migrate``, for whose answer a QEMU that works may take its time.
 
         While it loads a state, QEMU (10.0.2) does nothing else: it answers only when all is loaded. While it saves
         one, it may do so in the last step, for as long as the storage takes.

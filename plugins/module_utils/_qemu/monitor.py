@@ -6,7 +6,7 @@
 
 QMP itself is qemu.qmp's. What is added here: a bounded connect that tells a busy monitor from a missing one,
 errors from the collection's own tree, a record of the session's last events with QEMU's own timestamps, and a wait
-for an event that also ends when QEMU does (a bare C(EventListener) stays silent then).
+for an event that also ends when QEMU does (a bare ``EventListener`` stays silent then).
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Monitor:
 
     @classmethod
     async def connect(cls, address: str, timeout: float | None = None) -> Monitor:
-        """Connect to the QMP server at a UNIX socket's path, or at C(host:port).
+        """Connect to the QMP server at a UNIX socket's path, or at ``host:port``.
 
         :param timeout: seconds until the greeting must have come; None for the usual.
         :raises MonitorMissingError: nothing listens there.
@@ -239,7 +239,7 @@ class Monitor:
         arguments: dict[str, t.Any] | None = None,
         activity: t.Callable[[], object] = lambda: None,
     ) -> t.Any:
-        """Send one command and return its C(return) value, which is what QEMU's documentation says.
+        """Send one command and return its ``return`` value, which is what QEMU's documentation says.
 
         :param activity: gives a figure that changes as long as QEMU is at work: it then need not answer in time.
         :raises CommandError: QEMU answered with an error.
@@ -285,7 +285,7 @@ class Monitor:
             return None
 
     def send_descriptor(self, descriptor: int) -> None:
-        """Pass a descriptor with the next command (C(add-fd), C(getfd)); the caller keeps its own copy.
+        """Pass a descriptor with the next command (``add-fd``, ``getfd``); the caller keeps its own copy.
 
         :raises RequestError: the monitor is not a UNIX socket.
         """
@@ -302,7 +302,7 @@ class Monitor:
     # --- events ---
 
     def mark(self) -> int:
-        """A place in the record of events, for the C(since) of the other calls."""
+        """A place in the record of events, for the ``since`` of the other calls."""
         return self._seen
 
     def _since(self, since: int) -> list[Event]:
@@ -311,11 +311,11 @@ class Monitor:
         return list(self._events)[len(self._events) - wanted :] if wanted > 0 else []
 
     def find_event(self, *names: str, since: int = 0) -> Event | None:
-        """The first recorded event of one of these names after C(since), or None."""
+        """The first recorded event of one of these names after ``since``, or None."""
         return next((event for event in self._since(since) if event["event"] in names), None)
 
     async def wait_for_event(self, accept: t.Callable[[Event], bool], since: int = 0) -> Event:
-        """Wait for the first event after C(since) that C(accept) takes.
+        """Wait for the first event after ``since`` that ``accept`` takes.
 
         :raises MonitorLostError: the connection ended first.
         """

@@ -18,14 +18,18 @@ import subprocess
 import time
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import TooLongError, read_bounded
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import TooLongError
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
-from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import (
-    PARENT,
-    START_TICKS,
-    SYSTEM_TICKS,
-    USER_TICKS,
-    read_process_stat,
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import (
+    all_pids,
+    birth_of,
+    descriptors_of,
+    executable_of,
+    proc_path,
+    read_command_line,
+    read_io,
+    read_stat,
+    read_status,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, read_configuration
@@ -33,7 +37,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import (
     Rights,
     read_rights,
-    read_status,
     rights_of,
     start_words,
 )
@@ -48,10 +51,7 @@ _KILL_TIMEOUT = 30.0
 MAX_COMMAND_LINE = 512 * 1024
 MAX_WORDS = 16 * 1024
 
-#: Bytes of the counters of a process in /proc at most.
-_MAX_COUNTERS = 64 * 1024
-
-#: File names of QEMU's; with a dot where a distribution wraps it (C(.qemu-system-x86_64-wrapped)).
+#: File names of QEMU's; with a dot where a distribution wraps it (``.qemu-system-x86_64-wrapped``).
 _EMULATOR = re.compile(r"\.?(?:qemu|kvm|qemu-kvm|qemu-system-.+)")
 
 #: The umask of a QEMU of which none is known. This process's own may let everyone use what it creates, its monitor too.
@@ -79,7 +79,7 @@ class QemuProcess:
     birth: int = 0
     #: The permissions that what it creates (its sockets, its logs) does not get.
     umask: int = DEFAULT_UMASK
-    #: Whether C(cwd) and C(executable) are what /proc says, rather than guessed for another user's process.
+    #: Whether ``cwd`` and ``executable`` are what /proc says, rather than guessed for another user's process.
     visible: bool = True
     #: What the kernel says that it may do; None where it does not say all.
     rights: Rights | None = dataclasses.field(default=None, compare=False)
@@ -98,7 +98,7 @@ class QemuProcess:
 
     @property
     def waits_for_state(self) -> bool:
-        """Whether it was started to be told by QMP what to load (C(-incoming defer))."""
+        """Whether it was started to be told by QMP what to load (``-incoming defer``)."""
         return any(
             option.name == "incoming" and option.argument == "defer" for option in command_line.options(self.argv)
         )
@@ -135,45 +135,36 @@ def is_alive(process: QemuProcess) -> bool:
         watch.close()
 
 
-def _birth(pid: int) -> int | None:
-    """When a process was started, in ticks since the boot; None where there is none."""
-    try:
-        return int(read_process_stat(pid)[START_TICKS])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 def _look_at(pid: int) -> QemuProcess | DoubtfulProcess | None:
     if not _claims_to_be_qemu(pid):
         return None
     # What follows is of one process only if its number was that one's all the time.
-    birth = _birth(pid)
+    birth = birth_of(pid)
     found = None if birth is None else _read(pid, birth)
-    return found if _birth(pid) == birth else None
+    return found if birth_of(pid) == birth else None
 
 
 def _claims_to_be_qemu(pid: int) -> bool:
     """Whether its first word, or its program, has the name of a QEMU."""
     try:
-        first = read_bounded(f"/proc/{pid}/cmdline", MAX_COMMAND_LINE)
+        first = read_command_line(pid, MAX_COMMAND_LINE)
     except TooLongError as exc:
         first = exc.beginning
     except OSError:
         return False
     names = [os.fsdecode(first[: max(0, first.find(b"\0"))])] if first else []
     with contextlib.suppress(OSError):
-        names.append(_without_deleted(os.readlink(f"/proc/{pid}/exe")))
+        names.append(executable_of(pid))
     return bool(first) and any(_is_emulator(name) for name in names)
 
 
 def _read(pid: int, birth: int) -> QemuProcess | DoubtfulProcess | None:
-    base = f"/proc/{pid}"
     try:
         status = read_status(pid)
         uid, gid = (int(status[key].split()[1]) for key in ("Uid", "Gid"))
         too_long = f"has a command line of more than {MAX_COMMAND_LINE >> 10} KiB, or {MAX_WORDS} words"
         try:
-            data = read_bounded(f"{base}/cmdline", MAX_COMMAND_LINE)
+            data = read_command_line(pid, MAX_COMMAND_LINE)
         except TooLongError:
             return DoubtfulProcess(pid, uid, too_long)
         if data.count(b"\0") > MAX_WORDS:
@@ -183,11 +174,11 @@ def _read(pid: int, birth: int) -> QemuProcess | DoubtfulProcess | None:
             return None
         argv = tuple(os.fsdecode(word) for word in words)
         try:
-            executable, cwd, visible = _without_deleted(os.readlink(f"{base}/exe")), os.readlink(f"{base}/cwd"), True
+            executable, cwd, visible = executable_of(pid), os.readlink(proc_path(pid, "cwd")), True
         except PermissionError:
             # Another user's: its command line can be read, the rest only by root.
             executable, cwd, visible = argv[0], "/", False
-        reason = _why_no_qemu(base, executable, uid, visible)
+        reason = _why_no_qemu(pid, executable, uid, visible)
     except (OSError, KeyError, ValueError, IndexError):
         return None
     if reason:
@@ -209,21 +200,16 @@ def _read(pid: int, birth: int) -> QemuProcess | DoubtfulProcess | None:
     )
 
 
-def _why_no_qemu(base: str, executable: str, uid: int, visible: bool) -> str:
+def _why_no_qemu(pid: int, executable: str, uid: int, visible: bool) -> str:
     """Why what is executed is no QEMU, whatever its words say, or not that of its user; else the empty string.
 
     Whoever executes a set-user-ID program gives it its words, and is not the user whose process it then is.
     """
     if not _is_emulator(executable):
         return f"says that it is one, but executes {executable}"
-    if visible and uid in (0, os.geteuid()) and os.stat(f"{base}/exe").st_mode & (stat.S_ISUID | stat.S_ISGID):
+    if visible and uid in (0, os.geteuid()) and os.stat(proc_path(pid, "exe")).st_mode & (stat.S_ISUID | stat.S_ISGID):
         return f"executes {executable}, which changes its user (set-user-ID)"
     return ""
-
-
-def _without_deleted(path: str) -> str:
-    """The path in a link of C(/proc) to a file that may have been removed since, as by an upgrade."""
-    return path[: -len(" (deleted)")] if path.endswith(" (deleted)") else path
 
 
 def _umask_of(status: t.Mapping[str, str]) -> int:
@@ -248,8 +234,8 @@ def _cleans_up_after(process: QemuProcess, others: t.Mapping[int, QemuProcess]) 
     if not any("async-teardown" in word for word in process.argv):
         return False
     try:
-        parent = others.get(int(read_process_stat(process.pid)[PARENT]))
-    except (OSError, ValueError, IndexError):
+        parent = others.get(read_stat(process.pid).parent)
+    except OSError:
         return False
     return parent is not None and (parent.argv, parent.uid) == (process.argv, process.uid)
 
@@ -266,14 +252,14 @@ def doubtful_note() -> str:
 
 
 def _look_at_all() -> t.Iterator[QemuProcess | DoubtfulProcess]:
-    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+    for pid in all_pids():
         found = _look_at(pid)
         if found:
             yield found
 
 
 def find_processes(name: str) -> list[QemuProcess]:
-    """The QEMU processes whose C(-name) is this, on the command line or in a file that it names."""
+    """The QEMU processes whose ``-name`` is this, on the command line or in a file that it names."""
     return [process for process in list_processes() if process.name == name]
 
 
@@ -282,12 +268,11 @@ def has_open(pid: int, path: str) -> bool:
     try:
         wanted = os.stat(path)
         name = os.path.basename(os.path.realpath(path))
-        numbers = os.listdir(f"/proc/{pid}/fd")
+        links = descriptors_of(pid)
     except OSError:
         return False
-    for number in numbers:
+    for link in links:
         with contextlib.suppress(OSError):
-            link = f"/proc/{pid}/fd/{number}"
             # By name first: others of its files may be on a server that does not answer.
             if os.path.basename(os.readlink(link)) == name and os.path.samestat(os.stat(link), wanted):
                 return True
@@ -297,9 +282,9 @@ def has_open(pid: int, path: str) -> bool:
 def age(pid: int) -> float:
     """Seconds since a process was started; infinite for one that has ended."""
     try:
-        started = int(read_process_stat(pid)[START_TICKS])
+        started = read_stat(pid).start_ticks
         return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
+    except OSError:
         return float("inf")
 
 
@@ -308,7 +293,7 @@ def bytes_read(pid: int) -> int:
 
     :raises OSError: it has ended, or is another user's.
     """
-    return int(read_bounded(f"/proc/{pid}/io", _MAX_COUNTERS).split()[1])  # rchar
+    return read_io(pid)[0]
 
 
 def work_done(pid: int) -> tuple[int, int] | None:
@@ -317,10 +302,10 @@ def work_done(pid: int) -> tuple[int, int] | None:
     As coarse as that, since one that only waits does a little now and then, too.
     """
     try:
-        read, written = (int(word) for word in read_bounded(f"/proc/{pid}/io", _MAX_COUNTERS).split()[1:4:2])
-        stat_fields = read_process_stat(pid)
-        ticks = int(stat_fields[USER_TICKS]) + int(stat_fields[SYSTEM_TICKS])
-    except (OSError, ValueError, IndexError):
+        read, written = read_io(pid)
+        figures = read_stat(pid)
+        ticks = figures.user_ticks + figures.system_ticks
+    except OSError:
         return None
     return (read + written) >> 20, ticks // os.sysconf("SC_CLK_TCK")
 
@@ -354,7 +339,7 @@ class ProcessWatch:
     def of(cls, process: QemuProcess) -> ProcessWatch:
         """Of a process that was looked at before: where another one has its number by now, it has ended."""
         watch = cls(process.pid)
-        if _birth(process.pid) != process.birth:
+        if birth_of(process.pid) != process.birth:
             watch.close()
         return watch
 
@@ -407,10 +392,10 @@ def startable_program(argv: t.Sequence[str], executable: str, uid: int) -> tuple
 
     A process's words are what it says of itself, and any user can let a set-user-ID program of root's say that it is a
     QEMU. So only what is a QEMU is started, and only one that nobody else than root, the caller and the user as whom
-    it shall run could have put there. The path in C(argv[0]), where it is one, outlives an upgrade that moves the
+    it shall run could have put there. The path in ``argv[0]``, where it is one, outlives an upgrade that moves the
     program; else it is the one that ran.
 
-    :param executable: what C(/proc/PID/exe) was.
+    :param executable: what ``/proc/PID/exe`` was.
     :param uid: the user as whom it shall run, -1 for the caller.
     """
     reason = "" if _is_emulator(executable) else f"its program {executable} is not a QEMU"
@@ -471,7 +456,7 @@ class LaunchedQemu(t.Protocol):
         """What it wrote since its start, the end at most (4 KiB), its lines in one."""
 
     async def end(self) -> None:
-        """Kill it where it runs, and leave nothing of its start; may be called whatever became of C(start)."""
+        """Kill it where it runs, and leave nothing of its start; may be called whatever became of ``start``."""
 
     def release(self) -> None:
         """Let it go its own way."""
@@ -525,7 +510,7 @@ class LaunchedProcess:
             return False
         while pid > 1 and pid != self._process.pid:
             try:
-                pid = int(read_process_stat(pid)[PARENT])
+                pid = read_stat(pid).parent
             except OSError:
                 return False
         return pid == self._process.pid

@@ -11,7 +11,7 @@ import os
 import time
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
-from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import all_pids, birth_of, proc_path
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, read_process
 
@@ -33,7 +33,7 @@ async def was_reaped(pid: int) -> bool:
     :param pid: of a process that has just ended.
     """
     deadline = time.monotonic() + _REAPING_TIME
-    while os.path.exists(f"/proc/{pid}"):
+    while os.path.exists(proc_path(pid)):
         if time.monotonic() >= deadline:
             return False
         await asyncio.sleep(0.01)
@@ -68,15 +68,12 @@ async def look_for_revival(
 
 def _look(name: str, uuid: str, process: QemuProcess, earliest: int, older: set[int]) -> QemuProcess | None:
     """One look, which adds to ``older`` the processes at which no other look needs to be taken."""
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) in older:
+    for pid in all_pids():
+        birth = None if pid in older else birth_of(pid)
+        if birth is None:
             continue
-        pid = int(entry)
-        try:
-            if int(read_process_stat(pid)[START_TICKS]) < earliest:
-                older.add(pid)
-                continue
-        except (OSError, ValueError, IndexError):
+        if birth < earliest:
+            older.add(pid)
             continue
         candidate = read_process(pid)
         if candidate and candidate.uid in (process.uid, 0) and _is_of(candidate, name, uuid, process):

@@ -21,9 +21,8 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import read_status
 
-#: Bytes of a status file in /proc at most; its longest line are the groups, of which the kernel allows 65536.
-_MAX_STATUS = 1024 * 1024
 _MAX_GROUPS = 65536
 
 #: The user or group id (uid_t)-1, with which setreuid changes nothing: root would stay root.
@@ -90,12 +89,6 @@ def parse_groups(text: str) -> tuple[int, ...] | None:
         return None
     groups = tuple(sorted({int(word) for word in text.split(" ")}))
     return groups if len(groups) <= _MAX_GROUPS and groups[-1] < _NO_CHANGE else None
-
-
-def read_status(pid: int | str) -> dict[str, str]:
-    """The keys and values of a process's status; raises OSError."""
-    text = read_bounded(f"/proc/{pid}/status", _MAX_STATUS).decode("ascii", "replace")
-    return {key: value.strip() for key, _colon, value in (line.partition(":") for line in text.split("\n"))}
 
 
 def rights_of(status: t.Mapping[str, str]) -> Rights | None:

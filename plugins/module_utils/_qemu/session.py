@@ -123,7 +123,7 @@ class VmSession:
     async def put_guest_back(self, run_state: str) -> str:
         """Bring the guest into a run state in which it was, as far as QEMU allows; the run state then.
 
-        :param run_state: QEMU's run state before a save, or C(paused) after a load.
+        :param run_state: QEMU's run state before a save, or ``paused`` after a load.
         :raises MonitorError: QEMU refused, or was lost.
         """
         deadline = time.monotonic() + _FINALIZE_TIMEOUT

@@ -19,7 +19,7 @@ import select
 import socket
 import struct
 
-from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import descriptors_of, read_stat
 
 #: SO_PEERPIDFD (Linux 6.5), which Python has no name for.
 _SO_PEERPIDFD = 77
@@ -44,12 +44,12 @@ _INET_ANSWER = struct.Struct("=4B48s5I")
 class SocketEnd:
     """The other end of a connection."""
 
-    #: The process that began to listen, by its number, and its time of start (C(/proc/PID/stat)), where it still runs.
+    #: The process that began to listen, by its number, and its time of start (``birth_of``), where it still runs.
     listener: int | None = None
     listener_birth: int | None = None
     #: The user of whoever opened it: who began to listen on a UNIX socket, who accepted a connection over TCP.
     uid: int | None = None
-    #: The inode by which C(/proc/PID/fd) names this end in each process that holds it.
+    #: The inode by which ``/proc/PID/fd`` names this end in each process that holds it.
     inode: int | None = None
 
     def is_held_by(self, pid: int) -> bool | None:
@@ -58,12 +58,12 @@ class SocketEnd:
             return None
         wanted = f"socket:[{self.inode}]"
         try:
-            numbers = os.listdir(f"/proc/{pid}/fd")
+            links = descriptors_of(pid)
         except OSError:
             return None
-        for number in numbers:
+        for link in links:
             with contextlib.suppress(OSError):  # closed meanwhile
-                if os.readlink(f"/proc/{pid}/fd/{number}") == wanted:
+                if os.readlink(link) == wanted:
                     return True
         return False
 
@@ -88,12 +88,12 @@ def _birth(connection: socket.socket, pid: int) -> int | None:
     except OSError:
         return None
     try:
-        birth = int(read_process_stat(pid)[START_TICKS])
+        birth = read_stat(pid).start_ticks
         # It is readable from its end on, and one that had ended may have left its number to the one looked at.
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         return None if poll.poll(0) else birth
-    except (OSError, ValueError, IndexError):
+    except OSError:
         return None
     finally:
         os.close(descriptor)

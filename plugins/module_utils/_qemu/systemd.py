@@ -23,12 +23,13 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._durable import flush_directory, write_durably
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import read_proc
 
 #: Changes that last. What stands here is in force after the host's reboot, too.
 PERSISTENT = "/etc/systemd/system"
 
-#: Changes until the host's reboot, which take precedence over those in C(PERSISTENT): a file here hides one of the same
-#: name there (systemd.unit(5), "Unit File Load Path"). C(/run/systemd/system) would come after it.
+#: Changes until the host's reboot, which take precedence over those in ``PERSISTENT``: a file here hides one of the
+#: same name there (systemd.unit(5), "Unit File Load Path"). ``/run/systemd/system`` would come after it.
 RUNTIME = "/run/systemd/system.control"
 
 #: All that the tools get of this process's environment: nothing that changes what they print.
@@ -68,7 +69,7 @@ _PROPERTIES = (
     *HELPER_SETTINGS,
 )
 
-#: A command as C(systemctl show) prints it: its words are joined by blanks, and may have newlines.
+#: A command as ``systemctl show`` prints it: its words are joined by blanks, and may have newlines.
 _COMMAND = re.compile(
     r"^(Exec\w+)=\{ path=(.*?) ; argv\[\]=(.*?) ; (?:ignore_errors=(?:yes|no)|flags=[a-z -]*) ; start_time=[^\n]*\}$",
     re.DOTALL | re.MULTILINE,
@@ -77,9 +78,9 @@ _COMMAND = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class HelperCommand:
-    """A command that a service runs beside its main process, with its specifiers (C(%i)) expanded."""
+    """A command that a service runs beside its main process, with its specifiers (``%i``) expanded."""
 
-    #: The setting it stands in (C(ExecStartPre)).
+    #: The setting it stands in (``ExecStartPre``).
     setting: str
     program: str
     #: Its words, with its own name first, joined by blanks: which of them belong together is not known any more.
@@ -91,11 +92,11 @@ class Unit:
     """A unit, as systemd has it now. Names and words are systemd's own; a text that does not apply is empty."""
 
     name: str
-    #: C(loaded), C(not-found), C(masked), C(bad-setting), C(error).
+    #: ``loaded``, ``not-found``, ``masked``, ``bad-setting``, ``error``.
     load_state: str
-    #: C(active), C(inactive), C(failed), C(activating), C(deactivating), C(reloading).
+    #: ``active``, ``inactive``, ``failed``, ``activating``, ``deactivating``, ``reloading``.
     active_state: str
-    #: How a service ended: C(success), C(exit-code), C(signal), C(exec-condition) …
+    #: How a service ended: ``success``, ``exit-code``, ``signal``, ``exec-condition`` …
     result: str
     #: Whether it waits to be started or stopped.
     has_job: bool
@@ -103,24 +104,24 @@ class Unit:
     main_pid: int
     #: The exit status, or the signal, of the last main process.
     exit_status: int
-    #: C(Type=) of a service.
+    #: ``Type=`` of a service.
     service_type: str
     #: The file that configures it.
     fragment: str
     drop_ins: tuple[str, ...]
-    #: Whether it was made at run time (C(systemd-run), sessions, machines), so that it is gone after its end.
+    #: Whether it was made at run time (``systemd-run``, sessions, machines), so that it is gone after its end.
     transient: bool
     #: Whether its conditions were met when it was started last.
     conditions_met: bool
     #: Which of its runs this is.
     invocation: str
-    #: C(Restart=) of a service: C(no), C(always), C(on-success), C(on-failure) …
+    #: ``Restart=`` of a service: ``no``, ``always``, ``on-success``, ``on-failure`` …
     restart: str = ""
     #: Where its processes are started; empty where that is the root, or a user's home.
     working_directory: str = ""
-    #: The directories that are removed when it ends (C(RuntimeDirectory=)), as absolute paths.
+    #: The directories that are removed when it ends (``RuntimeDirectory=``), as absolute paths.
     volatile_directories: tuple[str, ...] = ()
-    #: Whether its C(/tmp) and C(/var/tmp) are its own, and removed when it ends.
+    #: Whether its ``/tmp`` and ``/var/tmp`` are its own, and removed when it ends.
     private_tmp: bool = False
     #: Whether it makes, or enters, a network namespace.
     private_network: bool = False
@@ -129,7 +130,7 @@ class Unit:
     #: The variables that it sets, and the files with more of them.
     environment: tuple[tuple[str, str], ...] = ()
     environment_files: tuple[str, ...] = ()
-    #: The user of its processes (C(User=)), a name or a number; empty for root.
+    #: The user of its processes (``User=``), a name or a number; empty for root.
     user: str = ""
     #: Whether its user is made for each of its runs.
     dynamic_user: bool = False
@@ -174,15 +175,15 @@ def unit_of_process(pid: int) -> str:
 
 def _read_cgroups(pid: int) -> str:
     try:
-        return read_bounded(f"/proc/{pid}/cgroup", _MAX_CGROUPS).decode("utf-8", "surrogateescape")
+        return read_proc(pid, "cgroup", _MAX_CGROUPS).decode("utf-8", "surrogateescape")
     except OSError:
         return ""
 
 
 def unit_of_cgroup(text: str, root_text: str = "") -> str:
-    """The unit that a process's C(/proc/PID/cgroup) names.
+    """The unit that a process's ``/proc/PID/cgroup`` names.
 
-    systemd's own hierarchy is the one named C(systemd) of version 1, or the one of version 2. The unit is what comes
+    systemd's own hierarchy is the one named ``systemd`` of version 1, or the one of version 2. The unit is what comes
     first below the slices; a control group in it is its own business.
 
     :param root_text: the same file of process 1, which is systemd: its control group is the root, or, in a container,
@@ -275,7 +276,7 @@ async def _read_answer(process: asyncio.subprocess.Process) -> tuple[bytes, byte
 
 
 async def _read_stream(stream: asyncio.StreamReader | None, limit: int, drain: bool) -> bytes:
-    """The stream's first bytes; with C(drain) it is read to its end, so that its writer goes on."""
+    """The stream's first bytes; with ``drain`` it is read to its end, so that its writer goes on."""
     pieces = []
     while stream and (limit > 0 or drain):
         piece = await stream.read(64 * 1024)
@@ -287,7 +288,7 @@ async def _read_stream(stream: asyncio.StreamReader | None, limit: int, drain: b
 
 
 async def systemctl(*arguments: str, timeout: float = _TOOL_TIMEOUT) -> str:
-    """Run C(systemctl); raises as :func:`run_tool`."""
+    """Run ``systemctl``; raises as :func:`run_tool`."""
     return await run_tool("systemctl", "--no-pager", "--no-ask-password", *arguments, timeout=timeout)
 
 
@@ -308,7 +309,7 @@ async def read_unit(name: str) -> Unit:
 
 
 def parse_units(text: str) -> list[Unit]:
-    """The units in what C(systemctl show) prints: C(KEY=VALUE) lines, and an empty line between two units.
+    """The units in what ``systemctl show`` prints: ``KEY=VALUE`` lines, and an empty line between two units.
 
     :raises UnitError: that is not what it has printed.
     """
@@ -371,7 +372,7 @@ def _paths(text: str) -> tuple[str, ...]:
 
 
 def _variables(text: str) -> tuple[tuple[str, str], ...]:
-    """C(Environment=) as systemctl prints it."""
+    """``Environment=`` as systemctl prints it."""
     pairs = (word.partition("=") for word in _paths(text))
     return tuple((name, value) for name, equals, value in pairs if equals)
 
@@ -385,9 +386,9 @@ class StartCommand:
     """What a service executes as its main process."""
 
     program: str
-    #: The characters before it in C(ExecStart=) that say as whom it runs.
+    #: The characters before it in ``ExecStart=`` that say as whom it runs.
     prefix: str
-    #: Its words, with its own name first: specifiers (C(%i)) are expanded in them, and variables are not yet; None
+    #: Its words, with its own name first: specifiers (``%i``) are expanded in them, and variables are not yet; None
     #: where systemd cannot tell them.
     words: tuple[str, ...] | None = None
     #: Whether systemd expands variables in them when it starts them.
@@ -404,7 +405,7 @@ _USER_FLAGS = {"privileged": "+", "no-setuid": "!", "ambient": "!!"}
 
 
 async def read_start_command(name: str) -> StartCommand:
-    """The first command of a service's C(ExecStart=); raises as :func:`read_units`."""
+    """The first command of a service's ``ExecStart=``; raises as :func:`read_units`."""
     path = f"/org/freedesktop/systemd1/unit/{_bus_label(name)}"
     interface = ("org.freedesktop.systemd1", path, "org.freedesktop.systemd1.Service")
     with contextlib.suppress(UnitError):  # no D-Bus, an older systemd, or words that are not UTF-8
@@ -427,7 +428,9 @@ def _bus_label(name: str) -> str:
 
 
 def parse_bus_start_command(text: str) -> StartCommand:
-    """The first command in what C(busctl) prints of C(ExecStartEx), C(CapabilityBoundingSet), C(AmbientCapabilities).
+    """The first command of a unit, with its capabilities, in what ``busctl`` prints.
+
+    Asked for are ``ExecStartEx``, ``CapabilityBoundingSet`` and ``AmbientCapabilities``.
 
     :raises UnitError: that is not what it has printed.
     """
@@ -454,7 +457,7 @@ def _user_prefix(flags: t.Collection[str]) -> str:
 
 
 def parse_start_command(text: str) -> StartCommand:
-    """The first command in what C(systemctl show) prints of C(ExecStartEx) or C(ExecStart)."""
+    """The first command in what ``systemctl show`` prints of ``ExecStartEx`` or ``ExecStart``."""
     program = re.match(r"\s*\w+=\{ path=(.*?) ; argv\[\]=", text, re.DOTALL)
     # What follows the flags is systemd's own, so the last place is the right one, whatever the arguments say.
     flags = re.search(r".* ; flags=([a-z- ]*) ; start_time=", text, re.DOTALL)
@@ -466,7 +469,7 @@ def parse_start_command(text: str) -> StartCommand:
 
 
 def escape_specifiers(text: str) -> str:
-    """A text in which systemd shall see no specifier (C(%i))."""
+    """A text in which systemd shall see no specifier (``%i``)."""
     return text.replace("%", "%%")
 
 
@@ -495,7 +498,7 @@ def escape_environment(word: str) -> str:
 
 
 def drop_in_path(root: str, unit: str, name: str) -> str:
-    """The file C(name) with changes of a unit, below C(PERSISTENT) or C(RUNTIME).
+    """The file ``name`` with changes of a unit, below ``PERSISTENT`` or ``RUNTIME``.
 
     :raises UnitError: that is no unit's name.
     """

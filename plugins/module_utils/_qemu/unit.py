@@ -51,7 +51,7 @@ _TOLD_TYPES = frozenset(("notify", "notify-reload", "dbus", "oneshot", "forking"
 #: Seconds between two questions to systemd, each of which costs a process.
 _LOOK_INTERVAL = 0.2
 
-#: Seconds that a killed process, and what a unit does after its end (C(ExecStopPost=)), may take.
+#: Seconds that a killed process, and what a unit does after its end (``ExecStopPost=``), may take.
 _END_TIMEOUT = 30.0
 
 #: Seconds that the journal may take to answer.
@@ -74,7 +74,7 @@ class VmUnit:
     name: str
     #: Why a start of the unit does not start this QEMU again; empty where it does.
     reason: str
-    #: What the unit executes, where that is not QEMU itself but becomes it (a script, C(numactl)).
+    #: What the unit executes, where that is not QEMU itself but becomes it (a script, ``numactl``).
     starter: str = ""
     #: Whether it is a service that may start the VM, among other things, and so cannot be guarded.
     may_start_vm: bool = False
@@ -132,7 +132,7 @@ def require_startable(unit: systemd.Unit) -> None:
 def start_user(unit: systemd.Unit, command: systemd.StartCommand) -> int | None:
     """The user as whom a unit executes its command at first; None where it is not known.
 
-    With a C(+) or an exclamation mark before the command that is root, whatever C(User=) says.
+    With a ``+`` or an exclamation mark before the command that is root, whatever ``User=`` says.
     """
     if command.prefix or not (unit.user or unit.dynamic_user):
         return 0
@@ -184,9 +184,9 @@ async def guard_unit(name: str, images: t.Sequence[str]) -> None:
 def guard_text(images: t.Sequence[str]) -> str:
     """The guard of these images.
 
-    The conditions are looked at when the unit is started, and told by C(systemctl status); they need the image's file
-    system to be there. They are not looked at when systemd starts a service again by itself (C(Restart=)), as it does
-    when QEMU quits after the save: C(ExecCondition=) is (systemd 243).
+    The conditions are looked at when the unit is started, and told by ``systemctl status``; they need the image's file
+    system to be there. They are not looked at when systemd starts a service again by itself (``Restart=``), as it does
+    when QEMU quits after the save: ``ExecCondition=`` is (systemd 243).
     """
     paths = [_real_path(image) for image in images]
     directory = os.path.dirname(paths[0])
@@ -371,7 +371,7 @@ class _LaunchedUnit:
 
 
 class LaunchedService(_LaunchedUnit):
-    """A QEMU that its own unit starts: with the unit's user, control group, limits and helpers (C(ExecStartPre=))."""
+    """A QEMU that its own unit starts: with the unit's user, control group, limits and helpers (``ExecStartPre=``)."""
 
     def __init__(self, how: Launch) -> None:
         super().__init__(how, how.unit)

@@ -17,6 +17,7 @@ import shlex
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import read_environment
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
 
 #: Bytes that are read of a process's environment, and of a file with variables.
@@ -65,7 +66,7 @@ def variables_of(pid: int, facts: systemd.Unit | None) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     try:
-        text = read_bounded(f"/proc/{pid}/environ", _MAX_ENVIRONMENT).decode("utf-8", "surrogateescape")
+        text = read_environment(pid).decode("utf-8", "surrogateescape")
         found = {name: value for name, _equals, value in (entry.partition("=") for entry in text.split("\0"))}
     except OSError:
         pass

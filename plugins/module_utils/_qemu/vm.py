@@ -17,7 +17,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Qe
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
-#: A row of C(x-query-ramblock): name (which a block that does not migrate has not), page size, offset, used length,
+#: A row of ``x-query-ramblock``: name (which a block that does not migrate has not), page size, offset, used length,
 #: maximum length; QEMU 8.0 adds the host address, QEMU 9.0 "ro" or "rw".
 _RAM_BLOCK_ROW = re.compile(
     r"\s*(?:(?P<name>\S.*?)\s+)?\d+ [KMGT]iB\s+0x[0-9a-f]+\s+0x(?P<used>[0-9a-f]{1,16})"
@@ -52,9 +52,9 @@ class RunningVm:
         return self.name or "the VM without a name"
 
     def as_result(self, run_state: str | None = None) -> dict[str, t.Any]:
-        """The C(vm) return value.
+        """The ``vm`` return value.
 
-        :param run_state: the run state now, where it is not C(run_state) any more; C(ended) for a QEMU that is gone.
+        :param run_state: the run state now, where it is not ``run_state`` any more; ``ended`` for a QEMU that is gone.
         """
         run_state = run_state or self.run_state
         return {
@@ -128,7 +128,7 @@ async def read_ram_blocks(monitor: Monitor) -> list[RamBlock]:
 
 
 def parse_ram_blocks(text: str) -> list[RamBlock]:
-    """The rows of C(x-query-ramblock); lines that are none are left out."""
+    """The rows of ``x-query-ramblock``; lines that are none are left out."""
     rows = (_RAM_BLOCK_ROW.fullmatch(line) for line in text.splitlines() if len(line) <= _MAX_ROW)
     return [
         RamBlock(

@@ -23,6 +23,7 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import TooLongError, read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import descriptors_of, proc_path, read_proc
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import LAUNCH_ENVIRONMENT, QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Rights, access_words, read_rights
@@ -33,8 +34,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 _BY_UNIT = "Run the VM as the main process of a systemd unit that sets it, which a restore then starts"
 
-#: Bytes of a small file in /proc, and of the list of UNIX sockets.
-_SMALL = 64 * 1024
+#: Bytes of the list of UNIX sockets.
 _MAX_SOCKETS = 4 * 1024 * 1024
 
 #: Descriptors that are looked at. A QEMU has some hundreds at most; a process that wants to keep us busy has more.
@@ -150,7 +150,7 @@ def _label_problems(pid: int, starter: int) -> list[Problem]:
     if not own or "unconfined" in own or own in (_label(starter), _label(os.getpid())):
         return []
     with contextlib.suppress(OSError):
-        if own.partition(" (")[0] == os.readlink(f"/proc/{pid}/exe"):
+        if own.partition(" (")[0] == os.readlink(proc_path(pid, "exe")):
             return []
     return [
         Problem(
@@ -163,7 +163,7 @@ def _label_problems(pid: int, starter: int) -> list[Problem]:
 
 def _label(pid: int) -> str:
     with contextlib.suppress(OSError):
-        label = read_bounded(f"/proc/{pid}/attr/current", _SMALL).rstrip(b"\0\n").decode("utf-8", "replace")
+        label = read_proc(pid, "attr/current").rstrip(b"\0\n").decode("utf-8", "replace")
         return "".join(char if char.isprintable() else "?" for char in label)
     return ""
 
@@ -235,18 +235,17 @@ def _needed_files(process: QemuProcess) -> dict[str, str]:
     """What the process has open, where it listens, and what its configuration names, and the permissions (``rwx``)."""
     found: dict[str, str] = {}
     sockets = set()
-    base = f"/proc/{process.pid}"
     with contextlib.suppress(OSError):
-        for entry in itertools.islice(os.listdir(f"{base}/fd"), _MAX_DESCRIPTORS):
+        for place in itertools.islice(descriptors_of(process.pid), _MAX_DESCRIPTORS):
             with contextlib.suppress(OSError):
-                link = os.readlink(f"{base}/fd/{entry}")
+                link, number = os.readlink(place), os.path.basename(place)
                 sockets.update(re.findall(r"^socket:\[(\d+)\]$", link))
                 # The first three are those of whoever starts it.
-                if int(entry) > 2 and link.startswith("/") and not re.match(r"/memfd:|/dev/(?:pts/|tty)", link):
-                    facts = os.stat(f"{base}/fd/{entry}")
+                if int(number) > 2 and link.startswith("/") and not re.match(r"/memfd:|/dev/(?:pts/|tty)", link):
+                    facts = os.stat(place)
                     kinds = (stat.S_ISREG, stat.S_ISBLK, stat.S_ISCHR)
                     if any(kind(facts.st_mode) for kind in kinds) and facts.st_nlink:
-                        found[link] = found.get(link, "") + _permissions(f"{base}/fdinfo/{entry}")
+                        found[link] = found.get(link, "") + _permissions(process.pid, number)
     for path in _listening(process.pid, sockets):
         # QEMU removes the one that is there, and makes it anew.
         directory = os.path.dirname(os.path.join(process.cwd, path))
@@ -258,9 +257,9 @@ def _needed_files(process: QemuProcess) -> dict[str, str]:
     return found
 
 
-def _permissions(info: str) -> str:
+def _permissions(pid: int, number: str) -> str:
     """Those with which a descriptor was opened."""
-    flags = re.search(rb"^flags:\s*([0-7]+)", read_bounded(info, _SMALL), re.MULTILINE)
+    flags = re.search(rb"^flags:\s*([0-7]+)", read_proc(pid, f"fdinfo/{number}"), re.MULTILINE)
     mode = int(flags.group(1), 8) & os.O_ACCMODE if flags else os.O_RDWR
     return {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(mode, "rw")
 
@@ -271,7 +270,7 @@ def _listening(pid: int, sockets: t.Collection[str]) -> list[str]:
     :param sockets: the numbers of its sockets.
     """
     try:
-        text = read_bounded(f"/proc/{pid}/net/unix", _MAX_SOCKETS)
+        text = read_proc(pid, "net/unix", _MAX_SOCKETS)
     except TooLongError as exc:
         text = exc.beginning
     except OSError:
@@ -308,9 +307,9 @@ def _missing_interfaces(process: QemuProcess, rights: Rights) -> list[str]:
     found = []
     names: set[str] = set()
     with contextlib.suppress(OSError):
-        for entry in itertools.islice(os.listdir(f"/proc/{process.pid}/fdinfo"), _MAX_DESCRIPTORS):
+        for entry in itertools.islice(os.listdir(proc_path(process.pid, "fdinfo")), _MAX_DESCRIPTORS):
             with contextlib.suppress(OSError):
-                text = read_bounded(f"/proc/{process.pid}/fdinfo/{entry}", _SMALL).decode("utf-8", "replace")
+                text = read_proc(process.pid, f"fdinfo/{entry}").decode("utf-8", "replace")
                 names.update(re.findall(r"^iff:\s*([^\s/]+)$", text, re.MULTILINE))
     groups = {rights.gid, *(rights.groups or ())}
     for name in sorted(names):

@@ -16,6 +16,7 @@ import os
 import stat
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import proc_path
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 
 #: Descriptors that are looked at. A QEMU has some hundreds at most; a process that wants to keep us busy has more.
@@ -72,10 +73,9 @@ class OpenFiles:
     def _look(self) -> str:
         if self._process is None:
             return "the process of its QEMU is not known on this host"
-        base = f"/proc/{self._process.pid}"
         try:
-            self._root = os.readlink(f"{base}/root")
-            with os.scandir(f"{base}/fd") as entries:
+            self._root = os.readlink(proc_path(self._process.pid, "root"))
+            with os.scandir(proc_path(self._process.pid, "fd")) as entries:
                 for count, entry in enumerate(entries):
                     if count >= _MAX_DESCRIPTORS:
                         return f"its QEMU has more than {_MAX_DESCRIPTORS} descriptors open"

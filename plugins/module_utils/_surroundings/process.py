@@ -18,8 +18,14 @@ import os
 import re
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded, read_up_to
-from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import PARENT, read_process_stat
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_up_to
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import (
+    proc_path,
+    read_proc,
+    read_stat,
+    read_status,
+    threads_of,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
@@ -27,17 +33,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.superviso
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
-#: The place of the nice value in what :func:`read_process_stat` gives.
-_NICE = 16
-
 #: Threads that are looked at: each virtual CPU may have been put on a CPU of its own.
 _MAX_THREADS = 1024
 
 #: Programs by which somebody starts QEMU in other namespaces than their own.
 _MAKES_NAMESPACES = frozenset(("unshare", "nsenter", "ip", "bwrap", "firejail", "chroot", "systemd-nspawn", "runc"))
-
-#: Bytes of a small file of /proc.
-_SMALL = 64 * 1024
 
 #: The lines of /proc/PID/limits that somebody sets for a VM, and which of its two values counts: QEMU raises its
 #: descriptors to the hard limit by itself. How many processes, signals and locks a user may have differs between
@@ -161,7 +161,7 @@ def _without_the_units_own(problems: list[Problem], unit: VmUnit) -> list[Proble
 def _foreign_namespace(pid: int, starter: int, kind: str) -> bool | None:
     """Whether a process has another namespace than what would start it again; None where it cannot be told."""
     try:
-        return os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/{starter}/ns/{kind}")
+        return os.readlink(proc_path(pid, f"ns/{kind}")) != os.readlink(proc_path(starter, f"ns/{kind}"))
     except FileNotFoundError:
         # The kernel has no such namespaces, or the process has ended: then nothing is to be said of it.
         return False
@@ -205,7 +205,7 @@ def _is_on_network(option: command_line.CommandOption) -> bool:
 def _network_namespace_name(pid: int) -> str:
     """The name that ``ip netns`` has for it, as a clause; or the empty string."""
     with contextlib.suppress(OSError):
-        own = os.stat(f"/proc/{pid}/ns/net")
+        own = os.stat(proc_path(pid, "ns/net"))
         for name in os.listdir("/run/netns")[:_MAX_THREADS]:
             with contextlib.suppress(OSError):
                 if os.path.samestat(own, os.stat(f"/run/netns/{name}")):
@@ -241,10 +241,9 @@ def _has_network(argv: t.Sequence[str]) -> bool:
 def _root_problems(process: QemuProcess, starter: int) -> list[Problem]:
     """A root directory of its own, which is either QEMU's own doing, and done again, or that of who started it."""
     try:
-        root = os.readlink(f"/proc/{process.pid}/root")
-        foreign = root != os.readlink(f"/proc/{starter}/root") or not os.path.samestat(
-            os.stat(f"/proc/{process.pid}/root"), os.stat(f"/proc/{starter}/root")
-        )
+        own, usual = proc_path(process.pid, "root"), proc_path(starter, "root")
+        root = os.readlink(own)
+        foreign = root != os.readlink(usual) or not os.path.samestat(os.stat(own), os.stat(usual))
     except OSError:
         return []  # it has ended: what cannot be looked at was found above
     if not foreign:
@@ -357,8 +356,8 @@ def _what_is_lost(pid: int, starter: int) -> list[Problem]:
 def _threads(pid: int) -> list[int]:
     """The process first, and its threads."""
     try:
-        return [pid, *(int(name) for name in os.listdir(f"/proc/{pid}/task")[:_MAX_THREADS] if int(name) != pid)]
-    except (OSError, ValueError):
+        return [pid, *(thread for thread in threads_of(pid)[:_MAX_THREADS] if thread != pid)]
+    except OSError:
         return []
 
 
@@ -388,16 +387,16 @@ def _ranges(numbers: t.Collection[int]) -> str:
 
 def _priority(threads: t.Sequence[int], starter: int) -> str:
     usual: int | None = None
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    with contextlib.suppress(OSError):
         # systemd's own, where it runs in a container say, is what its services have, too.
-        usual = int(read_process_stat(starter)[_NICE])
+        usual = read_stat(starter).nice
     for thread in threads:
-        with contextlib.suppress(OSError, ValueError, IndexError):
+        with contextlib.suppress(OSError):
             which = "" if thread == threads[0] else f" of the thread {thread}"
             policy = os.sched_getscheduler(thread)
             if policy != os.SCHED_OTHER and thread == threads[0]:
                 return f"the scheduling policy {_POLICIES.get(policy, str(policy))}"
-            nice = int(read_process_stat(thread)[_NICE])
+            nice = read_stat(thread).nice
             if usual is not None and nice != usual:
                 return f"the nice value {nice}{which}"
     return ""
@@ -422,9 +421,9 @@ def _limits(pid: int) -> str:
 def _with_ancestors(pid: int) -> t.Iterator[int]:
     """A process, and those that led to it, the nearest first."""
     yield pid
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    with contextlib.suppress(OSError):
         for _step in range(_MAX_THREADS):
-            pid = int(read_process_stat(pid)[PARENT])
+            pid = read_stat(pid).parent
             if pid < 1:
                 return
             yield pid
@@ -434,7 +433,7 @@ def _read_limits(pid: int) -> dict[str, str]:
     """The limits that count, by the kernel's names; empty where they cannot be read."""
     found = {}
     with contextlib.suppress(OSError):
-        for line in read_bounded(f"/proc/{pid}/limits", _SMALL).decode("ascii", "replace").splitlines():
+        for line in read_proc(pid, "limits").decode("ascii", "replace").splitlines():
             row = re.match(r"(Max .*?)\s{2,}(\w+)\s+(\w+)", line)
             if row and row.group(1) in _LIMITS:
                 found[row.group(1)] = row.group(2 + _LIMITS[row.group(1)])
@@ -451,7 +450,7 @@ def _memory_policy(pid: int, starter: int) -> str:
     # Only its first mapping is asked for, as the kernel walks the page tables of each: one without a policy of its own
     # shows that of the process.
     with contextlib.suppress(OSError):
-        descriptor = os.open(f"/proc/{pid}/numa_maps", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(proc_path(pid, "numa_maps"), os.O_RDONLY | os.O_CLOEXEC)
         try:
             words = read_up_to(descriptor, 64).split()
         finally:
@@ -464,15 +463,13 @@ def _memory_policy(pid: int, starter: int) -> str:
 
 def _allowed_nodes(pid: int) -> str:
     with contextlib.suppress(OSError):
-        for line in read_bounded(f"/proc/{pid}/status", 1024 * 1024).decode("ascii", "replace").splitlines():
-            if line.startswith("Mems_allowed_list:"):
-                return line.partition(":")[2].strip()
+        return read_status(pid).get("Mems_allowed_list", "")
     return ""
 
 
 def _read_small(pid: int, name: str) -> bytes:
     with contextlib.suppress(OSError):
-        return read_bounded(f"/proc/{pid}/{name}", _SMALL).strip()
+        return read_proc(pid, name).strip()
     return b""
 
 

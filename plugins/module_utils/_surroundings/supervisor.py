@@ -17,7 +17,14 @@ import os
 import re
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import TooLongError, read_bounded
-from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import PARENT, read_process_stat
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import (
+    executable_of,
+    proc_path,
+    read_command_line,
+    read_environment,
+    read_proc,
+    read_stat,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.shell_text import (
     SHELLS,
     WRAPPERS,
@@ -61,10 +68,6 @@ _MAX_SCRIPT = 256 * 1024
 _MAX_ANCESTORS = 64
 
 _UNREADABLE = " (its script cannot be read)"
-
-#: The places of the session and the terminal in what :func:`read_process_stat` gives.
-_SESSION = 3
-_TERMINAL = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,9 +207,9 @@ def _ancestors(pid: int) -> tuple[list[_Ancestor], int]:
     """The processes above one, the nearest first, and its session."""
     found: list[_Ancestor] = []
     session = 0
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = read_process_stat(pid)
-        session, parent = int(fields[_SESSION]), int(fields[PARENT])
+    with contextlib.suppress(OSError):
+        figures = read_stat(pid)
+        session, parent = figures.session, figures.parent
         while parent > 0 and len(found) < _MAX_ANCESTORS:
             ancestor = _read_ancestor(parent)
             found.append(ancestor)
@@ -215,17 +218,17 @@ def _ancestors(pid: int) -> tuple[list[_Ancestor], int]:
 
 
 def _read_ancestor(pid: int) -> _Ancestor:
-    """Raises OSError, ValueError or IndexError where there is none."""
-    fields = read_process_stat(pid)
+    """Raises OSError where there is none."""
+    figures = read_stat(pid)
     executable = ""
     with contextlib.suppress(OSError):
-        executable = re.sub(r" \(deleted\)$", "", os.readlink(f"/proc/{pid}/exe"))
+        executable = executable_of(pid)
     return _Ancestor(
         pid=pid,
-        parent=int(fields[PARENT]),
-        session=int(fields[_SESSION]),
-        has_terminal=int(fields[_TERMINAL]) != 0,
-        comm=os.fsdecode(read_bounded(f"/proc/{pid}/comm", 4096)).rstrip("\n"),
+        parent=figures.parent,
+        session=figures.session,
+        has_terminal=figures.terminal != 0,
+        comm=os.fsdecode(read_proc(pid, "comm")).rstrip("\n"),
         argv=tuple(_read_argv(pid)),
         executable=executable,
     )
@@ -235,7 +238,7 @@ def _read_argv(pid: int) -> list[str]:
     """The words of a process, those of a long command line as far as they are read."""
     data = b""
     try:
-        data = read_bounded(f"/proc/{pid}/cmdline", _MAX_COMMAND_LINE)
+        data = read_command_line(pid, _MAX_COMMAND_LINE)
     except TooLongError as exc:
         data = exc.beginning
     except OSError:
@@ -246,7 +249,7 @@ def _read_argv(pid: int) -> list[str]:
 def _environment(pid: int) -> bytes | None:
     """What it was started with: a part of a shell, which executes nothing, has that of the shell."""
     try:
-        return read_bounded(f"/proc/{pid}/environ", _MAX_SCRIPT)
+        return read_environment(pid)
     except OSError:
         return None
 
@@ -257,14 +260,14 @@ def _script(shell: _Ancestor) -> tuple[str | None, str]:
     if text is not None:
         return (text, "") if is_readable(text) else (None, _UNREADABLE)
     if path is None:
-        path = f"/proc/{shell.pid}/fd/0"
+        path = proc_path(shell.pid, "fd/0")
         if shell.has_terminal and os.path.basename(_link(path)).isdigit():
             return None, ""  # /dev/pts/N, /dev/ttyN: somebody types
         if shell.has_terminal and "tty" in _link(path):
             return None, ""
     else:
         # As it finds the file itself, which may be in another namespace or root directory.
-        path = f"/proc/{shell.pid}/{'root' if os.path.isabs(path) else 'cwd'}/{path.lstrip('/')}"
+        path = os.path.join(proc_path(shell.pid, "root" if os.path.isabs(path) else "cwd"), path.lstrip("/"))
     try:
         text = read_bounded(path, _MAX_SCRIPT).decode("utf-8", "replace")
     except OSError:

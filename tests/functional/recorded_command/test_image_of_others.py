@@ -170,7 +170,7 @@ def test_bind_mounts(forged, canary, run_module, hostile_place, tmp_path):
         check_refused(result, "ImageUnsafeError", str(hostile_place), image=forged, canary=canary)
 
 
-def test_image_that_was_exchanged_between_two_looks(forged, forge, canary, tmp_path):
+def test_image_that_was_exchanged_between_two_looks(forged, forge, canary):
     """The command is that of the file which was found safe, not of one that was there before."""
     operation = RestoreOperation(RestoreRequest(name=VM, qmp_socket=None, path=str(forged), save_dir="/"))
     before = read_image_head(str(forged)).domain()

@@ -213,7 +213,7 @@ def test_file_system_of_the_image_is_unmounted_under_the_vm(make_service, save, 
     assert service.guest.alive()
 
 
-def test_unit_cannot_be_guarded(make_service, image, run_module, save):
+def test_unit_cannot_be_guarded(make_service, image, run_module):
     """A directory of units that cannot be written to: said before the guest is touched."""
     service = make_service(service=ALWAYS)
     continuity = Continuity(service.guest)

@@ -16,7 +16,7 @@ BUSY = {"failed": True, "error": "BusyError", "msg": "it is being saved by anoth
 
 
 class Host:
-    """A host on which each VM's runs give what the test says, one after the other; C(log) has what was asked of it."""
+    """A host on which each VM's runs give what the test says, one after the other; ``log`` has what was asked of it."""
 
     def __init__(self, outcomes, others=()):
         self._task = types.SimpleNamespace(async_val=0, environment=[], check_mode=False)

@@ -118,7 +118,7 @@ def builder(tmp_path) -> ImageBuilder:
 
 @pytest.fixture
 def record_checksum():
-    """C(record_checksum(path, digest=None)): put a digest into an image's record, by default its own; the digest."""
+    """``record_checksum(path, digest=None)``: put a digest into an image's record, by default its own; the digest."""
 
     def record(path: Path, digest: str | None = None) -> str:
         digest = digest or stream_digest(str(path))
@@ -137,7 +137,7 @@ _STEPS = ("pwrite", "fsync", "ftruncate", "rename", "unlink", "link")
 
 
 def _die_at_step(step: int, torn: bool) -> None:
-    """Have this process kill itself at its step-th call that changes a file; in the middle of it with C(torn)."""
+    """Have this process kill itself at its step-th call that changes a file; in the middle of it with ``torn``."""
     count = 0
 
     def wrap(name):
@@ -176,7 +176,7 @@ def _run_and_die(step: int, torn: bool, work) -> bool:
 
 @pytest.fixture
 def kill_at_each_step():
-    """C(kill_at_each_step(set_up, work, check)): for each of its steps, kill the work there and check what is left."""
+    """``kill_at_each_step(set_up, work, check)``: for each of its steps, kill the work there and check what is left."""
 
     def run(set_up, work, check, at_least: int, torn_too: bool = False) -> None:
         for torn in (False, True) if torn_too else (False,):

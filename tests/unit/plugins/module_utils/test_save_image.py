@@ -332,7 +332,7 @@ def test_undoing_killed_at_each_step(image, kill_at_each_step, monkeypatch):
 
 
 def halfway(image, monkeypatch):
-    """Begin archiving with C(tight), and keep a copy of what is there when it fails."""
+    """Begin archiving with ``tight``, and keep a copy of what is there when it fails."""
     with monkeypatch.context() as patch:
         real, count = archive_module._compress, 0
 

@@ -164,8 +164,13 @@ REPEATED = [
     (("qemu_save", "reasons"), ("qemu_restore", "reasons")),
     (("qemu_save", "duration"), ("qemu_restore", "duration")),
     (("qemu_save", "launch"), ("qemu_vm_info", "vms", "launch")),
-    *((("qemu_save", key), (name, key)) for key in ("error", "cure") for name in MODULES if name.startswith("qemu_s")),
-    *((("qemu_save", key), (name, key)) for key in ("error", "cure") for name in ("qemu_restore", "qemu_vm_info")),
+    # qemu_progress has no errors of this collection.
+    *(
+        (("qemu_save", key), (name, key))
+        for name in MODULES
+        for key in ("error", "guest", "cure")
+        if name not in ("qemu_save", "qemu_progress")
+    ),
 ]
 
 

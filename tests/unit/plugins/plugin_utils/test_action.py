@@ -30,7 +30,7 @@ class Shell:
 
 
 def action(monkeypatch, **shell):
-    """An action whose transfers are noted in C(sent)."""
+    """An action whose transfers are noted in ``sent``."""
     made = ModuleAction.__new__(ModuleAction)
     made._connection = types.SimpleNamespace(_shell=Shell())
     vars(made._connection._shell).update(shell)

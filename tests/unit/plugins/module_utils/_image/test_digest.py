@@ -54,7 +54,7 @@ def naive_digest(path) -> str:
 
 @pytest.fixture
 def write_image(tmp_path):
-    """Write an image with that stream: C(write_image(b"...", stream_offset=65536))."""
+    """Write an image with that stream: ``write_image(b"...", stream_offset=65536)``."""
 
     def write(stream: bytes, stream_offset: int = 65536, name: str = "web1.save"):
         path = tmp_path / name

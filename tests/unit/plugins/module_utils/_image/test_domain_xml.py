@@ -16,7 +16,6 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import (
     MAX_NAME_SIZE,
-    MAX_XML_SIZE,
     NAMESPACE,
     DomainFacts,
     LaunchRecord,
@@ -27,6 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml impor
     redact,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.xml_tree import MAX_XML_SIZE
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 from hypothesis import given
 from hypothesis import strategies as st

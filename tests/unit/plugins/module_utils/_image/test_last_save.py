@@ -33,7 +33,7 @@ OTHER_UUID = "21111111-2222-3333-4444-555555555555"
 
 @pytest.fixture
 def save(tmp_path):
-    """Write the head of an image: C(save("a", at="09:30:00")); C(at=None) is one without a record, as libvirt's."""
+    """Write the head of an image: ``save("a", at="09:30:00")``; ``at=None`` is one without a record, as libvirt's."""
 
     def write(
         name,

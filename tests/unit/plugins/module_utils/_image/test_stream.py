@@ -298,7 +298,7 @@ def test_no_page_is_read(builder, monkeypatch, ram):
 
 
 def spoil(builder, offset_of: bytes, new: bytes, distance: int = 0) -> None:
-    """Write I(new) at I(distance) behind the end of the first I(offset_of) in the stream."""
+    """Write ``new`` at ``distance`` behind the end of the first ``offset_of`` in the stream."""
     path = builder.write()
     with path.open("r+b") as file:
         position = file.read(STREAM + 4096).index(offset_of, STREAM) + len(offset_of) + distance

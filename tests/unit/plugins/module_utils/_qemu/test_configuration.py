@@ -61,7 +61,7 @@ WHOLE = """
 
 @pytest.fixture
 def write(tmp_path):
-    """C(write(text)): a configuration file and its path."""
+    """``write(text)``: a configuration file and its path."""
 
     def write_file(text, name="vm.cfg"):
         path = tmp_path / name

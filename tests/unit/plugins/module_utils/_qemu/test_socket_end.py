@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._process_stat import START_TICKS, read_process_stat
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import birth_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.socket_end import SocketEnd, other_end
 
 LISTEN = """
@@ -39,7 +39,7 @@ def test_unix_socket_of_another_process(tmp_path):
             connection.connect(path)
             end = other_end(connection)
             assert (end.listener, end.uid) == (process.pid, os.geteuid())
-            assert end.listener_birth in (None, int(read_process_stat(process.pid)[START_TICKS]))
+            assert end.listener_birth in (None, birth_of(process.pid))
             process.stdin.close()
             process.wait()
             # It may have left its number to another one.

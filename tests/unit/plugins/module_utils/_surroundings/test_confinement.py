@@ -130,8 +130,6 @@ def test_tap_interface(monkeypatch, flags, owner, group, said):
     values = {"tun_flags": flags, "owner": owner, "group": group}
 
     def answer(path, limit):
-        if "/fdinfo/" in path:
-            return b"pos:\t0\niff:\ttap0\n" if path.endswith("/0") else b""
         if path.startswith("/sys/class/net/tap0/"):
             value = values[os.path.basename(path)]
             if value is None:
@@ -140,6 +138,7 @@ def test_tap_interface(monkeypatch, flags, owner, group, said):
         return read(path, limit)
 
     monkeypatch.setattr(confinement, "read_bounded", answer)
+    monkeypatch.setattr(confinement, "read_proc", lambda _pid, name: b"iff:\ttap0\n" if name == "fdinfo/0" else b"")
     rights = Rights(65534, 65534, (12,), capabilities=NONE)
     found = confinement._missing_interfaces(process(pid=os.getpid()), rights)
     assert [text[: len(said)] for text in found] == ([said] if said else [])
