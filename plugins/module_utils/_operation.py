@@ -12,6 +12,7 @@ import dataclasses
 import os
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorError,
     MonitorLostError,
@@ -89,7 +90,7 @@ class Run(abc.ABC):
         except BaseException as exc:
             if isinstance(exc, VmopsError) and exc.situation:
                 self.situation = exc.situation
-            elif isinstance(exc, MonitorLostError) and self.session and await self.session.has_ended(lost=True):
+            elif await despite_cancellation(self._has_lost_qemu(isinstance(exc, MonitorLostError))):
                 self.situation = self._ended()
             if self.path:
                 self.situation = dataclasses.replace(self.situation, image=self._image_word())
@@ -100,6 +101,12 @@ class Run(abc.ABC):
     @abc.abstractmethod
     async def _run(self) -> dict[str, t.Any]:
         """As :meth:`run`, with the locks let go and the situation told by that."""
+
+    async def _has_lost_qemu(self, lost: bool) -> bool:
+        """Whether a QEMU has ended that is said to have the guest, or (``lost``) whose connection has ended."""
+        if self.session is None or not (lost or self.situation.guest in ("running", "paused")):
+            return False
+        return await self.session.has_ended(lost)
 
     def _image_word(self) -> str:
         """The word for what is at the image's path."""

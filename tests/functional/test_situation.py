@@ -156,6 +156,19 @@ def test_the_end_of_qemu_counts_and_not_that_of_its_connection(save, guest, imag
     continuity.check()
 
 
+def test_the_qemu_of_a_save_that_has_touched_nothing_ends_unseen(guest, image, start_module, tmp_path):
+    """What it last said of its guest is not what is told when the time is up."""
+    fault = Fault(Step("query-migrate-parameters", 1), BEFORE, "hang")
+    socket = tmp_path / "proxy.sock"
+    with MonitorProxy(socket, guest.qmp_socket, lambda: guest.pid, [fault]) as proxy:
+        run = start_module("qemu_save", qmp_socket=str(socket), path=str(image), timeout=5)
+        wait_until(lambda: fault in proxy.done)
+        guest.end()
+        result = run.result()
+    assert result["error"] == "OperationTimeoutError"
+    assert words(result) == ("ended", "absent")
+
+
 def test_modules_that_look_for_no_guest(save, guest, image, run_module):
     result = run_module("qemu_save_image", path=str(image), vm_state="paused")
     assert words(result) == ("unknown", "absent")

@@ -84,12 +84,13 @@ async def _require_no_revival(
     revived = await look_for_revival(vm.name, vm.uuid, process, _REVIVAL_TIME if attentive else 0.0, since=quit_at)
     if revived is None:
         return
-    run.situation = Situation(
-        f"{vm.label} was saved, {run.path} is complete, and it was started again from its disks (pid {revived.pid})",
-        "running",
-    )
     raise ConflictError(
         f"{vm.label} was started again, from its disks, as soon as its QEMU had ended: it runs beside its image",
         cure=f"End it (pid {revived.pid}) before it writes more, keep what started it from doing so, and restore"
         " the image, which says whether it still fits to the disks. If what runs shall go on, remove the image",
+        situation=Situation(
+            f"{vm.label} was saved, {run.path} is complete, and it was started again from its disks"
+            f" (pid {revived.pid})",
+            "running",
+        ),
     )
