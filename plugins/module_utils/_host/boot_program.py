@@ -27,11 +27,13 @@ class StandardStreams:
 
     def say(self, text: str) -> None:
         """A line of the usual priority."""
-        print(one_line(text), flush=True)
+        sys.stdout.write(f"{one_line(text)}\n")
+        sys.stdout.flush()
 
     def complain(self, text: str) -> None:
         """A line of the priority of errors (sd-daemon(3))."""
-        print(f"<3>{one_line(text)}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"<3>{one_line(text)}\n")
+        sys.stderr.flush()
 
 
 def read_settings(path: str) -> BootRestoreRequest:
