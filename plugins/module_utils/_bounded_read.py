@@ -14,7 +14,7 @@ _PIECE = 64 * 1024
 
 
 class TooLongError(OSError):
-    """There is more to read than the bound; C(beginning) is as much of it as was asked for."""
+    """There is more to read than the bound; ``beginning`` is as much of it as was asked for."""
 
     def __init__(self, path: str, limit: int, beginning: bytes) -> None:
         super().__init__(errno.EFBIG, f"it has more than {limit} bytes", path)

@@ -57,7 +57,7 @@ async def in_thread(function: t.Callable[..., _Result], *arguments: t.Any) -> _R
 
 
 async def in_stoppable_thread(function: t.Callable[..., _Result], *arguments: t.Any) -> _Result:
-    """As :func:`in_thread`, for long work: C(function) gets a threading.Event as its last argument.
+    """As :func:`in_thread`, for long work: ``function`` gets a threading.Event as its last argument.
 
     A cancellation sets it, since the process would wait for the thread at its end; the work must then be given up.
     """
@@ -71,7 +71,7 @@ async def in_stoppable_thread(function: t.Callable[..., _Result], *arguments: t.
 async def within(
     timeout: float, work: t.Awaitable[_Result], activity: t.Callable[[], object] = lambda: None
 ) -> _Result:
-    """The result of C(work), which may take so many seconds; else asyncio.TimeoutError.
+    """The result of ``work``, which may take so many seconds; else asyncio.TimeoutError.
 
     Not asyncio.wait_for: before Python 3.12 it drops a cancellation that arrives when the work is just done, and with
     it the signal that should have put the guest back.

@@ -57,7 +57,7 @@ _NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a
 
 
 def one_line(text: str) -> str:
-    """A text for people in one line, with C(\\n) and the like for what would not be seen as it is.
+    """A text for people in one line, with ``\\n`` and the like for what would not be seen as it is.
 
     Names, paths and QEMU's words come from others: a line break in one must not forge a line of a log, nor an escape
     sequence play tricks on a terminal.
@@ -70,7 +70,7 @@ _NO_UTF8 = re.compile("[\ud800-\udfff]")
 
 
 def tellable(value: t.Any) -> t.Any:
-    """A module's return value, with C(\\udcff) and the like, as in messages, for what is no UTF-8.
+    """A module's return value, with ``\\udcff`` and the like, as in messages, for what is no UTF-8.
 
     Names of VMs and files may be any bytes. Ansible (ansible-core 2.19) refuses a result with one of these, so that one
     user's QEMU would keep all of the host from being told of.
@@ -130,7 +130,7 @@ class RequestError(VmopsError):
 
 
 class ConflictError(RequestError):
-    """What is there already (an image, a VM) forbids the operation without C(force) or an operator's decision."""
+    """What is there already (an image, a VM) forbids the operation without ``force`` or an operator's decision."""
 
 
 class BusyError(ConflictError):
@@ -269,7 +269,7 @@ class LaunchError(VmopsError):
 
 
 class OperationTimeoutError(VmopsError):
-    """The operation was not done within its C(timeout)."""
+    """The operation was not done within its ``timeout``."""
 
 
 class InterruptedOperationError(VmopsError):

@@ -85,7 +85,7 @@ def recorded_identity(domain: ParsedDomain | None) -> RecordedIdentity | None:
 
 
 def launch_result(record: LaunchRecord | None, unit: VmUnit | None = None, unvouched: str = "") -> dict[str, t.Any]:
-    """The C(launch) return value: how a restore will start the VM, with C(launch: recorded).
+    """The ``launch`` return value: how a restore will start the VM, with ``launch: recorded``.
 
     :param unvouched: why nobody vouches for the record, as a clause, or the empty string.
     """
@@ -133,7 +133,7 @@ async def recorded_launch(
     :raises LaunchError: it records nothing that can be used.
     :raises ImageUnsafeError: others could have put it there.
     :raises NotVouchedError: it may not be what a save of this user's has recorded.
-    :raises ConflictError: it is not the image any more from which C(domain) was read.
+    :raises ConflictError: it is not the image any more from which ``domain`` was read.
     :raises UnitError: it records a unit, and systemd cannot be asked, or only by root.
     """
     record = domain.launch

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""File locks (C(flock)): they end with the process that holds them, however it ends.
+"""File locks (``flock``): they end with the process that holds them, however it ends.
 
 What keeps two runs apart lies in a directory of the runs' own user, which nobody else can look into: the lock of a
 thing that others can open (a process's directory in /proc, an image whose descriptor its QEMU was handed) is one that
@@ -29,7 +29,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 #: leaves its locks to that one until it is loaded, some milliseconds later.
 LOCK_TIMEOUT = 1.0
 
-#: Bytes of C(/proc/locks) that are read at most; any user can take thousands of locks.
+#: Bytes of ``/proc/locks`` that are read at most; any user can take thousands of locks.
 _MAX_LOCKS = 4 * 1024 * 1024
 
 #: A file system without locks; EBADF: NFS, which locks exclusively only what is open for writing.
@@ -106,7 +106,7 @@ def _is_at(path: str, descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def file_lock(descriptor: int) -> t.Iterator[Held | None]:
-    """Hold the lock of an open file: by its name among this user's runs, and by C(flock) for those of others.
+    """Hold the lock of an open file: by its name among this user's runs, and by ``flock`` for those of others.
 
     The name is the file's device and inode, which no other file has while it is open.
 
@@ -139,9 +139,9 @@ class Held:
 
 
 def _who_holds(wanted: os.stat_result) -> Held:
-    """The process in which a file is open and locked (C(flock)): whichever has it now, not who took it.
+    """The process in which a file is open and locked (``flock``): whichever has it now, not who took it.
 
-    C(/proc/locks) has the process that took it, which may have ended, and have left it to another one.
+    ``/proc/locks`` has the process that took it, which may have ended, and have left it to another one.
     """
     found = Held(False, " (which cannot be seen: it may run on another host)")
     for pid in all_pids():
@@ -166,7 +166,7 @@ def _has_locked(pid: int, link: str, wanted: os.stat_result) -> bool:
 
 
 def _holder(descriptor: int) -> str:
-    """Who holds the lock of one of the files of C(named_lock), as a part of a sentence; empty where unknown."""
+    """Who holds the lock of one of the files of ``named_lock``, as a part of a sentence; empty where unknown."""
     inode = os.fstat(descriptor).st_ino
     with contextlib.suppress(OSError):
         text = read_bounded("/proc/locks", _MAX_LOCKS).decode("ascii", "replace")

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The edge between the operations, which raise, and Ansible, which wants C(exit_json) or C(fail_json).
+"""The edge between the operations, which raise, and Ansible, which wants ``exit_json`` or ``fail_json``.
 
 A timeout, SIGTERM, SIGINT and SIGHUP (a dropped connection) all cancel the operation's task, whose own clean-up puts
 the guest back; there is no other way to stop it.
@@ -180,10 +180,10 @@ def run_blocking(
 def show_without_secrets(
     module: AnsibleModule, values: t.Iterable[str], redact: t.Callable[[str], str] = redact_argument
 ) -> None:
-    """Let what C(no_log) hides be seen in results, but for the values with a secret in them.
+    """Let what ``no_log`` hides be seen in results, but for the values with a secret in them.
 
     Ansible would hide each word of a command wherever it occurs, such as the VM's name in every message. The log of the
-    host shows none of them, as C(no_log) is in force when Ansible writes to it.
+    host shows none of them, as ``no_log`` is in force when Ansible writes to it.
 
     :param redact: gives a value with its secrets hidden; may raise ImageError.
     """
@@ -194,7 +194,7 @@ def show_without_secrets(
 
 
 def parse_mode(value: str | int) -> int:
-    """Permission bits from an octal string such as C(0640), or from the number that unquoted YAML makes of it.
+    """Permission bits from an octal string such as ``0640``, or from the number that unquoted YAML makes of it.
 
     :raises RequestError: it is neither, or gives others access to the guest's memory.
     """
@@ -212,7 +212,7 @@ def parse_mode(value: str | int) -> int:
 
 
 def parse_bandwidth(text: str | None) -> int | None:
-    """Bytes a second from a size such as C(200M).
+    """Bytes a second from a size such as ``200M``.
 
     :raises RequestError: it is none, or less than 1 MiB a second (QEMU would hardly move).
     """

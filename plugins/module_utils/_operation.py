@@ -175,7 +175,7 @@ async def connect_to_vm(
 
 
 def ended_vm(name: str | None, uuid: str | None) -> dict[str, t.Any]:
-    """The C(vm) return value of a VM that does not run."""
+    """The ``vm`` return value of a VM that does not run."""
     facts = dict.fromkeys(("memory", "vcpus", "machine", "pid"))
     return {"name": name, "uuid": uuid, "run_state": "ended", **facts}
 

@@ -35,12 +35,12 @@ Measure = t.Callable[[], t.Awaitable[t.Tuple[int, int]]]
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What is published; times are seconds since the epoch, C(rate) is bytes a second since the last look."""
+    """What is published; times are seconds since the epoch, ``rate`` is bytes a second since the last look."""
 
     vm: str
-    #: C(save) or C(restore).
+    #: ``save`` or ``restore``.
     operation: str
-    #: What it is busy with: C(start), C(memory) while QEMU writes or reads, C(flush), C(check), C(checksum).
+    #: What it is busy with: ``start``, ``memory`` while QEMU writes or reads, ``flush``, ``check``, ``checksum``.
     phase: str
     pid: int
     started: float
@@ -48,7 +48,7 @@ class Progress:
     bytes_done: int = 0
     bytes_total: int = 0
     rate: int = 0
-    #: When the process C(pid) began, in the kernel's ticks, which tells it from a later one of the same number.
+    #: When the process ``pid`` began, in the kernel's ticks, which tells it from a later one of the same number.
     birth: int = 0
 
     @property
@@ -73,7 +73,7 @@ class Publisher:
     """Publishes one operation's progress. It must never fail or hold up the operation, so errors are dropped."""
 
     def __init__(self, vm: str, operation: str) -> None:
-        """:param operation: C(save) or C(restore)."""
+        """:param operation: ``save`` or ``restore``."""
         now = time.time()
         self._now = Progress(vm, operation, "start", os.getpid(), now, now, birth=birth_of(os.getpid()) or 0)
         self._path = ""
@@ -97,7 +97,7 @@ class Publisher:
 
     @contextlib.asynccontextmanager
     async def following(self, measure: Measure) -> t.AsyncIterator[None]:
-        """Publish what C(measure) says, every second, while the body runs."""
+        """Publish what ``measure`` says, every second, while the body runs."""
         self.phase("memory")
         task = asyncio.ensure_future(self._follow(measure))
         try:

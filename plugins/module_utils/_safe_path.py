@@ -21,10 +21,10 @@ _MAX_LINKS = 40
 
 
 def why_unsafe(path: str, trusted: t.Collection[int]) -> str:
-    """Why somebody else than the C(trusted) users could have put the file there, as a clause; or the empty string.
+    """Why somebody else than the ``trusted`` users could have put the file there, as a clause; or the empty string.
 
     Every directory, symbolic link and the file itself must belong to a trusted user, and nobody else may write to
-    them. In a directory with the sticky bit (C(/tmp)) others can add names, but not replace those of a trusted user;
+    them. In a directory with the sticky bit (``/tmp``) others can add names, but not replace those of a trusted user;
     the file's own directory must not allow even that.
 
     :raises OSError: a part of the path is not there, or cannot be looked at.
@@ -35,7 +35,7 @@ def why_unsafe(path: str, trusted: t.Collection[int]) -> str:
 
 
 def why_unsafe_directory(path: str, trusted: t.Collection[int]) -> str:
-    """Why somebody else than the C(trusted) users could put a file into a directory, or another directory in its place.
+    """Why others than the ``trusted`` users could put a file into a directory, or another directory in its place.
 
     As a clause; or the empty string.
 
@@ -46,7 +46,7 @@ def why_unsafe_directory(path: str, trusted: t.Collection[int]) -> str:
 
 
 def why_replaceable(directory: str, trusted: t.Collection[int]) -> str:
-    """Why somebody else than the C(trusted) users could lead this path to another directory, as a clause; or nothing.
+    """Why somebody else than the ``trusted`` users could lead this path to another directory, as a clause; or nothing.
 
     What others can do in the directory itself is of no matter.
 

@@ -61,7 +61,7 @@ _NONE = "none"
 
 @dataclasses.dataclass(frozen=True)
 class SaveImageRequest:
-    """The options of C(qemu_save_image), as its documentation describes them; None leaves a part as it is."""
+    """The options of ``qemu_save_image``, as its documentation describes them; None leaves a part as it is."""
 
     name: str | None
     path: str | None
@@ -78,9 +78,9 @@ class SaveImageRequest:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """A complete image and its head; C(archive) is the format of its archive, None for a plain image.
+    """A complete image and its head; ``archive`` is the format of its archive, None for a plain image.
 
-    C(signed) is whether it is vouched for with a key that there is in this run alone (check mode).
+    ``signed`` is whether it is vouched for with a key that there is in this run alone (check mode).
     """
 
     head: ImageHead

@@ -73,7 +73,7 @@ _MONITOR_STATES = (
 
 @dataclasses.dataclass(frozen=True)
 class VmInfoRequest:
-    """The options of C(qemu_vm_info), as its documentation describes them."""
+    """The options of ``qemu_vm_info``, as its documentation describes them."""
 
     name: list[str] | None
     save_dir: str
@@ -144,7 +144,7 @@ class _Vm:
         self.unit = unit
         self.images = images
         words = process.configuration.words
-        #: The element of C(vms); at first what the configuration and /proc say.
+        #: The element of ``vms``; at first what the configuration and /proc say.
         self.result: dict[str, t.Any] = {
             "name": process.name,
             "uuid": command_line.vm_uuid(words),
@@ -220,7 +220,7 @@ class _Vm:
         }
 
     def _launch(self, problems: t.Sequence[Problem]) -> dict[str, t.Any]:
-        """The C(launch) of the result."""
+        """The ``launch`` of the result."""
         return launch_result(launch_record(self.process, self.unit, problems), self.unit)
 
     def _find_image(self) -> dict[str, t.Any] | None:

@@ -53,7 +53,7 @@ class WrittenBound:
     async def guard(
         self, work: t.Coroutine[t.Any, t.Any, _Result], stop_guest: t.Callable[[], t.Awaitable[bool]]
     ) -> _Result:
-        """The result of C(work), during which QEMU writes.
+        """The result of ``work``, during which QEMU writes.
 
         :param stop_guest: stops a guest that runs; whether it ran.
         :raises ImageSpaceError: it has written too much. The file is empty then, and is kept so until it is discarded.

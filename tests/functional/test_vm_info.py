@@ -236,7 +236,7 @@ def test_as_another_user(guest, one, image):
         pytest.skip("only root may become another user")
     vm = one(prefix=AS_NOBODY)
     assert (vm["user"], vm["monitor"], vm["pid"]) == ("root", "denied", guest.pid)
-    assert "may not be used" in vm["reason"]
+    assert "may not use the QMP socket" in vm["reason"]
     assert vm["launch"]["how"] == "none"
     assert vm["memory"] == 64 * 2**20
 

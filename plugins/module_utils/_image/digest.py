@@ -4,9 +4,9 @@
 
 """The digest of a save image's QEMU stream: one flipped bit changes it, other holes in the file do not.
 
-Definition (C(docs/image-format.md) has it for other programs): the stream, up to the end of the file, is cut into
-chunks of C(CHUNK_SIZE) bytes, the last one shorter. The leaf of a chunk is its SHA-256; a chunk of nothing but zeros
-has none, whether it is a hole or was written. The root is the SHA-256 of C(_PREFIX), chunk size and stream length and,
+Definition (``docs/image-format.md`` has it for other programs): the stream, up to the end of the file, is cut into
+chunks of ``CHUNK_SIZE`` bytes, the last one shorter. The leaf of a chunk is its SHA-256; a chunk of nothing but zeros
+has none, whether it is a hole or was written. The root is the SHA-256 of ``_PREFIX``, chunk size and stream length and,
 for each leaf in order, its chunk's index and the leaf; numbers are u64, big-endian. The head before the stream is left
 out: it may be edited, and the digest is recorded in it.
 
@@ -140,7 +140,7 @@ def _in_advance(
 
 
 class _Chunks:
-    """The chunks of one stream; C(length) is the stream's, in bytes."""
+    """The chunks of one stream; ``length`` is the stream's, in bytes."""
 
     def __init__(self, image: ImageFile, start: int, bypass_cache: bool, stop: threading.Event) -> None:
         self.length = image.size - start
@@ -162,7 +162,7 @@ class _Chunks:
             os.close(self._direct)
 
     def with_data(self) -> t.Iterator[int]:
-        """The index of each chunk that is not wholly a hole, in order, until C(stop) is set."""
+        """The index of each chunk that is not wholly a hole, in order, until ``stop`` is set."""
         position = 0
         while position < self.length and not self._stop.is_set():
             data = self._image.next_data(self._start + position)
@@ -173,7 +173,7 @@ class _Chunks:
             position = (index + 1) * CHUNK_SIZE
 
     def leaf(self, index: int) -> bytes:
-        """The leaf of a chunk; empty where it has none, or C(stop) is set."""
+        """The leaf of a chunk; empty where it has none, or ``stop`` is set."""
         if self._stop.is_set():
             return b""
         start = self._start + index * CHUNK_SIZE

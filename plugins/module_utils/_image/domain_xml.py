@@ -2,13 +2,13 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The libvirt domain XML in a save image, and our own record in its C(<metadata>).
+"""The libvirt domain XML in a save image, and our own record in its ``<metadata>``.
 
-Format: C(https://libvirt.org/formatdomain.html). Our record is one element in the namespace C(NAMESPACE) with one child
-per field of C(SaveFacts), and a C(launch) child with one per field of C(LaunchRecord). A value that XML or libvirt
-would change (control characters, bytes that are not UTF-8, blanks at its ends) carries C(encoding="base64"). Its
-attribute C(checksum) finds damage, such as another digit in a disk's path; without one nothing is compared. By its
-attribute C(voucher) it is known who wrote it (:mod:`vouching`).
+Format: https://libvirt.org/formatdomain.html. Our record is one element in the namespace ``NAMESPACE`` with one child
+per field of ``SaveFacts``, and a ``launch`` child with one per field of ``LaunchRecord``. A value that XML or libvirt
+would change (control characters, bytes that are not UTF-8, blanks at its ends) carries ``encoding="base64"``. Its
+attribute ``checksum`` finds damage, such as another digit in a disk's path; without one nothing is compared. By its
+attribute ``voucher`` it is known who wrote it (:mod:`vouching`).
 
 XML from elsewhere is kept byte for byte: our record is inserted and replaced as text, at places that a parser found.
 """
@@ -41,7 +41,7 @@ _ORIGIN = "the domain XML"
 
 @dataclasses.dataclass(frozen=True)
 class DomainFacts:
-    """A VM as QMP tells of it. C(memory) is bytes; C(accelerator) is C(kvm) or C(tcg); C(uuid) may be empty."""
+    """A VM as QMP tells of it. ``memory`` is bytes; ``accelerator`` is ``kvm`` or ``tcg``; ``uuid`` may be empty."""
 
     name: str
     uuid: str
@@ -55,12 +55,12 @@ class DomainFacts:
 
 @dataclasses.dataclass(frozen=True)
 class LaunchRecord:
-    """How the saved QEMU had been started; strings are bytes decoded as UTF-8 with C(surrogateescape).
+    """How the saved QEMU had been started; strings are bytes decoded as UTF-8 with ``surrogateescape``.
 
-    C(umask) is octal; empty where it is not known. C(replayable) is false where running C(argv) again cannot work, and
-    C(reason) says why. C(groups) are the supplementary groups, numbers joined by blanks, and C(capabilities) the
-    process's sets; where these are empty neither they nor C(no_new_privileges) were recorded. C(unit_argv) is what the
-    unit had for its QEMU, with its variables; empty where the unit does not execute QEMU itself.
+    ``umask`` is octal; empty where it is not known. ``replayable`` is false where running ``argv`` again cannot work,
+    and ``reason`` says why. ``groups`` are the supplementary groups, numbers joined by blanks, and ``capabilities`` the
+    process's sets; where these are empty neither they nor ``no_new_privileges`` were recorded. ``unit_argv`` is what
+    the unit had for its QEMU, with its variables; empty where the unit does not execute QEMU itself.
     """
 
     argv: list[str]
@@ -80,11 +80,11 @@ class LaunchRecord:
 
 @dataclasses.dataclass(frozen=True)
 class SaveFacts:
-    """How the image was made. C(saved_at) is ISO 8601 in UTC (:func:`now`); C(digest) is C(algorithm:hex) or empty.
+    """How the image was made. ``saved_at`` is ISO 8601 in UTC (:func:`now`); ``digest`` is ``algorithm:hex`` or empty.
 
-    C(parallel_channels) is 0 where it is not known. C(migration) holds QEMU's own figures of the migration that wrote
-    the stream, by which a QEMU that still stands there is recognised as the one that wrote it. C(surroundings) is the
-    JSON text of what surrounded the VM, its disks above all, which only C(_surroundings) can read.
+    ``parallel_channels`` is 0 where it is not known. ``migration`` holds QEMU's own figures of the migration that wrote
+    the stream, by which a QEMU that still stands there is recognised as the one that wrote it. ``surroundings`` is the
+    JSON text of what surrounded the VM, its disks above all, which only ``_surroundings`` can read.
     """
 
     collection_version: str
@@ -111,9 +111,9 @@ def now() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ParsedDomain:
-    """What a domain XML says. C(memory) is bytes; a number not given is 0, a text not given is empty.
+    """What a domain XML says. ``memory`` is bytes; a number not given is 0, a text not given is empty.
 
-    C(uuid) is in the usual form, with dashes and small letters. C(voucher) is as it stands there, and proves nothing
+    ``uuid`` is in the usual form, with dashes and small letters. ``voucher`` is as it stands there, and proves nothing
     before it was compared.
     """
 
@@ -308,7 +308,7 @@ def _to_values(record: LaunchRecord | SaveFacts) -> t.Iterator[tuple[str, str]]:
 
 
 def _record_values(record: Element, path: str) -> t.Iterator[tuple[str, str]]:
-    """As C(_to_values), from XML: also of elements that a later version of this collection wrote."""
+    """As ``_to_values``, from XML: also of elements that a later version of this collection wrote."""
     for element in record.children:
         if element.children:
             yield from _record_values(element, path)
@@ -395,7 +395,7 @@ def _uuid(text: str, path: str) -> str:
 
 
 def _memory(element: Element | None, path: str) -> int:
-    """Bytes, from libvirt's C(scaledInteger): KiB without a unit, C(KB) is 1000, C(K) and C(KiB) are 1024."""
+    """Bytes, from libvirt's ``scaledInteger``: KiB without a unit, ``KB`` is 1000, ``K`` and ``KiB`` are 1024."""
     if element is None:
         return 0
     value = _number(element.text.strip(), "memory", path)

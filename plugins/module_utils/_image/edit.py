@@ -9,11 +9,11 @@ a whole image or one that is known not to be:
 
 - What changes only the header's 92 bytes is one write inside one disk sector, which happens or does not.
 - A new domain XML is many sectors. The old head is first put into a journal beside the image,
-  C(.<file name>.<inode>.head), with the partial magic, so that it is never taken for an image. Then: partial magic,
+  ``.<file name>.<inode>.head``, with the partial magic, so that it is never taken for an image. Then: partial magic,
   flush, new text, flush, complete magic, flush, and the journal is removed. An image that is partial while its journal
-  exists is put back as it was (C(recover_head)), as it is when a step fails.
+  exists is put back as it was (``recover_head``), as it is when a step fails.
 
-By hand, the journal is put back with C(dd conv=notrunc) and the complete magic written over the first 16 bytes.
+By hand, the journal is put back with ``dd conv=notrunc`` and the complete magic written over the first 16 bytes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import re
 def open_for_edit(path: str) -> t.Iterator[ImageFile]:
     """Open a file for reading and writing, which nobody else has open or has locked; locked until the end.
 
-    Others are found by C(flock), and, on local file systems, by asking the kernel for a lease, which it refuses while
+    Others are found by ``flock``, and, on local file systems, by asking the kernel for a lease, which it refuses while
     another process has the file open (such as a QEMU that loads it).
 
     :raises BusyError: another run has the file.
@@ -88,13 +88,13 @@ def plan_head(
     image_version: int | None = None,
     key: bytes | None = None,
 ) -> ImageHead:
-    """The head as it shall be; equal to C(head) where nothing is to be changed. None leaves a part as it is.
+    """The head as it shall be; equal to ``head`` where nothing is to be changed. None leaves a part as it is.
 
     The collection's own record is taken from the image, whatever the new XML says of it: how the VM is started again
     must not depend on an XML that was shown (with secrets hidden) and edited.
 
     :param new_xml: a domain XML of the same VM.
-    :param vm_state: C(running) or C(paused).
+    :param vm_state: ``running`` or ``paused``.
     :param key: vouch with this key for what the image records, where this user does not do so yet.
     :raises RequestError: the XML is none, is of another VM, has hidden secrets, or does not fit; or nothing is recorded
         for which one could vouch.
@@ -122,7 +122,7 @@ def write_head(image: ImageFile, old: ImageHead, new: ImageHead) -> None:
 
     :param image: of ``open_for_edit``.
     :raises ImagePartialError: the image is not complete.
-    :raises ImageAccessError: a step failed; the old head was put back, or its journal waits for C(recover_head).
+    :raises ImageAccessError: a step failed; the old head was put back, or its journal waits for ``recover_head``.
     """
     path = old.path
     if not old.header.complete:
@@ -231,7 +231,7 @@ def drop_journal(image: ImageFile) -> None:
 
 
 def has_journal(image: ImageFile) -> bool:
-    """Whether a change of this image's head was cut off, so that C(recover_head) can put it back."""
+    """Whether a change of this image's head was cut off, so that ``recover_head`` can put it back."""
     return os.path.lexists(journal_of(image))
 
 

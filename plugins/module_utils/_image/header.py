@@ -4,14 +4,14 @@
 
 """The 92 bytes at the start of a save image, and the only place that knows them.
 
-Format: libvirt's C(src/qemu/qemu_saveimage.h) (C(struct _virQEMUSaveHeader)), versions 2 and 3; version 3 with its
-C(features) word is from Jim Fehlig's series "qemu: Support mapped-ram migration capability". All words are u32 in the
+Format: libvirt's ``src/qemu/qemu_saveimage.h`` (``struct _virQEMUSaveHeader``), versions 2 and 3; version 3 with its
+``features`` word is from Jim Fehlig's series "qemu: Support mapped-ram migration capability". All words are u32 in the
 byte order of the host that saved:
 
     0 magic[16] | 16 version | 20 data_len | 24 was_running | 28 compressed | 32 cookieOffset | 36 features
     40 unused[12] | 88 checkpoint
 
-``checkpoint`` is ours: the last of the words that libvirt has as C(unused), which it neither looks at nor changes.
+``checkpoint`` is ours: the last of the words that libvirt has as ``unused``, which it neither looks at nor changes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _STRUCT_PREFIX = {"little": "<", "big": ">"}
 
 
 class ImageFormat(enum.IntEnum):
-    """How the QEMU stream lies in the image, with libvirt's numbers (C(virQEMUSaveFormat))."""
+    """How the QEMU stream lies in the image, with libvirt's numbers (``virQEMUSaveFormat``)."""
 
     RAW = 0
     GZIP = 1
@@ -52,12 +52,12 @@ class ImageFormat(enum.IntEnum):
 
     @property
     def label(self) -> str:
-        """The name that libvirt's C(save_image_format) and this collection's C(format) option use."""
+        """The name that libvirt's ``save_image_format`` and this collection's ``format`` option use."""
         return self.name.lower()
 
     @classmethod
     def from_label(cls, label: str) -> ImageFormat:
-        """The format with this label; raises KeyError when there is none (module options have C(choices))."""
+        """The format with this label; raises KeyError when there is none (module options have ``choices``)."""
         return cls[label.upper()]
 
 
@@ -65,10 +65,11 @@ class ImageFormat(enum.IntEnum):
 class SaveImageHeader:
     """A save image's header.
 
-    C(format) is the logical format: C(SPARSE) also where version 3 says so by its feature bit, with C(compressed) 0.
-    C(data_length) and C(cookie_offset) are bytes, both counted from the end of the header; a C(cookie_offset) of 0
-    means that there is no cookie. C(byte_order) is that of the header's words, C(little) or C(big). ``checkpoint`` says
-    that the guest went on after this image was complete: its memory is a past one, and its disks may have moved on.
+    ``format`` is the logical format: ``SPARSE`` also where version 3 says so by its feature bit, with ``compressed`` 0.
+    ``data_length`` and ``cookie_offset`` are bytes, both counted from the end of the header; a ``cookie_offset`` of 0
+    means that there is no cookie. ``byte_order`` is that of the header's words, ``little`` or ``big``. ``checkpoint``
+    says that the guest went on after this image was complete: its memory is a past one, and its disks may have moved
+    on.
     """
 
     version: int
@@ -82,12 +83,12 @@ class SaveImageHeader:
 
     @property
     def mapped_ram(self) -> bool:
-        """Whether the QEMU stream was written with the C(mapped-ram) capability, and must be read with it."""
+        """Whether the QEMU stream was written with the ``mapped-ram`` capability, and must be read with it."""
         return self.format is ImageFormat.SPARSE
 
     @property
     def features(self) -> int:
-        """The C(features) word: 0 in version 2, which has none."""
+        """The ``features`` word: 0 in version 2, which has none."""
         return FEATURE_MAPPED_RAM if self.version >= 3 and self.mapped_ram else 0
 
     @property
@@ -96,7 +97,7 @@ class SaveImageHeader:
         return HEADER_SIZE + self.data_length
 
     def pack(self) -> bytes:
-        """The header's 92 bytes. Version 3 marks sparse as the RFC does: the feature bit, and C(compressed) 0."""
+        """The header's 92 bytes. Version 3 marks sparse as the RFC does: the feature bit, and ``compressed`` 0."""
         return struct.pack(
             _STRUCT_PREFIX[self.byte_order] + _LAYOUT,
             MAGIC_COMPLETE if self.complete else MAGIC_PARTIAL,
@@ -111,7 +112,7 @@ class SaveImageHeader:
 
     @classmethod
     def parse(cls, data: bytes, path: str) -> SaveImageHeader:
-        """Read a header; a partial image's too (C(complete) is then false, and it is for the caller to refuse it).
+        """Read a header; a partial image's too (``complete`` is then false, and it is for the caller to refuse it).
 
         :param data: the file's first bytes, at least 92 where the file has them.
         :param path: the file's path, for errors.
@@ -169,7 +170,7 @@ def _recognise_byte_order(data: bytes, path: str) -> tuple[str, int]:
 
 
 def _logical_format(path: str, version: int, compressed: int, features: int) -> ImageFormat:
-    """The logical format from the C(compressed) word and, in version 3, the C(features) word."""
+    """The logical format from the ``compressed`` word and, in version 3, the ``features`` word."""
     try:
         image_format = ImageFormat(compressed)
     except ValueError:

@@ -41,7 +41,7 @@ def image_errors(path: str, action: str) -> t.Iterator[None]:
     """Turn an OSError of the body into an error of the tree.
 
     :param path: the file or directory concerned.
-    :param action: what was attempted, so that "cannot C(action)" reads well.
+    :param action: what was attempted, so that "cannot ``action``" reads well.
     :raises ImageNotFoundError: ENOENT or ENOTDIR.
     :raises ImageSpaceError: ENOSPC or EDQUOT.
     :raises ImageAccessError: anything else.

@@ -91,10 +91,10 @@ _UNKNOWN: dict[str, t.Any] = dict.fromkeys(
 
 
 def image_info(path: str, stream: bool = False, verify: bool = False, others: bool = False) -> dict[str, t.Any]:
-    """Everything about one image; never fails, as what is wrong with it is in C(problems).
+    """Everything about one image; never fails, as what is wrong with it is in ``problems``.
 
-    The keys are those that C(qemu_save_image_info) documents, always all of them (C(stream) only when asked for); what
-    is not known is None. Sizes and offsets are bytes, C(mtime) is seconds since the epoch.
+    The keys are those that ``qemu_save_image_info`` documents, always all of them (``stream`` only when asked for);
+    what is not known is None. Sizes and offsets are bytes, ``mtime`` is seconds since the epoch.
 
     :param stream: read the QEMU stream's facts too.
     :param verify: check that the file holds what its header, stream and bitmaps promise and, where a checksum of the
@@ -133,7 +133,7 @@ def image_result(path: str) -> dict[str, t.Any]:
 
 
 def _look_at(path: str, stream: bool, verify: bool) -> tuple[dict[str, t.Any], Save | None]:
-    """What C(image_info) returns, and which save it is, where that can be read."""
+    """What ``image_info`` returns, and which save it is, where that can be read."""
     info: dict[str, t.Any] = {
         "path": path,
         "exists": True,
@@ -205,9 +205,9 @@ def _look_at(path: str, stream: bool, verify: bool) -> tuple[dict[str, t.Any], S
 
 
 def directory_info(directory: str, stream: bool = False, verify: bool = False) -> list[dict[str, t.Any]]:
-    """C(image_info) of each image in a directory, by name; with ``superseded_by`` and ``copy_of``.
+    """``image_info`` of each image in a directory, by name; with ``superseded_by`` and ``copy_of``.
 
-    An image is a regular file that begins with either magic, or whose name ends in C(.save), or that of an archive of
+    An image is a regular file that begins with either magic, or whose name ends in ``.save``, or that of an archive of
     such a file; symbolic links and all other files are left out.
 
     :raises ImageAccessError: the directory cannot be read.
@@ -231,7 +231,7 @@ def directory_info(directory: str, stream: bool = False, verify: bool = False) -
 
 
 def describe(image: dict[str, t.Any]) -> str:
-    """One line about an image, for people; I(image) is what C(image_info) returned."""
+    """One line about an image, for people; ``image`` is what ``image_info`` returned."""
     label = image["name"] or image["path"]
     if image["name"] and os.path.basename(split_archive_path(image["path"])[0]) != f"{label}.save":
         label = f"{label} ({os.path.basename(image['path'])})"
@@ -386,7 +386,7 @@ def _owner(uid: int) -> str:
 
 
 def _human(size: int) -> str:
-    """Bytes in the unit that people read, such as C(612 MiB) or C(2.0 GiB)."""
+    """Bytes in the unit that people read, such as ``612 MiB`` or ``2.0 GiB``."""
     if size < 1 << 20:
         return f"{size / 1024:.0f} KiB"
     return f"{size / (1 << 20):.0f} MiB" if size < 1 << 30 else f"{size / (1 << 30):.1f} GiB"

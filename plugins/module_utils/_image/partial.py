@@ -123,7 +123,7 @@ class PartialImage:
 
     @classmethod
     def adopt(cls, path: str) -> PartialImage:
-        """Take over a leftover (see ``leftovers``) whose stream QEMU has completed, or still completes.
+        """Take over a leftover whose stream QEMU has completed, or still completes.
 
         :param path: the temporary file's path.
         :raises RequestError: the path is not that of a temporary file of ours.

@@ -4,7 +4,7 @@
 
 """An offline reader of the QEMU migration stream in a save image: reads bitmaps and descriptions, never a page.
 
-Format: QEMU's C(migration/savevm.c), C(migration/ram.c) and C(docs/devel/migration/mapped-ram.rst). Big-endian; all
+Format: QEMU's ``migration/savevm.c``, ``migration/ram.c`` and ``docs/devel/migration/mapped-ram.rst``. Big-endian; all
 offsets are bytes from the start of the file. The device state between RAM and the stream's end has no lengths in it and
 is not read; the description (JSON) that QEMU puts at the very end names its sections.
 """
@@ -63,7 +63,7 @@ _COMPRESSION_MAGIC = {
 
 @dataclasses.dataclass(frozen=True)
 class RamBlock:
-    """A RAM block of the guest; C(used_length) is bytes."""
+    """A RAM block of the guest; ``used_length`` is bytes."""
 
     name: str
     used_length: int
@@ -73,7 +73,7 @@ class RamBlock:
 class MappedRamBlock(RamBlock):
     """A RAM block whose pages have fixed places in the file; sizes and offsets are bytes.
 
-    C(present_pages) is the number of pages that the bitmap promises; the others are zero.
+    ``present_pages`` is the number of pages that the bitmap promises; the others are zero.
     """
 
     page_size: int
@@ -125,7 +125,7 @@ class MappedRamBlock(RamBlock):
 
 @dataclasses.dataclass(frozen=True)
 class DeviceSection:
-    """A device's state in the stream. C(version) is None for devices that QEMU does not describe."""
+    """A device's state in the stream. ``version`` is None for devices that QEMU does not describe."""
 
     name: str
     instance: int
@@ -136,7 +136,7 @@ class DeviceSection:
 class StreamFacts:
     """What a stream tells without a QEMU.
 
-    C(sections) is None where the stream does not end with its description; then C(end), the byte of the file at which
+    ``sections`` is None where the stream does not end with its description; then ``end``, the byte of the file at which
     the stream ends, is None, too.
     """
 
@@ -400,7 +400,7 @@ def _read_description(reader: _Reader, padded: bool) -> tuple[list[DeviceSection
 
 
 def _parse_description(text: bytes) -> list[DeviceSection] | None:
-    """The C(devices) of the description; None where it is not QEMU's."""
+    """The ``devices`` of the description; None where it is not QEMU's."""
 
     def keep_little(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
         return {key: value for key, value in pairs if key in ("devices", "name", "instance_id", "version")}

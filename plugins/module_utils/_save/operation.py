@@ -181,7 +181,7 @@ class SaveOperation(SaveRun):
     def _require_replaceable(self, vm: RunningVm) -> None:
         """Refuse to replace what is at the path, unless it may be.
 
-        :raises ConflictError: it is an image, or something else, that only C(force) replaces.
+        :raises ConflictError: it is an image, or something else, that only ``force`` replaces.
         :raises RequestError: it is no file at all.
         """
         require_replaceable(self.path)

@@ -75,7 +75,7 @@ class SavePlan:
     facts: domain_xml.SaveFacts
     #: What surrounds the VM: its media, and what stands between it and its return.
     surroundings: Surroundings
-    #: How it is started again, where that is known, and as the C(launch) return value says it.
+    #: How it is started again, where that is known, and as the ``launch`` return value says it.
     launch_record: domain_xml.LaunchRecord | None
     launch: dict[str, t.Any]
     #: The unit that starts the VM, or the empty string.
@@ -295,7 +295,7 @@ class _Planner:
     def _require_restorable(self, unvouched: str) -> None:
         """Refuse, in the words of the restore, what the restore would refuse.
 
-        :raises NotRestorableError: there is something, and C(require_restorable) does not say that it is known, or the
+        :raises NotRestorableError: there is something, and ``require_restorable`` does not say that it is known, or the
             save itself would fail, or lose what the guest has written.
         """
         label = self.session.label

@@ -226,7 +226,7 @@ class SaveTransaction:
         await self.transfer.migration.start_outgoing(uri)
 
     async def _follow(self, compressor: Filter | None) -> dict[str, t.Any]:
-        """Wait until QEMU has written everything; returns its last C(query-migrate)."""
+        """Wait until QEMU has written everything; returns its last ``query-migrate``."""
         waiting = asyncio.ensure_future(self.transfer.migration.wait())
         try:
             if await self.session.run_state() == "running":

@@ -28,6 +28,8 @@ import threading
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._holes import data_ranges, punch
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import open_again
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RamBlock, parse_ram_blocks
@@ -38,10 +40,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict i
 #: Bytes that are compared with zeros at a time.
 _CHUNK = 1024 * 1024
 _ZEROS = bytes(_CHUNK)
-
-#: Of fallocate(2).
-_FALLOC_FL_KEEP_SIZE = 1
-_FALLOC_FL_PUNCH_HOLE = 2
 
 #: System calls that Python has no function for, or (``pidfd_open``) not every build of it; the numbers are the same on
 #: all of Linux's architectures on which QEMU's are.
@@ -373,28 +371,20 @@ def _last_error() -> OSError:
 @contextlib.contextmanager
 def _reader(descriptor: int) -> t.Iterator[int]:
     """The same file, to be read without moving QEMU's own place in it."""
-    own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    own = open_again(descriptor, os.O_RDONLY | os.O_NONBLOCK)
     try:
         yield own
     finally:
         os.close(own)
 
 
-def _extents(reader: int, offset: int, length: int) -> t.Iterator[tuple[int, int]]:
+def _extents(reader: int, offset: int, length: int) -> list[tuple[int, int]]:
     """The parts of a file that may hold something else than zeros: offset and length."""
     end = min(offset + length, os.fstat(reader).st_size)
-    while offset < end:
-        try:
-            start = os.lseek(reader, offset, os.SEEK_DATA)
-            if start >= end:
-                return
-            stop = min(os.lseek(reader, start, os.SEEK_HOLE), end)
-        except OSError as exc:
-            if exc.errno == errno.ENXIO:
-                return
-            start, stop = offset, end  # a file system that does not tell
-        yield start, stop - start
-        offset = stop
+    try:
+        return list(data_ranges(reader, offset, end))
+    except OSError:  # a file system that does not tell
+        return [(offset, end - offset)]
 
 
 def _written(reader: int, file: MemoryFile, stop: threading.Event | None = None) -> t.Iterator[tuple[int, int]]:
@@ -488,10 +478,9 @@ def _empty(descriptor: int, file: MemoryFile) -> None:
     """:raises OSError: it could not be emptied, or its memory not be allocated again."""
     with _reader(descriptor) as reader:
         for offset, length in file.ranges:
-            if next(_extents(reader, offset, length), None) is None:
-                continue
-            with contextlib.suppress(OSError):  # not every file system can
-                _fallocate(descriptor, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)
+            if _extents(reader, offset, length):
+                with contextlib.suppress(OSError):  # not every file system can
+                    punch(descriptor, offset, offset + length)
         for place, length in _written(reader, file):
             os.pwrite(descriptor, _ZEROS[:length], place)
         if next(_written(reader, file), None):
@@ -499,13 +488,6 @@ def _empty(descriptor: int, file: MemoryFile) -> None:
     if file.allocated:
         for offset, length in file.ranges:
             os.posix_fallocate(descriptor, offset, length)
-
-
-def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    function = getattr(libc, "fallocate64", libc.fallocate)
-    if function(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
-        raise _last_error()
 
 
 def _medium_file(file: MemoryFile) -> MediumFile:

@@ -46,7 +46,7 @@ class OpenFile:
 
 @dataclasses.dataclass(frozen=True)
 class FoundFile:
-    """What a name of QEMU's led to; C(reason) says, as a clause, why it led to none, and is else empty."""
+    """What a name of QEMU's led to; ``reason`` says, as a clause, why it led to none, and is else empty."""
 
     path: str
     facts: os.stat_result | None

@@ -66,7 +66,7 @@ def test_what_cannot_be_punched_is_written(path, held, monkeypatch):
     def no_holes(*_arguments):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(memory, "_fallocate", no_holes)
+    monkeypatch.setattr(memory, "punch", no_holes)
     assert empty_memory([held]) == []
     assert path.read_bytes() == bytes(3 * MIB)
 
