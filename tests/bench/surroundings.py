@@ -6,9 +6,10 @@
 
     .venv/bin/python tests/bench/surroundings.py [--memory MIB] [--disks N] [--rounds N] [--directory DIR]
 
-The guest has N qcow2 disks over a common raw one. In each round it is looked at as a save does before it touches the
-guest (``survey``) and after QEMU has written everything (``read_all_media``), and as a restore does before it starts
-anything (``changed_media``) and when QEMU has opened its disks (``other_media``); then it is saved and goes on.
+The guest has N disks: a raw one that it boots from, and qcow2 ones over a common raw one. In each round it is looked at
+as a save does before it touches the guest (``survey``) and after QEMU has written everything (``read_all_media``), and
+as a restore does before it starts anything (``changed_media``) and when QEMU has opened its disks (``other_media``);
+then it is saved and goes on.
 Printed are medians, and the share of the sum of the save's two looks in the save's own ``duration``.
 """
 
@@ -85,7 +86,7 @@ def main() -> None:
         base = os.path.join(place, "base.img")
         subprocess.run(["qemu-img", "create", "-q", "-f", "raw", base, "64M"], check=True)
         words = []
-        for number in range(arguments.disks):
+        for number in range(1, arguments.disks):
             disk = os.path.join(place, f"disk{number}.qcow2")
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, disk], check=True)
             words += ["-drive", f"if=none,id=d{number},format=qcow2,file={disk}"]

@@ -23,6 +23,7 @@ import dataclasses
 import errno
 import fcntl
 import os
+import re
 import stat
 import threading
 import typing as t
@@ -49,6 +50,11 @@ _PIDFD_GETFD = 438
 #: File systems on which a write through a mapping changes the file's time of modification, if the file was flushed
 #: before (measured, or read in the kernel's sources for xfs); tmpfs and hugetlbfs keep it as it is.
 _TELLING_FILE_SYSTEMS = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs"))
+
+#: A line of /proc/PID/maps (proc(5)) that has a file's inode.
+_FILE_MAPPING = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) [0-9a-f]+:[0-9a-f]+ ([1-9][0-9]*) +(.+)$", re.MULTILINE
+)
 
 #: What the kernel appends to the name of a file that has none any more.
 _DELETED = " (deleted)"
@@ -284,33 +290,30 @@ def _file_mappings(pid: int, blocks: t.Iterable[RamBlock]) -> list[tuple[RamBloc
     starts = [block.address for block in ordered]
     found: dict[int, list[_Mapping]] = {}
     with open(f"/proc/{pid}/maps", "rb") as handle:
-        for line in handle:
-            fields = line.rstrip(b"\n").split(None, 5)
-            if len(fields) < 6 or fields[4] == b"0":
-                continue
-            first_byte, _dash, behind = fields[0].partition(b"-")
-            start, end = int(first_byte, 16), int(behind, 16)
-            # RAM blocks do not overlap.
-            index = bisect.bisect_left(starts, end) - 1
-            if index < 0:
-                continue
-            block = ordered[index]
-            first, last = max(start, block.address), min(end, block.address + block.maximum)
-            if first >= last:
-                continue
-            path = os.fsdecode(fields[5]).replace("\\012", "\n")
-            deleted = path.endswith(_DELETED)
-            found.setdefault(index, []).append(
-                _Mapping(
-                    path=path[: -len(_DELETED)] if deleted else path,
-                    deleted=deleted,
-                    inode=int(fields[4]),
-                    shared=fields[1][3:4] == b"s",
-                    writable=fields[1][1:2] == b"w",
-                    offset=int(fields[2], 16) + first - start,
-                    length=last - first,
-                )
+        lines = _FILE_MAPPING.findall(handle.read())
+    for first_byte, behind, rights, offset, inode, name in lines:
+        start, end = int(first_byte, 16), int(behind, 16)
+        # RAM blocks do not overlap.
+        index = bisect.bisect_left(starts, end) - 1
+        if index < 0:
+            continue
+        block = ordered[index]
+        first, last = max(start, block.address), min(end, block.address + block.maximum)
+        if first >= last:
+            continue
+        path = os.fsdecode(name).replace("\\012", "\n")
+        deleted = path.endswith(_DELETED)
+        found.setdefault(index, []).append(
+            _Mapping(
+                path=path[: -len(_DELETED)] if deleted else path,
+                deleted=deleted,
+                inode=int(inode),
+                shared=rights[3:4] == b"s",
+                writable=rights[1:2] == b"w",
+                offset=int(offset, 16) + first - start,
+                length=last - first,
             )
+        )
     return [(ordered[index], parts) for index, parts in sorted(found.items())]
 
 
