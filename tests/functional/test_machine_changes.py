@@ -363,6 +363,7 @@ CHANGED: list[tuple[str, list[Step], list[str]]] = [
     ("", ["netdev_add user,id=n9"], ["netdev_added"]),
     ("", ["netdev_add user,id=n9", "device_add e1000,netdev=n9"], ["device_plugged", "netdev_added"]),
     ("-netdev user,id=n -device e1000,netdev=n", ["hostfwd_add n tcp:127.0.0.1:{port}-:22"], ["host_forward"]),
+    ("-nic model=e1000", ["hostfwd_add tcp:127.0.0.1:{port}-:22"], ["host_forward"]),
     (
         "-netdev user,id=n,hostfwd=tcp:127.0.0.1:{port}-:22 -device e1000,netdev=n",
         ["hostfwd_remove n tcp:127.0.0.1:{port}"],

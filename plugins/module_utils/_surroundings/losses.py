@@ -45,7 +45,8 @@ async def runtime_losses(monitor: Monitor, configuration: Configuration, block: 
     losses = _lost_passwords(configuration)
     if configuration.unknown:
         return losses  # what was set from the start cannot be told from what was set later
-    losses += _changed_forwards(await _usernet(monitor), configuration)
+    if _has_user_network(configuration):  # one that was added since is found by itself
+        losses += _changed_forwards(await _usernet(monitor), configuration)
     return [*losses, *_changed_limits(block.drives, configuration), *_thresholds(block.drives)]
 
 
@@ -78,6 +79,14 @@ def _lost_password(display: str, protocol: str) -> Problem:
 
 
 # --- forwarded ports ---
+
+
+def _has_user_network(configuration: Configuration) -> bool:
+    """Whether a network backend of it is QEMU's own (``user``), which it gives a VM for which nothing else is said."""
+    settings = configuration.of("netdev", "nic", "net")
+    if not settings:
+        return not configuration.of("nodefaults")
+    return any(setting.keys.get("type", "user") == "user" for setting in settings)
 
 
 async def _usernet(monitor: Monitor) -> list[str]:
