@@ -15,19 +15,16 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     NotVouchedError,
     UnitError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import LaunchRecord, ParsedDomain
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import ParsedDomain
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import require_safe_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, why_not_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd, unit_command
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
-    DEFAULT_UMASK,
-    Launch,
-    QemuProcess,
-    startable_program,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, startable_program
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import DEFAULT_UMASK, QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Rights, parse_capabilities, parse_groups
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
     VmUnit,

@@ -34,9 +34,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Mo
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
     find_processes,
-    is_alive,
     list_processes,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process_watch import is_alive
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 

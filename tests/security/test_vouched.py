@@ -26,6 +26,7 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import pack_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord, SaveFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 
 from support import CounterGuest, find_qemu_pids
@@ -57,8 +58,8 @@ class Forger:
 
     def forge(self, name: str = VM, facts: dict[str, Any] | None = None, **changes: Any) -> None:
         """What he writes: by default QEMU's own words, run by root, with a file of root's to be made."""
-        record = domain_xml.LaunchRecord([*self.argv, "-pidfile", str(self.canary)], "/", QEMU, 0, 0)
-        save_facts = domain_xml.SaveFacts("0.1.0", "10.0.2", "2030-01-01T00:00:00.000Z", **(facts or {}))
+        record = LaunchRecord([*self.argv, "-pidfile", str(self.canary)], "/", QEMU, 0, 0)
+        save_facts = SaveFacts("0.1.0", "10.0.2", "2030-01-01T00:00:00.000Z", **(facts or {}))
         xml = domain_xml.embed(
             f"<domain type='qemu'><name>{name}</name><uuid>{UUID}</uuid><memory unit='MiB'>16</memory></domain>",
             save_facts,

@@ -2,39 +2,37 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The libvirt domain XML in a save image, and our own record in its ``<metadata>``.
+"""The libvirt domain XML in a save image, with our own record (:mod:`record`) in its ``<metadata>``.
 
-Format: https://libvirt.org/formatdomain.html. Our record is one element in the namespace ``NAMESPACE`` with one child
-per field of ``SaveFacts``, and a ``launch`` child with one per field of ``LaunchRecord``. A value that XML or libvirt
-would change (control characters, bytes that are not UTF-8, blanks at its ends) carries ``encoding="base64"``. Its
-attribute ``checksum`` finds damage, such as another digit in a disk's path; without one nothing is compared. By its
-attribute ``voucher`` it is known who wrote it (:mod:`vouching`).
+Format: https://libvirt.org/formatdomain.html.
 
 XML from elsewhere is kept byte for byte: our record is inserted and replaced as text, at places that a parser found.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import contextlib
 import dataclasses
-import datetime
 import re
-import typing as t
-import zlib
 from xml.sax.saxutils import escape, quoteattr
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import (
+    LaunchRecord,
+    SaveFacts,
+    decode_text,
+    element_text,
+    needs_encoding,
+    our,
+    parse_number,
+    read_record,
+    record_text,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image.xml_tree import Element, edited, read_tree
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN, redact_argument
 
-NAMESPACE = "urn:vmops:qemu:save-image:1"
 MAX_NAME_SIZE = 1024
 """Characters of a VM's name at most: it is in each message."""
 
-#: The highest user or group id: the one above means "no change" to the system.
-_MAX_ID = (1 << 32) - 2
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 _ORIGIN = "the domain XML"
 
@@ -51,62 +49,6 @@ class DomainFacts:
     emulator: str
     arch: str
     accelerator: str
-
-
-@dataclasses.dataclass(frozen=True)
-class LaunchRecord:
-    """How the saved QEMU had been started; strings are bytes decoded as UTF-8 with ``surrogateescape``.
-
-    ``umask`` is octal; empty where it is not known. ``replayable`` is false where running ``argv`` again cannot work,
-    and ``reason`` says why. ``groups`` are the supplementary groups, numbers joined by blanks, and ``capabilities`` the
-    process's sets; where these are empty neither they nor ``no_new_privileges`` were recorded. ``unit_argv`` is what
-    the unit had for its QEMU, with its variables; empty where the unit does not execute QEMU itself.
-    """
-
-    argv: list[str]
-    cwd: str
-    executable: str
-    uid: int
-    gid: int
-    umask: str = ""
-    unit: str = ""
-    replayable: bool = True
-    reason: str = ""
-    groups: str = ""
-    no_new_privileges: bool = False
-    capabilities: str = ""
-    unit_argv: list[str] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(frozen=True)
-class SaveFacts:
-    """How the image was made. ``saved_at`` is ISO 8601 in UTC (:func:`now`); ``digest`` is ``algorithm:hex`` or empty.
-
-    ``parallel_channels`` is 0 where it is not known. ``migration`` holds QEMU's own figures of the migration that wrote
-    the stream, by which a QEMU that still stands there is recognised as the one that wrote it. ``surroundings`` is the
-    JSON text of what surrounded the VM, its disks above all, which only ``_surroundings`` can read.
-    """
-
-    collection_version: str
-    qemu_version: str
-    saved_at: str
-    digest: str = ""
-    parallel_channels: int = 0
-    migration: str = ""
-    surroundings: str = ""
-
-    @property
-    def saved_seconds(self) -> float | None:
-        """``saved_at`` in seconds since the epoch; None where it is no time."""
-        for pattern in ("%Y-%m-%dT%H:%M:%S.%f%z", "%Y-%m-%dT%H:%M:%S%z"):
-            with contextlib.suppress(ValueError, OverflowError):
-                return datetime.datetime.strptime(self.saved_at, pattern).timestamp()
-        return None
-
-
-def now() -> str:
-    """The time as ``saved_at`` has it: in milliseconds, so that two saves of a VM can be told apart."""
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +75,7 @@ def generate(facts: DomainFacts, save_facts: SaveFacts, launch: LaunchRecord | N
     :raises RequestError: a fact (the name) has characters that XML cannot hold.
     """
     for value in dataclasses.astuple(facts):
-        if isinstance(value, str) and _needs_encoding(value):
+        if isinstance(value, str) and needs_encoding(value):
             raise RequestError(f"XML cannot hold {value!r}", cure="Rename the VM, or give a domain_xml")
     uuid = f"  <uuid>{escape(facts.uuid)}</uuid>\n" if facts.uuid else ""
     domain_type = "kvm" if facts.accelerator == "kvm" else "qemu"
@@ -163,11 +105,11 @@ def embed(domain_xml: str, save_facts: SaveFacts, launch: LaunchRecord | None = 
     :raises ImageFormatError: the XML is not well-formed, not a domain's, or beyond the limits.
     """
     data, root = read_tree(domain_xml, path)
-    record = _record(save_facts, launch).encode()
+    record = record_text(save_facts, launch).encode()
     metadata = root.child("metadata")
     if metadata is None:
         return edited(data, [(root.end_tag, root.end_tag, b"  <metadata>\n    " + record + b"\n  </metadata>\n")])
-    older = metadata.children_named(_our("save-image"))
+    older = metadata.children_named(our("save-image"))
     if older:
         edits = [(element.start, element.end(data), b"") for element in older]
         edits[0] = (*edits[0][:2], record)
@@ -196,25 +138,18 @@ def parse(domain_xml: str, path: str = _ORIGIN) -> ParsedDomain:
     os_element = root.child("os")
     os_type = os_element.child("type") if os_element else None
     metadata = root.child("metadata")
-    record = metadata.child(_our("save-image")) if metadata else None
-    launch = record.child(_our("launch")) if record else None
-    parsed = ParsedDomain(
+    record = metadata.child(our("save-image")) if metadata else None
+    save_facts, launch = read_record(record, path) if record else (None, None)
+    return ParsedDomain(
         name=name,
         uuid=_uuid(root.text_of("uuid"), path),
         memory=_memory(root.child("memory"), path),
-        vcpus=_number(root.text_of("vcpu").strip() or "0", "vcpu", path),
+        vcpus=parse_number(root.text_of("vcpu").strip() or "0", "vcpu", path),
         machine=os_type.attributes.get("machine", "") if os_type else "",
-        launch=_from_elements(LaunchRecord, launch, path) if launch else None,
-        save_facts=_from_elements(SaveFacts, record, path) if record else None,
+        launch=launch,
+        save_facts=save_facts,
         voucher=record.attributes.get("voucher", "") if record else "",
     )
-    if record and record.attributes.get("checksum") not in (None, "", _checksum(_record_values(record, path))):
-        raise ImageFormatError(
-            path,
-            "our record in the domain XML is not as it was written: its checksum differs",
-            cure="If it was changed on purpose, remove the attribute checksum from its element save-image",
-        )
-    return parsed
 
 
 def with_voucher(domain_xml: str, voucher: str, path: str = _ORIGIN) -> str:
@@ -224,7 +159,7 @@ def with_voucher(domain_xml: str, voucher: str, path: str = _ORIGIN) -> str:
     """
     data, root = read_tree(domain_xml, path)
     metadata = root.child("metadata")
-    record = metadata.child(_our("save-image")) if metadata else None
+    record = metadata.child(our("save-image")) if metadata else None
     if record is None:
         raise ImageFormatError(path, "the domain XML has no record of this collection")
     if not voucher:
@@ -249,16 +184,16 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
     waiting = [root]
     while waiting:
         element = waiting.pop()
-        if element.tag == _our("save-image"):
+        if element.tag == our("save-image"):
             if element.attributes.get("checksum"):
                 records.append(element)
             if element.attributes.get("voucher"):
                 edits.append(element.attribute_edit(data, "voucher", ""))
-        if element.tag in (_our("argument"), _our("unit-argument"), _our("surroundings")):
-            shown = redact_argument(_decode_text(element, path))
-            if shown != _decode_text(element, path):
-                name = element.tag[len(_our("")) :]
-                edits.append((element.start, element.end(data), _element(name, shown).encode()))
+        if element.tag in (our("argument"), our("unit-argument"), our("surroundings")):
+            shown = redact_argument(decode_text(element, path))
+            if shown != decode_text(element, path):
+                name = element.tag[len(our("")) :]
+                edits.append((element.start, element.end(data), element_text(name, shown).encode()))
             continue
         waiting.extend(element.children)
         for name, value in element.attributes.items():
@@ -278,110 +213,7 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
     return edited(data, edits)
 
 
-# --- our record -------------------------------------------------------------------------------------------------
-
-_ELEMENT_OF_FIELD = {"argv": "argument", "unit_argv": "unit-argument"}
-_Record = t.TypeVar("_Record", LaunchRecord, SaveFacts)
-
-
-def _our(name: str) -> str:
-    return f"{NAMESPACE} {name}"
-
-
-def _record(save_facts: SaveFacts, launch: LaunchRecord | None) -> str:
-    values = [*_to_values(save_facts), *(_to_values(launch) if launch else ())]
-    lines = [f'<vmops:save-image xmlns:vmops="{NAMESPACE}" checksum="{_checksum(values)}">']
-    lines += ["      " + _element(name, text) for name, text in _to_values(save_facts)]
-    if launch:
-        lines += ["      <vmops:launch>"]
-        lines += ["        " + _element(name, text) for name, text in _to_values(launch)]
-        lines += ["      </vmops:launch>"]
-    return "\n".join([*lines, "    </vmops:save-image>"])
-
-
-def _to_values(record: LaunchRecord | SaveFacts) -> t.Iterator[tuple[str, str]]:
-    """The record's elements, each by name and text."""
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        for item in value if isinstance(value, list) else [value]:
-            yield _element_name(field.name), str(item).lower() if isinstance(item, bool) else str(item)
-
-
-def _record_values(record: Element, path: str) -> t.Iterator[tuple[str, str]]:
-    """As ``_to_values``, from XML: also of elements that a later version of this collection wrote."""
-    for element in record.children:
-        if element.children:
-            yield from _record_values(element, path)
-        elif element.tag.startswith(_our("")):
-            yield element.tag[len(_our("")) :], _decode_text(element, path)
-
-
-def _checksum(values: t.Iterable[tuple[str, str]]) -> str:
-    """Of the record's values, not its bytes, which libvirt may lay out anew."""
-    text = "".join(f"{name}\0{value}\0" for name, value in values)
-    return f"crc32:{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"
-
-
-def _from_elements(kind: type[_Record], parent: Element, path: str) -> _Record:
-    values: dict[str, t.Any] = {}
-    for field in dataclasses.fields(kind):
-        name = _element_name(field.name)
-        texts = [_decode_text(element, path) for element in parent.children_named(_our(name))]
-        if any("\0" in text for text in texts):
-            raise ImageFormatError(path, f"our record in the domain XML has a NUL in {name}")
-        if field.name in _ELEMENT_OF_FIELD:  # as many elements as it has words
-            values[field.name] = texts
-        elif texts:
-            values[field.name] = _value(texts[0], str(field.type), name, path)
-        elif field.default is dataclasses.MISSING:
-            raise ImageFormatError(path, f"our record in the domain XML has no {name}")
-    return kind(**values)
-
-
-def _value(text: str, kind: str, name: str, path: str) -> str | int | bool:
-    if kind == "bool":
-        return text == "true"
-    if kind != "int":
-        return text
-    number = _number(text, name, path)
-    if name in ("uid", "gid") and number > _MAX_ID:
-        raise ImageFormatError(path, f"our record in the domain XML has an impossible {name}: {number}")
-    return number
-
-
-def _element_name(field_name: str) -> str:
-    return _ELEMENT_OF_FIELD.get(field_name, field_name.replace("_", "-"))
-
-
-def _element(name: str, text: str) -> str:
-    encoding = ""
-    if _needs_encoding(text):
-        encoding = ' encoding="base64"'
-        text = base64.b64encode(text.encode("utf-8", "surrogateescape")).decode()
-    return f"<vmops:{name}{encoding}>{escape(text)}</vmops:{name}>"
-
-
-def _decode_text(element: Element, path: str) -> str:
-    if element.attributes.get("encoding") != "base64":
-        return element.text
-    try:
-        return base64.b64decode(element.text.strip(), validate=True).decode("utf-8", "surrogateescape")
-    except (binascii.Error, ValueError) as error:
-        raise ImageFormatError(path, f"our record in the domain XML has broken base64: {error}") from error
-
-
-def _needs_encoding(text: str) -> bool:
-    """Whether XML cannot hold the text, or libvirt might change it when it formats the metadata anew."""
-    return text != text.strip() or re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", text) is not None
-
-
 # --- values -----------------------------------------------------------------------------------------------------
-
-
-def _number(text: str, what: str, path: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,20}", text):
-        raise ImageFormatError(path, f"the domain XML's {what} is not a number: {text[:40]!r}")
-    return int(text)
 
 
 def _uuid(text: str, path: str) -> str:
@@ -398,7 +230,7 @@ def _memory(element: Element | None, path: str) -> int:
     """Bytes, from libvirt's ``scaledInteger``: KiB without a unit, ``KB`` is 1000, ``K`` and ``KiB`` are 1024."""
     if element is None:
         return 0
-    value = _number(element.text.strip(), "memory", path)
+    value = parse_number(element.text.strip(), "memory", path)
     unit = element.attributes.get("unit", "KiB")
     if unit.lower() in ("b", "byte", "bytes"):
         return value

@@ -43,6 +43,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.names import (
     is_journal,
     split_archive_path,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import SaveFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import read_stream_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import (
     domain_problems,
@@ -348,7 +349,7 @@ def _launch_info(domain: domain_xml.ParsedDomain) -> dict[str, t.Any]:
     }
 
 
-def _surroundings_info(facts: domain_xml.SaveFacts | None) -> dict[str, t.Any]:
+def _surroundings_info(facts: SaveFacts | None) -> dict[str, t.Any]:
     """What the image records of what surrounded its VM, with secrets hidden; nothing where it cannot be read."""
     try:
         if facts is None or not facts.surroundings:

@@ -23,6 +23,7 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, VouchingKeyError
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord, SaveFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import read_key
 
 _ALGORITHM = "hmac-sha256"
@@ -70,7 +71,7 @@ def _voucher(domain: domain_xml.ParsedDomain, key: bytes) -> str:
     return f"{_ALGORITHM}:{hmac.new(key, text.encode('ascii'), hashlib.sha256).hexdigest()}"
 
 
-def _values(record: domain_xml.LaunchRecord | domain_xml.SaveFacts | None) -> list[tuple[str, t.Any]] | None:
+def _values(record: LaunchRecord | SaveFacts | None) -> list[tuple[str, t.Any]] | None:
     """The fields that are not as they are by default, by name; None where there is no record."""
     if record is None:
         return None

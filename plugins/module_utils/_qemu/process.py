@@ -2,24 +2,19 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""QEMU processes of this host: find one by its VM's name, follow its end, launch one that outlives this process."""
+"""QEMU processes of this host: find one by its VM's name, and what the kernel tells of it."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import os
 import re
-import select
-import signal
 import stat
-import subprocess
 import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import TooLongError
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import (
     all_pids,
     birth_of,
@@ -33,18 +28,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._proc import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, read_configuration
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import (
     Rights,
-    read_rights,
     rights_of,
-    start_words,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
-
-#: Seconds that a killed process may take to end.
-_KILL_TIMEOUT = 30.0
 
 #: Bytes and words of a command line that are read at most. A VM of libvirt's has 5 to 20 KiB of it, and one with 255
 #: disks some 200 KiB; but what stands in /proc is the process's own memory, which any user makes gigabytes long.
@@ -56,10 +44,6 @@ _EMULATOR = re.compile(r"\.?(?:qemu|kvm|qemu-kvm|qemu-system-.+)")
 
 #: The umask of a QEMU of which none is known. This process's own may let everyone use what it creates, its monitor too.
 DEFAULT_UMASK = 0o022
-
-#: All that a launched QEMU inherits: what it was started with by its first owner is not known, and what the
-#: controller's session happens to hold (tokens, SSH agents) is none of its business.
-LAUNCH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,15 +110,6 @@ def read_process(pid: int) -> QemuProcess | None:
     return found if isinstance(found, QemuProcess) else None
 
 
-def is_alive(process: QemuProcess) -> bool:
-    """Whether this very process still runs, whatever it says of itself by now."""
-    watch = ProcessWatch.of(process)
-    try:
-        return not watch.ended
-    finally:
-        watch.close()
-
-
 def _look_at(pid: int) -> QemuProcess | DoubtfulProcess | None:
     if not _claims_to_be_qemu(pid):
         return None
@@ -155,7 +130,7 @@ def _claims_to_be_qemu(pid: int) -> bool:
     names = [os.fsdecode(first[: max(0, first.find(b"\0"))])] if first else []
     with contextlib.suppress(OSError):
         names.append(executable_of(pid))
-    return bool(first) and any(_is_emulator(name) for name in names)
+    return bool(first) and any(is_emulator(name) for name in names)
 
 
 def _read(pid: int, birth: int) -> QemuProcess | DoubtfulProcess | None:
@@ -205,7 +180,7 @@ def _why_no_qemu(pid: int, executable: str, uid: int, visible: bool) -> str:
 
     Whoever executes a set-user-ID program gives it its words, and is not the user whose process it then is.
     """
-    if not _is_emulator(executable):
+    if not is_emulator(executable):
         return f"says that it is one, but executes {executable}"
     if visible and uid in (0, os.geteuid()) and os.stat(proc_path(pid, "exe")).st_mode & (stat.S_ISUID | stat.S_ISGID):
         return f"executes {executable}, which changes its user (set-user-ID)"
@@ -219,7 +194,8 @@ def _umask_of(status: t.Mapping[str, str]) -> int:
         return DEFAULT_UMASK
 
 
-def _is_emulator(path: str) -> bool:
+def is_emulator(path: str) -> bool:
+    """Whether a program is a QEMU, by its name."""
     return _EMULATOR.fullmatch(os.path.basename(path)) is not None
 
 
@@ -323,225 +299,3 @@ def resident_bytes(pid: int) -> int | None:
     except (OSError, ValueError, IndexError):
         return None
     return total or None
-
-
-class ProcessWatch:
-    """Follows one process to its end through a pidfd, so that a reused process id is never taken for it."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        try:
-            self._descriptor: int | None = os.pidfd_open(pid)
-        except (ProcessLookupError, PermissionError):
-            self._descriptor = None
-
-    @classmethod
-    def of(cls, process: QemuProcess) -> ProcessWatch:
-        """Of a process that was looked at before: where another one has its number by now, it has ended."""
-        watch = cls(process.pid)
-        if birth_of(process.pid) != process.birth:
-            watch.close()
-        return watch
-
-    @property
-    def ended(self) -> bool:
-        """Whether the process has ended."""
-        if self._descriptor is None:
-            return True
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLIN)
-        return bool(poll.poll(0))
-
-    @property
-    def follows(self) -> bool:
-        """Whether its end is seen; else it has ended already, or may not be followed."""
-        return self._descriptor is not None
-
-    async def wait(self) -> None:
-        """Wait for the process's end."""
-        if self._descriptor is None:
-            return
-        ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._descriptor, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(self._descriptor)
-
-    async def wait_at_most(self, timeout: float) -> None:
-        """Wait for the process's end, for so many seconds at most."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.wait(), timeout)
-
-    def kill(self) -> None:
-        """End the process at once, where it still runs."""
-        if self._descriptor is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
-
-    def close(self) -> None:
-        """Give the pidfd back."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-def startable_program(argv: t.Sequence[str], executable: str, uid: int) -> tuple[str, str]:
-    """The program with which a recorded QEMU may be started again, and, where there is none, why, as a clause.
-
-    A process's words are what it says of itself, and any user can let a set-user-ID program of root's say that it is a
-    QEMU. So only what is a QEMU is started, and only one that nobody else than root, the caller and the user as whom
-    it shall run could have put there. The path in ``argv[0]``, where it is one, outlives an upgrade that moves the
-    program; else it is the one that ran.
-
-    :param executable: what ``/proc/PID/exe`` was.
-    :param uid: the user as whom it shall run, -1 for the caller.
-    """
-    reason = "" if _is_emulator(executable) else f"its program {executable} is not a QEMU"
-    for program in (argv[0], executable):
-        if os.path.isabs(program) and _is_emulator(program) and _is_emulator(executable):
-            reason = _why_not_trusted(program, uid)
-            if not reason:
-                return program, ""
-    return "", reason or f"its program {executable} is not an absolute path"
-
-
-def _why_not_trusted(program: str, uid: int) -> str:
-    trusted = {0, os.geteuid()}
-    if uid >= 0 and os.geteuid() == 0:
-        trusted.add(uid)
-    try:
-        reason = why_unsafe(program, trusted)
-    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
-        return f"its program {program} cannot be looked at: {getattr(exc, 'strerror', None) or exc}"
-    return f"{reason}, so others could have written its program {program}" if reason else ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """How to start a QEMU."""
-
-    argv: tuple[str, ...]
-    cwd: str = "/"
-    #: As whom, and with what; None for what whoever starts it has: this process, systemd, or the unit.
-    rights: Rights | None = None
-    umask: int = DEFAULT_UMASK
-    #: The systemd service that shall start it; empty for none.
-    unit: str = ""
-    #: The unit's own words, in which systemd expands variables; empty where it executes ``argv``.
-    unit_argv: tuple[str, ...] = ()
-
-
-class LaunchedQemu(t.Protocol):
-    """A QEMU that is started and then outlives this process, whoever starts it."""
-
-    how: Launch
-    #: Where to look for what it says.
-    log: str
-
-    async def start(self) -> None:
-        """Start it; raises LaunchError, or UnitError where systemd cannot be told."""
-
-    def is_or_started(self, pid: int) -> bool:
-        """Whether a process is this one, or was started by it (a wrapper that waits for its QEMU)."""
-
-    async def ended(self) -> bool:
-        """Whether it has ended, or will not be started."""
-
-    async def wait_end(self, timeout: float) -> None:
-        """Wait for its end, for so many seconds at most."""
-
-    async def stderr(self) -> str:
-        """What it wrote since its start, the end at most (4 KiB), its lines in one."""
-
-    async def end(self) -> None:
-        """Kill it where it runs, and leave nothing of its start; may be called whatever became of ``start``."""
-
-    def release(self) -> None:
-        """Let it go its own way."""
-
-
-class LaunchedProcess:
-    """A QEMU that this process starts: in a session of its own, without a terminal."""
-
-    def __init__(self, how: Launch, log_path: str) -> None:
-        self.how = how
-        self.log = log_path
-        self._log = LaunchLog(log_path)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._watch: ProcessWatch | None = None
-
-    async def start(self) -> None:
-        """Start it.
-
-        :raises LaunchError: it cannot be executed, or the log cannot be written.
-        """
-        self._process = self._spawn()
-        self._watch = ProcessWatch(self._process.pid)
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        how = self.how
-        before = start_words(how.rights, read_rights("self"), how.cwd)
-        log = self._log.open()
-        try:
-            return subprocess.Popen(
-                [*before, *how.argv],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/" if before else how.cwd,
-                env=LAUNCH_ENVIRONMENT,
-                close_fds=True,
-                start_new_session=True,
-                umask=how.umask,
-            )
-        except (OSError, subprocess.SubprocessError, ValueError) as exc:  # ValueError: a NUL in a word
-            raise LaunchError(
-                f"{how.argv[0]} could not be started in {how.cwd}: {exc}",
-                cure="Check that the emulator is installed where the command says, and that its directory is there",
-            ) from exc
-        finally:
-            os.close(log)
-
-    def is_or_started(self, pid: int) -> bool:
-        """Whether a process is this one, or was started by it (a wrapper that waits for its QEMU)."""
-        if self._process is None:
-            return False
-        while pid > 1 and pid != self._process.pid:
-            try:
-                pid = read_stat(pid).parent
-            except OSError:
-                return False
-        return pid == self._process.pid
-
-    async def ended(self) -> bool:
-        """Whether it has ended."""
-        return self._watch is not None and self._watch.ended
-
-    async def wait_end(self, timeout: float) -> None:
-        """Wait for its end, for so many seconds at most."""
-        if self._watch is not None:
-            await self._watch.wait_at_most(timeout)
-
-    async def stderr(self) -> str:
-        """What it wrote since its start, the end at most (4 KiB), its lines in one."""
-        return self._log.tail()
-
-    async def end(self) -> None:
-        """Kill it, wait for its end (a process that hangs in the kernel takes longer than this waits), and reap it."""
-        if self._process is not None and self._watch is not None:
-            # With its group, as a wrapper's QEMU would outlive it; the number is its own until it is reaped.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            await self._watch.wait_at_most(_KILL_TIMEOUT)
-            self._process.poll()
-        self._log.close()
-
-    def release(self) -> None:
-        """Let it go its own way: it now outlives this process."""
-        if self._process is not None and self._watch is not None:
-            self._watch.close()
-            # It is meant to live on: keep subprocess from warning that it was not waited for.
-            self._process.returncode = 0
-        self._log.close()

@@ -20,7 +20,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import is_behind
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import ProcessWatch, QemuProcess, is_alive
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process_watch import ProcessWatch, is_alive
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm, query_run_state, read_vm
 
 #: Seconds that a QEMU that was told to quit may take to end.

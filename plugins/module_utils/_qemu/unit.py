@@ -23,15 +23,15 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError, UnitError
 from ansible_collections.vmops.qemu.plugins.module_utils._file_system import mount_point
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog, in_one_line, safe_log_path
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import (
     LAUNCH_ENVIRONMENT,
     Launch,
     LaunchedProcess,
     LaunchedQemu,
-    ProcessWatch,
-    QemuProcess,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog, in_one_line, safe_log_path
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process_watch import ProcessWatch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import (
     Capabilities,
     Rights,

@@ -49,8 +49,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Launch, doubtful_note
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import doubtful_note
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.disks import (

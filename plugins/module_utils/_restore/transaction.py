@@ -50,6 +50,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._progress import Measur
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import process_behind
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     Migration,
     MigrationSupport,
@@ -57,7 +58,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
     read_support,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, event_seconds
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Launch, LaunchedQemu, bytes_read
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import bytes_read
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import unit_of_process
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer

@@ -33,6 +33,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
     make_save_directory,
     require_writable_directory,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord, SaveFacts, now
 from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import why_unsafe_place
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import domain_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import vouch, why_not_vouched
@@ -72,11 +73,11 @@ class SavePlan:
     header: SaveImageHeader
     xml: str
     #: What is recorded in that of this save, as far as it is known before it.
-    facts: domain_xml.SaveFacts
+    facts: SaveFacts
     #: What surrounds the VM: its media, and what stands between it and its return.
     surroundings: Surroundings
     #: How it is started again, where that is known, and as the ``launch`` return value says it.
-    launch_record: domain_xml.LaunchRecord | None
+    launch_record: LaunchRecord | None
     launch: dict[str, t.Any]
     #: The unit that starts the VM, or the empty string.
     unit: str
@@ -115,9 +116,7 @@ class SavePlan:
         return _with_record(self.xml, dataclasses.replace(self.facts, **known), self.launch_record, self.key, path)
 
 
-def _with_record(
-    xml: str, facts: domain_xml.SaveFacts, record: domain_xml.LaunchRecord | None, key: bytes | None, path: str
-) -> str:
+def _with_record(xml: str, facts: SaveFacts, record: LaunchRecord | None, key: bytes | None, path: str) -> str:
     """A domain XML with our record, made in this run's own memory, and vouched for where there is a key."""
     recorded = domain_xml.embed(xml, facts, record)
     return vouch(recorded, key, path) if key else recorded
@@ -144,7 +143,7 @@ class _Planner:
         self.warnings = list(run.warnings)
         self.reasons: dict[str, str] = {}
         self.surroundings = Surroundings((), ())
-        self.launch_record: domain_xml.LaunchRecord | None = None
+        self.launch_record: LaunchRecord | None = None
         self.launch: dict[str, t.Any] = {}
         self.key: bytes | None = None
         self.key_cure = ""
@@ -166,10 +165,10 @@ class _Planner:
         self._require_restorable(unvouched)
         self.launch_record = self._record_launch(unit, unvouched)
         header = self._compose_header(image_format)
-        facts = domain_xml.SaveFacts(
+        facts = SaveFacts(
             collection_version=COLLECTION_VERSION,
             qemu_version=support.version,
-            saved_at=domain_xml.now(),
+            saved_at=now(),
             surroundings=self.surroundings.dump(),
         )
         xml = _with_record(self._compose_xml(facts), facts, self.launch_record, self.key, self.run.path)
@@ -243,7 +242,7 @@ class _Planner:
             was_running=running[self.request.vm_state],
         )
 
-    def _compose_xml(self, save_facts: domain_xml.SaveFacts) -> str:
+    def _compose_xml(self, save_facts: SaveFacts) -> str:
         """The domain XML that is given, or else one of what QEMU says.
 
         :raises MismatchError: the given one is another VM's.
@@ -324,7 +323,7 @@ class _Planner:
         self.warnings += [f"qemu_restore cannot start {label} from its image: {problem.what}" for problem in obstacles]
         self.warnings += warnings_of(problems, label)
 
-    def _record_launch(self, unit: VmUnit | None, unvouched: str) -> domain_xml.LaunchRecord | None:
+    def _record_launch(self, unit: VmUnit | None, unvouched: str) -> LaunchRecord | None:
         """How to start this QEMU again; that it cannot be done is said now, while there still is one."""
         process = self.session.process
         if process is None or unit is None:
@@ -403,7 +402,7 @@ async def adopted_plan(run: SaveRun, session: VmSession, partial: PartialImage) 
         header=partial.header,
         xml=head.xml,
         # There is none where another user has made of the partial image what he liked.
-        facts=domain.save_facts or domain_xml.SaveFacts(COLLECTION_VERSION, support.version, domain_xml.now()),
+        facts=domain.save_facts or SaveFacts(COLLECTION_VERSION, support.version, now()),
         surroundings=recorded_surroundings(domain),
         launch_record=domain.launch,
         launch=launch_result(domain.launch, unvouched=unvouched),

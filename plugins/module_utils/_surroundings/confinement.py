@@ -25,7 +25,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import To
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import descriptors_of, proc_path, read_proc
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import LAUNCH_ENVIRONMENT, QemuProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import LAUNCH_ENVIRONMENT
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Rights, access_words, read_rights
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.process import file_names

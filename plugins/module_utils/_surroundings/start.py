@@ -10,7 +10,8 @@ It is started as the user that it is now: its words are what it says of itself, 
 from __future__ import annotations
 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd, unit_command
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, startable_program
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import startable_program
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, start_user
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name

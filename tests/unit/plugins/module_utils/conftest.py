@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils import _vouching_key
 from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import stream_digest
-from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import SaveFacts, embed
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import embed
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import pack_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import SaveFacts
 
 PAGE = 4096
 ALIGNMENT = 1024 * 1024

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import LaunchRecord, SaveFacts, embed, parse
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import embed, parse
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord, SaveFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import vouch
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
     freeable_unit,

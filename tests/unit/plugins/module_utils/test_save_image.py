@@ -21,14 +21,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import archive as archive_module
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, Compressor
-from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import (
-    LaunchRecord,
-    SaveFacts,
-    embed,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import embed
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile, read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord, SaveFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 from ansible_collections.vmops.qemu.plugins.module_utils._save_image import SaveImageOperation, SaveImageRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key

@@ -16,16 +16,14 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import (
     MAX_NAME_SIZE,
-    NAMESPACE,
     DomainFacts,
-    LaunchRecord,
-    SaveFacts,
     embed,
     generate,
     parse,
     redact,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import NAMESPACE, LaunchRecord, SaveFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._image.xml_tree import MAX_XML_SIZE
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 from hypothesis import given

@@ -21,13 +21,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     RequestError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image import edit as edit_module
-from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import (
-    LaunchRecord,
-    SaveFacts,
-    embed,
-    parse,
-    redact,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import embed, parse, redact
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import (
     has_journal,
     journal_of,
@@ -43,6 +37,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file impor
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info, image_info
 from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord, SaveFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 
 FACTS = SaveFacts("0.1.0", "10.0.2", "2026-03-01T09:30:00Z")

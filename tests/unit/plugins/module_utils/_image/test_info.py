@@ -11,8 +11,9 @@ import pwd
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageNotFoundError
 from ansible_collections.vmops.qemu.plugins.module_utils._image import info as info_module
-from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import LaunchRecord, SaveFacts, embed
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import embed
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord, SaveFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import vouch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key

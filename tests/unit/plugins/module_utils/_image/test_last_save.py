@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageAccessError, ImageNotFoundError
 from ansible_collections.vmops.qemu.plugins.module_utils._image import last_save as last_save_module
 from ansible_collections.vmops.qemu.plugins.module_utils._image.archive import create_archive
-from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import SaveFacts, embed, now
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import embed
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import open_for_edit
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import pack_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
@@ -24,6 +24,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import
     newer_image,
     why_left_alone,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import SaveFacts, now
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import vouch
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key
 

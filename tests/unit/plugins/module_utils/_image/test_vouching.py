@@ -9,14 +9,8 @@ import re
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import (
-    LaunchRecord,
-    SaveFacts,
-    embed,
-    parse,
-    redact,
-    with_voucher,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import embed, parse, redact, with_voucher
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord, SaveFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, vouch, why_not_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key
 

@@ -15,7 +15,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitErro
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import SUFFIXES, all_forms
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import unit as unit_module
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Launch, LaunchedProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Capabilities, Rights
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import StartCommand
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
