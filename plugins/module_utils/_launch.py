@@ -180,7 +180,7 @@ def _recorded_words(record: LaunchRecord, name: str, by_unit: bool = False) -> t
         reason = command_line.why_not_replayable(read_configuration(argv, record.cwd).words)
     groups, capabilities = parse_groups(record.groups), parse_capabilities(record.capabilities)
     if not reason and (groups is None or (capabilities is None and record.capabilities)):
-        reason = "its groups or capabilities are none"
+        reason = "its groups or capabilities make no sense"
     if record.uid != 0:
         argv = command_line.without_change_of_user(argv)
     elif not reason and not record.capabilities and command_line.changes_user(argv):

@@ -331,7 +331,7 @@ def _launch_info(domain: domain_xml.ParsedDomain) -> dict[str, t.Any]:
     if reason:
         reason = f"nobody vouches for its record: {reason}"
     elif not record.replayable:
-        reason = record.reason or "it is not said why"
+        reason = record.reason or "no reason is known"
     return {
         **info,
         "restorable": not reason,

@@ -86,7 +86,7 @@ class SparseTarReader:
             self.mtime = float(records.get("mtime", 0))
             self.ranges = self._map(_HEAD_RANGES if head else _MAX_RANGES)
         except (ValueError, KeyError, OverflowError, tarfile.TarError) as error:
-            raise ImageFormatError(path, f"this is no archive of a save image ({error})") from error
+            raise ImageFormatError(path, f"this is not an archive of a save image ({error})") from error
 
     def pieces(self, most: int, ranges: Ranges | None = None) -> t.Iterator[tuple[int, bytes]]:
         """The image's data: offset and bytes, at most ``most`` at a time; raises ImageFormatError.
@@ -111,7 +111,7 @@ class SparseTarReader:
     def _take(self, length: int) -> bytes:
         data = self._stream.read(length)
         if len(data) < length:
-            raise ImageFormatError(self._path, "the archive is cut off, or this is none")
+            raise ImageFormatError(self._path, "this is not an archive, or it is cut off")
         return data
 
     def _pax_records(self) -> dict[str, str]:

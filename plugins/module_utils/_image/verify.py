@@ -107,7 +107,7 @@ def stream_problems(image: ImageFile, stream: StreamFacts) -> list[str]:
         lost = _lost_pages(image, block) if isinstance(block, MappedRamBlock) else 0
         if lost:
             problems.append(
-                f"{lost} pages of RAM block {block.name!r} were never written: they lie in holes of the file"
+                f"pages of RAM block {block.name!r} were never written ({lost}): they lie in holes of the file"
             )
     if stream.end is not None and image.size < stream.end:
         problems.append("the file was cut off while it was read")

@@ -61,7 +61,7 @@ def require_same_disks(run: RestoreRun, head: ImageHead, domain: domain_xml.Pars
                 ],
             )
         run.warnings.append(
-            f"Whether the disks of {domain.name} are as they were when it was saved is not known: {run.path} does"
+            f"It is not known whether the disks of {domain.name} are as they were when it was saved, as {run.path} does"
             " not record them"
         )
         return

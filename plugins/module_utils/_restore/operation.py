@@ -308,7 +308,7 @@ class RestoreOperation(RestoreRun):
                 f"{vm.label} is {vm.run_state} although {self.path} is a complete image of it: it was not started from"
                 " that, but from its disks",
                 cure="If what runs is right, remove the image. If not, end it before it writes more, and restore with"
-                " disks: check, which says whether the image still fits to the disks",
+                " disks: check, which says whether the image still fits the disks",
             )
         there = f"{vm.label} runs already" if vm.run_state == "running" else f"{vm.label} is there, {vm.run_state}"
         msg = (
@@ -359,4 +359,4 @@ class RestoreOperation(RestoreRun):
             # With its note gone, this QEMU is still known for the one that wrote the image.
             await despite_cancellation(interrupted.transfer.clean())
         await despite_cancellation(finish_restore(self, session, head, running))
-        return self.result(f"{reason}: it {'goes on' if running else 'stands'} there", vm, after)
+        return self.result(f"{reason}: it {'goes on' if running else 'stays paused'} there", vm, after)

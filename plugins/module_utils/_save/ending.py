@@ -87,7 +87,7 @@ async def _require_no_revival(
     raise ConflictError(
         f"{vm.label} was started again, from its disks, as soon as its QEMU had ended: it runs beside its image",
         cure=f"End it (pid {revived.pid}) before it writes more, keep what started it from doing so, and restore"
-        " the image, which says whether it still fits to the disks. If what runs shall go on, remove the image",
+        " the image, which says whether it still fits the disks. If what runs shall go on, remove the image",
         situation=Situation(
             f"{vm.label} was saved, {run.path} is complete, and it was started again from its disks"
             f" (pid {revived.pid})",

@@ -49,8 +49,8 @@ def test_pages_that_were_never_written(builder):
     builder.blocks = [(b"a", 200 * PAGE, {0, 1, 2, 70, 199}), (b"b", 9 * PAGE, {8}), (b"c", PAGE, {0})]
     builder.unwritten = {(b"a", 1), (b"a", 70), (b"a", 199), (b"b", 8)}
     assert structure_problems(str(builder.write())) == [
-        "3 pages of RAM block 'a' were never written: they lie in holes of the file",
-        "1 pages of RAM block 'b' were never written: they lie in holes of the file",
+        "pages of RAM block 'a' were never written (3): they lie in holes of the file",
+        "pages of RAM block 'b' were never written (1): they lie in holes of the file",
     ]
 
 
@@ -65,7 +65,7 @@ def test_pages_that_were_lost_later(copy_of, golden):
         ["fallocate", "--punch-hole", "-o", str(block + page * PAGE), "-l", str(PAGE), str(path)], check=True
     )
     assert structure_problems(str(path)) == [
-        "1 pages of RAM block 'pc.ram' were never written: they lie in holes of the file"
+        "pages of RAM block 'pc.ram' were never written (1): they lie in holes of the file"
     ]
 
 
