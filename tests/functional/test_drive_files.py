@@ -312,7 +312,7 @@ def test_file_that_is_not_there_any_more(start_paused, disks, change):
         os.rename(disks / "b.img", disks / "a.img")
     else:
         os.rename(disks / "a.img", disks / "old.img")
-    check_uncheckable(medium_of(vm).files[0], "moved away" if change == "renamed" else "deleted or replaced")
+    check_uncheckable(medium_of(vm).files[0], "has been moved" if change == "renamed" else "deleted or replaced")
 
 
 def test_relative_name_after_daemonize(start_paused, disks):
