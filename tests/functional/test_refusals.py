@@ -205,7 +205,7 @@ def test_other_users_socket(guest, image, start_module):
     run = start_module(
         "qemu_save", qmp_socket=str(guest.qmp_socket), path=str(image), prefix=[sys.executable, "-c", code]
     )
-    check_error(run.result(), "MonitorError", str(guest.qmp_socket), "this user")
+    check_error(run.result(), "MonitorError", str(guest.qmp_socket), "This user may not use")
 
 
 # --- QEMU ---
