@@ -11,6 +11,7 @@ comes in, so that whoever asked may rely on what QEMU's documentation says.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 import typing as t
@@ -169,14 +170,12 @@ def _depth(data: bytes) -> int:
 
 def answer_problem(command: str, answer: object) -> str:
     """What is wrong with the answer to a command, as a clause, or the empty string."""
-    return _check(command, _ANSWERS.get(command, dict))(answer, "it")
+    return _answer_check(command)(answer, "it")
 
 
 def event_problem(event: t.Mapping[str, t.Any]) -> str:
     """What is wrong with an event, as a clause, or the empty string."""
-    return _check("", _EVENT)(event, "it") or (
-        _check("MIGRATION", _MIGRATION_EVENT)(event, "it") if event["event"] == "MIGRATION" else ""
-    )
+    return _EVENT_CHECK(event, "it") or (_MIGRATION_CHECK(event, "it") if event["event"] == "MIGRATION" else "")
 
 
 def with_believable_time(event: dict[str, t.Any], now: float) -> dict[str, t.Any]:
@@ -195,14 +194,10 @@ def with_believable_time(event: dict[str, t.Any], now: float) -> dict[str, t.Any
 #: Of a value, and what it is: what is wrong with it, as a clause, or the empty string.
 _Check = t.Callable[[object, str], str]
 
-_checks: dict[str, _Check] = {}
 
-
-def _check(name: str, shape: Shape) -> _Check:
-    """The check of a command's answer, or of an event: made once, as it is asked for each of QEMU's many nodes."""
-    if name not in _checks:
-        _checks[name] = _checked(shape)
-    return _checks[name]
+@functools.cache
+def _answer_check(command: str) -> _Check:
+    return _checked(_ANSWERS.get(command, dict))
 
 
 def _checked(shape: Shape) -> _Check:
@@ -274,3 +269,7 @@ def _no_text(value: str, most: int, place: str) -> str:
     if len(value) > most:
         return f"{place} has {len(value)} characters, more than {most}"
     return f"{place} has a NUL, or half of a character" if _NO_TEXT.search(value) else ""
+
+
+_EVENT_CHECK = _checked(_EVENT)
+_MIGRATION_CHECK = _checked(_MIGRATION_EVENT)

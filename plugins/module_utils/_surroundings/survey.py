@@ -57,14 +57,10 @@ async def survey(
     :param guards: whether the save keeps the VM's unit, if it can, from starting the VM beside its image.
     :raises MonitorError: QEMU cannot be asked.
     """
-    if process is None or unit is None:
-        block, files = await asyncio.gather(ask_block(monitor), memory_files(monitor, process))
-        of_process = [_NO_PROCESS]
-    else:
-        # What the kernel tells is read while QEMU looks at its disks.
-        block, files, of_process = await asyncio.gather(
-            ask_block(monitor), memory_files(monitor, process), _look_at_process(monitor, process, unit)
-        )
+    # What the kernel tells is read while QEMU looks at its disks.
+    block, files, of_process = await asyncio.gather(
+        ask_block(monitor), memory_files(monitor, process), _look_at_process(monitor, process, unit)
+    )
     jobs, media = await asyncio.gather(job_problems(monitor, block), read_media(monitor, process, block))
     media += await in_thread(memory_media, files)
     problems = [*jobs, *await in_stoppable_thread(memory_problems, files, sparse), *of_process]
@@ -81,7 +77,9 @@ async def survey(
     return Surroundings(tuple(media), tuple(problems))
 
 
-async def _look_at_process(monitor: Monitor, process: QemuProcess, unit: VmUnit) -> list[Problem]:
+async def _look_at_process(monitor: Monitor, process: QemuProcess | None, unit: VmUnit | None) -> list[Problem]:
+    if process is None or unit is None:
+        return [_NO_PROCESS]
     return [
         *start_problems(process, unit),
         *await in_thread(process_problems, process, started_by_unit(unit), unit),
