@@ -64,7 +64,7 @@ def maintenance_vms(
 ) -> list[dict[str, t.Any]]:
     """One entry for each VM, in the order in which they were saved."""
     saves = _by_name((saved or {}).get("vms"))
-    back = _by_name((saved or {}).get("rolled_back"))
+    back = {name: save["rollback"] for name, save in saves.items() if isinstance(save.get("rollback"), t.Mapping)}
     restores = _by_name((restored or {}).get("vms"))
     by_host = {name: {"msg": "the host restored it when it booted"} for name in _by_name(running)}
     return [

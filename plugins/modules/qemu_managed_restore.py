@@ -203,8 +203,9 @@ cure:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import HostRestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._host.progress import HostProgress
-from ansible_collections.vmops.qemu.plugins.module_utils._host.restore import HostRestoreOperation, HostRestoreRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._host.restore import HostRestoreOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._module import parse_by_vm, parse_parallel, run_operation
 from ansible_collections.vmops.qemu.plugins.module_utils._options import (
     ACCESS,

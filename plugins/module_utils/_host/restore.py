@@ -12,13 +12,18 @@ and the others go on.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageNotFoundError, one_line
+from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import (
+    Choice,
+    HostRestoreRequest,
+    RestoreTask,
+    choose,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._host.errors import HostRunError
 from ansible_collections.vmops.qemu.plugins.module_utils._host.health_check import why_check_fails
 from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
@@ -27,70 +32,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.rates import keep
 from ansible_collections.vmops.qemu.plugins.module_utils._host.table import table
 from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import Turns, outcome_of, to_the_end
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
-from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import why_left_alone
-from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
-from ansible_collections.vmops.qemu.plugins.module_utils._names import group_of, is_selected, options_of
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import find_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
-from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
 #: Seconds between two looks at the saves of others that are still at work.
 _WAIT_INTERVAL = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class HostRestoreRequest:
-    """The options of ``qemu_managed_restore``, as its documentation describes them."""
-
-    save_dir: str
-    vms: list[str]
-    include: list[str]
-    exclude: list[str]
-    #: ``managed`` or ``all``.
-    images: str
-    #: The groups, each as the shell patterns of its VMs' names; VMs that match none come last, together.
-    order: list[list[str]]
-    parallel: int
-    #: The fields of a ``RestoreRequest`` for all VMs, and those that are others for some, as
-    #: ``options_of`` takes them; ``timeout`` (in seconds), ``health_check`` and ``health_check_timeout`` are among them.
-    common: dict[str, t.Any]
-    by_vm: dict[str, dict[str, t.Any]]
-    check_mode: bool
-
-    def option(self, name: str, option: str) -> t.Any:
-        """One option of one VM."""
-        return options_of(name, self.common, self.by_vm)[option]
-
-    def of(self, name: str, path: str) -> RestoreRequest:
-        """What is asked for of one VM.
-
-        :param name: empty where the image does not say it.
-        """
-        options = options_of(name, self.common, self.by_vm)
-        for of_the_host in ("timeout", "health_check", "health_check_timeout"):
-            del options[of_the_host]
-        return RestoreRequest(
-            name=name or None,
-            qmp_socket=None,
-            path=path,
-            save_dir=self.save_dir,
-            check_mode=self.check_mode,
-            **options,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """One VM to restore, and its image."""
-
-    name: str
-    path: str
-
-    @property
-    def label(self) -> str:
-        return self.name or self.path
 
 
 class HostRestoreOperation:
@@ -103,8 +51,7 @@ class HostRestoreOperation:
         self._journal = journal
         self._turns: Turns | None = None
         self._vms: list[dict[str, t.Any]] = []
-        self._left_alone: list[dict[str, t.Any]] = []
-        self._unusable: list[dict[str, t.Any]] = []
+        self._choice = Choice([], [], [])
         self._unhealthy: list[str] = []
         self._stopped_by = ""
 
@@ -134,13 +81,13 @@ class HostRestoreOperation:
         if self._stopped_by:
             turns.stop(self._stopped_by)
         await self._wait_for_saves()
-        groups = await in_thread(self._find)
+        self._choice = await in_thread(self._find)
         restoring = time.monotonic()
-        for group in groups:
+        for group in self._choice.groups:
             await asyncio.gather(*(self._restore(turns, task) for task in group))
         failed = [vm["name"] for vm in self._vms if vm["state"] in ("failed", "skipped")]
         result = self._result(started, clock, failed)
-        if failed or self._unusable or self._unhealthy:
+        if failed or self._choice.unusable or self._unhealthy:
             raise HostRunError(
                 ". ".join(self._what_is_wrong()),
                 cure="Remove the reason, then run the task again: it goes on with those that are left",
@@ -181,61 +128,24 @@ class HostRestoreOperation:
         """Whether a directory is that of the images."""
         return os.path.realpath(directory) == os.path.realpath(self.request.save_dir)
 
-    def _find(self) -> list[list[_Task]]:
-        """What is to be restored, in groups; what is not is named."""
+    def _find(self) -> Choice:
+        """What is to be restored; what is not is named."""
         try:
             images = directory_info(self.request.save_dir)
         except ImageNotFoundError:
             self._journal.say(f"there is no directory {self.request.save_dir}: nothing to restore")
             images = []
-        groups: list[list[_Task]] = [[] for _group in range(len(self.request.order) + 1)]
-        names: set[str] = set()
-        # Where there is a complete image, a partial one beside it is an older leftover.
-        for image in sorted(images, key=lambda image: image["state"] != "complete"):
-            name = image["name"] or ""
-            if not self._is_wanted(name) if name else "*" not in self.request.include:
-                continue
-            why = self._why_left_alone(image)
-            if why:
-                self._leave_alone(image, why)
-            elif image["state"] == "complete":
-                groups[group_of(name, self.request.order)].append(_Task(name, image["path"]))
-                names.add(name)
-            elif image["state"] == "partial" and name and (name in names or find_processes(name)):
-                if name not in names:  # its guest may stand in its QEMU still
-                    path = image_path(None, self.request.save_dir, name)
-                    groups[group_of(name, self.request.order)].append(_Task(name, path))
-                    names.add(name)
-            elif not self.request.vms:
-                problems = "; ".join(image["problems"])
-                self._journal.complain(f"{image['path']}: not restored, {image['state']}: {problems}")
-                self._unusable.append({key: image[key] for key in ("path", "name", "state", "problems")})
-        for name in self.request.vms:
-            if name not in names and self._is_wanted(name):
-                path = image_path(None, self.request.save_dir, name)
-                groups[group_of(name, self.request.order)].append(_Task(name, path))
-        return [group for group in groups if group]
-
-    def _is_wanted(self, name: str) -> bool:
-        named = not self.request.vms or name in self.request.vms
-        return named and is_selected(name, self.request.include, self.request.exclude)
-
-    def _why_left_alone(self, image: dict[str, t.Any]) -> str:
-        if image["state"] == "archived":
-            return "it is an archive"
-        why = why_left_alone(image)
-        asked_for = self.request.images == "all" or image["managed"] or image["name"] in self.request.vms
-        if not why and image["state"] == "complete" and not asked_for:
-            return "it was not saved by a run over the whole host; name its VM (vms), or use images: all"
-        return why
-
-    def _leave_alone(self, image: dict[str, t.Any], why: str) -> None:
-        self._journal.say(f"{image['path']}: left alone, {why}")
-        self._left_alone.append({**{key: image[key] for key in ("path", "name", "saved_at")}, "why": why})
+        choice = choose(images, self.request, lambda name: bool(find_processes(name)))
+        for image in choice.left_alone:
+            self._journal.say(f"{image['path']}: left alone, {image['why']}")
+        for image in choice.unusable:
+            problems = "; ".join(image["problems"])
+            self._journal.complain(f"{image['path']}: not restored, {image['state']}: {problems}")
+        return choice
 
     # --- restoring ---
 
-    async def _restore(self, turns: Turns, task: _Task) -> None:
+    async def _restore(self, turns: Turns, task: RestoreTask) -> None:
         """One VM's restore, when its turn comes."""
         self.situation = Situation("Some of the VMs may have been restored")
         request = self.request.of(task.name, task.path)
@@ -280,7 +190,7 @@ class HostRestoreOperation:
         ]
         told += [
             f"{image['path']} cannot be restored, it is kept: {'; '.join(image['problems'])}"
-            for image in self._unusable
+            for image in self._choice.unusable
         ]
         return told + [f"{name} runs, but its health check did not pass" for name in self._unhealthy]
 
@@ -292,7 +202,7 @@ class HostRestoreOperation:
             what = f"{_count(len(changed))} {'was' if len(changed) == 1 else 'were'} restored in {took:.1f} s"
         else:
             what = "No VM is to be restored"
-        left = len(self._left_alone)
+        left = len(self._choice.left_alone)
         return one_line(f"{what}; {left} image{' is' if left == 1 else 's are'} left alone" if left else what)
 
     def _result(self, started: float, clock: float, failed: list[str]) -> dict[str, t.Any]:
@@ -304,8 +214,8 @@ class HostRestoreOperation:
             "vms": vms,
             "failures": failed,
             "unhealthy": self._unhealthy,
-            "unusable": self._unusable,
-            "left_alone": self._left_alone,
+            "unusable": self._choice.unusable,
+            "left_alone": self._choice.left_alone,
             "started_at": round(started, 3),
             "duration": round(time.monotonic() - clock, 3),
             "diff": {side: {name: diff[side] for name, diff in diffs.items()} for side in ("before", "after")},

@@ -107,9 +107,8 @@ def test_a_module_says_only_what_is_different_of_shared_options(name):
         if f"vmops.qemu.{fragment}" in own["extends_documentation_fragment"]:
             for key, shared in getattr(_options, fragment[1:].upper()).items():
                 option = own.get("options", {}).get(key, {})
-                repeated = [
-                    word for word in ("type", "choices", "default") if word in option and option[word] == shared[word]
-                ]
+                same = ("type", "choices", "default")
+                repeated = [word for word in same if word in option and option[word] == shared.get(word)]
                 assert repeated == [], f"{name} repeats it of {key}"
 
 
