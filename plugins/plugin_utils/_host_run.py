@@ -79,6 +79,7 @@ class HostRunAction(HostAction):
         for warning in warnings:
             Display().warning(warning)
         answer.pop("invocation", None)
+        lines.end(answer)
         return answer
 
     def _start(self, variables: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -134,6 +135,13 @@ class _Lines:
             if _is_progress(progress) and now - self._shown.get(progress["vm"], 0) >= self._interval:
                 self._shown[progress["vm"]] = now
                 self._say(f"{progress['vm']}: {describe_progress(progress)}")
+
+    def end(self, answer: dict[str, t.Any]) -> None:
+        """Show what became of all."""
+        table = answer.get("table")
+        if self._interval > 0 and isinstance(table, list):
+            for line in table:
+                self._say(str(line))
 
     def _show_lines(self, lines: list[dict[str, t.Any]]) -> None:
         for line in lines:

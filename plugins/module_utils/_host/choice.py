@@ -98,6 +98,9 @@ def choose(images: t.Iterable[dict[str, t.Any]], request: HostRestoreRequest, ru
         groups[group_of(name, request.order)].append(RestoreTask(name, path))
         names.add(name)
 
+    def leave(image: dict[str, t.Any], why: str) -> None:
+        choice.left_alone.append({**{key: image[key] for key in ("path", "name", "saved_at")}, "why": why})
+
     # Where there is a complete image, a partial one beside it is an older leftover.
     for image in sorted(images, key=lambda image: bool(image["state"] != "complete")):
         name = image["name"] or ""
@@ -106,12 +109,13 @@ def choose(images: t.Iterable[dict[str, t.Any]], request: HostRestoreRequest, ru
             continue
         why = _why_left_alone(image, request)
         if why:
-            choice.left_alone.append({**{key: image[key] for key in ("path", "name", "saved_at")}, "why": why})
+            leave(image, why)
         elif image["state"] == "complete":
             add(name, image["path"])
-        elif image["state"] == "partial" and name and (name in names or runs(name)):
-            if name not in names:
-                add(name, image_path(None, request.save_dir, name))
+        elif image["state"] == "partial" and name in names:
+            leave(image, f"it is partial, a leftover of an interrupted save of {name}")
+        elif image["state"] == "partial" and name and runs(name):
+            add(name, image_path(None, request.save_dir, name))
         else:
             choice.unusable.append({key: image[key] for key in ("path", "name", "state", "problems")})
     for name in request.vms:

@@ -40,7 +40,11 @@ def test_save_that_was_cut_off_is_restored_by_the_image_it_would_have_made():
     other = {**partial, "path": "/save/.a.save.fedcba9876543210.partial"}
     assert paths(chosen([partial, other], running=["a"])) == [["/save/a.save"]]
     # One that is complete is the VM's, and the other a leftover.
-    assert paths(chosen([partial, image("a")])) == [["/save/a.save"]]
+    choice = chosen([partial, image("a")])
+    assert paths(choice) == [["/save/a.save"]]
+    assert [(left["path"], left["why"][:20]) for left in choice.left_alone] == [
+        (partial["path"], "it is partial, a lef")
+    ]
     # Its QEMU has ended: nothing has the guest any more.
     choice = chosen([partial])
     assert paths(choice) == []

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ansible_collections.vmops.qemu.plugins.module_utils._host.table import table
 
 
 def test_columns_stand_below_each_other():
-    vms = [
+    vms: list[dict[str, Any]] = [
         {"name": "db1", "state": "saved", "msg": "done", "image": {"allocated": 3 * 2**20}, "duration": 1.25},
         {"name": "a\nlong name", "state": "failed", "msg": "x" * 200},
     ]
