@@ -127,8 +127,8 @@ class Totals:
     vms_restored: int
     vms_still_saved: int
     vms_unsaved: int
-    bytes_written: float
-    bytes_predicted: float
+    bytes_written: int
+    bytes_predicted: int
     longest_pause: float | None
 
 
