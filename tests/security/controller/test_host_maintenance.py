@@ -104,8 +104,34 @@ def test_names_and_messages_are_no_templates(controller):
     )
     assert not controller.proof.exists()
     assert states(report)["hv2"] == "done", run.output
-    assert "lookup(&#x27;pipe&#x27;" in page(controller)
+    assert "lookup(&#39;pipe&#39;" in page(controller)
     assert report["hosts"][0]["vms"][0]["name"] == lie
+
+
+def test_names_and_messages_are_no_templates_in_a_template_of_ones_own(controller):
+    """Neither Ansible nor Jinja2 looks for one in what it has rendered, and markup is escaped in it."""
+    lie = f"{{{{ lookup('pipe', 'touch {controller.proof}') }}}}{{{{ 7 * 7 }}}}<b>"
+    template = controller.place / "mine.html.j2"
+    template.write_text("{% for host in report.hosts %}<p>{{ host.name }} {{ host.vms[0].name }}</p>{% endfor %}")
+    hosts = {"hv1": maintained(lie), "hv2": maintained("db1")}
+    run, report = maintain(controller, hosts, host_maintenance_report_template=str(template))
+    assert run.code == 0, run.output
+    assert not controller.proof.exists()
+    assert states(report) == {"hv1": "done", "hv2": "done"}
+    text = page(controller)
+    assert "{{ 7 * 7 }}&lt;b&gt;</p>" in text
+    assert text.endswith("<p>hv2 db1</p>")
+
+
+def test_broken_template_of_ones_own_stops_before_a_host_is_touched(controller):
+    template = controller.place / "mine.html.j2"
+    template.write_text("\n{{ report.nothing }}")
+    hosts = {"hv1": maintained(), "hv2": maintained("db1")}
+    run, report = maintain(controller, hosts, host_maintenance_report_template=str(template))
+    assert run.code != 0
+    assert f"{template}, line 2: " in run.output
+    assert not [call for call in run.calls if "async_wrapper" in call], "no host was touched"
+    assert states(report) == {"hv1": "not reached", "hv2": "not reached"}
 
 
 def test_failed_hosts_message_is_no_template(controller):
@@ -147,6 +173,7 @@ FACTS = {
     "host_maintenance_asked": {"report_dir": "/owned", "has_tasks": True, "tasks": "/owned.yml"},
     "host_maintenance_host": {"host": "hv2", "state": "done", "msg": "owned", "vms": []},
     "host_maintenance_report_data": {},
+    "host_maintenance_report_template": "/owned",
     "host_maintenance_batch": [],
     "host_maintenance_entries": [],
     "ansible_play_hosts_all": [],
