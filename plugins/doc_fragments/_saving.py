@@ -57,7 +57,7 @@ options:
     description:
       - Refuse the save, before the guest is touched, if M(vmops.qemu.qemu_restore) with
         O(vmops.qemu.qemu_restore#module:launch=recorded) could not restore its image, or would restore a different
-        machine. RV(problems) has the reasons.
+        machine. RV(vmops.qemu.qemu_save#module:problems) has the reasons.
       - With V(false), these reasons are only warnings. Use it only if you know how the VM will be restored. The module
         still refuses what would make the save itself fail, or lose what the guest has written.
     type: bool
@@ -79,8 +79,8 @@ options:
         O(vmops.qemu.qemu_restore#module:verify=full) and O(vmops.qemu.qemu_save_image_info#module:verify=true) detect
         any later change of the guest's memory and device state in the image, even of a single bit.
       - To compute it, the module reads everything that was written again, bypassing the page cache if the save did.
-        This makes the save take longer, see RV(checksum_ms). A guest that goes on with O(after_save=resume) is paused
-        for longer, too.
+        This makes the save take longer, see RV(vmops.qemu.qemu_save#module:checksum_ms). A guest that goes on with
+        O(after_save=resume) is paused for longer, too.
       - A checksum is not added to an image that is already complete.
     type: bool
     default: false
