@@ -16,9 +16,8 @@ import signal
 import sys
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import VmopsError, one_line
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError, VmopsError, one_line
 from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import HostRestoreRequest
-from ansible_collections.vmops.qemu.plugins.module_utils._host.errors import HostRunError
 from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
 from ansible_collections.vmops.qemu.plugins.module_utils._host.restore import HostRestoreOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe

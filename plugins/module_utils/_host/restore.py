@@ -17,14 +17,13 @@ import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageNotFoundError, one_line
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError, ImageNotFoundError, one_line
 from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import (
     Choice,
     HostRestoreRequest,
     RestoreTask,
     choose,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._host.errors import HostRunError
 from ansible_collections.vmops.qemu.plugins.module_utils._host.health_check import why_check_fails
 from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
 from ansible_collections.vmops.qemu.plugins.module_utils._host.progress import read_host_runs

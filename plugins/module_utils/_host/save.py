@@ -11,8 +11,7 @@ import dataclasses
 import time
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
-from ansible_collections.vmops.qemu.plugins.module_utils._host.errors import HostRunError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError, one_line
 from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
 from ansible_collections.vmops.qemu.plugins.module_utils._host.rates import keep_rate, read_rates, seconds_for
 from ansible_collections.vmops.qemu.plugins.module_utils._host.space import shortages

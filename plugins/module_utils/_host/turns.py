@@ -14,6 +14,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import de
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     BusyError,
     InterruptedOperationError,
+    NotBegunError,
     OperationTimeoutError,
     VmopsError,
     one_line,
@@ -117,10 +118,6 @@ class Turns:
             ) from None
         finally:
             self._working.discard(task)
-
-
-class NotBegunError(VmopsError):
-    """A run of several did not begin, because of what became of another one."""
 
 
 async def to_the_end(work: t.Coroutine[t.Any, t.Any, _Result], stop: t.Callable[[str], None]) -> _Result:

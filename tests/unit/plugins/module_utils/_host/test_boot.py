@@ -10,9 +10,9 @@ import asyncio
 import os
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError
 from ansible_collections.vmops.qemu.plugins.module_utils._host import turns
 from ansible_collections.vmops.qemu.plugins.module_utils._host.boot_program import request_of
-from ansible_collections.vmops.qemu.plugins.module_utils._host.errors import HostRunError
 from ansible_collections.vmops.qemu.plugins.module_utils._host.restore import HostRestoreOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
 
