@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import typing as t
 
+from ansible.errors import AnsibleError
 from ansible.utils.display import Display
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
 from ansible_collections.vmops.qemu.plugins.module_utils._options import SELECTION
@@ -29,6 +31,9 @@ _WAIT = 5.0
 #: somebody has killed it.
 _LOST = 60.0
 
+#: What is shown of one look at most, of lines and of VMs: no host has more to tell in a few seconds.
+_MOST_SHOWN = 1000
+
 Look = t.Dict[str, t.Any]
 
 
@@ -45,7 +50,7 @@ class HostRunAction(HostAction):
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         if self._task.check_mode:
-            result.update(self.ask_with_library(self._task.action, self._task.args, variables))
+            result.update(_believed(self.ask_with_library(self._task.action, self._task.args, variables)))
         else:
             result.update(self._follow(variables))
         return result
@@ -94,11 +99,13 @@ class HostRunAction(HostAction):
 
     def _forget(self, job: str, directory: str, variables: dict[str, t.Any]) -> None:
         """Remove the file with the job's result, which is here; that it stays is no reason to fail."""
-        self._execute_module(
-            module_name="ansible.legacy.async_status",
-            module_args={"jid": job, "mode": "cleanup", "_async_dir": directory},
-            task_vars=variables,
-        )
+        # Also where the connection is lost just now.
+        with contextlib.suppress(AnsibleError):
+            self._execute_module(
+                module_name="ansible.legacy.async_status",
+                module_args={"jid": job, "mode": "cleanup", "_async_dir": directory},
+                task_vars=variables,
+            )
 
     def _interval(self) -> float:
         """Seconds between two lines for a VM; 0 where none are to be shown."""
@@ -120,18 +127,21 @@ class _Lines:
         """:param interval: seconds between two lines for a VM; 0 where none are to be shown."""
         self._place = place
         self._interval = interval
-        self._told = 0
+        #: By the process id of a run, the number of the last of its lines that was shown: beside this task's run there
+        #: may be one that an earlier controller has left.
+        self._told: dict[float, float] = {}
         self._shown: dict[str, float] = {}
 
     def show(self, look: Look, operation: str) -> None:
         """Show what is new, and how far each VM has come."""
         if self._interval <= 0:
             return
-        for run in _dictionaries(look.get("runs")):
-            if run.get("operation") == operation:
-                self._show_lines(_dictionaries(run.get("lines")))
+        runs = [run for run in _dictionaries(look.get("runs")) if run.get("operation") == operation]
+        lines = [(run.get("pid"), line) for run in runs for line in _dictionaries(run.get("lines"))]
+        for pid, line in lines[-_MOST_SHOWN:]:
+            self._show_line(pid, line)
         now = time.monotonic()
-        for progress in _dictionaries(look.get("operations")):
+        for progress in _dictionaries(look.get("operations"))[:_MOST_SHOWN]:
             if _is_progress(progress) and now - self._shown.get(progress["vm"], 0) >= self._interval:
                 self._shown[progress["vm"]] = now
                 self._say(f"{progress['vm']}: {describe_progress(progress)}")
@@ -143,11 +153,13 @@ class _Lines:
             for line in table:
                 self._say(str(line))
 
-    def _show_lines(self, lines: list[dict[str, t.Any]]) -> None:
-        for line in lines:
-            if is_figure(line.get("number")) and line["number"] > self._told and isinstance(line.get("text"), str):
-                self._told = line["number"]
-                self._say(f"{'FAILED: ' if line.get('failed') else ''}{line['text']}")
+    def _show_line(self, pid: t.Any, line: dict[str, t.Any]) -> None:
+        number: t.Any = line.get("number")
+        if not (is_figure(pid) and is_figure(number) and isinstance(line.get("text"), str)):
+            return
+        if number > self._told.get(pid, 0):
+            self._told[pid] = number
+            self._say(f"{'FAILED: ' if line.get('failed') else ''}{line['text']}")
 
     def _say(self, text: str) -> None:
         # Names and messages are others' words.
@@ -164,6 +176,28 @@ def describe_progress(progress: dict[str, t.Any]) -> str:
         f"{progress['operation']} {progress['percent']} %, {done:.0f} of {progress['bytes_total'] / 2**20:.0f} MiB,"
         f" {progress['rate'] / 2**20:.0f} MiB/s{left}"
     )
+
+
+def _believed(plan: dict[str, t.Any]) -> dict[str, t.Any]:
+    """What check mode has returned; it has failed where figures are not to be believed: nothing is begun on them."""
+    if plan.get("failed"):
+        return plan
+    predicted = plan.get("predicted") or {}
+    wrong = [
+        *plan.get("disbelieved", ()),
+        *(key for key, value in predicted.items() if value is not None and not is_figure(value)),
+    ]
+    if not wrong:
+        return plan
+    return {
+        **Situation().words(),
+        **plan,
+        "failed": True,
+        "msg": one_line(
+            f"The host reports figures that cannot be right ({', '.join(wrong)}). Nothing was touched. Look at the host"
+            " and its VMs first."
+        ),
+    }
 
 
 def _dictionaries(value: t.Any) -> list[dict[str, t.Any]]:

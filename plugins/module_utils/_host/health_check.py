@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import within
 
@@ -44,6 +46,7 @@ async def _why_try_fails(words: list[str], timeout: float) -> str:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
         )
     except (OSError, ValueError) as error:
         return f"it cannot be run: {error}"
@@ -54,6 +57,7 @@ async def _why_try_fails(words: list[str], timeout: float) -> str:
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                # With all that it has started.
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     return f"its exit status is {status}" if status else ""
