@@ -150,7 +150,7 @@ class _Lines:
         """Show what became of all."""
         table = answer.get("table")
         if self._interval > 0 and isinstance(table, list):
-            for line in table:
+            for line in table[:_MOST_SHOWN]:
                 self._say(str(line))
 
     def _show_line(self, pid: t.Any, line: dict[str, t.Any]) -> None:
