@@ -98,7 +98,7 @@ def _entry(name: str, save: Run, restore: Run) -> dict[str, t.Any]:
         "name": name,
         "state": _state(save, restore),
         "msg": sentence(str((restore or save).get("msg", ""))),
-        "written": bool(save.get("changed")) and "space_needed" not in save,
+        "written": bool(save.get("changed")) and save.get("state") != "predicted",
         "disbelieved": disbelieved,
     }
 
@@ -116,7 +116,7 @@ def _state(save: Run, restore: Run) -> str:
         return "failed"
     if save.get("skipped"):
         return "running"
-    return "predicted" if "space_needed" in save else "saved"
+    return "predicted" if save.get("state") == "predicted" else "saved"
 
 
 class FilterModule:

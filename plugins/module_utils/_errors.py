@@ -294,4 +294,5 @@ class HostRunError(VmopsError):
 
     def as_result(self) -> dict[str, t.Any]:
         """The keys that a failed module returns for this error."""
-        return {**self.result, **super().as_result()}
+        told = super().as_result()
+        return {**self.result, **{key: value for key, value in told.items() if value or key not in self.result}}

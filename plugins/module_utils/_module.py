@@ -84,7 +84,10 @@ def _leave_with(
         result = work()
     except VmopsError as exc:
         exc.situation = exc.situation or situation()
-        module.fail_json(**tellable(exc.as_result()))
+        told = exc.as_result()
+        if not module._diff:
+            told.pop("diff", None)
+        module.fail_json(**tellable(told))
     except Exception as exc:  # a bug of ours: the operator gets a sentence, and the traceback only with -vvv
         module.fail_json(
             msg=one_line(f"{module._name} met an unexpected error, please report it: {type(exc).__name__}: {exc}."),

@@ -78,7 +78,7 @@ RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
 
 #: By module, of whose results its ``vms`` are, and what each has besides.
 _OF_A_VM: t.Mapping[str, tuple[str, t.Mapping[str, str]]] = {
-    "qemu_managed_save": ("qemu_save", {"name": "str", "state": "str", "space_predicted": "int", "rollback": "dict"}),
+    "qemu_managed_save": ("qemu_save", {"name": "str", "state": "str", "rollback": "dict"}),
     "qemu_managed_restore": (
         "qemu_restore",
         {"name": "str", "state": "str", "path": "str", "health_check": "str", "image_bytes": "int"},

@@ -12,6 +12,7 @@ and the others go on.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 import typing as t
@@ -29,7 +30,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Jo
 from ansible_collections.vmops.qemu.plugins.module_utils._host.progress import read_host_runs
 from ansible_collections.vmops.qemu.plugins.module_utils._host.rates import keep_rate
 from ansible_collections.vmops.qemu.plugins.module_utils._host.table import table
-from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import Turns, outcome_of, to_the_end
+from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
+    Turns,
+    have_threads_for,
+    outcome_of,
+    to_the_end,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import find_processes
@@ -76,6 +82,7 @@ class HostRestoreOperation:
 
     async def _run(self) -> dict[str, t.Any]:
         started, clock = time.time(), time.monotonic()
+        have_threads_for(self.request.parallel)
         turns = self._turns = Turns(self.request.parallel)
         if self._stopped_by:
             turns.stop(self._stopped_by)
@@ -103,7 +110,7 @@ class HostRestoreOperation:
 
     async def _wait_for_saves(self) -> None:
         """A save that an earlier run began makes its image only at its end; it would be missed."""
-        deadline = time.monotonic() + self.request.common["timeout"]
+        deadline = time.monotonic() + (self.request.common["timeout"] or math.inf)
         told: set[str] = set()
         while time.monotonic() < deadline and not self._stopped_by:
             others = {

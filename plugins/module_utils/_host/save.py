@@ -16,7 +16,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Jo
 from ansible_collections.vmops.qemu.plugins.module_utils._host.rates import keep_rate, read_rates, seconds_for
 from ansible_collections.vmops.qemu.plugins.module_utils._host.space import shortages
 from ansible_collections.vmops.qemu.plugins.module_utils._host.table import table
-from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import Turns, outcome_of, to_the_end
+from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
+    Turns,
+    have_threads_for,
+    outcome_of,
+    to_the_end,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._names import is_selected, options_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
@@ -101,6 +106,7 @@ class HostSaveOperation:
 
     async def _run(self) -> dict[str, t.Any]:
         started, clock = time.time(), time.monotonic()
+        have_threads_for(max(self.request.parallel, _PLANNED_AT_A_TIME))
         await self._plan()
         self._require_all()
         if self.request.check_mode:
@@ -129,7 +135,7 @@ class HostSaveOperation:
             f" {first['msg'].rstrip('.')}",
             cure="",
             situation=Situation(consequence, self._guests()),
-            result=self._result("", started, clock),
+            result={**self._result("", started, clock), "cure": first.get("cure", "")},
         )
 
     # --- before a guest is touched ---
@@ -149,7 +155,7 @@ class HostSaveOperation:
         plans = await asyncio.gather(*(self._plan_one(turns, name) for name in names))
         pids = {process.name: process.pid for process in processes}
         for name, plan in zip(names, plans):
-            state = "failed" if plan["failed"] else "predicted" if "space_needed" in plan else "saved"
+            state = "failed" if plan["failed"] else "predicted" if plan["changed"] else "saved"
             self._vms[name] = {**plan, "name": name, "state": state}
             if plan["failed"] and name in pids:
                 self._unsaved.append({"name": name, "pid": pids[name], "reason": plan["msg"]})
@@ -181,9 +187,7 @@ class HostSaveOperation:
         told += shortages(self._vms.values())
         if self.request.unsaved == "fail":
             told += [
-                f"{vm['name'] or 'A QEMU'} (pid {vm['pid']}) runs here and would not be saved: {vm['reason']}".rstrip(
-                    "."
-                )
+                f"{vm['name'] or 'A QEMU'} (pid {vm['pid']}) runs here and would not be saved: {vm['reason']}"
                 for vm in self._unsaved
                 if vm["name"] not in failed
             ]
@@ -212,7 +216,6 @@ class HostSaveOperation:
         result = await outcome_of(
             turns.take(lambda: SaveOperation(self.request.of(name, False)), self.request.timeout_of(name)), ""
         )
-        needed = self._vms[name].get("space_needed")
         state = "failed" if result["failed"] else "skipped" if result.get("skipped") else "saved"
         self._vms[name] = {**result, "name": name, "state": state}
         if result["failed"]:
@@ -221,27 +224,29 @@ class HostSaveOperation:
                 turns.close(f"{name} could not be saved")
         else:
             self._journal.say(f"{name}: {result['msg']}")
-        if needed is not None and result["changed"]:
-            self._vms[name]["space_predicted"] = needed
 
     async def _roll_back(self, names: list[str]) -> str:
         """Restore those that this run has saved; what was reached, as a sentence."""
-        saved = [name for name in names if self._vms[name]["state"] == "saved" and self._vms[name]["changed"]]
+        saved = [name for name in names if self._is_to_be_put_back(self._vms[name])]
         if not saved:
             return "No other VM had been saved, the host is as it was"
         turns = t.cast(Turns, self._turns)
         turns.reopen()
         await asyncio.gather(*(self._put_back(turns, name) for name in saved))
-        left = [name for name in saved if self._vms[name]["state"] != "restored"]
+        left = [name for name in saved if self._vms[name]["rollback"]["failed"]]
         if left:
             reasons = "; ".join(f"{name}: {self._vms[name]['rollback']['msg'].rstrip('.')}" for name in left)
             return f"Not all that were saved could be put back, and their images are kept: {reasons}"
         return f"The {_count(len(saved))} that {_was(saved)} saved before {_was(saved)} put back, the host is as it was"
 
+    def _is_to_be_put_back(self, vm: dict[str, t.Any]) -> bool:
+        """Whether a guest is in its image by this run, also where its save has failed after that."""
+        if vm["failed"]:
+            return vm.get("guest") in ("saved", "paused") and vm["image"]["state"] == "complete"
+        return vm["state"] == "saved" and bool(vm["changed"])
+
     async def _put_back(self, turns: Turns, name: str) -> None:
-        request = RestoreRequest(
-            name=name, qmp_socket=None, path=self._vms[name]["image"]["path"], save_dir=self.request.save_dir
-        )
+        request = RestoreRequest(name=name, qmp_socket=None, path=None, save_dir=self.request.save_dir)
         result = await outcome_of(
             turns.take(lambda: RestoreOperation(request), self.request.timeout_of(name)), f"{name} is back"
         )
@@ -249,14 +254,18 @@ class HostSaveOperation:
         if result["failed"]:
             self._journal.complain(f"{name}: {result['msg']}")
         else:
-            self._vms[name]["state"] = "restored"
+            if not self._vms[name]["failed"]:
+                self._vms[name]["state"] = "restored"
             self._journal.say(f"{name}: {result['msg']}")
 
     # --- the result ---
 
     def _guests(self) -> str:
         """The word for how all guests are, where it is one."""
-        words = {vm["guest"] if vm.get("guest") else "running" for vm in self._vms.values()}
+        words = {
+            vm["guest"] if vm["failed"] else {"saved": "saved", "restored": "running"}.get(vm["state"], "unknown")
+            for vm in self._vms.values()
+        }
         return words.pop() if len(words) == 1 else "unknown"
 
     def _prediction(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation
@@ -39,10 +40,6 @@ class Turns:
         self.closed = ""
         #: What stops the runs that are at work, as a noun; empty where nothing does.
         self._stopped_by = ""
-        # A flush of one guest's image must not keep the others' ways back waiting for a thread.
-        asyncio.get_running_loop().set_default_executor(
-            concurrent.futures.ThreadPoolExecutor(max_workers=4 * parallel + 4)
-        )
 
     def close(self, why: str) -> None:
         """Let no further run begin.
@@ -74,7 +71,8 @@ class Turns:
         """Run what ``make`` makes when its turn comes, and after another run that works on the same VM or image.
 
         :param make: makes the run, each time that it is tried.
-        :param timeout: seconds that it may take from its turn on, with the time for which it waits for others.
+        :param timeout: seconds that it may take from its turn on, with the time for which it waits for others; 0 for no
+            limit.
         :param is_left: whether there is still something to do, after another run was at work.
         :returns: the run's return values; None where nothing was left to do.
         :raises NotBegunError: its turn did not come any more.
@@ -85,7 +83,7 @@ class Turns:
             async with self._free:
                 if self.closed:
                     raise NotBegunError(f"Not begun, since {self.closed}")
-                deadline = deadline or _now() + timeout
+                deadline = deadline or _now() + (timeout or math.inf)
                 try:
                     return await self._run(make(), deadline, timeout)
                 except BusyError:
@@ -100,7 +98,8 @@ class Turns:
         task = asyncio.ensure_future(run.run())
         self._working.add(task)
         try:
-            done, _pending = await asyncio.wait({task}, timeout=max(0.0, deadline - _now()))
+            left = None if math.isinf(deadline) else max(0.0, deadline - _now())
+            done, _pending = await asyncio.wait({task}, timeout=left)
             if not done:
                 task.cancel()
             return await task
@@ -118,6 +117,15 @@ class Turns:
             ) from None
         finally:
             self._working.discard(task)
+
+
+def have_threads_for(parallel: int) -> None:
+    """Give this event loop enough threads: a flush of one image must not keep another guest's way back waiting.
+
+    :param parallel: how many runs are at work at a time.
+    """
+    executor = concurrent.futures.ThreadPoolExecutor(max_workers=4 * parallel + 4)
+    asyncio.get_running_loop().set_default_executor(executor)
 
 
 async def to_the_end(work: t.Coroutine[t.Any, t.Any, _Result], stop: t.Callable[[str], None]) -> _Result:

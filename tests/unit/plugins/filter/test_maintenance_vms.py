@@ -50,7 +50,7 @@ def test_vm_that_was_saved_and_restored():
         ({"vms": [{**SAVED, "rollback": RESTORED}]}, None, "restored"),
         ({"vms": [{"name": "a", "failed": True}]}, None, "failed"),
         ({"vms": [{"name": "a", "skipped": True}]}, None, "running"),
-        ({"vms": [{"name": "a", "changed": True, "space_needed": 5}]}, None, "predicted"),
+        ({"vms": [{"name": "a", "changed": True, "state": "predicted"}]}, None, "predicted"),
         ({}, {"vms": [RESTORED]}, "restored"),
         (None, None, None),
     ],
