@@ -162,14 +162,15 @@ def reduce_answer(module: str, answer: t.Any, in_background: bool = False) -> tu
 def _reduced(name: str, answer: t.Any, in_background: bool) -> tuple[Result, list[str]]:
     if not isinstance(answer, t.Mapping):
         raise AnswerError("it is not a dictionary")
-    return _reduced_to({**_ALWAYS, **RETURNED[name], **(_JOB if in_background else {})}, name, answer, in_background)
+    wanted = {**_ALWAYS, **RETURNED[name], **(_JOB if in_background else {})}
+    return _reduced_to(wanted, name, answer, in_background, _Plain())
 
 
 def _reduced_to(
-    wanted: t.Mapping[str, str], name: str, answer: t.Mapping[str, t.Any], in_background: bool
+    wanted: t.Mapping[str, str], name: str, answer: t.Mapping[str, t.Any], in_background: bool, plain: _Plain
 ) -> tuple[Result, list[str]]:
-    """What is let in of an answer: these keys."""
-    plain = _Plain()
+    """What is let in of an answer, or of a part of one: these keys."""
+    before = len(plain.disbelieved)
     disbelieved: list[str] = []
     result: Result = {}
     for key, kind in wanted.items():
@@ -191,7 +192,7 @@ def _reduced_to(
         elif key == "job":
             result[key] = dict(answer[key])  # it is an answer of its own, to be reduced as its module's
         elif key == "vms" and name in _OF_A_VM:
-            result[key] = [_of_a_vm(name, entry, disbelieved) for entry in plain.value(value, key)]
+            result[key] = [_of_a_vm(name, entry, plain, disbelieved) for entry in answer[key]]
         else:
             result[key] = plain.value(value, key)
     for key in ("msg", *ERROR):
@@ -208,18 +209,18 @@ def _reduced_to(
         result["exception"] = text(_traceback(answer["exception"]))
     if isinstance(answer.get("diff"), t.Mapping):
         result["diff"] = _diff(plain.value(answer["diff"], "diff"))
-    disbelieved += plain.disbelieved
+    disbelieved += plain.disbelieved[before:]
     if disbelieved:
         result["disbelieved"] = sorted(set(disbelieved))
     return result, _warnings(answer.get("warnings"))
 
 
-def _of_a_vm(module: str, entry: t.Any, disbelieved: list[str]) -> Result:
+def _of_a_vm(module: str, entry: t.Any, plain: _Plain, disbelieved: list[str]) -> Result:
     """What is let in of what became of a VM."""
     if not isinstance(entry, t.Mapping) or not isinstance(entry.get("name"), str):
         raise AnswerError("vms has an element without a name")
     name, more = _OF_A_VM[module]
-    result, _warnings = _reduced_to({**_ALWAYS, **RETURNED[name], **more}, name, entry, False)
+    result, _warnings = _reduced_to({**_ALWAYS, **RETURNED[name], **more}, name, entry, False, plain)
     disbelieved += result.get("disbelieved", ())
     return result
 

@@ -107,6 +107,25 @@ def test_what_is_no_result_is_a_failure(answer):
     assert len(result["msg"]) < 1000
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, 10**400, -1, "x", True])
+def test_figure_of_a_vm_that_cannot_be_is_named_at_that_vm(value):
+    """Also one that no number of 64 bits is; the others are as they were."""
+    vms = [{"name": "web1", "stopped_at": value, "image": {"allocated": 10**400}}, {"name": "db1", "stopped_at": 1.5}]
+    result, _warnings = reduce_answer("qemu_managed_save", {"msg": "saved", "vms": vms})
+    assert result["vms"] == [
+        {"name": "web1", "image": {"allocated": None}, "disbelieved": ["allocated", "stopped_at"]},
+        {"name": "db1", "stopped_at": 1.5},
+    ]
+    assert result["disbelieved"] == ["allocated", "stopped_at"]
+
+
+def test_vms_have_bounds_together():
+    vms = [{"name": "x" * 2**20, "msg": "x" * 2**20, "reasons": {"a": "x" * 2**20}} for _number in range(20)]
+    result, _warnings = reduce_answer("qemu_managed_save", {"msg": "saved", "vms": vms})
+    assert result["error"] == "AnswerError"
+    assert "it is longer than 32 MiB" in result["msg"]
+
+
 def test_nesting_has_an_end():
     deep: object = 1
     for _level in range(2000):
