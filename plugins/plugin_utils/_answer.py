@@ -198,6 +198,8 @@ def _reduced_to(
     for key in ("msg", *ERROR):
         if isinstance(result.get(key), str):
             result[key] = sentence(result[key])
+    if isinstance(result.get("table"), list):
+        result["table"] = [sentence(str(line)) for line in result["table"]]
     for key in ("module_stdout", "module_stderr", "outdata", "stderr"):
         if isinstance(result.get(key), str):
             result[key] = text(result[key])

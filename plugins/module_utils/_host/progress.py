@@ -23,7 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._progress import publis
 from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import host_run_path, host_run_paths
 
 #: Bytes of such a file that are read at most, and lines and characters of each that are in it.
-_MAX_SIZE = 1024 * 1024
+_MAX_SIZE = 4 * 1024 * 1024
 _MOST_LINES = 1000
 _MOST_CHARACTERS = 500
 

@@ -100,7 +100,7 @@ def test_whatever_was_told_all_is_of_its_type(data):
         width = made.picture.width
         assert 1 <= len(made.picture.ticks) <= 10
         for row in (row for group in made.picture.groups for row in group.rows):
-            assert all(made.picture.left <= bar.x <= bar.x + bar.width <= width for bar in row.bars)
+            assert all(made.picture.left <= piece.x <= piece.x + piece.width <= width for piece in row.bars)
 
 
 def test_text_that_claims_to_be_markup_is_none():
@@ -111,7 +111,7 @@ def test_text_that_claims_to_be_markup_is_none():
 def test_bars_of_a_vm_follow_one_another():
     made = report(host("hv1", vm()))
     (row,) = rows(made).values()
-    assert [bar.kind for bar in row.bars] == ["saving", "saved", "restoring"]
+    assert [piece.kind for piece in row.bars] == ["saving", "saved", "restoring"]
     for before, after in zip(row.bars, row.bars[1:]):
         assert before.x + before.width == pytest.approx(after.x)
     assert row.end == pytest.approx(row.bars[-1].x + row.bars[-1].width)
@@ -135,7 +135,7 @@ def test_bar_of_a_vm_that_is_still_saved_goes_to_the_end(stopped_at, times):
 def test_vm_that_an_earlier_run_has_saved_is_in_the_picture():
     """Its time is not known, so its bar begins before the picture."""
     row = rows(report(host("hv1", vm("b", state="saved", stopped_at=None, running_at=None))))["b"]
-    assert [bar.kind for bar in row.bars] == ["still-saved"]
+    assert [piece.kind for piece in row.bars] == ["still-saved"]
     assert (row.from_before, row.goes_on) == (True, True)
     for state in ("predicted", "not reached", "begun"):
         assert report(host("hv1", vm(state="saved", stopped_at=None, running_at=None), state=state)).picture is None
@@ -144,7 +144,7 @@ def test_vm_that_an_earlier_run_has_saved_is_in_the_picture():
 def test_vm_whose_end_is_not_known_is_not_called_saved():
     for state in ("restored", "failed", "x"):
         row = rows(report(host("hv1", vm(state=state, running_at=None))))["web1"]
-        assert [bar.kind for bar in row.bars] == ["saving", "unknown"]
+        assert [piece.kind for piece in row.bars] == ["saving", "unknown"]
 
 
 def test_picture_is_that_of_the_maintenance():
