@@ -13,7 +13,7 @@ class ModuleDocFragment:
 options:
   save_dir:
     description:
-      - The directory of the save images. It is not used when O(path) is given.
+      - The directory of the save images. It is not used when C(path) is given.
     type: path
     default: /var/lib/vmops/save
 """

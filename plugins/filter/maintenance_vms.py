@@ -64,7 +64,7 @@ def maintenance_vms(
 ) -> list[dict[str, t.Any]]:
     """One entry for each VM, in the order in which they were saved."""
     saves = _by_name((saved or {}).get("vms"))
-    back = _by_name((saved or {}).get("rolled_back"))
+    back = {name: save["rollback"] for name, save in saves.items() if isinstance(save.get("rollback"), t.Mapping)}
     restores = _by_name((restored or {}).get("vms"))
     by_host = {name: {"msg": "the host restored it when it booted"} for name in _by_name(running)}
     return [
@@ -98,7 +98,7 @@ def _entry(name: str, save: Run, restore: Run) -> dict[str, t.Any]:
         "name": name,
         "state": _state(save, restore),
         "msg": sentence(str((restore or save).get("msg", ""))),
-        "written": bool(save.get("changed")) and "space_needed" not in save,
+        "written": bool(save.get("changed")) and save.get("state") != "predicted",
         "disbelieved": disbelieved,
     }
 
@@ -116,7 +116,7 @@ def _state(save: Run, restore: Run) -> str:
         return "failed"
     if save.get("skipped"):
         return "running"
-    return "predicted" if "space_needed" in save else "saved"
+    return "predicted" if save.get("state") == "predicted" else "saved"
 
 
 class FilterModule:

@@ -43,6 +43,8 @@ An error says what happened and to what, how guest and image are now, and what t
         LaunchError
         OperationTimeoutError           the run itself
         InterruptedOperationError
+        NotBegunError                   ... of one VM of several
+        HostRunError                    ... over all VMs of a host
 """
 
 from __future__ import annotations
@@ -274,3 +276,23 @@ class OperationTimeoutError(VmopsError):
 
 class InterruptedOperationError(VmopsError):
     """The operation was cancelled by a signal."""
+
+
+class NotBegunError(VmopsError):
+    """A run of several did not begin, because of what became of another one."""
+
+
+class HostRunError(VmopsError):
+    """Not all of a host's VMs are as was asked for.
+
+    :param result: the other return values of the module, as of a run that succeeded, with what became of each VM.
+    """
+
+    def __init__(self, what: str, *, cure: str, situation: Situation, result: dict[str, t.Any]) -> None:
+        super().__init__(what, cure=cure, situation=situation)
+        self.result = result
+
+    def as_result(self) -> dict[str, t.Any]:
+        """The keys that a failed module returns for this error."""
+        told = super().as_result()
+        return {**self.result, **{key: value for key, value in told.items() if value or key not in self.result}}

@@ -105,19 +105,20 @@ def _is_at(path: str, descriptor: int) -> bool:
 
 
 @contextlib.contextmanager
-def file_lock(descriptor: int) -> t.Iterator[Held | None]:
+def file_lock(descriptor: int, timeout: float = LOCK_TIMEOUT) -> t.Iterator[Held | None]:
     """Hold the lock of an open file: by its name among this user's runs, and by ``flock`` for those of others.
 
     The name is the file's device and inode, which no other file has while it is open.
 
+    :param timeout: seconds for which each of them may be waited for.
     :returns: None where it is held; else who holds it.
     :raises OSError: it cannot be locked.
     """
     facts = os.fstat(descriptor)
-    with named_lock(f"file-{facts.st_dev:x}-{facts.st_ino}") as other:
+    with named_lock(f"file-{facts.st_dev:x}-{facts.st_ino}", timeout) as other:
         if other is not None:
             yield Held(is_run=True, who=other)
-        elif lock(descriptor):
+        elif lock(descriptor, timeout):
             try:
                 yield None
             finally:

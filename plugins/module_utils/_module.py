@@ -20,6 +20,7 @@ import traceback
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageError,
@@ -30,6 +31,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     one_line,
     tellable,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._options import Spec
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import redact_argument
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import QEMU_QMP_IMPORT_ERROR, QEMU_QMP_MINIMUM
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
@@ -82,7 +84,10 @@ def _leave_with(
         result = work()
     except VmopsError as exc:
         exc.situation = exc.situation or situation()
-        module.fail_json(**tellable(exc.as_result()))
+        told = exc.as_result()
+        if not module._diff:
+            told.pop("diff", None)
+        module.fail_json(**tellable(told))
     except Exception as exc:  # a bug of ours: the operator gets a sentence, and the traceback only with -vvv
         module.fail_json(
             msg=one_line(f"{module._name} met an unexpected error, please report it: {type(exc).__name__}: {exc}."),
@@ -191,6 +196,53 @@ def show_without_secrets(
         with contextlib.suppress(ImageError):
             if redact(value) == value:
                 module.no_log_values.discard(value)
+
+
+def parse_saving(options: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Options of a save as the fields of its request; those that are not given are no fields.
+
+    :raises RequestError: a mode, a rate, an owner or a group makes no sense.
+    """
+    fields = dict(options)
+    if "mode" in fields:
+        fields["mode"] = parse_mode(fields["mode"])
+    if "bandwidth" in fields:
+        fields["bandwidth"] = parse_bandwidth(fields["bandwidth"])
+    given = {"uid": "owner" in fields, "gid": "group" in fields}
+    uid, gid = parse_owner(fields.pop("owner", None), fields.pop("group", None))
+    return {**fields, **{key: number for key, number in (("uid", uid), ("gid", gid)) if given[key]}}
+
+
+def parse_by_vm(by_vm: t.Mapping[str, t.Any], spec: Spec) -> dict[str, dict[str, t.Any]]:
+    """Options of single VMs, checked as Ansible checks those of the module.
+
+    :param by_vm: by name, the options that are given.
+    :param spec: what may be given.
+    :returns: by name, the options that are given, with the types of the spec.
+    :raises RequestError: one is not in the spec, or has another type or value.
+    """
+    checked = {}
+    validator = ArgumentSpecValidator({name: {**option, "default": None} for name, option in spec.items()})
+    for name, options in by_vm.items():
+        if not isinstance(options, t.Mapping):
+            raise RequestError(
+                f"by_vm has no dictionary of options for {name}, but {options!r}", cure="Write {name: {option: value}}"
+            )
+        result = validator.validate(dict(options))
+        if result.error_messages:
+            raise RequestError(
+                f"by_vm has for {name} what cannot be asked for: {'; '.join(result.error_messages)}",
+                cure="Correct by_vm",
+            )
+        checked[str(name)] = {key: result.validated_parameters[key] for key in options}
+    return checked
+
+
+def parse_parallel(parallel: int) -> int:
+    """:raises RequestError: it is less than 1."""
+    if parallel < 1:
+        raise RequestError(f"parallel is {parallel}, but at least 1 VM must be worked on", cure="Correct parallel")
+    return parallel
 
 
 def parse_mode(value: str | int) -> int:

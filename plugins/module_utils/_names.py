@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Shell patterns of VMs' names, as all filters and the restore at boot read them."""
+"""Shell patterns of VMs' names, as all that takes them reads them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,21 @@ import typing as t
 def matches(name: str, patterns: t.Iterable[str]) -> bool:
     """Whether a name matches one of the patterns; upper and lower case differ."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def options_of(
+    name: str, common: t.Mapping[str, t.Any], by_vm: t.Mapping[str, t.Mapping[str, t.Any]]
+) -> dict[str, t.Any]:
+    """The options of one VM.
+
+    :param common: those for all.
+    :param by_vm: by name or pattern, those that are others; of several that match, a later one overrides an earlier.
+    """
+    options = dict(common)
+    for pattern, others in by_vm.items():
+        if pattern == name or matches(name, [pattern]):
+            options.update(others)
+    return options
 
 
 def is_selected(name: str, include: t.Iterable[str], exclude: t.Iterable[str]) -> bool:

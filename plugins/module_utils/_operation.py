@@ -7,13 +7,17 @@
 from __future__ import annotations
 
 import abc
+import asyncio
 import contextlib
 import dataclasses
 import os
+import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    BusyError,
+    LockHeldError,
     MonitorError,
     MonitorLostError,
     MonitorMissingError,
@@ -22,6 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_state, image_word
+from ansible_collections.vmops.qemu.plugins.module_utils._lock import LOCK_TIMEOUT
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import (
     RecordedIdentity,
     choose_process,
@@ -40,6 +45,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process_watch imp
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
+#: Seconds between two tries to take a lock.
+_LOCK_INTERVAL = 0.05
+
 
 class Locks(contextlib.ExitStack):
     """What one run holds so that no other works on the same VM or image; let go at its end, however it ends."""
@@ -48,15 +56,27 @@ class Locks(contextlib.ExitStack):
         super().__init__()
         self._pids: set[int] = set()
 
-    def take_vm(self, process: QemuProcess) -> None:
+    async def take_vm(self, process: QemuProcess) -> None:
         """:raises ConflictError: another run works on this VM."""
         if process.pid not in self._pids:
-            self.enter_context(vm_lock(process))
+            await self._take(lambda: vm_lock(process, 0.0))
             self._pids.add(process.pid)
 
-    def take_image(self, path: str) -> None:
+    async def take_image(self, path: str) -> None:
         """:raises ConflictError: another run works on this image."""
-        self.enter_context(image_lock(path))
+        await self._take(lambda: image_lock(path, 0.0))
+
+    async def _take(self, make: t.Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        """Take a lock within the time for locks; the other runs of this process go on while it is waited for."""
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        while True:
+            try:
+                self.enter_context(make())
+                return
+            except (BusyError, LockHeldError):
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_LOCK_INTERVAL)
 
 
 class Run(abc.ABC):
@@ -143,7 +163,7 @@ async def connect_to_vm(
         # Before the monitor is asked, which would be silent while the other run holds it.
         listening = [process for process in list_processes() if address in process.qmp_addresses]
         if len(listening) == 1:
-            locks.take_vm(listening[0])
+            await locks.take_vm(listening[0])
         try:
             return await Monitor.connect(address)
         except MonitorMissingError as exc:
@@ -165,7 +185,7 @@ async def connect_to_vm(
     process = choice.process
     if process is None:
         return None
-    locks.take_vm(process)
+    await locks.take_vm(process)
     try:
         return await connect_by_process(process)
     except MonitorError:

@@ -30,6 +30,42 @@ IMAGE_HEAD: Spec = {
 #: How QEMU writes or reads the guest's memory.
 ACCESS: Spec = {"parallel_channels": {"type": "int"}, "bypass_cache": {"type": "bool"}}
 
+#: How a VM is saved.
+SAVING: Spec = {
+    "format": {"type": "str", "choices": ["sparse", "raw", "gzip", "bzip2", "xz", "lzop", "zstd"]},
+    "live": {"type": "bool", "default": False},
+    "live_timeout": {"type": "float", "default": 60},
+    "after_save": {"type": "str", "choices": ["quit", "pause", "resume"], "default": "quit"},
+    "cold_boot_guard": {"type": "bool", "default": True},
+    "require_restorable": {"type": "bool", "default": True},
+    "force": {"type": "bool", "default": False},
+    "bandwidth": {"type": "str"},
+    "checksum": {"type": "bool", "default": False},
+    "mode": {"type": "raw", "default": "0600"},
+    "owner": {"type": "str"},
+    "group": {"type": "str"},
+}
+
+#: How a VM is restored.
+RESTORING: Spec = {
+    "state": {"type": "str", "choices": ["as_saved", "running", "paused"], "default": "as_saved"},
+    "launch": {"type": "str", "choices": ["recorded", "command", "attach"], "default": "recorded"},
+    "attach_timeout": {"type": "float", "default": 0},
+    "disks": {"type": "str", "choices": ["check", "ignore"], "default": "check"},
+    "verify": {"type": "str", "choices": ["full", "structure", "none"], "default": "structure"},
+    "remove_image": {"type": "bool", "default": True},
+}
+
+#: Which VMs of a host, and how many at a time.
+SELECTION: Spec = {
+    "vms": {"type": "list", "elements": "str", "default": []},
+    "include": {"type": "list", "elements": "str", "default": ["*"]},
+    "exclude": {"type": "list", "elements": "str", "default": []},
+    "by_vm": {"type": "dict", "default": {}},
+    "parallel": {"type": "int", "default": 4},
+    "interval": {"type": "float", "default": 5},
+}
+
 #: How long the work may take.
 TIMEOUT: Spec = {"timeout": {"type": "float", "default": 3600}}
 

@@ -42,6 +42,8 @@ class Progress:
     operation: str
     #: What it is busy with: ``start``, ``memory`` while QEMU writes or reads, ``flush``, ``check``, ``checksum``.
     phase: str
+    #: The image's path.
+    image: str
     pid: int
     started: float
     updated: float
@@ -72,10 +74,10 @@ class Progress:
 class Publisher:
     """Publishes one operation's progress. It must never fail or hold up the operation, so errors are dropped."""
 
-    def __init__(self, vm: str, operation: str) -> None:
-        """:param operation: ``save`` or ``restore``."""
+    def __init__(self, vm: str, operation: str, image: str) -> None:
+        """:param operation: ``save`` or ``restore``. :param image: the image's path."""
         now = time.time()
-        self._now = Progress(vm, operation, "start", os.getpid(), now, now, birth=birth_of(os.getpid()) or 0)
+        self._now = Progress(vm, operation, "start", image, os.getpid(), now, now, birth=birth_of(os.getpid()) or 0)
         self._path = ""
 
     def __enter__(self) -> Publisher:
@@ -123,18 +125,26 @@ class Publisher:
             self._write()
 
     def _write(self) -> None:
-        if not self._path:
-            return
-        fresh = f"{self._path}.{self._now.pid}"
-        # A full or missing /run is no reason to disturb a save.
-        with contextlib.suppress(OSError):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(fresh, flags, 0o600)
-            try:
-                os.write(descriptor, json.dumps(dataclasses.asdict(self._now)).encode())
-            finally:
-                os.close(descriptor)
-            os.replace(fresh, self._path)
+        if self._path:
+            publish(self._path, dataclasses.asdict(self._now))
+
+
+def publish(path: str, content: dict[str, t.Any]) -> None:
+    """Write a JSON file that others read at any moment; quiet where that fails.
+
+    A full or missing /run is no reason to disturb a save.
+
+    :param content: with the ``pid`` of this process.
+    """
+    fresh = f"{path}.{content['pid']}"
+    with contextlib.suppress(OSError):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(fresh, flags, 0o600)
+        try:
+            os.write(descriptor, json.dumps(content).encode())
+        finally:
+            os.close(descriptor)
+        os.replace(fresh, path)
 
 
 def read_progress() -> list[Progress]:

@@ -8,6 +8,7 @@
 who has not logged in, ``/tmp/vmops.qemu-UID``. It belongs to its user alone, who alone can look into it.
 
 - ``<VM>.progress``: how far the run on a VM has come (``_progress``)
+- ``<pid>.host-run``: how far a run over all VMs of this host has come (``_host/progress``)
 - ``locks/<name>``: the lock of this name, such as ``vm-<pid>-<start>`` (``_lock``)
 - ``logs/<VM>.log``: what a VM's QEMU says, where its image's directory is no safe place for it (``launch_log``); root's
   are in ``/var/log/vmops.qemu``
@@ -25,6 +26,7 @@ ROOT_DIRECTORY = "/run/vmops.qemu"
 _ROOT_LOGS = "/var/log/vmops.qemu"
 
 _PROGRESS = ".progress"
+_HOST_RUN = ".host-run"
 
 
 def run_directory(name: str = "") -> str:
@@ -62,10 +64,24 @@ def progress_path(vm: str) -> str:
 
 def progress_paths() -> list[str]:
     """All files of that kind; raises OSError where the directory may be someone else's."""
+    return _paths(_PROGRESS)
+
+
+def host_run_path(pid: int) -> str:
+    """The file for the progress of the run over this host's VMs that this process is; as :func:`progress_path`."""
+    return os.path.join(run_directory(), f"{pid}{_HOST_RUN}")
+
+
+def host_run_paths() -> list[str]:
+    """All files of that kind; raises OSError where the directory may be someone else's."""
+    return _paths(_HOST_RUN)
+
+
+def _paths(suffix: str) -> list[str]:
     if not os.path.lexists(base_directory()):
         return []
     directory = run_directory()
-    return [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if name.endswith(_PROGRESS)]
+    return [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if name.endswith(suffix)]
 
 
 def log_path(vm: str) -> str:

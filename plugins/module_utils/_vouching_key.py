@@ -4,26 +4,22 @@
 
 """The key with which a user of this host vouches for what save images record: a file that nobody else can read.
 
-``/var/lib/vmops.qemu/vouching.key`` for root; ``$XDG_STATE_HOME/vmops.qemu/vouching.key`` (``~/.local/state`` where
-that is not set) for any other user. It holds 64 hexadecimal digits and a line break. It is made by the first save, and
-never shown.
+It is ``vouching.key`` in his state directory (``_state_directory``). It holds 64 hexadecimal digits and a line break.
+It is made by the first save, and never shown.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pwd
 import re
 import secrets
 import stat
 
-from ansible_collections.vmops.qemu.plugins.module_utils._durable import flush_directory, write_durably
+from ansible_collections.vmops.qemu.plugins.module_utils._durable import write_durably
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import VouchingKeyError
 from ansible_collections.vmops.qemu.plugins.module_utils._lock import named_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
-
-ROOT_DIRECTORY = "/var/lib/vmops.qemu"
+from ansible_collections.vmops.qemu.plugins.module_utils._state_directory import make_state_directory, state_path
 
 _NAME = "vouching.key"
 
@@ -41,20 +37,7 @@ _CURE = (
 
 def key_path() -> str:
     """Where this user's key is, or would be."""
-    if os.geteuid() == 0:
-        return os.path.join(ROOT_DIRECTORY, _NAME)
-    state = os.environ.get("XDG_STATE_HOME", "")
-    if not os.path.isabs(state):
-        state = os.path.join(_home(), ".local", "state")
-    return os.path.join(state, "vmops.qemu", _NAME)
-
-
-def _home() -> str:
-    """This user's home directory, whatever the environment says, which may be another user's."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_dir
-    except KeyError:
-        return os.path.expanduser("~")
+    return state_path(_NAME)
 
 
 def read_key() -> bytes | None:
@@ -103,7 +86,7 @@ def make_key() -> bytes:
     if key is not None:
         return key
     try:
-        _make_directory(os.path.dirname(key_path()))
+        make_state_directory()
         with named_lock("vouching-key", _LOCK_TIMEOUT) as other:
             if other is not None:
                 raise VouchingKeyError(f"The key {key_path()} is being made by another run{other}", cure="Run it again")
@@ -116,17 +99,6 @@ def make_key() -> bytes:
     if key is None:
         raise VouchingKeyError(f"The key {key_path()} was removed just now", cure="Run the task again")
     return key
-
-
-def _make_directory(path: str) -> None:
-    """With the directories above it; each belongs to this user alone, and outlasts a crash."""
-    if os.path.isdir(path):
-        return
-    above = os.path.dirname(path)
-    _make_directory(above)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-    flush_directory(above)
 
 
 def _cannot(what: str, error: OSError) -> VouchingKeyError:

@@ -41,28 +41,6 @@ options:
       - If it does not exist, it is created with mode C(0700).
   image_version:
     default: 3
-  format:
-    description:
-      - V(sparse) stores the guest's pages at fixed places, with holes for zero pages. It needs QEMU 9.1 or later.
-      - V(raw) is QEMU's plain stream.
-      - V(gzip), V(bzip2), V(xz), V(lzop) and V(zstd) compress that stream with the tool of the same name while QEMU
-        writes it; V(xz) and V(zstd) use all CPUs. The tool must be installed on the host of the VM.
-      - The default is V(sparse) if QEMU supports it, else V(raw) with a warning. With O(image_version=2) the default is
-        V(raw), as in libvirt.
-    type: str
-    choices: [sparse, raw, gzip, bzip2, xz, lzop, zstd]
-  live:
-    description:
-      - Let the guest run while its memory is written, so that it is paused only at the end of the save.
-      - Pages that the guest changes in the meantime are written again.
-    type: bool
-    default: false
-  live_timeout:
-    description:
-      - A guest that changes its memory faster than the memory can be written would keep a save with O(live=true) from
-        ever ending. After this number of seconds, the guest is paused so that the save can end.
-    type: float
-    default: 60
   vm_state:
     description:
       - The state in which a restore leaves the VM. V(as_is) is the state that the VM has now.
@@ -73,75 +51,10 @@ options:
       - The libvirt domain XML to store in the image, for example from C(virsh dumpxml --migratable).
       - By default, a minimal one is generated from what QEMU reports.
       - In both cases, the image records in C(<metadata>) how to start this QEMU again.
-  after_save:
-    description:
-      - What happens to the VM when the image is complete. V(quit) ends QEMU, V(pause) leaves the guest paused,
-        V(resume) lets the guest run on if it ran before.
-      - After V(resume), the VM's disks change while the image does not. Restore such an image only together with disks
-        of the same moment.
-    type: str
-    choices: [quit, pause, resume]
-    default: quit
-  cold_boot_guard:
-    description:
-      - While the image exists, keep the VM's systemd service from starting the VM from its disks. This also holds after
-        a reboot of the host, and if the service restarts by itself (C(Restart=always)). After such a start, the saved
-        memory would no longer match the disks.
-      - The guard is a file in C(/etc/systemd/system) with a condition on the image. M(vmops.qemu.qemu_restore) removes
-        it; without the image it has no effect.
-      - Only a service whose main process is QEMU can be guarded. With O(after_save=resume) nothing is guarded.
-      - The guard can only be set up by root. With V(false), make sure yourself that nothing starts the VM.
-    type: bool
-    default: true
-  require_restorable:
-    description:
-      - Refuse the save, before the guest is touched, if M(vmops.qemu.qemu_restore) with
-        O(vmops.qemu.qemu_restore#module:launch=recorded) could not restore its image, or would restore a different
-        machine. RV(problems) has the reasons.
-      - With V(false), these reasons are only warnings. Use it only if you know how the VM will be restored. The module
-        still refuses what would make the save itself fail, or lose what the guest has written.
-    type: bool
-    default: true
-  force:
-    description:
-      - Replace a complete image although its VM runs, or replace an image of another VM.
-    type: bool
-    default: false
-  bandwidth:
-    description:
-      - The maximum amount of data to write per second, such as V(200M) or V(1G) (powers of 1024, at least V(1M)).
-      - QEMU enforces it only roughly. With several channels, the actual rate can exceed a low value by three quarters.
-      - By default, there is no limit.
-    type: str
-  checksum:
-    description:
-      - Record a checksum of the QEMU stream in the image. With the checksum,
-        O(vmops.qemu.qemu_restore#module:verify=full) and O(vmops.qemu.qemu_save_image_info#module:verify=true) detect
-        any later change of the guest's memory and device state in the image, even of a single bit.
-      - To compute it, the module reads everything that was written again, bypassing the page cache if the save did.
-        This makes the save take longer, see RV(checksum_ms). A guest that goes on with O(after_save=resume) is paused
-        for longer, too.
-      - A checksum is not added to an image that is already complete.
-    type: bool
-    default: false
   timeout:
     description:
       - The number of seconds after which the module gives up the save and the guest goes on. V(0) means no limit.
       - Keep it shorter than C(async) and the task's C(timeout), which leave the module no time to clean up.
-  mode:
-    description:
-      - The image's permission bits, as a quoted octal number. The image holds the guest's memory, so other users must
-        not have any permissions.
-    type: raw
-    default: "0600"
-  owner:
-    description:
-      - The user who owns the image.
-    type: str
-  group:
-    description:
-      - The group that owns the image.
-    type: str
 attributes:
   check_mode:
     support: full
@@ -157,6 +70,7 @@ extends_documentation_fragment:
   - vmops.qemu._image_location
   - vmops.qemu._save_dir
   - vmops.qemu._image_head
+  - vmops.qemu._saving
   - vmops.qemu._access
   - vmops.qemu._timeout
   - vmops.qemu._library
@@ -370,9 +284,7 @@ cure:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import redact
 from ansible_collections.vmops.qemu.plugins.module_utils._module import (
-    parse_bandwidth,
-    parse_mode,
-    parse_owner,
+    parse_saving,
     run_operation,
     show_without_secrets,
 )
@@ -382,6 +294,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._options import (
     IMAGE_LOCATION,
     LIBRARY,
     SAVE_DIR,
+    SAVING,
     TIMEOUT,
     changed,
     without,
@@ -400,22 +313,11 @@ def main() -> None:
                 image_version={"default": 3},
                 vm_state={"choices": ["as_is", "running", "paused"], "default": "as_is"},
             ),
+            **SAVING,
             **ACCESS,
             **TIMEOUT,
             **LIBRARY,
             "qmp_socket": {"type": "str"},
-            "format": {"type": "str", "choices": ["sparse", "raw", "gzip", "bzip2", "xz", "lzop", "zstd"]},
-            "live": {"type": "bool", "default": False},
-            "live_timeout": {"type": "float", "default": 60},
-            "after_save": {"type": "str", "choices": ["quit", "pause", "resume"], "default": "quit"},
-            "cold_boot_guard": {"type": "bool", "default": True},
-            "require_restorable": {"type": "bool", "default": True},
-            "force": {"type": "bool", "default": False},
-            "bandwidth": {"type": "str"},
-            "checksum": {"type": "bool", "default": False},
-            "mode": {"type": "raw", "default": "0600"},
-            "owner": {"type": "str"},
-            "group": {"type": "str"},
         },
         required_one_of=[("name", "qmp_socket")],
         supports_check_mode=True,
@@ -423,18 +325,8 @@ def main() -> None:
     show_without_secrets(module, [module.params["domain_xml"] or ""], redact)
 
     def make() -> SaveOperation:
-        options = without(module.params, TIMEOUT, LIBRARY)
-        uid, gid = parse_owner(options.pop("owner"), options.pop("group"))
-        return SaveOperation(
-            SaveRequest(
-                mode=parse_mode(options.pop("mode")),
-                bandwidth=parse_bandwidth(options.pop("bandwidth")),
-                uid=uid,
-                gid=gid,
-                check_mode=module.check_mode,
-                **options,
-            )
-        )
+        options = parse_saving(without(module.params, TIMEOUT, LIBRARY))
+        return SaveOperation(SaveRequest(check_mode=module.check_mode, **options))
 
     run_operation(module, make, module.params["timeout"])
 

@@ -202,6 +202,10 @@ images:
         - The checksum of the QEMU stream that M(vmops.qemu.qemu_save) has recorded; V(null) if there is none.
       type: str
       sample: sha256-tree:5f0c9c0b0ef1b2a3a1f4f7f0ea4b1d5a2ad1d3f7be9f0a5d0e5b7f1f0f9c2d11
+    managed:
+      description:
+        - Whether M(vmops.qemu.qemu_managed_save) has saved the VM. M(vmops.qemu.qemu_managed_restore) restores it.
+      type: bool
     launch_recorded:
       description: Whether the image records how its QEMU was started.
       type: bool

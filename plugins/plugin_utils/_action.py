@@ -93,6 +93,19 @@ class HostAction(ActionBase):  # type: ignore[misc]  # ansible-core has no types
             result["ansible_facts"] = found
         return result
 
+    def ask_with_library(
+        self, module: str, arguments: t.Mapping[str, t.Any], task_vars: dict[str, t.Any]
+    ) -> dict[str, t.Any]:
+        """As :meth:`ask`; with the copy only where it is asked for after a first try: most hosts have the library."""
+        answer = self.ask(module, arguments, task_vars)
+        if answer.get("missing_library") and self.wants_library(arguments):
+            answer = self.ask(module, arguments, task_vars, with_copy=True)
+        return answer
+
+    def wants_library(self, arguments: t.Mapping[str, t.Any]) -> bool:
+        """Whether the controller's copy may be brought along."""
+        return bool(boolean(arguments.get("bundle_library", True), strict=False))
+
     def _bring(self, copy: bytes) -> str:
         """Put the copy into the run's temporary directory; its path on the host."""
         shell = self._connection._shell
@@ -122,11 +135,12 @@ class ModuleAction(HostAction):
         """Run it; with the library only where it is asked for after a first try, as most hosts need none or have it."""
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         module, arguments, variables = self._task.action, dict(self._task.args), task_vars or {}
-        in_background = bool(self._task.async_val)
-        bundle = self.needs_library and boolean(arguments.get("bundle_library", True), strict=False)
-        # What a background job lacks would be known only when nobody waits any more.
-        answer = self.ask(module, arguments, variables, in_background=in_background, with_copy=bundle and in_background)
-        if bundle and not in_background and answer.get("missing_library"):
-            answer = self.ask(module, arguments, variables, with_copy=True)
-        result.update(answer)
+        if not self.needs_library:
+            result.update(self.ask(module, arguments, variables, in_background=bool(self._task.async_val)))
+        elif self._task.async_val:
+            # What a background job lacks would be known only when nobody waits any more.
+            with_copy = self.wants_library(arguments)
+            result.update(self.ask(module, arguments, variables, in_background=True, with_copy=with_copy))
+        else:
+            result.update(self.ask_with_library(module, arguments, variables))
         return result

@@ -24,6 +24,16 @@ Result = t.Dict[str, t.Any]
 #: What every failed task returns besides its message.
 ERROR: t.Mapping[str, str] = {"error": "str", "guest_state": "str", "cure": "str", "guest": "str", "image": "dict"}
 
+#: What a run over a host's VMs returns besides.
+_HOST_RUN: t.Mapping[str, str] = {
+    "msg": "str",
+    "table": "list",
+    "vms": "list",
+    "failures": "list",
+    "started_at": "float",
+    "duration": "float",
+}
+
 #: By module the documented keys and their types, as in its RETURN; a test compares them.
 RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
     "qemu_save": {
@@ -61,7 +71,18 @@ RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
     "qemu_vm_info": {**ERROR, "msg": "str", "vms": "list"},
     "qemu_save_image_info": {**ERROR, "msg": "str", "images": "list"},
     "qemu_save_image": {**ERROR, "msg": "str"},
-    "qemu_progress": {"operations": "list", "jobs": "dict", "library": "bool"},
+    "qemu_managed_save": {**ERROR, **_HOST_RUN, "unsaved": "list", "predicted": "dict"},
+    "qemu_managed_restore": {**ERROR, **_HOST_RUN, "unhealthy": "list", "unusable": "list", "left_alone": "list"},
+    "qemu_progress_info": {"operations": "list", "runs": "list", "job": "dict"},
+}
+
+#: By module, of whose results its ``vms`` are, and what each has besides.
+_OF_A_VM: t.Mapping[str, tuple[str, t.Mapping[str, str]]] = {
+    "qemu_managed_save": ("qemu_save", {"name": "str", "state": "str", "rollback": "dict"}),
+    "qemu_managed_restore": (
+        "qemu_restore",
+        {"name": "str", "state": "str", "path": "str", "health_check": "str", "image_bytes": "int"},
+    ),
 }
 
 #: What every failed module of this collection, and Ansible where a module has crashed, may tell besides.
@@ -142,7 +163,14 @@ def _reduced(name: str, answer: t.Any, in_background: bool) -> tuple[Result, lis
     if not isinstance(answer, t.Mapping):
         raise AnswerError("it is not a dictionary")
     wanted = {**_ALWAYS, **RETURNED[name], **(_JOB if in_background else {})}
-    plain = _Plain()
+    return _reduced_to(wanted, name, answer, in_background, _Plain())
+
+
+def _reduced_to(
+    wanted: t.Mapping[str, str], name: str, answer: t.Mapping[str, t.Any], in_background: bool, plain: _Plain
+) -> tuple[Result, list[str]]:
+    """What is let in of an answer, or of a part of one: these keys."""
+    before = len(plain.disbelieved)
     disbelieved: list[str] = []
     result: Result = {}
     for key, kind in wanted.items():
@@ -161,13 +189,17 @@ def _reduced(name: str, answer: t.Any, in_background: bool) -> tuple[Result, lis
             raise AnswerError(f"{key} is a {type(value).__name__} and not a {kind}")
         if kind == "flag":
             result[key] = bool(value)
-        elif key == "jobs":
-            result[key] = dict(answer[key])  # each is an answer of its own, to be reduced as its module's
+        elif key == "job":
+            result[key] = dict(answer[key])  # it is an answer of its own, to be reduced as its module's
+        elif key == "vms" and name in _OF_A_VM:
+            result[key] = [_of_a_vm(name, entry, plain, disbelieved) for entry in answer[key]]
         else:
             result[key] = plain.value(value, key)
     for key in ("msg", *ERROR):
         if isinstance(result.get(key), str):
             result[key] = sentence(result[key])
+    if isinstance(result.get("table"), list):
+        result["table"] = [sentence(str(line)) for line in result["table"]]
     for key in ("module_stdout", "module_stderr", "outdata", "stderr"):
         if isinstance(result.get(key), str):
             result[key] = text(result[key])
@@ -179,10 +211,20 @@ def _reduced(name: str, answer: t.Any, in_background: bool) -> tuple[Result, lis
         result["exception"] = text(_traceback(answer["exception"]))
     if isinstance(answer.get("diff"), t.Mapping):
         result["diff"] = _diff(plain.value(answer["diff"], "diff"))
-    disbelieved += plain.disbelieved
+    disbelieved += plain.disbelieved[before:]
     if disbelieved:
         result["disbelieved"] = sorted(set(disbelieved))
     return result, _warnings(answer.get("warnings"))
+
+
+def _of_a_vm(module: str, entry: t.Any, plain: _Plain, disbelieved: list[str]) -> Result:
+    """What is let in of what became of a VM."""
+    if not isinstance(entry, t.Mapping) or not isinstance(entry.get("name"), str):
+        raise AnswerError("vms has an element without a name")
+    name, more = _OF_A_VM[module]
+    result, _warnings = _reduced_to({**_ALWAYS, **RETURNED[name], **more}, name, entry, False, plain)
+    disbelieved += result.get("disbelieved", ())
+    return result
 
 
 class _Plain:

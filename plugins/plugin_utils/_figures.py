@@ -63,7 +63,8 @@ def figures(told: t.Mapping[str, t.Any], limits: t.Mapping[str, float]) -> tuple
     :param limits: the most that each can be.
     """
     before = told.get("disbelieved")
-    wrong = [name for name in before if isinstance(name, str)][: len(OF_VM)] if isinstance(before, list) else []
+    names = dict.fromkeys(name for name in before if isinstance(name, str)) if isinstance(before, list) else {}
+    wrong = list(names)[: len(OF_VM)]
     known: dict[str, t.Any] = {}
     for name, most in limits.items():
         value = number(told.get(name))

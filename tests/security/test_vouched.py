@@ -255,8 +255,8 @@ def of_another_key(place: Path, key: str = "") -> list[str]:
     if key:
         (state / "vouching.key").write_text(key)
         (state / "vouching.key").chmod(0o600)
-    module = "ansible_collections.vmops.qemu.plugins.module_utils._vouching_key"
-    (place / "sitecustomize.py").write_text(f"import {module} as key\n\nkey.ROOT_DIRECTORY = {str(state)!r}\n")
+    module = "ansible_collections.vmops.qemu.plugins.module_utils._state_directory"
+    (place / "sitecustomize.py").write_text(f"import {module} as state\n\nstate.ROOT_DIRECTORY = {str(state)!r}\n")
     return ["env", f"PYTHONPATH={place}:{COLLECTIONS}"]
 
 

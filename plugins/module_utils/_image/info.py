@@ -84,6 +84,7 @@ _UNKNOWN: dict[str, t.Any] = dict.fromkeys(
         "saved_at",
         "qemu_version",
         "checksum",
+        "managed",
         "mode",
         "owner",
         "mtime",
@@ -316,6 +317,7 @@ def _domain_info(head: ImageHead, domain: domain_xml.ParsedDomain) -> dict[str, 
         "saved_at": domain.save_facts.saved_at if domain.save_facts else None,
         "qemu_version": domain.save_facts.qemu_version if domain.save_facts else None,
         "checksum": (domain.save_facts.digest or None) if domain.save_facts else None,
+        "managed": bool(domain.save_facts and domain.save_facts.managed),
     }
 
 

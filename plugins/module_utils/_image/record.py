@@ -63,7 +63,8 @@ class SaveFacts:
 
     ``parallel_channels`` is 0 where it is not known. ``migration`` holds QEMU's own figures of the migration that wrote
     the stream, by which a QEMU that still stands there is recognised as the one that wrote it. ``surroundings`` is the
-    JSON text of what surrounded the VM, its disks above all, which only ``_surroundings`` can read.
+    JSON text of what surrounded the VM, its disks above all, which only ``_surroundings`` can read. ``managed`` is
+    whether a run over the whole host saved it, to be restored by one.
     """
 
     collection_version: str
@@ -73,6 +74,7 @@ class SaveFacts:
     parallel_channels: int = 0
     migration: str = ""
     surroundings: str = ""
+    managed: bool = False
 
     @property
     def saved_seconds(self) -> float | None:

@@ -15,15 +15,16 @@ import contextlib
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import BusyError, ConflictError
-from ansible_collections.vmops.qemu.plugins.module_utils._lock import named_lock
+from ansible_collections.vmops.qemu.plugins.module_utils._lock import LOCK_TIMEOUT, named_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import birth_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 
 
 @contextlib.contextmanager
-def vm_lock(process: QemuProcess) -> t.Iterator[None]:
+def vm_lock(process: QemuProcess, timeout: float = LOCK_TIMEOUT) -> t.Iterator[None]:
     """Hold the lock of a VM's QEMU; without effect where it has ended.
 
+    :param timeout: seconds for which it may be waited for.
     :raises BusyError: another run holds it.
     :raises ConflictError: there is no place for it.
     """
@@ -34,7 +35,7 @@ def vm_lock(process: QemuProcess) -> t.Iterator[None]:
     label = f"{process.name or 'The VM'} (QEMU's pid {process.pid})"
     with contextlib.ExitStack() as stack:
         try:
-            holder = stack.enter_context(named_lock(f"vm-{process.pid}-{birth}"))
+            holder = stack.enter_context(named_lock(f"vm-{process.pid}-{birth}", timeout))
         except OSError as exc:
             raise ConflictError(
                 f"{label} cannot be kept from other runs: {exc.filename or ''} {exc.strerror}",

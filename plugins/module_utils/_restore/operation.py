@@ -93,7 +93,7 @@ class RestoreOperation(RestoreRun):
 
     async def _run(self) -> dict[str, t.Any]:
         started = time.monotonic()
-        self.locks.take_image(self.path)
+        await self.locks.take_image(self.path)
         head = read_complete_head(self.path)
         domain = head.domain() if head else None
         name = self.request.name or (domain.name if domain else None)
@@ -129,7 +129,7 @@ class RestoreOperation(RestoreRun):
         before_load = self.word_for(head) if head else "unknown"
         self.situation = dataclasses.replace(self.situation, guest=guest_in(vm.run_state, before_load))
         if vm.process:
-            self.locks.take_vm(vm.process)
+            await self.locks.take_vm(vm.process)
         interrupted = await InterruptedRestore.find(session)
         if interrupted:
             result = await self._end_interrupted_restore(session, head, interrupted)

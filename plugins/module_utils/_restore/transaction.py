@@ -156,7 +156,7 @@ class RestoreTransaction:
         """Load the image."""
         vm = session.vm
         if vm.process:
-            self.run.locks.take_vm(vm.process)
+            await self.run.locks.take_vm(vm.process)
         if vm.run_state != "inmigrate":
             raise ConflictError(
                 f"The QEMU of {vm.label} does not wait for a saved state (its run state is {vm.run_state})",
@@ -255,7 +255,7 @@ class RestoreTransaction:
         self.run.situation = Situation(f"{self.domain.name} is being loaded", self.run.word_for(self.head))
         reader = expander.tool.pid if expander else session.pid or 0
         try:
-            with Publisher(session.label, "restore") as progress:
+            with Publisher(session.label, "restore", self.run.path) as progress:
                 async with progress.following(self._bytes_read(reader)):
                     await transfer.migration.start_incoming(uri, keep_alive=support.exit_on_error)
                     await self._wait_for_load(transfer.migration, expander)

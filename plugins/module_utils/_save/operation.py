@@ -91,7 +91,7 @@ class SaveOperation(SaveRun):
 
     async def _run(self) -> dict[str, t.Any]:
         if self.path:
-            self.locks.take_image(self.path)
+            await self.locks.take_image(self.path)
         head = self._readable_image()
         domain = head.domain() if head else None
         monitor = await connect_to_vm(
@@ -220,10 +220,10 @@ class SaveOperation(SaveRun):
             )
         self.situation = dataclasses.replace(self.situation, guest=guest_in(vm.run_state))
         if vm.process:
-            self.locks.take_vm(vm.process)
+            await self.locks.take_vm(vm.process)
         if not self.path:
             self.path = image_path(None, self.request.save_dir, vm.name)
-            self.locks.take_image(self.path)
+            await self.locks.take_image(self.path)
         self.before = {"image": image_state(self.path), "vm": vm.run_state}
         await self._end_interrupted_restore(session)
         interrupted = await InterruptedSave.find(session)

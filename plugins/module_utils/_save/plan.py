@@ -170,6 +170,7 @@ class _Planner:
             qemu_version=support.version,
             saved_at=now(),
             surroundings=self.surroundings.dump(),
+            managed=self.request.managed,
         )
         xml = _with_record(self._compose_xml(facts), facts, self.launch_record, self.key, self.run.path)
         await self._require_own_xml()

@@ -34,6 +34,8 @@ class SaveRequest:
     mode: int = 0o600
     uid: int = -1
     gid: int = -1
+    #: Whether a run over the whole host asks for it.
+    managed: bool = False
     check_mode: bool = False
 
     @property

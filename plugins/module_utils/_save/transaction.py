@@ -142,7 +142,7 @@ class SaveTransaction:
         self, plan: SavePlan, access: Access, compressor: Filter | None, write_started: float
     ) -> dict[str, t.Any]:
         """From the migration that runs to the end."""
-        with Publisher(self.session.label, "save") as progress:
+        with Publisher(self.session.label, "save", self.run.path) as progress:
             async with progress.following(self.transfer.migration.memory_done):
                 bound = WrittenBound(
                     self.partial, self.session.label, bytes_needed(self.session), self.session.vm.memory

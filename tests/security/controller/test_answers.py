@@ -11,15 +11,17 @@ import json
 import pytest
 
 ESCAPE = "\x1b[2J\x1b]0;title\x07"
+JOB = {"ansible_job_id": "j1", "started": 1, "finished": 0}
 LACKS_LIBRARY = {"failed": True, "msg": "no qemu.qmp", "missing_library": "qemu.qmp"}
-MODULES = ("qemu_save", "qemu_restore", "qemu_vm_info", "qemu_save_image_info", "qemu_save_image", "qemu_progress")
+MODULES = ("qemu_save", "qemu_restore", "qemu_vm_info", "qemu_save_image_info", "qemu_save_image", "qemu_progress_info")
+#: Those that do all VMs of a host: in check mode at once, else in a background job that is followed.
+RUNS = ("qemu_managed_save", "qemu_managed_restore")
 OPTIONS = {
     "qemu_save": {"name": "web1"},
     "qemu_restore": {"name": "web1"},
     "qemu_save_image": {"path": "/srv/web1.save"},
     "qemu_save_image_info": {"path": "/srv/web1.save"},
 }
-ENDED = {"operations": [], "library": True}
 
 
 def template(controller):
@@ -60,17 +62,21 @@ def test_name_of_the_temporary_directory_is_no_template(controller, module, back
     assert "names a temporary directory that cannot be one" in run.output
 
 
-def test_name_of_the_temporary_directory_is_no_template_in_parallel(controller):
+@pytest.mark.parametrize("module", RUNS)
+@pytest.mark.parametrize("mode", [(), ("--check",)])
+def test_name_of_the_temporary_directory_is_no_template_for_all_vms(controller, module, mode):
     host = {
         "tmpdir": f"/tmp/ansible-tmp-x{template(controller)}",
-        "modules": {"qemu_progress": [{"operations": [], "jobs": {}, "library": False}]},
+        "modules": {module: [LACKS_LIBRARY, {"msg": "done"}], "async_wrapper": [JOB]},
     }
-    run = controller.run(play(task("qemu_parallel", {"operation": "save", "vms": [{"name": "web1"}]})), {"hv1": host})
+    run = controller.run(play(task(module)), {"hv1": host}, *mode)
     assert not controller.proof.exists()
     assert run.code != 0
+    assert "names a temporary directory that cannot be one" in run.output
+    assert "hv1 async_wrapper" not in run.calls
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*MODULES, *RUNS])
 def test_answer_has_the_documented_keys_alone(controller, module):
     lies = {
         "ansible_facts": {"host_maintenance_report_dir": "/", "lookup": "owned", "discovered_interpreter_python": "/x"},
@@ -89,7 +95,8 @@ def test_answer_has_the_documented_keys_alone(controller, module):
     }
     host = {"modules": {module: [lies]}}
     know = {"ansible.builtin.debug": {"msg": "{{ ansible_facts }} {{ groups }} {{ hostvars | list }}"}}
-    run = controller.run(play(task(module, register="answer"), know, SHOW), {"hv1": host})
+    mode = ("--check",) if module in RUNS else ()
+    run = controller.run(play(task(module, register="answer"), know, SHOW), {"hv1": host}, *mode)
     assert run.code == 0, run.output
     assert "owned" not in run.output
     assert "\x1b" not in run.output
@@ -179,57 +186,127 @@ def test_answer_of_another_type_is_a_failure(controller, answer):
     assert "Traceback" not in run.output
 
 
-JOB = {"ansible_job_id": "j1", "started": 1, "finished": 0}
-PARALLEL = {"operation": "save", "vms": [{"name": "web1"}], "interval": 0, "timeout": 30}
+OPERATION = {"vm": "web1", "operation": "save", "phase": "flush", "bytes_done": 1, "bytes_total": 1, "rate": 1}
 
 
-def progress(*jobs, **more):
-    """Answers of qemu_progress: none at work, then what the job says."""
-    return [
-        {**ENDED, "jobs": {}},
-        *({**ENDED, **more, "jobs": {"j1": job} if job else {}} for job in jobs),
-        {**ENDED, "jobs": {}},
-    ]
+def looks(*jobs, lines=(), operations=()):
+    """Answers of qemu_progress_info: in each what the job says, None while it is at work."""
+    run = {"operation": "save", "save_dir": "/srv", "pid": 7, "started": 1.0}
+    told = [{"number": number + 1, "text": text, "failed": False} for number, text in enumerate(lines)]
+    return [{"operations": list(operations), "runs": [{**run, "lines": told}], "job": job} for job in jobs]
+
+
+def followed(*jobs, **told):
+    """A host on which a job is begun, and says this."""
+    return {"modules": {"async_wrapper": [JOB], "qemu_progress_info": looks(*jobs, **told)}}
+
+
+MANAGED_SAVE = task("qemu_managed_save", {"interval": 1}, register="answer")
 
 
 def test_what_is_shown_of_a_run_is_one_line(controller):
-    """Names of VMs, phases, messages."""
-    at_work = {
-        "vm": f"web1{ESCAPE}",
-        "operation": ESCAPE,
-        "phase": ESCAPE,
-        "bytes_done": 1,
-        "bytes_total": 1,
-        "rate": 1,
-    }
-    host = {
-        "modules": {
-            "async_wrapper": [JOB],
-            "qemu_progress": progress(None, {"failed": True, "msg": ESCAPE}, operations=[at_work]),
-        }
-    }
-    vms = [{"name": f"web1{ESCAPE}\nTASK [all is well]"}]
-    run = controller.run(play(task("qemu_parallel", {**PARALLEL, "vms": vms})), {"hv1": host})
-    assert "save begins" in run.output
+    """Lines of the run, names of VMs, phases, messages, the table."""
+    lie = f"web1{ESCAPE}\nTASK [all is well]"
+    at_work = {**OPERATION, "vm": lie, "operation": lie, "phase": lie}
+    failed = {"failed": True, "msg": lie, "table": [lie], "vms": [{"name": lie, "state": lie, "msg": lie}]}
+    host = followed(None, failed, lines=[lie], operations=[at_work])
+    run = controller.run(play(MANAGED_SAVE), {"hv1": host})
+    assert run.code == 2
+    assert run.output.count("[hv1] web1") == 2, run.output
     assert "\x1b" not in run.output
     assert "\nTASK [all is well]" not in run.output
+
+
+def test_look_that_fails_says_so_in_one_line(controller):
+    host = {
+        "modules": {"async_wrapper": [JOB], "qemu_progress_info": [{"failed": True, "msg": f"no{ESCAPE}\nhv2: ok"}]}
+    }
+    run = controller.run(play(MANAGED_SAVE), {"hv1": host})
+    assert run.code == 2
+    assert "The run on the host goes on; run the task again." in run.output
+    assert "\x1b" not in run.output
+    assert "\nhv2: ok" not in run.output
+
+
+def test_templates_in_what_is_shown_and_returned_of_a_run(controller):
+    """Also where the host's name for its background job's directory, its facts or its job choose nothing."""
+    lie = template(controller)
+    saved = {"changed": True, "msg": lie, "table": [lie], "vms": [{"name": lie, "msg": lie}], "failures": [lie]}
+    host = followed(None, saved, lines=[lie], operations=[{**OPERATION, "vm": lie, "phase": lie}])
+    use = {"ansible.builtin.debug": {"msg": "{{ answer.vms }} {{ answer.table }} {{ answer.failures | first }}"}}
+    run = controller.run(play(MANAGED_SAVE, use, SHOW), {"hv1": host})
+    assert not controller.proof.exists()
+    assert run.code == 0, run.output
+    assert "lookup('pipe'" in run.output
+
+
+def test_flood_of_what_is_shown_has_bounds(controller):
+    """Lines and VMs beyond number, and lines without an end."""
+    host = followed(
+        None,
+        {"changed": True, "msg": "done"},
+        lines=[f"{number} {'x' * 5000}" for number in range(5000)],
+        operations=[{**OPERATION, "vm": f"vm{number}"} for number in range(5000)],
+    )
+    run = controller.run(play(MANAGED_SAVE), {"hv1": host})
+    assert run.code == 0
+    assert 0 < run.output.count("[hv1] ") <= 2 * 2000
+    assert max(map(len, run.output.splitlines())) < 2500
 
 
 def test_answer_of_a_background_job_is_reduced(controller):
     lies = {
         "changed": True,
         "msg": ESCAPE,
-        "stopped_at": 1e30,
-        "throughput": -1,
+        "duration": -1,
         "ansible_facts": {"owned": 1},
+        "add_host": {"host_name": "owned"},
         "x": "owned",
+        "vms": [
+            {
+                "name": "web1",
+                "changed": True,
+                "msg": ESCAPE,
+                "stopped_at": 1e30,
+                "throughput": -1,
+                "ansible_facts": {"owned": 1},
+                "x": "owned",
+            }
+        ],
     }
-    host = {"modules": {"async_wrapper": [JOB], "qemu_progress": progress(lies)}}
-    run = controller.run(play(task("qemu_parallel", PARALLEL, register="answer"), SHOW), {"hv1": host})
+    run = controller.run(play(MANAGED_SAVE, SHOW), {"hv1": followed(lies)})
     assert run.code == 0, run.output
-    (vm,) = shown(run)["vms"]
+    assert "owned" not in run.output
+    answer = shown(run)
+    assert set(answer) == {"changed", "failed", "msg", "vms", "disbelieved"}
+    assert answer["disbelieved"] == ["duration", "stopped_at", "throughput"]
+    (vm,) = answer["vms"]
     assert set(vm) == {"name", "changed", "msg", "disbelieved"}
     assert vm["disbelieved"] == ["stopped_at", "throughput"]
+    assert "\\" in vm["msg"]
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        [1],
+        7,
+        "done",
+        {"vms": "many"},
+        {"vms": [7]},
+        {"vms": [{"name": 7}]},
+        {"vms": [{"msg": "nobody"}]},
+        {"vms": [{"name": "web1", "image": "there"}]},
+        {"table": 7},
+        {"msg": {"a": 1}},
+        {"changed": "yes"},
+    ],
+)
+def test_result_of_a_background_job_that_is_none(controller, job):
+    run = controller.run(play(MANAGED_SAVE), {"hv1": followed(job)})
+    assert run.code == 2
+    assert "The host did not answer with a result of" in run.output
+    assert "Traceback" not in run.output
 
 
 @pytest.mark.parametrize(
@@ -242,31 +319,57 @@ def test_answer_of_a_background_job_is_reduced(controller):
     ],
 )
 def test_name_of_a_background_job_is_a_name(controller, answer):
-    host = {"modules": {"async_wrapper": [answer], "qemu_progress": [{**ENDED, "jobs": {}}]}}
-    run = controller.run(play(task("qemu_parallel", PARALLEL)), {"hv1": host})
+    host = {"modules": {"async_wrapper": [answer], "qemu_progress_info": looks({"msg": "done"})}}
+    run = controller.run(play(MANAGED_SAVE), {"hv1": host})
     assert run.code == 2
-    assert "did not answer with a result of qemu_save" in run.output
+    assert "did not answer with a result of qemu_managed_save" in run.output
+    assert run.calls == ["hv1 async_wrapper"], "nothing is looked for, or removed, by that name"
+
+
+@pytest.mark.parametrize(
+    "cleanup", ["no JSON", {"failed": True, "msg": ESCAPE}, {"ansible_facts": {"owned": 1}}, "[1]"]
+)
+def test_what_is_said_of_the_jobs_file_does_not_matter(controller, cleanup):
+    host = followed({"changed": True, "msg": "done"})
+    host["modules"]["async_status"] = [cleanup]
+    know = {"ansible.builtin.debug": {"msg": "{{ ansible_facts }}"}}
+    run = controller.run(play(MANAGED_SAVE, know, SHOW), {"hv1": host})
+    assert run.code == 0, run.output
+    assert run.calls == ["hv1 async_wrapper", "hv1 qemu_progress_info", "hv1 async_status"]
+    assert shown(run)["msg"] == "done"
+    assert "owned" not in run.output
+    assert "\x1b" not in run.output
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        {"operations": [{"vm": ["x"]}, 7, None, {"vm": "web1", "operation": "save", "phase": "memory"}], "jobs": {}},
+        {"operations": [{"vm": ["x"]}, 7, None, {"vm": "web1", "operation": "save", "phase": "memory"}]},
+        {"operations": [{**OPERATION, "bytes_done": 10**400}], "runs": [7, None, {"operation": "save", "lines": 7}]},
         {"operations": 7},
-        {"jobs": [1]},
+        {"runs": {"a": 1}},
+        {"job": [1]},
         {},
     ],
 )
 def test_progress_of_another_kind(controller, answer):
-    host = {"modules": {"async_wrapper": [JOB], "qemu_progress": [answer, {"jobs": {"j1": {"msg": "done"}}}]}}
-    run = controller.run(play(task("qemu_parallel", PARALLEL)), {"hv1": host})
+    host = {"modules": {"async_wrapper": [JOB], "qemu_progress_info": [answer, {"job": {"msg": "done"}}]}}
+    run = controller.run(play(MANAGED_SAVE), {"hv1": host})
     assert "Traceback" not in run.output
     assert "unexpected" not in run.output.lower()
 
 
-def test_prediction_with_figures_that_cannot_be_is_a_failure(controller):
-    host = {"modules": {"qemu_save": [{"changed": True, "msg": "would", "space_needed": -5, "space_free": 10}]}}
-    host["modules"]["qemu_progress"] = [{**ENDED, "jobs": {}}]
-    run = controller.run(play(task("qemu_parallel", PARALLEL)), {"hv1": host}, "--check")
+@pytest.mark.parametrize(
+    ("lie", "named"),
+    [
+        ({"vms": [{"name": "web1", "msg": "would", "space_needed": -5, "space_free": 10}]}, "space_needed"),
+        ({"predicted": {"bytes": -5}}, "bytes"),
+        ('{"msg": "would", "predicted": {"save_seconds": NaN}}', "save_seconds"),
+    ],
+)
+def test_prediction_with_figures_that_cannot_be_is_a_failure(controller, lie, named):
+    answer = lie if isinstance(lie, str) else {"changed": True, "msg": "would", **lie}
+    host = {"modules": {"qemu_managed_save": [answer]}}
+    run = controller.run(play(MANAGED_SAVE), {"hv1": host}, "--check")
     assert run.code == 2
-    assert "figures that cannot be right (space_needed)" in run.output
+    assert f"figures that cannot be right ({named})" in run.output

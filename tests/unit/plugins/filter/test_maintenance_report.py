@@ -6,11 +6,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
+import os
 import re
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.filter.maintenance_report import maintenance_report
+import yaml
+from ansible.errors import AnsibleFilterError
+from ansible_collections.vmops.qemu.plugins.filter.maintenance_report import DOCUMENTATION, OWN, maintenance_report
+from ansible_collections.vmops.qemu.plugins.plugin_utils import _report
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +31,8 @@ class Page(html.parser.HTMLParser):
         self.seen: list[str] = []
         self.attributes: list[str] = []
         self.words = ""
+        #: Those of the picture.
+        self.told: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -45,6 +52,8 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data):
         self.words += data
+        if self.open and self.open[-1] == "text":
+            self.told.append(data)
 
 
 def vm(name="web1", **more):
@@ -114,10 +123,46 @@ def test_axis_has_a_few_ticks_whatever_the_span():
         assert 1 <= sum(tag == "line" for tag in shown.seen) <= 10
 
 
-def test_vm_that_is_still_saved_has_a_bar_to_the_end():
-    shown = page(host(vms=[vm("a"), vm("b", state="saved", running_at=None, restore_seconds=None)]))
-    assert "still saved" in shown.words
-    assert "fill=var(--lost)" in shown.attributes
+@pytest.mark.parametrize("others", [[], [vm("a")]], ids=["alone", "beside another"])
+@pytest.mark.parametrize("stopped_at", [1000.0, 1200.0, None, 5.0, 9e8])
+def test_vm_that_is_still_saved_has_an_open_bar_to_the_end(others, stopped_at):
+    """Also one that an earlier run has saved, and one that was stopped as the report was written."""
+    saved = vm("b", state="saved", stopped_at=stopped_at, running_at=None, restore_seconds=None, save_seconds=None)
+    shown = page(host(state="failed", vms=[*others, saved]))
+    assert "still saved" in shown.told
+    assert shown.attributes.count("class=still-saved") == 3, "in the key, a bar and its arrow"
+
+
+def test_host_that_was_unreachable_shows_why():
+    shown = page(host(), host("hv2", state="unreachable", msg="No route to host", vms=[vm("b", state="saved")]))
+    assert "hv2: No route to host" in shown.words
+    assert shown.words.count("No route to host") == 2
+    assert "unreachable" in shown.words
+    assert "b on hv2" in shown.words
+
+
+def test_vms_that_were_not_saved_are_listed():
+    lost = {"name": HOSTILE, "pid": 4711, "reason": "it has no monitor", "fate": "not started again"}
+    kept = {"name": "scratch", "pid": None, "reason": HOSTILE, "fate": "ignored"}
+    odd = {"name": "odd", "pid": 10**400, "reason": None, "fate": HOSTILE}
+    shown = page(host(unsaved=[lost, kept, odd]), host("hv2", unsaved=[]), host("hv3", unsaved="none"))
+    assert "script" not in shown.seen
+    for words in ("VMs that were not saved", "it has no monitor", "left as it was", "4711", "not known"):
+        assert words in shown.words, words
+    assert "it was not saved, and not started again; it has no monitor" in shown.words
+    assert "it was not saved, and what became of it is not known" in shown.words
+    assert "scratch on hv1" not in shown.words
+    for entries in ([], None, "x", [1]):
+        assert "not saved" not in page(host(unsaved=entries)).words
+
+
+def test_page_can_be_read_without_eyes_and_in_the_dark():
+    image = {"name": "web1", "path": "/save/web1-before.save", "saved_at": None, "why": "older"}
+    shown = page(host(left_alone=[image], unsaved=[{"name": "a", "fate": "ignored"}]))
+    assert shown.seen.count("table") == shown.seen.count("caption") == 4
+    assert shown.seen.count("th") == sum(attribute.startswith("scope=") for attribute in shown.attributes)
+    assert "desc" in shown.seen
+    assert "prefers-color-scheme: dark" in shown.words
 
 
 def test_prediction():
@@ -141,7 +186,7 @@ def test_long_names_and_many_vms():
     many = [host(f"hv{number}", vms=[vm(f"{'x' * 150}-{number}-{n}") for n in range(20)]) for number in range(10)]
     shown = page(*many)
     assert shown.seen.count("tr") == 2 + 10 + 200
-    texts = re.findall(r"<text[^>]*text-anchor='end'>([^<]*)", maintenance_report({"hosts": many}))
+    texts = re.findall(r'<text class="name"[^>]*>([^<]*)', maintenance_report({"hosts": many}))
     assert max(map(len, texts)) <= 45
     assert "…" in texts[0]
 
@@ -196,7 +241,7 @@ def test_time_that_can_be_does_not_make_the_others_bars_vanish(stopped_at):
             "hosts": [host(vms=[vm("honest")]), host("hv2", vms=[vm("liar", stopped_at=stopped_at, running_at=4.1e9)])],
         }
     )
-    widths = [float(width) for width in re.findall(r"<rect[^>]* width='([0-9.]+)'", text)]
+    widths = [float(width) for width in re.findall(r'<rect[^>]* width="([0-9.]+)"', text)]
     assert max(widths[:3]) > 25
     assert text.count("<line") <= 12
 
@@ -218,13 +263,127 @@ def anything():
     )
 
 
+HOST_KEYS = ("predicted", "msg", "state", "vms", "unsaved", "left_alone", "save_seconds", "disbelieved")
 KEYS = ("name", "state", "msg", "bytes", "written", "throughput", "save_seconds", "restore_seconds", "stopped_at")
 
 
 @given(
     lies=st.fixed_dictionaries({}, optional={key: anything() for key in (*KEYS, "running_at", "disbelieved")}),
-    of_host=st.fixed_dictionaries({}, optional={key: anything() for key in ("predicted", "msg", "state", "vms")}),
+    of_host=st.fixed_dictionaries({}, optional={key: anything() for key in HOST_KEYS}),
 )
 def test_nothing_that_a_host_tells_fails_the_page(lies, of_host):
     shown = page(host(vms=[vm() | lies]), host("hv2") | of_host, host("hv3"))
     assert "hv3" in shown.words
+
+
+def own(tmp_path, text, name="mine.html.j2"):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return str(tmp_path / name)
+
+
+def test_template_of_ones_own(tmp_path):
+    """What hosts have said is data in it: no markup, no template."""
+    template = own(
+        tmp_path,
+        """<h1>{{ report.title }}</h1>
+        {% for host in report.hosts %}
+        {% for vm in host.vms %}
+        {{ vm.name }} on {{ host.name }}: {{ vm.bytes | size }}, {{ vm.pause | seconds }}
+        {% endfor %}
+        {% endfor %}
+        """,
+    )
+    name = "{{ 7 * 7 }}{% raw %}<b>"
+    text = maintenance_report({"title": "Kernel", "hosts": [host(vms=[vm(name)])]}, template)
+    assert text.split("\n")[0] == "<h1>Kernel</h1>"
+    assert "{{ 7 * 7 }}{% raw %}&lt;b&gt; on hv1: 1.0 GiB, 2 min 10 s" in text
+
+
+@pytest.mark.parametrize("name", ["mine.html.j2", OWN.name])
+def test_template_that_replaces_a_part_of_the_collections(tmp_path, name):
+    extended = """{% extends "vmops.qemu/report.html.j2" %}
+    {% block header %}<h1>Our {{ report.title }}</h1>{% include "logo.html" %}{% endblock %}
+    """
+    own(tmp_path, "<b>logo</b>", "logo.html")
+    words = Page(maintenance_report({"title": "Kernel", "hosts": [host()]}, own(tmp_path, extended, name))).words
+    for part in ("Our Kernel", "logo", "hosts done", "2 min 10 s"):
+        assert part in words, part
+
+
+@pytest.mark.parametrize("template", [None, "", str(OWN)])
+def test_collections_own_template_is_the_default(template):
+    assert maintenance_report({"hosts": [host()]}, template) == maintenance_report({"hosts": [host()]})
+
+
+def test_changed_template_is_read_anew(tmp_path):
+    assert maintenance_report({}, own(tmp_path, "one")) == "one"
+    path = own(tmp_path, "another")
+    os.utime(path, (1e9, 1e9))
+    assert maintenance_report({}, path) == "another"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("\n\n{% for host in %}", 3),
+        ("\n{% nothing %}", 2),
+        ("\n{{ report.nothing }}", 2),
+        ("{{ nothing }}", 1),
+        ("{{ report | nothing }}", 1),
+        ("\n{{ lookup('pipe', 'id') }}", 2),
+        ("\n{{ 1 // 0 }}", 2),
+        ("\n\n{{ report.hosts + 1 }}", 3),
+        ("{% set f = report.__class__ %}\n{{ f.__mro__ }}", 2),
+        ("\n{{ ''.__class__.__mro__ }}", 2),
+        ("\n{% include 'not-there.html' %}", 2),
+        ("\n{% include '../mine.html.j2' %}", 2),
+        ("{% macro a() %}\n{{ a() }}\n{% endmacro %}\n{{ a() }}", 2),
+    ],
+)
+def test_error_in_a_template_names_file_and_line(tmp_path, text, line):
+    path = own(tmp_path, text)
+    with pytest.raises(AnsibleFilterError, match=re.escape(f"{path}, line {line}: ")):
+        maintenance_report({"hosts": [host()]}, path)
+
+
+def test_error_in_a_file_that_a_template_includes_names_that_file(tmp_path):
+    part = own(tmp_path, "\n{{ nothing }}", "part.html")
+    with pytest.raises(AnsibleFilterError, match=re.escape(f"{part}, line 2: 'nothing' is undefined")):
+        maintenance_report({}, own(tmp_path, "{% include 'part.html' %}"))
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "no text"])
+def test_file_that_is_no_template_is_named(tmp_path, kind):
+    path = tmp_path / "mine.html.j2"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "no text":
+        path.write_bytes(b"\xff\xfe")
+    with pytest.raises(AnsibleFilterError, match=re.escape(str(path))):
+        maintenance_report({}, str(path))
+
+
+def test_documentation_names_all_that_a_template_gets():
+    """By kind of thing, each field; what a VM has as a host has it, is named there."""
+    paragraphs = yaml.safe_load(DOCUMENTATION)["options"]["template"]["description"]
+    kinds = {
+        "C(report): ": _report.Report,
+        "A host: ": _report.Host,
+        "A VM: ": _report.Vm,
+        "An unsaved VM, ": _report.Unsaved,
+        "An image left alone: ": _report.LeftAlone,
+        "A wrong, ": _report.Wrong,
+        "The totals: ": _report.Totals,
+        "A picture: ": _report.Picture,
+        "A tick: ": _report.Tick,
+        "A group, ": _report.Group,
+        "A row: ": _report.Row,
+        "A bar: ": _report.Bar,
+    }
+    for start, kind in kinds.items():
+        text = next(paragraph for paragraph in paragraphs if paragraph.startswith(start))
+        assert {field.name for field in dataclasses.fields(kind)} <= set(re.findall(r"C\((\w+)\)", text)), start
+    (filters,) = (paragraph for paragraph in paragraphs if paragraph.startswith("Besides those of Jinja2"))
+    assert set(re.findall(r"C\((\w+)", filters)) == set(_report.FORMATS)
+    blocks = set(re.findall(r"{% block (\w+) %}", OWN.read_text(encoding="utf-8")))
+    assert blocks <= set(re.findall(r"C\((\w+)\)", " ".join(paragraphs)))

@@ -2,14 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the report tells of each VM, and the rates that it keeps."""
+"""What the report tells of each VM."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from ansible_collections.vmops.qemu.plugins.filter.maintenance_rates import maintenance_rates
 from ansible_collections.vmops.qemu.plugins.filter.maintenance_vms import maintenance_vms
 
 SAVED = {
@@ -50,10 +47,10 @@ def test_vm_that_was_saved_and_restored():
     [
         ({"vms": [SAVED]}, None, "saved"),
         ({"vms": [SAVED]}, {"vms": [{**RESTORED, "failed": True}]}, "saved"),
-        ({"vms": [SAVED], "rolled_back": [RESTORED]}, None, "restored"),
+        ({"vms": [{**SAVED, "rollback": RESTORED}]}, None, "restored"),
         ({"vms": [{"name": "a", "failed": True}]}, None, "failed"),
         ({"vms": [{"name": "a", "skipped": True}]}, None, "running"),
-        ({"vms": [{"name": "a", "changed": True, "space_needed": 5}]}, None, "predicted"),
+        ({"vms": [{"name": "a", "changed": True, "state": "predicted"}]}, None, "predicted"),
         ({}, {"vms": [RESTORED]}, "restored"),
         (None, None, None),
     ],
@@ -91,48 +88,9 @@ def test_figure_that_cannot_be_is_left_out_and_named(lie, name):
 
 @pytest.mark.parametrize("vms", [None, 7, "many", [7, None, {}, {"name": ["x"]}, {"name": None}], {"a": 1}])
 def test_results_that_are_none(vms):
-    assert maintenance_vms({"vms": vms, "rolled_back": vms}, {"vms": vms}, vms) == []
+    assert maintenance_vms({"vms": vms}, {"vms": vms}, vms) == []
 
 
 @pytest.mark.parametrize("image", [7, "x", ["x"]])
 def test_image_that_is_none(image):
     assert states({"vms": [{**SAVED, "image": image}]}) == {"a": "saved"}
-
-
-def test_rates_of_figures_that_cannot_be():
-    for lie in ({"predicted": {"bytes": 10**400}}, {"saves_took": 1e-320}, {"saves_took": float("nan")}):
-        assert set(maintenance_rates("", [done(**lie)]).get("hv1", {})) <= {"restore"}
-
-
-PREDICTED = {"predicted": {"bytes": 100}}
-
-
-def done(**more):
-    vms = maintenance_vms({"vms": [SAVED]}, {"vms": [RESTORED]})
-    return {"host": "hv1", "state": "done", "vms": vms, "saves_took": 4.0, "restores_took": 5.0, **PREDICTED, **more}
-
-
-def test_rates_are_measured_and_kept():
-    first = maintenance_rates("", [done()])
-    assert first == {"hv1": {"save": 25, "restore": 20}}
-    kept = maintenance_rates(json.dumps({"rates": first}), [{"host": "hv2", "state": "not reached", "vms": []}])
-    assert kept == first
-    fresh = maintenance_rates(json.dumps({"rates": first}), [done(saves_took=2.0, restores_took=None)])
-    assert fresh == {"hv1": {"save": 50, "restore": 20}}
-
-
-def test_rates_are_not_measured_where_not_all_was_done():
-    assert maintenance_rates("", [done(state="failed")]) == {}
-    assert maintenance_rates("", [done(saves_took=0, restores_took="")]) == {}
-    assert maintenance_rates("", [done(predicted={})]) == {}
-    # What was saved before, or restored by the host itself, was not measured.
-    (vm,) = done()["vms"]
-    assert maintenance_rates("", [done(vms=[vm, {**vm, "written": False}])]) == {}
-    assert maintenance_rates("", [done(vms=[vm, {**vm, "restore_seconds": None}])]) == {"hv1": {"save": 25}}
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", "null", '{"rates": 3}', '{"rates": {"hv1": 3}}', '{"rates": {"hv1": {"save": "x"}}}']
-)
-def test_report_that_cannot_be_read_counts_as_none(text):
-    assert maintenance_rates(text) == {}

@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils import _vouching_key
+from ansible_collections.vmops.qemu.plugins.module_utils import _state_directory
 from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import stream_digest
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import embed
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import pack_head
@@ -30,7 +30,7 @@ ALIGNMENT = 1024 * 1024
 def own_key(monkeypatch, tmp_path_factory) -> Path:
     """Where the key is that vouches for images in a test: not the host's."""
     place = tmp_path_factory.mktemp("key")
-    monkeypatch.setattr(_vouching_key, "ROOT_DIRECTORY", str(place / "vmops.qemu"))
+    monkeypatch.setattr(_state_directory, "ROOT_DIRECTORY", str(place / "vmops.qemu"))
     monkeypatch.setenv("XDG_STATE_HOME", str(place))
     return place / "vmops.qemu" / "vouching.key"
 

@@ -25,7 +25,7 @@ def directory(tmp_path, monkeypatch):
 
 def test_it_is_there_while_the_operation_is(directory):
     assert read_progress() == []
-    with Publisher("web1", "save") as publisher:
+    with Publisher("web1", "save", "/save/web1.save") as publisher:
         publisher.phase("flush")
         (progress,) = read_progress()
         assert (progress.vm, progress.operation, progress.phase, progress.pid) == ("web1", "save", "flush", os.getpid())
@@ -43,7 +43,7 @@ def test_percent_rate_and_time_left():
         async def measure():
             return 10 * next(steps), 10000
 
-        with Publisher("web1", "save") as publisher:
+        with Publisher("web1", "save", "/save/web1.save") as publisher:
             async with publisher.following(measure):
                 await asyncio.sleep(0.3)
             return read_progress()
@@ -58,7 +58,7 @@ def test_percent_rate_and_time_left():
 
 @pytest.mark.parametrize("change", [{"pid": 2**22 + 1}, {"pid": 1}, {"birth": 1}, {"birth": 0}])
 def test_what_a_killed_one_left_is_not_believed_and_goes(directory, change):
-    with Publisher("web1", "save"):
+    with Publisher("web1", "save", "/save/web1.save"):
         (path,) = directory.iterdir()
         left = json.loads(path.read_text())
     path.write_text(json.dumps({**left, **change}))
@@ -74,6 +74,6 @@ def test_what_cannot_be_read_is_left_out(directory, text):
 
 
 def test_a_name_is_no_path(directory):
-    with Publisher("../../etc/x", "save"):
+    with Publisher("../../etc/x", "save", "/save/x.save"):
         assert [path.parent for path in directory.iterdir()] == [directory]
         assert read_progress()[0].vm == "../../etc/x"

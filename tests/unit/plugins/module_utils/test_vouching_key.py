@@ -11,7 +11,7 @@ import pwd
 import stat
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils import _vouching_key
+from ansible_collections.vmops.qemu.plugins.module_utils import _state_directory
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import VouchingKeyError
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import key_path, make_key, read_key
 
@@ -136,7 +136,7 @@ def test_without_a_line_break(own_key):
 
 def test_place_that_cannot_be_written_to(own_key, monkeypatch):
     own_key.parent.parent.joinpath("file").write_text("")
-    monkeypatch.setattr(_vouching_key, "ROOT_DIRECTORY", str(own_key.parent.parent / "file" / "vmops.qemu"))
+    monkeypatch.setattr(_state_directory, "ROOT_DIRECTORY", str(own_key.parent.parent / "file" / "vmops.qemu"))
     monkeypatch.setenv("XDG_STATE_HOME", str(own_key.parent.parent / "file"))
     assert read_key() is None
     with pytest.raises(VouchingKeyError, match="cannot be made"):
@@ -145,7 +145,7 @@ def test_place_that_cannot_be_written_to(own_key, monkeypatch):
 
 def test_where_it_is(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(_vouching_key, "ROOT_DIRECTORY", "/var/lib/vmops.qemu")
+    monkeypatch.setattr(_state_directory, "ROOT_DIRECTORY", "/var/lib/vmops.qemu")
     assert key_path() == "/var/lib/vmops.qemu/vouching.key", "whatever the environment says"
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert key_path() == f"{os.environ['XDG_STATE_HOME']}/vmops.qemu/vouching.key"

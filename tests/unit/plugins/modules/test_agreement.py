@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.vmops.qemu.plugins import doc_fragments, modules
-from ansible_collections.vmops.qemu.plugins.action.qemu_parallel import ARGUMENT_SPEC
 from ansible_collections.vmops.qemu.plugins.module_utils import _options
 from ansible_collections.vmops.qemu.plugins.module_utils._options import LIBRARY, TIMEOUT, changed, without
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
@@ -54,8 +53,6 @@ def documented(name: str) -> dict[str, typing.Any]:
 @functools.lru_cache
 def checked(name: str) -> dict[str, typing.Any]:
     """The argument spec of a module."""
-    if name == "qemu_parallel":  # an action plugin is all of it
-        return ARGUMENT_SPEC
     module = importlib.import_module(f"{PACKAGE}.modules.{name}")
 
     class Made(Exception):
@@ -110,7 +107,8 @@ def test_a_module_says_only_what_is_different_of_shared_options(name):
         if f"vmops.qemu.{fragment}" in own["extends_documentation_fragment"]:
             for key, shared in getattr(_options, fragment[1:].upper()).items():
                 option = own.get("options", {}).get(key, {})
-                repeated = [word for word in ("type", "choices", "default") if option.get(word, {}) == shared.get(word)]
+                same = ("type", "choices", "default")
+                repeated = [word for word in same if word in option and option[word] == shared.get(word)]
                 assert repeated == [], f"{name} repeats it of {key}"
 
 
@@ -129,7 +127,7 @@ ANNOTATIONS = {
 #: Fields that come from other options, or from Ansible.
 PARSED = {"bandwidth": "int"}
 REQUESTS: list[tuple[str, typing.Any, tuple[typing.Any, ...], set[str]]] = [
-    ("qemu_save", SaveRequest, (TIMEOUT, LIBRARY, {"owner": {}, "group": {}}), {"uid", "gid", "check_mode"}),
+    ("qemu_save", SaveRequest, (TIMEOUT, LIBRARY, {"owner": {}, "group": {}}), {"uid", "gid", "managed", "check_mode"}),
     ("qemu_restore", RestoreRequest, (TIMEOUT, LIBRARY), {"check_mode"}),
     ("qemu_save_image", SaveImageRequest, (), {"check_mode"}),
     ("qemu_vm_info", VmInfoRequest, (LIBRARY,), set()),
@@ -164,12 +162,12 @@ REPEATED = [
     (("qemu_save", "reasons"), ("qemu_restore", "reasons")),
     (("qemu_save", "duration"), ("qemu_restore", "duration")),
     (("qemu_save", "launch"), ("qemu_vm_info", "vms", "launch")),
-    # qemu_progress has no errors of this collection.
+    # qemu_progress_info has no errors of this collection.
     *(
         (("qemu_save", key), (name, key))
         for name in MODULES
         for key in ("error", "guest", "cure")
-        if name not in ("qemu_save", "qemu_progress")
+        if name not in ("qemu_save", "qemu_progress_info")
     ),
 ]
 

@@ -10,8 +10,10 @@ import asyncio
 import os
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._host import boot
-from ansible_collections.vmops.qemu.plugins.module_utils._host.boot import BootRestoreOperation, BootRestoreRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError
+from ansible_collections.vmops.qemu.plugins.module_utils._host import turns
+from ansible_collections.vmops.qemu.plugins.module_utils._host.boot_program import request_of
+from ansible_collections.vmops.qemu.plugins.module_utils._host.restore import HostRestoreOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
 
 #: No QEMU of this host has it.
@@ -43,7 +45,7 @@ def lines():
 @pytest.fixture
 def saved(builder, tmp_path, monkeypatch):
     """Make images of VMs with these names, and let one that is busy be tried again soon."""
-    monkeypatch.setattr(boot, "BUSY_INTERVAL", 0.02)
+    monkeypatch.setattr(turns, "BUSY_INTERVAL", 0.5)
     tmp_path.chmod(0o700)
 
     def make(*names):
@@ -58,13 +60,17 @@ def saved(builder, tmp_path, monkeypatch):
 
 def run(tmp_path, lines, during=None, **settings):
     """Run the operation; ``during`` gets it once it has begun."""
-    request = BootRestoreRequest.of({**SETTINGS, "save_dir": str(tmp_path), **settings})
+    request = request_of({**SETTINGS, "save_dir": str(tmp_path), **settings})
 
     async def restore_all():
-        operation = BootRestoreOperation(request, lines)
+        operation = HostRestoreOperation(request, lines)
         if during:
             asyncio.get_running_loop().call_soon(during, operation)
-        return await operation.run()
+        try:
+            await operation.run()
+        except HostRunError:
+            return False
+        return True
 
     return asyncio.run(restore_all())
 
@@ -73,8 +79,9 @@ def run(tmp_path, lines, during=None, **settings):
 
 
 def test_settings():
-    request = BootRestoreRequest.of({**SETTINGS, "parallel": "3", "timeout": "1.5", "more": 1})
-    assert request == BootRestoreRequest("/save", [["db*"], ["web*"]], 3, 1.5)
+    request = request_of({**SETTINGS, "parallel": "3", "timeout": "1.5", "more": 1})
+    assert (request.save_dir, request.order, request.parallel) == ("/save", [["db*"], ["web*"]], 3)
+    assert (request.option("web1", "timeout"), request.images) == (1.5, "all")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +95,7 @@ def test_settings():
 )
 def test_settings_that_make_no_sense(settings, problem):
     with pytest.raises(ValueError, match=problem):
-        BootRestoreRequest.of(settings)
+        request_of(settings)
 
 
 # --- what becomes of the images ---
@@ -130,7 +137,7 @@ def test_damaged_and_partial_images(tmp_path, lines, saved):
 def test_another_run_for_too_long(tmp_path, lines, saved):
     (path,) = saved(NAME)
     with image_lock(path):
-        assert not run(tmp_path, lines, timeout=0.1)
+        assert not run(tmp_path, lines, timeout=1.5)
     (line,) = lines.told
     assert line.startswith(f"! {path}: ")
     assert "another run" in line
@@ -140,8 +147,8 @@ def test_another_run_that_restores_it(tmp_path, lines, saved):
     (path,) = saved(NAME)
 
     def restored_soon(_operation):
-        # While the lock is waited for, which takes a second.
-        asyncio.get_running_loop().call_later(0.5, os.unlink, path)
+        # When it has given way, which takes a second.
+        asyncio.get_running_loop().call_later(1.3, os.unlink, path)
 
     with image_lock(path):
         assert run(tmp_path, lines, during=restored_soon)
@@ -173,6 +180,6 @@ def test_nothing_begins_after_a_stop(tmp_path, lines, saved):
         lines.then = lambda _text: operation.stop("X")
 
     assert not run(tmp_path, lines, during=stop_at_the_first_line)
-    assert [line for line in lines.told if "not begun, X came before" in line] == [
-        f"! {path}: not begun, X came before" for path in paths[:2]
+    assert [line for line in lines.told if "Not begun, since X came before" in line] == [
+        f"! {path}: Not begun, since X came before" for path in paths[:2]
     ]

@@ -6,20 +6,18 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: qemu_progress
+module: qemu_progress_info
 short_description: Report the progress of saves and restores of QEMU VMs
 version_added: 0.1.0
 description:
-  - Reads what running M(vmops.qemu.qemu_save) and M(vmops.qemu.qemu_restore) tasks on this host publish about
-    themselves, whoever started them. QEMU is not queried.
-  - M(vmops.qemu.qemu_parallel) uses this module to follow its runs.
+  - Reads what running saves and restores on this host publish about themselves, whoever started them. QEMU is not
+    queried.
+  - M(vmops.qemu.qemu_managed_save) and M(vmops.qemu.qemu_managed_restore) use this module to follow their runs.
 options:
-  jobs:
+  job:
     description:
-      - Ids of background jobs (C(ansible_job_id)) whose results are to be returned, too.
-    type: list
-    elements: str
-    default: []
+      - The id of a background job (C(ansible_job_id)) whose result is to be returned, too.
+    type: str
   async_dir:
     description:
       - The directory in which Ansible keeps the results of background jobs.
@@ -27,15 +25,9 @@ options:
     default: ~/.ansible_async
   wait:
     description:
-      - The maximum number of seconds to wait for one of the O(jobs) to end before reporting.
+      - The maximum number of seconds to wait for the O(job) to end before reporting.
     type: float
     default: 0
-  forget:
-    description:
-      - Ids of background jobs whose results are no longer needed and are removed.
-    type: list
-    elements: str
-    default: []
 attributes:
   platform:
     platforms: posix
@@ -43,14 +35,15 @@ extends_documentation_fragment:
   - vmops.qemu._attributes
   - vmops.qemu._attributes.info_module
 seealso:
-  - module: vmops.qemu.qemu_parallel
+  - module: vmops.qemu.qemu_managed_save
+  - module: vmops.qemu.qemu_managed_restore
 author:
   - vmops.qemu contributors (@vmops)
 """
 
 EXAMPLES = r"""
 - name: See which VMs are being saved or restored
-  vmops.qemu.qemu_progress:
+  vmops.qemu.qemu_progress_info:
   register: progress
 """
 
@@ -69,6 +62,9 @@ operations:
       type: str
     phase:
       description: V(start), V(memory) (QEMU writes or reads the memory), V(flush), V(check) or V(checksum).
+      type: str
+    image:
+      description: The path of the image.
       type: str
     percent:
       description: The percentage of the memory that is done; V(null) if it is not known.
@@ -95,20 +91,37 @@ operations:
       description: When the run published these values, in seconds since the epoch.
       type: float
   sample:
-    - {vm: web1, operation: save, phase: memory, percent: 42, bytes_done: 904396800, bytes_total: 2153316352,
-       rate: 314572800, seconds_left: 3, pid: 4711, started: 1764000000.0, updated: 1764000003.0}
-jobs:
-  description: The results of those O(jobs) that have ended, keyed by id.
-  type: dict
+    - {vm: web1, operation: save, phase: memory, image: /var/lib/vmops/save/web1.save, percent: 42,
+       bytes_done: 904396800, bytes_total: 2153316352, rate: 314572800, seconds_left: 3, pid: 4711,
+       started: 1764000000.0, updated: 1764000003.0}
+runs:
+  description: The runs of M(vmops.qemu.qemu_managed_save) and M(vmops.qemu.qemu_managed_restore) that are at work.
+  type: list
+  elements: dict
   returned: success
-library:
-  description: Whether Python on this host has C(qemu.qmp).
-  type: bool
+  contains:
+    operation:
+      description: V(save) or V(restore).
+      type: str
+    save_dir:
+      description: The directory of the images.
+      type: str
+    pid:
+      description: The run's process id.
+      type: int
+    started:
+      description: When the run began, in seconds since the epoch.
+      type: float
+    lines:
+      description: What became of each VM so far, each with its C(number), C(text), and whether it has C(failed).
+      type: list
+      elements: dict
+job:
+  description: The result of the O(job); V(null) as long as it has not ended.
+  type: dict
   returned: success
 """
 
-import contextlib
-import importlib.util
 import json
 import os
 import time
@@ -116,57 +129,46 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import tellable
+from ansible_collections.vmops.qemu.plugins.module_utils._host.progress import read_host_runs
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
 
-
-def ended_jobs(directory: str, jobs: list[str]) -> dict[str, t.Any]:
-    """The results of the jobs that have ended, by id."""
-    ended = {}
-    for job in jobs:
-        try:
-            with open(os.path.join(directory, os.path.basename(job)), encoding="utf-8") as handle:
-                result = json.load(handle)
-        except (OSError, ValueError):  # not there yet, or just being written
-            continue
-        # A result without this key is the module's own; Ansible writes the others before the module has ended.
-        if result.get("finished", 1):
-            ended[job] = result
-    return ended
+#: Seconds between two looks at the job, while it is waited for.
+_INTERVAL = 0.1
 
 
-def has_library() -> bool:
-    """Whether qemu.qmp can be imported."""
+def result_of(directory: str, job: str) -> dict[str, t.Any] | None:
+    """The result of a job; None where it has not ended."""
     try:
-        return importlib.util.find_spec("qemu.qmp") is not None
-    except ImportError:
-        return False
+        with open(os.path.join(directory, os.path.basename(job)), encoding="utf-8") as handle:
+            result: dict[str, t.Any] = json.load(handle)
+    except (OSError, ValueError):  # not there yet, or just being written
+        return None
+    # A result without this key is the module's own; Ansible writes the others before the module has ended.
+    return result if result.get("finished", 1) else None
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "jobs": {"type": "list", "elements": "str", "default": []},
+            "job": {"type": "str"},
             "async_dir": {"type": "path", "default": "~/.ansible_async"},
             "wait": {"type": "float", "default": 0},
-            "forget": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
-    directory, jobs = module.params["async_dir"], module.params["jobs"]
+    job, directory = module.params["job"], module.params["async_dir"]
+    result = None
     deadline = time.monotonic() + module.params["wait"]
-    ended = ended_jobs(directory, jobs)
-    while jobs and not ended and time.monotonic() < deadline:
-        time.sleep(0.1)
-        ended = ended_jobs(directory, jobs)
-    for job in module.params["forget"]:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(directory, os.path.basename(job)))
+    while job:
+        result = result_of(directory, job)
+        if result is not None or time.monotonic() > deadline:
+            break
+        time.sleep(_INTERVAL)
     module.exit_json(
         changed=False,
         operations=tellable([progress.as_result() for progress in read_progress()]),
-        jobs=ended,
-        library=has_library(),
+        runs=tellable([run.as_result() for run in read_host_runs()]),
+        job=result,
     )
 
 

@@ -2,12 +2,14 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""qemu_progress, its answer reduced to what it documents."""
+"""qemu_managed_save, followed while it works on the host."""
 
 from __future__ import annotations
 
-from ansible_collections.vmops.qemu.plugins.plugin_utils._action import ModuleAction
+from ansible_collections.vmops.qemu.plugins.plugin_utils._host_run import HostRunAction
 
 
-class ActionModule(ModuleAction):
+class ActionModule(HostRunAction):
     """Runs the module of this name."""
+
+    operation = "save"

@@ -1,0 +1,104 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How far a run over a host's VMs has come, published by itself in a small file while it works.
+
+What each VM's own save or restore publishes of itself is beside it (``_progress``). The file goes with the run; what a
+killed one left is known by its process id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import birth_of
+from ansible_collections.vmops.qemu.plugins.module_utils._progress import publish
+from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import host_run_path, host_run_paths
+
+#: Bytes of such a file that are read at most, and lines and characters of each that are in it.
+_MAX_SIZE = 4 * 1024 * 1024
+_MOST_LINES = 1000
+_MOST_CHARACTERS = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class HostRun:
+    """What is published."""
+
+    #: ``save`` or ``restore``.
+    operation: str
+    #: The directory of the images.
+    save_dir: str
+    pid: int
+    #: In seconds since the epoch.
+    started: float
+    #: Each with ``number``, counted from 1, ``text``, and ``failed`` where it tells what went wrong.
+    lines: list[dict[str, object]]
+    #: When the process ``pid`` began, in the kernel's ticks, which tells it from a later one of the same number.
+    birth: int = 0
+
+    def as_result(self) -> dict[str, object]:
+        """The return value."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "birth"}
+
+
+class HostProgress:
+    """A journal that others on this host can read. It must never fail or hold up the run, so errors are dropped."""
+
+    def __init__(self, operation: str, save_dir: str) -> None:
+        """:param operation: ``save`` or ``restore``. :param save_dir: the directory of the images."""
+        pid = os.getpid()
+        self._now = HostRun(operation, save_dir, pid, time.time(), [], birth_of(pid) or 0)
+        self._path = ""
+
+    def __enter__(self) -> HostProgress:
+        # Nothing is published where there is no place for it.
+        with contextlib.suppress(OSError):
+            self._path = host_run_path(self._now.pid)
+            self._publish()
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        if self._path:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+
+    def say(self, text: str) -> None:
+        """Publish what was done, or left alone."""
+        self._add(text, failed=False)
+
+    def complain(self, text: str) -> None:
+        """Publish what went wrong."""
+        self._add(text, failed=True)
+
+    def _add(self, text: str, failed: bool) -> None:
+        number = int(str(self._now.lines[-1]["number"])) + 1 if self._now.lines else 1
+        line = {"number": number, "text": one_line(text)[:_MOST_CHARACTERS], "failed": failed}
+        self._now = dataclasses.replace(self._now, lines=[*self._now.lines, line][-_MOST_LINES:])
+        self._publish()
+
+    def _publish(self) -> None:
+        if self._path:
+            publish(self._path, dataclasses.asdict(self._now))
+
+
+def read_host_runs() -> list[HostRun]:
+    """What the runs of this user publish just now; what a killed one left is removed."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in host_run_paths():
+            # A file may go, or be another version's, at any moment.
+            with contextlib.suppress(OSError, TypeError, ValueError):
+                run = HostRun(**json.loads(read_bounded(path, _MAX_SIZE)))
+                if run.birth == (birth_of(int(run.pid)) or 0) != 0:
+                    found.append(run)
+                else:
+                    os.unlink(path)
+    return found

@@ -1,0 +1,245 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Restoring the saved VMs of a host, or some of them: each once, from its last save, in groups, some at a time.
+
+Images that are not to be restored (an older save, a copy, a checkpoint, one that was saved for another reason) are
+named and left alone. An image that cannot be restored (it is damaged, or its QEMU does not start) is named and kept,
+and the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError, ImageNotFoundError, one_line
+from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import (
+    Choice,
+    HostRestoreRequest,
+    RestoreTask,
+    choose,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._host.health_check import why_check_fails
+from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
+from ansible_collections.vmops.qemu.plugins.module_utils._host.progress import read_host_runs
+from ansible_collections.vmops.qemu.plugins.module_utils._host.rates import keep_rate
+from ansible_collections.vmops.qemu.plugins.module_utils._host.table import table
+from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
+    Turns,
+    have_threads_for,
+    outcome_of,
+    to_the_end,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
+from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import find_processes
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
+
+#: Seconds between two looks at the saves of others that are still at work.
+_WAIT_INTERVAL = 1.0
+
+
+class HostRestoreOperation:
+    """All restores of one run; ``situation`` says at any time how the guests are."""
+
+    def __init__(self, request: HostRestoreRequest, journal: Journal) -> None:
+        self.request = request
+        self.subject = "the saved VMs of this host"
+        self.situation = Situation("No VM was touched")
+        self._journal = journal
+        self._turns: Turns | None = None
+        self._vms: list[dict[str, t.Any]] = []
+        self._choice = Choice([], [], [])
+        self._unhealthy: list[str] = []
+        self._stopped_by = ""
+
+    async def run(self) -> dict[str, t.Any]:
+        """Do it.
+
+        :returns: the module's return values.
+        :raises HostRunError: not all are back; what became of each is in its result.
+        :raises ImageAccessError: the directory cannot be read.
+        """
+        return await to_the_end(self._run(), self.stop)
+
+    def stop(self, by: str) -> None:
+        """Give up what is at work, and begin no further restore.
+
+        No QEMU with half a guest stays, and the images are kept.
+
+        :param by: what asks for it, such as the name of a signal.
+        """
+        self._stopped_by = self._stopped_by or by
+        if self._turns:
+            self._turns.stop(by)
+
+    async def _run(self) -> dict[str, t.Any]:
+        started, clock = time.time(), time.monotonic()
+        have_threads_for(self.request.parallel)
+        turns = self._turns = Turns(self.request.parallel)
+        if self._stopped_by:
+            turns.stop(self._stopped_by)
+        await self._wait_for_saves()
+        self._choice = await in_thread(self._find)
+        restoring = time.monotonic()
+        for group in self._choice.groups:
+            await asyncio.gather(*(self._restore(turns, task) for task in group))
+        failed = [vm["name"] for vm in self._vms if vm["state"] in ("failed", "skipped")]
+        result = self._result(started, clock, failed)
+        if failed or self._choice.unusable or self._unhealthy:
+            raise HostRunError(
+                ". ".join(self._what_is_wrong()),
+                cure="Remove the reason, then run the task again: it goes on with those that are left",
+                situation=Situation(f"{_count(self._restored())} {_is(self._restored())} back"),
+                result=result,
+            )
+        changed = [vm for vm in self._vms if vm["changed"]]
+        if changed and not self.request.check_mode and all(vm["changed"] for vm in self._vms):
+            size = sum((vm.get("image") or {}).get("allocated") or vm.get("image_bytes") or 0 for vm in changed)
+            keep_rate("restore", size, time.monotonic() - restoring)
+        return {**result, "msg": self._success(time.monotonic() - restoring)}
+
+    # --- finding ---
+
+    async def _wait_for_saves(self) -> None:
+        """A save that an earlier run began makes its image only at its end; it would be missed."""
+        deadline = time.monotonic() + (self.request.common["timeout"] or math.inf)
+        told: set[str] = set()
+        while time.monotonic() < deadline and not self._stopped_by:
+            others = {
+                f"{progress.vm} is being saved"
+                for progress in read_progress()
+                if progress.operation == "save" and self._is_here(os.path.dirname(progress.image))
+            }
+            others |= {
+                f"a run saves VMs (pid {run.pid})"
+                for run in read_host_runs()
+                if run.operation == "save" and self._is_here(run.save_dir)
+            }
+            if not others:
+                return
+            for other in sorted(others - told):
+                self._journal.say(f"waiting, as {other}")
+            told |= others
+            await asyncio.sleep(_WAIT_INTERVAL)
+
+    def _is_here(self, directory: str) -> bool:
+        """Whether a directory is that of the images."""
+        return os.path.realpath(directory) == os.path.realpath(self.request.save_dir)
+
+    def _find(self) -> Choice:
+        """What is to be restored; what is not is named."""
+        try:
+            images = directory_info(self.request.save_dir)
+        except ImageNotFoundError:
+            self._journal.say(f"there is no directory {self.request.save_dir}: nothing to restore")
+            images = []
+        choice = choose(images, self.request, lambda name: bool(find_processes(name)))
+        for image in choice.left_alone:
+            self._journal.say(f"{image['path']}: left alone, {image['why']}")
+        for image in choice.unusable:
+            problems = "; ".join(image["problems"])
+            self._journal.complain(f"{image['path']}: not restored, {image['state']}: {problems}")
+        return choice
+
+    # --- restoring ---
+
+    async def _restore(self, turns: Turns, task: RestoreTask) -> None:
+        """One VM's restore, when its turn comes."""
+        self.situation = Situation("Some of the VMs may have been restored")
+        request = self.request.of(task.name, task.path)
+        size = _allocated(task.path)
+        result = await outcome_of(
+            turns.take(
+                lambda: RestoreOperation(request),
+                self.request.option(task.name, "timeout"),
+                lambda: os.path.exists(task.path),
+            ),
+            f"{task.path}: another run has restored it",
+        )
+        state = "failed" if result["failed"] else "skipped" if result.get("skipped") else "restored"
+        if self.request.check_mode and state == "restored":
+            state = "predicted"
+        vm = {**result, "name": task.label, "path": task.path, "state": state, "image_bytes": size}
+        self._vms.append(vm)
+        if result["failed"] or result.get("skipped"):
+            self._journal.complain(f"{task.path}: {result['msg']}")
+            return
+        self._journal.say(result["msg"])
+        for warning in result.get("warnings", ()):
+            self._journal.complain(warning)
+        command = self.request.option(task.name, "health_check")
+        if command and not self.request.check_mode:
+            reason = await why_check_fails(command, task.label, self.request.option(task.name, "health_check_timeout"))
+            vm["health_check"] = reason or "passed"
+            if reason:
+                self._unhealthy.append(task.label)
+                self._journal.complain(f"{task.label} is back, but its health check did not pass: {reason}")
+
+    # --- the result ---
+
+    def _restored(self) -> int:
+        return sum(vm["state"] == "restored" for vm in self._vms)
+
+    def _what_is_wrong(self) -> list[str]:
+        told = [
+            f"{vm['name']} was not restored, its image is kept: {vm['msg'].rstrip('.')}"
+            for vm in self._vms
+            if vm["state"] in ("failed", "skipped")
+        ]
+        told += [
+            f"{image['path']} cannot be restored, it is kept: {'; '.join(image['problems'])}"
+            for image in self._choice.unusable
+        ]
+        return told + [f"{name} runs, but its health check did not pass" for name in self._unhealthy]
+
+    def _success(self, took: float) -> str:
+        changed = [vm for vm in self._vms if vm["changed"]]
+        if self.request.check_mode:
+            what = f"{_count(len(changed))} would be restored"
+        elif changed:
+            what = f"{_count(len(changed))} {'was' if len(changed) == 1 else 'were'} restored in {took:.1f} s"
+        else:
+            what = "No VM is to be restored"
+        left = len(self._choice.left_alone)
+        return one_line(f"{what}; {left} image{' is' if left == 1 else 's are'} left alone" if left else what)
+
+    def _result(self, started: float, clock: float, failed: list[str]) -> dict[str, t.Any]:
+        vms = [{key: value for key, value in vm.items() if key not in ("warnings", "diff")} for vm in self._vms]
+        diffs = {vm["name"]: vm["diff"] for vm in self._vms if vm.get("diff")}
+        return {
+            "changed": any(vm["changed"] for vm in vms),
+            "table": table(vms),
+            "vms": vms,
+            "failures": failed,
+            "unhealthy": self._unhealthy,
+            "unusable": self._choice.unusable,
+            "left_alone": self._choice.left_alone,
+            "started_at": round(started, 3),
+            "duration": round(time.monotonic() - clock, 3),
+            "diff": {side: {name: diff[side] for name, diff in diffs.items()} for side in ("before", "after")},
+            "warnings": [warning for vm in self._vms for warning in vm.get("warnings", ())],
+        }
+
+
+def _allocated(path: str) -> int:
+    """Bytes that a file takes; 0 where it is not there."""
+    try:
+        return os.stat(path).st_blocks * 512
+    except OSError:
+        return 0
+
+
+def _count(number: int) -> str:
+    return f"{number} VM{'' if number == 1 else 's'}"
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"

@@ -1,0 +1,326 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Saving all VMs of a host, or some of them: all are planned before one guest is touched."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError, one_line
+from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
+from ansible_collections.vmops.qemu.plugins.module_utils._host.rates import keep_rate, read_rates, seconds_for
+from ansible_collections.vmops.qemu.plugins.module_utils._host.space import shortages
+from ansible_collections.vmops.qemu.plugins.module_utils._host.table import table
+from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
+    Turns,
+    have_threads_for,
+    outcome_of,
+    to_the_end,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._names import is_selected, options_of
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+    QemuProcess,
+    list_doubtful,
+    list_processes,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._save.operation import SaveOperation
+from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
+
+#: VMs that are planned at a time: a plan waits for QEMU, not for the disk.
+_PLANNED_AT_A_TIME = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class HostSaveRequest:
+    """The options of ``qemu_managed_save``, as its documentation describes them."""
+
+    vms: list[str]
+    include: list[str]
+    exclude: list[str]
+    save_dir: str
+    parallel: int
+    on_error: str
+    unsaved: str
+    #: The fields of a ``SaveRequest`` for all VMs, and those that are others for some, as
+    #: ``options_of`` takes them; ``timeout`` is among them, in seconds.
+    common: dict[str, t.Any]
+    by_vm: dict[str, dict[str, t.Any]]
+    check_mode: bool
+
+    def of(self, name: str, check_mode: bool) -> SaveRequest:
+        """What is asked for of one VM."""
+        options = options_of(name, self.common, self.by_vm)
+        del options["timeout"]
+        quits = options["after_save"] == "quit"
+        return SaveRequest(
+            name=name,
+            qmp_socket=None,
+            path=None,
+            save_dir=self.save_dir,
+            managed=quits,
+            check_mode=check_mode,
+            **options,
+        )
+
+    def timeout_of(self, name: str) -> float:
+        """Seconds for one VM."""
+        return float(options_of(name, self.common, self.by_vm)["timeout"])
+
+
+class HostSaveOperation:
+    """All saves of one run; ``situation`` says at any time how the guests are."""
+
+    def __init__(self, request: HostSaveRequest, journal: Journal) -> None:
+        self.request = request
+        self.subject = "the VMs of this host"
+        self.situation = Situation("No VM was touched")
+        self._journal = journal
+        self._turns: Turns | None = None
+        self._warnings: list[str] = []
+        #: What became of each VM, by name, in the order in which they were found.
+        self._vms: dict[str, dict[str, t.Any]] = {}
+        self._unsaved: list[dict[str, t.Any]] = []
+        self._predicted: dict[str, t.Any] = {}
+        self._interrupted = ""
+
+    async def run(self) -> dict[str, t.Any]:
+        """Do it.
+
+        :returns: the module's return values.
+        :raises HostRunError: not all could be saved; what became of each is in its result.
+        """
+        return await to_the_end(self._run(), self._stop)
+
+    def _stop(self, by: str) -> None:
+        self._interrupted = self._interrupted or by
+        if self._turns:
+            self._turns.stop(by)
+
+    async def _run(self) -> dict[str, t.Any]:
+        started, clock = time.time(), time.monotonic()
+        have_threads_for(max(self.request.parallel, _PLANNED_AT_A_TIME))
+        await self._plan()
+        self._require_all()
+        if self.request.check_mode:
+            return self._result(self._prediction(), started, clock)
+        names = [name for name, vm in self._vms.items() if not vm["failed"]]
+        size = sum(self._vms[name].get("space_needed") or 0 for name in names)
+        self._turns = Turns(self.request.parallel)
+        saving = time.monotonic()
+        if self._interrupted:  # between the plan and the first save
+            self._turns.stop(self._interrupted)
+        await asyncio.gather(*(self._save(name) for name in names))
+        took = time.monotonic() - saving
+        failed = [name for name in names if self._vms[name]["state"] in ("failed", "skipped")]
+        if not failed:
+            if all(self._vms[name]["changed"] for name in names):
+                keep_rate("save", size, took)
+            return self._result(self._success(names, took), started, clock)
+        consequence = ""
+        if self.request.on_error == "rollback":
+            consequence = await self._roll_back(names)
+        elif self.request.on_error == "stop" and any(self._vms[name]["state"] == "saved" for name in names):
+            consequence = "The VMs that were saved stay saved; qemu_managed_restore brings them back"
+        first = self._vms[failed[0]]
+        raise HostRunError(
+            f"{len(failed)} of {len(names)} VMs could not be saved ({', '.join(failed)}). {failed[0]}:"
+            f" {first['msg'].rstrip('.')}",
+            cure="",
+            situation=Situation(consequence, self._guests()),
+            result={**self._result("", started, clock), "cure": first.get("cure", "")},
+        )
+
+    # --- before a guest is touched ---
+
+    async def _plan(self) -> None:
+        """Find the VMs, and have each one's save checked."""
+        processes = list_processes()
+        self._warnings += [f"Not every VM may be found: {process}" for process in list_doubtful()]
+        names = list(dict.fromkeys(self.request.vms or [process.name for process in processes if process.name]))
+        names = [name for name in names if is_selected(name, self.request.include, self.request.exclude)]
+        self._unsaved = [
+            {"name": process.name, "pid": process.pid, "reason": self._why_not(process)}
+            for process in processes
+            if process.name not in names
+        ]
+        turns = self._turns = Turns(_PLANNED_AT_A_TIME)
+        plans = await asyncio.gather(*(self._plan_one(turns, name) for name in names))
+        pids = {process.name: process.pid for process in processes}
+        for name, plan in zip(names, plans):
+            state = "failed" if plan["failed"] else "predicted" if plan["changed"] else "saved"
+            self._vms[name] = {**plan, "name": name, "state": state}
+            if plan["failed"] and name in pids:
+                self._unsaved.append({"name": name, "pid": pids[name], "reason": plan["msg"]})
+        size = sum(plan.get("space_needed") or 0 for plan in plans)
+        rates = read_rates()
+        self._predicted = {
+            "bytes": size,
+            "save_seconds": seconds_for(size, rates.get("save")),
+            "restore_seconds": seconds_for(size, rates.get("restore")),
+        }
+
+    async def _plan_one(self, turns: Turns, name: str) -> dict[str, t.Any]:
+        return await outcome_of(
+            turns.take(lambda: SaveOperation(self.request.of(name, True)), self.request.timeout_of(name)), ""
+        )
+
+    def _why_not(self, process: QemuProcess) -> str:
+        """Why a VM that runs is not to be saved, as a clause."""
+        if not process.name:
+            return "it has no name by which it could be saved and found again"
+        return "it is excluded" if not self.request.vms else "it is not among the VMs that are asked for"
+
+    def _require_all(self) -> None:
+        """:raises HostRunError: the host cannot be saved as it was asked for; nothing was touched."""
+        told = []
+        failed = [name for name, vm in self._vms.items() if vm["failed"]]
+        if failed and (self.request.on_error != "continue" or self._interrupted):
+            told += [f"{name}: {self._vms[name]['msg'].rstrip('.')}" for name in failed]
+        told += shortages(self._vms.values())
+        if self.request.unsaved == "fail":
+            told += [
+                f"{vm['name'] or 'A QEMU'} (pid {vm['pid']}) runs here and would not be saved: {vm['reason']}"
+                for vm in self._unsaved
+                if vm["name"] not in failed
+            ]
+            told += self._warnings
+        elif not self.request.vms and "*" in self.request.include:
+            told += [
+                f"A QEMU without a name (pid {vm['pid']}) runs here and would not be saved: start it with -name, end"
+                " it, or list the VMs to save"
+                for vm in self._unsaved
+                if not vm["name"]
+            ]
+        if told:
+            raise HostRunError(
+                ". ".join(told),
+                cure="Remove the reason, or leave the VM out, and run the task again",
+                situation=self.situation,
+                result=self._result("", time.time(), time.monotonic()),
+            )
+
+    # --- the saves ---
+
+    async def _save(self, name: str) -> None:
+        """One VM's save, when its turn comes."""
+        turns = t.cast(Turns, self._turns)
+        self.situation = Situation("Some of the VMs may have been saved")
+        result = await outcome_of(
+            turns.take(lambda: SaveOperation(self.request.of(name, False)), self.request.timeout_of(name)), ""
+        )
+        state = "failed" if result["failed"] else "skipped" if result.get("skipped") else "saved"
+        self._vms[name] = {**result, "name": name, "state": state}
+        if result["failed"]:
+            self._journal.complain(f"{name}: {result['msg']}")
+            if self.request.on_error != "continue":
+                turns.close(f"{name} could not be saved")
+        else:
+            self._journal.say(f"{name}: {result['msg']}")
+
+    async def _roll_back(self, names: list[str]) -> str:
+        """Restore those that this run has saved; what was reached, as a sentence."""
+        saved = [name for name in names if self._is_to_be_put_back(self._vms[name])]
+        if not saved:
+            return "No other VM had been saved, the host is as it was"
+        turns = t.cast(Turns, self._turns)
+        turns.reopen()
+        await asyncio.gather(*(self._put_back(turns, name) for name in saved))
+        left = [name for name in saved if self._vms[name]["rollback"]["failed"]]
+        if left:
+            reasons = "; ".join(f"{name}: {self._vms[name]['rollback']['msg'].rstrip('.')}" for name in left)
+            return f"Not all that were saved could be put back, and their images are kept: {reasons}"
+        return f"The {_count(len(saved))} that {_was(saved)} saved before {_was(saved)} put back, the host is as it was"
+
+    def _is_to_be_put_back(self, vm: dict[str, t.Any]) -> bool:
+        """Whether a guest is in its image by this run, also where its save has failed after that."""
+        if vm["failed"]:
+            return vm.get("guest") in ("saved", "paused") and vm["image"]["state"] == "complete"
+        return vm["state"] == "saved" and bool(vm["changed"])
+
+    async def _put_back(self, turns: Turns, name: str) -> None:
+        request = RestoreRequest(name=name, qmp_socket=None, path=None, save_dir=self.request.save_dir)
+        result = await outcome_of(
+            turns.take(lambda: RestoreOperation(request), self.request.timeout_of(name)), f"{name} is back"
+        )
+        self._vms[name]["rollback"] = result
+        if result["failed"]:
+            self._journal.complain(f"{name}: {result['msg']}")
+        else:
+            if not self._vms[name]["failed"]:
+                self._vms[name]["state"] = "restored"
+            self._journal.say(f"{name}: {result['msg']}")
+
+    # --- the result ---
+
+    def _guests(self) -> str:
+        """The word for how all guests are, where it is one."""
+        words = {
+            vm["guest"] if vm["failed"] else {"saved": "saved", "restored": "running"}.get(vm["state"], "unknown")
+            for vm in self._vms.values()
+        }
+        return words.pop() if len(words) == 1 else "unknown"
+
+    def _prediction(self) -> str:
+        """Check mode's message."""
+        count, size = len(self._vms), self._predicted["bytes"]
+        known = [
+            f"about {seconds:g} s to {word} them"
+            for word in ("save", "restore")
+            if (seconds := self._predicted[f"{word}_seconds"]) is not None
+        ]
+        left = sum(vm["failed"] for vm in self._vms.values())
+        return (
+            f"{_count(count - left)} would be saved, {size / 2**20:.0f} MiB at most,"
+            f" {', '.join(known) or 'nothing was measured yet to predict seconds'}"
+            + (f"; {_count(left)} cannot be saved" if left else "")
+        )
+
+    def _success(self, names: list[str], took: float) -> str:
+        changed = [name for name in names if self._vms[name]["changed"]]
+        size = sum(self._vms[name]["image"]["allocated"] or 0 for name in changed)
+        left = len(self._vms) - len(names)
+        if not names:
+            what = "No VM is to be saved"
+        elif not changed:
+            what = f"{_count(len(names))} {_was(names)} saved already"
+        else:
+            what = f"{_count(len(changed))} {_was(changed)} saved in {took:.1f} s, {size / 2**20:.0f} MiB on disk"
+        return what + (f"; {_count(left)} could not be saved" if left else "")
+
+    def _result(self, msg: str, started: float, clock: float) -> dict[str, t.Any]:
+        vms = []
+        for vm in self._vms.values():
+            vms.append({key: value for key, value in vm.items() if key not in ("warnings", "diff")})
+        warnings = [*self._warnings]
+        for vm in self._vms.values():
+            warnings += [warning for warning in vm.get("warnings", ()) if warning not in warnings]
+        diffs = {name: vm["diff"] for name, vm in self._vms.items() if vm.get("diff")}
+        return {
+            "changed": any(vm["changed"] for vm in vms),
+            "msg": one_line(msg),
+            "table": table(vms),
+            "vms": vms,
+            "failures": [vm["name"] for vm in vms if vm["state"] in ("failed", "skipped")],
+            "unsaved": self._unsaved,
+            "predicted": self._predicted,
+            "started_at": round(started, 3),
+            "duration": round(time.monotonic() - clock, 3),
+            "diff": {side: {name: diff[side] for name, diff in diffs.items()} for side in ("before", "after")},
+            "warnings": warnings,
+        }
+
+
+def _count(number: int) -> str:
+    return f"{number} VM{'' if number == 1 else 's'}"
+
+
+def _was(names: t.Sized) -> str:
+    return "was" if len(names) == 1 else "were"

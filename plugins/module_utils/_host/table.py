@@ -1,0 +1,54 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What became of each VM, as a table for people: lines with columns that stand below each other."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
+
+#: Characters of the last column that are shown; all of it is in ``vms``.
+_MOST = 160
+
+
+def table(vms: t.Iterable[t.Mapping[str, t.Any]]) -> list[str]:
+    """The lines, the first of which has the columns' names; none where there are no VMs.
+
+    :param vms: each with ``name``, ``state``, ``msg``, and ``image`` and ``duration`` where they are known.
+    """
+    rows = [
+        (one_line(vm["name"]), vm["state"], _size(vm), _seconds(vm.get("duration")), _cut(one_line(vm["msg"])))
+        for vm in vms
+    ]
+    if not rows:
+        return []
+    rows.insert(0, ("VM", "STATE", "IMAGE", "TIME", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return [
+        "  ".join(
+            (
+                row[0].ljust(widths[0]),
+                row[1].ljust(widths[1]),
+                row[2].rjust(widths[2]),
+                row[3].rjust(widths[3]),
+                row[4],
+            )
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _size(vm: t.Mapping[str, t.Any]) -> str:
+    size = vm.get("space_needed") or (vm.get("image") or {}).get("allocated")
+    return f"{size / 2**20:.0f} MiB" if isinstance(size, int) else "-"
+
+
+def _seconds(seconds: t.Any) -> str:
+    return f"{seconds:.1f} s" if isinstance(seconds, (int, float)) else "-"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST else f"{text[: _MOST - 1]}…"

@@ -1,0 +1,58 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The directory of what a user of this host keeps across reboots, which nobody else can look into.
+
+``/var/lib/vmops.qemu`` for root; ``$XDG_STATE_HOME/vmops.qemu`` (``~/.local/state`` where that is not set) for any
+other user.
+
+- ``vouching.key``: the key with which he vouches for save images (``_vouching_key``)
+- ``rates.json``: how fast this host has saved and restored (``_host/rates``)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+
+from ansible_collections.vmops.qemu.plugins.module_utils._durable import flush_directory
+
+ROOT_DIRECTORY = "/var/lib/vmops.qemu"
+
+
+def state_path(name: str) -> str:
+    """Where a file of this name is, or would be."""
+    if os.geteuid() == 0:
+        return os.path.join(ROOT_DIRECTORY, name)
+    state = os.environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(state):
+        state = os.path.join(_home(), ".local", "state")
+    return os.path.join(state, "vmops.qemu", name)
+
+
+def make_state_directory() -> None:
+    """Make it where it is missing, and the directories above it; each belongs to this user alone, and is durable.
+
+    :raises OSError: it cannot be made.
+    """
+    _make(os.path.dirname(state_path("")))
+
+
+def _home() -> str:
+    """This user's home directory, whatever the environment says, which may be another user's."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return os.path.expanduser("~")
+
+
+def _make(path: str) -> None:
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path)
+    _make(above)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    flush_directory(above)

@@ -1,0 +1,118 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which images are restored, in which groups, and which are left alone."""
+
+from __future__ import annotations
+
+from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import HostRestoreRequest, choose
+
+
+def image(name, state="complete", path=None, **more):
+    known = {"managed": True, "saved_at": "2026-03-01T09:30:00.000Z", "problems": []}
+    return {"name": name, "state": state, "path": path or f"/save/{name}.save", **known, **more}
+
+
+def chosen(found, running=(), **options):
+    """The choice, with none of the VMs running but these."""
+    known = {"vms": [], "include": ["*"], "exclude": [], "images": "managed", "order": []}
+    request = HostRestoreRequest(
+        **{"save_dir": "/save", "parallel": 1, "common": {}, "by_vm": {}, "check_mode": False, **known, **options}
+    )
+    return choose(found, request, lambda name: name in running)
+
+
+def paths(choice):
+    return [[task.path for task in group] for group in choice.groups]
+
+
+def test_groups():
+    images = [image("web1"), image("db1"), image("app1"), image("old", "archived")]
+    choice = chosen(images, order=[["db*"], ["none*"], ["app*", "db*"]])
+    assert [[task.name for task in group] for group in choice.groups] == [["db1"], ["app1"], ["web1"]]
+    assert (choice.left_alone, choice.unusable) == ([], [])
+    assert paths(chosen(images, include=["web*"], exclude=["web1"])) == []
+
+
+def test_save_that_was_cut_off_is_restored_by_the_image_it_would_have_made():
+    partial = image("a", "partial", "/save/.a.save.0123456789abcdef.partial")
+    other = {**partial, "path": "/save/.a.save.fedcba9876543210.partial"}
+    assert paths(chosen([partial, other], running=["a"])) == [["/save/a.save"]]
+    # One that is complete is the VM's, and the other a leftover.
+    choice = chosen([partial, image("a")])
+    assert paths(choice) == [["/save/a.save"]]
+    assert [(left["path"], left["why"][:20]) for left in choice.left_alone] == [
+        (partial["path"], "it is partial, a lef")
+    ]
+    # Its QEMU has ended: nothing has the guest any more.
+    choice = chosen([partial])
+    assert paths(choice) == []
+    assert [found["path"] for found in choice.unusable] == [partial["path"]]
+
+
+SEVERAL = [
+    image("a", path="/save/a-before.save", superseded_by="/save/a.save"),
+    image("a"),
+    image("a", path="/save/z.save", copy_of="/save/a.save"),
+    image("b", checkpoint=True),
+    image("c", "partial", "/save/.c.save.0123456789abcdef.partial", superseded_by="/save/c.save.tar.zst"),
+    image("c", "archived", "/save/c.save.tar.zst"),
+    image("d", "invalid", superseded_by="/save/d-2.save", problems=["its stream is cut off"]),
+    image("d", path="/save/d-2.save", checkpoint=False, superseded_by=None, copy_of=None),
+    image("e", checkpoint=True),
+    image("e", "partial", "/save/.e.save.0123456789abcdef.partial"),
+]
+
+
+def test_each_vm_is_restored_once_from_its_last_save():
+    choice = chosen(SEVERAL, running=["e"])
+    # The QEMU of e may still stand there since that save was cut off.
+    assert paths(choice) == [["/save/a.save", "/save/d-2.save", "/save/e.save"]]
+    assert choice.unusable == []
+
+
+def test_what_is_left_alone_is_named():
+    found = chosen(SEVERAL, running=["e"]).left_alone
+    assert sorted((each["path"], each["why"][:30]) for each in found) == [
+        ("/save/.c.save.0123456789abcdef.partial", "/save/c.save.tar.zst is a late"),
+        ("/save/a-before.save", "/save/a.save is a later save o"),
+        ("/save/b.save", "it is a checkpoint: b went on "),
+        ("/save/d.save", "/save/d-2.save is a later save"),
+        ("/save/e.save", "it is a checkpoint: e went on "),
+        ("/save/z.save", "it is a copy of /save/a.save"),
+    ]
+    assert set(found[0]) == {"path", "name", "saved_at", "why"}
+    assert [each["path"] for each in chosen(SEVERAL, include=["b", "c"], exclude=["c"]).left_alone] == ["/save/b.save"]
+
+
+def test_what_was_not_saved_with_its_host_is_restored_only_by_name():
+    images = [image("a"), image("b", managed=False), image("c", managed=False)]
+    choice = chosen(images)
+    assert paths(choice) == [["/save/a.save"]]
+    assert [each["name"] for each in choice.left_alone] == ["b", "c"]
+    assert paths(chosen(images, vms=["b"])) == [["/save/b.save"]]
+    assert paths(chosen(images, images="all")) == [["/save/a.save", "/save/b.save", "/save/c.save"]]
+
+
+def test_vm_that_is_named_and_has_no_image_is_asked_for():
+    assert paths(chosen([image("a")], vms=["a", "b"])) == [["/save/a.save", "/save/b.save"]]
+
+
+def test_unusable_images():
+    images = [
+        image("a"),
+        image("b", "invalid", problems=["its stream is cut off"]),
+        image(None, "invalid", "/save/c.save"),
+        image("d", "partial"),
+        image(None, "partial", "/save/e.save"),
+        image("f", "archived"),
+    ]
+    every = ["/save/b.save", "/save/c.save", "/save/d.save", "/save/e.save"]
+    choice = chosen(images)
+    assert [found["path"] for found in choice.unusable] == every
+    assert choice.unusable[0]["problems"] == ["its stream is cut off"]
+    assert [found["path"] for found in chosen(images, exclude=["b"]).unusable] == every[1:]
+    # What has no name may be any VM's, and is told only where all are asked for.
+    assert chosen(images, include=["a*"]).unusable == []
+    assert chosen(images, vms=["a"]).unusable == []
