@@ -301,7 +301,7 @@ def test_role_installs_the_key(tmp_path: Path) -> None:
         "- hosts: localhost\n  connection: local\n  gather_facts: false\n  roles:\n    - role: vmops.qemu.host_setup\n"
     )
     variables = {
-        "host_setup_save_dir": str(tmp_path / "saves"),
+        "vmops_qemu_save_dir": str(tmp_path / "saves"),
         "host_setup_program_dir": str(tmp_path / "program"),
         "host_setup_vouching_key": "5e" * 32,
         "ansible_python_interpreter": "/usr/bin/python3",
