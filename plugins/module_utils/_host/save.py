@@ -129,6 +129,8 @@ class HostSaveOperation:
             consequence = await self._roll_back(names)
         elif self.request.on_error == "stop" and any(self._vms[name]["state"] == "saved" for name in names):
             consequence = "The VMs that were saved stay saved; qemu_managed_restore brings them back"
+        elif self.request.on_error == "continue":
+            consequence = "The others were saved"
         first = self._vms[failed[0]]
         raise HostRunError(
             f"{len(failed)} of {len(names)} VMs could not be saved ({', '.join(failed)}). {failed[0]}:"
@@ -144,7 +146,8 @@ class HostSaveOperation:
         """Find the VMs, and have each one's save checked."""
         processes = list_processes()
         self._warnings += [f"Not every VM may be found: {process}" for process in list_doubtful()]
-        names = list(dict.fromkeys(self.request.vms or [process.name for process in processes if process.name]))
+        found = sorted({process.name for process in processes if process.name})
+        names = list(dict.fromkeys(self.request.vms or found))
         names = [name for name in names if is_selected(name, self.request.include, self.request.exclude)]
         self._unsaved = [
             {"name": process.name, "pid": process.pid, "reason": self._why_not(process)}
