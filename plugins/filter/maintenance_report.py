@@ -37,7 +37,7 @@ options:
   template:
     description:
       - The path of a template of your own, on the controller. The default is the collection's own,
-        C(playbooks/templates/report.html.j2).
+        C(roles/host_maintenance/templates/report.html.j2).
       - Jinja2 renders it in a sandbox, with C(autoescape), C(trim_blocks) and C(lstrip_blocks), and without Ansible. So
         it has neither Ansible's variables nor its filters and lookups, and what a host has said is never a template. A
         name that does not exist is an error.
@@ -112,7 +112,7 @@ _value:
 """
 
 #: The collection's own template.
-OWN = Path(__file__).resolve().parents[2] / "playbooks" / "templates" / "report.html.j2"
+OWN = Path(__file__).resolve().parents[2] / "roles" / "host_maintenance" / "templates" / "report.html.j2"
 
 
 def maintenance_report(data: t.Mapping[str, t.Any], template: str | None = None) -> str:

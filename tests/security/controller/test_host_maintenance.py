@@ -69,7 +69,8 @@ def run_of(vm, **more):
 def maintain(controller, hosts, *arguments, **variables):
     """Run it in one batch; the run and the report."""
     variables = {**QUICK, "host_maintenance_report_dir": str(controller.place / "reports"), **variables}
-    run = controller.run(PLAYBOOK, hosts, "-e", "host_maintenance_serial=100%", *arguments, variables=variables)
+    asked = ["-e", "host_maintenance_hosts=all", "-e", "host_maintenance_serial=100%"]
+    run = controller.run(PLAYBOOK, hosts, *asked, *arguments, variables=variables)
     report = controller.place / "reports" / "host-maintenance.json"
     return run, json.loads(report.read_text()) if report.exists() else None
 
@@ -251,9 +252,10 @@ def test_facts_of_an_earlier_play_are_refused(controller):
         {"ansible.builtin.import_playbook": PLAYBOOK},
     ]
     variables = {**QUICK, "host_maintenance_report_dir": str(controller.place / "reports")}
-    run = controller.run(play, {"hv1": liar, "hv2": maintained("db1")}, variables=variables)
+    asked = ["-e", "host_maintenance_hosts=all"]
+    run = controller.run(play, {"hv1": liar, "hv2": maintained("db1")}, *asked, variables=variables)
     assert run.code != 0
-    assert "Facts of hv1 are named as variables of this playbook" in run.output
+    assert "Facts of hv1 are named as variables of this role" in run.output
     assert "hv1 qemu_vm_info" not in run.calls
     assert "hv2 async_wrapper" not in run.calls, "no host was touched"
     assert not (controller.place / "owned").exists()
