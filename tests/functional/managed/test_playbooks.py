@@ -160,7 +160,7 @@ def test_standard_output_is_json_and_progress_is_beside_it(make_guest, save_dir,
     assert states(saved) == {DB1: "saved", WEB1: "saved"}
     assert states(back) == {DB1: "restored", WEB1: "restored"}
     told = [line.strip() for line in errors.splitlines() if PROGRESS.match(line)]
-    assert len([line for line in told if f"{DB1} was saved in" in line]) == 1, told
+    assert len([line for line in told if f"{DB1}: {DB1} was saved in" in line]) == 1, told
     assert [line for line in told if line.startswith(f"[hv1] {WEB1}: save")], told
     assert controller.left() == []
     assert files(save_dir) == []

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 
@@ -39,22 +40,22 @@ def check(value, kind):
     """That a value is of the type that its field has been given."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is list:
-        assert type(value) is list
+        assert value.__class__ is list
         for entry in value:
             check(entry, arguments[0])
     elif origin in (types.UnionType, typing.Union):
         if value is not None:
             check(value, next(argument for argument in arguments if argument is not type(None)))
     elif dataclasses.is_dataclass(kind):
-        assert type(value) is kind
+        assert value.__class__ is kind
         for name, of_field in typing.get_type_hints(kind).items():
             check(getattr(value, name), of_field)
     elif kind is float:
-        assert type(value) in (int, float)
-        assert value == value
+        assert value.__class__ in (int, float)
+        assert not math.isnan(value)
         assert abs(value) < float("inf")
     else:
-        assert type(value) is kind
+        assert value.__class__ is kind
         if kind is str:
             assert len(value) < 8 * 1000
             assert "\n" not in value
