@@ -21,7 +21,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import ma
 PAGE = 4096
 KEYS = (
     "path exists state archive complete version format features vm_state byte_order name uuid memory vcpus machine"
-    " domain_xml cookie size allocated stream_offset saved_at qemu_version checksum launch_recorded readable_by"
+    " domain_xml cookie size allocated stream_offset saved_at qemu_version checksum managed launch_recorded readable_by"
     " problems mode owner mtime checkpoint superseded_by copy_of disks restorable restore_problems vouched launch"
 )
 
@@ -57,6 +57,7 @@ def test_an_image_of_libvirt(golden):
         "saved_at": None,
         "qemu_version": None,
         "checksum": None,
+        "managed": False,
         "launch_recorded": False,
         "vouched": None,
         "launch": None,
