@@ -273,9 +273,27 @@ class LaunchError(VmopsError):
 class OperationTimeoutError(VmopsError):
     """The operation was not done within its ``timeout``."""
 
+    @classmethod
+    def of(cls, subject: str, timeout: float, situation: Situation) -> OperationTimeoutError:
+        """:param subject: who it is about. :param timeout: seconds."""
+        return cls(
+            f"The work on {subject} was not done within {timeout:g} seconds",
+            situation=situation,
+            cure="Raise timeout, or find out what is slow (bandwidth, the disk under the image)",
+        )
+
 
 class InterruptedOperationError(VmopsError):
     """The operation was cancelled by a signal."""
+
+    @classmethod
+    def of(cls, subject: str, by: str, situation: Situation | None = None) -> InterruptedOperationError:
+        """:param subject: who it is about. :param by: what asked for it, such as the name of a signal."""
+        return cls(
+            f"The work on {subject} was interrupted by {by}",
+            situation=situation,
+            cure="Run the task again when the reason is gone",
+        )
 
 
 class NotBegunError(VmopsError):

@@ -126,16 +126,8 @@ async def _bounded(operation: Operation, timeout: float) -> dict[str, t.Any]:
             _ignore_signals(loop)
     except asyncio.CancelledError:
         if received:
-            raise InterruptedOperationError(
-                f"The work on {operation.subject} was interrupted by {received[0].name}",
-                situation=operation.situation,
-                cure="Run the task again when the reason is gone",
-            ) from None
-        raise OperationTimeoutError(
-            f"The work on {operation.subject} was not done within {timeout:g} seconds",
-            situation=operation.situation,
-            cure="Raise timeout, or find out what is slow (bandwidth, the disk under the image)",
-        ) from None
+            raise InterruptedOperationError.of(operation.subject, received[0].name, operation.situation) from None
+        raise OperationTimeoutError.of(operation.subject, timeout, operation.situation) from None
 
 
 def _ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
@@ -172,10 +164,7 @@ def run_blocking(
     def interrupt(number: int, _frame: object) -> None:
         if not received:
             received.append(number)
-            raise InterruptedOperationError(
-                f"The work on {subject} was interrupted by {signal.Signals(number).name}",
-                cure="Run the task again when the reason is gone",
-            )
+            raise InterruptedOperationError.of(subject, signal.Signals(number).name)
 
     for number in _SIGNALS:
         signal.signal(number, interrupt)

@@ -33,6 +33,19 @@ _MAX_SIZE = 64 * 1024
 Measure = t.Callable[[], t.Awaitable[t.Tuple[int, int]]]
 
 
+class Published(t.Protocol):
+    """What any run publishes of its process: its id, and when it began, in the kernel's ticks."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def birth(self) -> int: ...
+
+
+_Published = t.TypeVar("_Published", bound=Published)
+
+
 @dataclasses.dataclass(frozen=True)
 class Progress:
     """What is published; times are seconds since the epoch, ``rate`` is bytes a second since the last look."""
@@ -149,14 +162,24 @@ def publish(path: str, content: dict[str, t.Any]) -> None:
 
 def read_progress() -> list[Progress]:
     """What the operations of this user publish just now, by VM; what a killed one left is removed."""
+    return read_published(Progress, progress_paths, _MAX_SIZE)
+
+
+def read_published(kind: t.Callable[..., _Published], paths: t.Callable[[], list[str]], most: int) -> list[_Published]:
+    """What runs of this user publish just now; what a killed one left is removed.
+
+    :param kind: makes it of the file's content, which has ``pid`` and ``birth``.
+    :param paths: gives the files.
+    :param most: bytes of such a file that are read at most.
+    """
     found = []
     with contextlib.suppress(OSError):
-        for path in progress_paths():
+        for path in paths():
             # A file may go, or be another version's, at any moment.
             with contextlib.suppress(OSError, TypeError, ValueError):
-                progress = Progress(**json.loads(read_bounded(path, _MAX_SIZE)))
-                if progress.birth == (birth_of(int(progress.pid)) or 0) != 0:
-                    found.append(progress)
+                published = kind(**json.loads(read_bounded(path, most)))
+                if published.birth == (birth_of(int(published.pid)) or 0) != 0:
+                    found.append(published)
                 else:
                     os.unlink(path)  # were it another run's by now, that would write it again in a second
     return found

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import time
 
-from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import birth_of
-from ansible_collections.vmops.qemu.plugins.module_utils._progress import publish
+from ansible_collections.vmops.qemu.plugins.module_utils._progress import publish, read_published
 from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import host_run_path, host_run_paths
 
 #: Bytes of such a file that are read at most, and lines and characters of each that are in it.
@@ -91,14 +89,4 @@ class HostProgress:
 
 def read_host_runs() -> list[HostRun]:
     """What the runs of this user publish just now; what a killed one left is removed."""
-    found = []
-    with contextlib.suppress(OSError):
-        for path in host_run_paths():
-            # A file may go, or be another version's, at any moment.
-            with contextlib.suppress(OSError, TypeError, ValueError):
-                run = HostRun(**json.loads(read_bounded(path, _MAX_SIZE)))
-                if run.birth == (birth_of(int(run.pid)) or 0) != 0:
-                    found.append(run)
-                else:
-                    os.unlink(path)
-    return found
+    return read_published(HostRun, host_run_paths, _MAX_SIZE)

@@ -29,7 +29,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.health_check impo
 from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
 from ansible_collections.vmops.qemu.plugins.module_utils._host.progress import read_host_runs
 from ansible_collections.vmops.qemu.plugins.module_utils._host.rates import keep_rate
-from ansible_collections.vmops.qemu.plugins.module_utils._host.table import table
+from ansible_collections.vmops.qemu.plugins.module_utils._host.result import Clock, count, host_result
 from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
     Turns,
     have_threads_for,
@@ -59,6 +59,7 @@ class HostRestoreOperation:
         self._choice = Choice([], [], [])
         self._unhealthy: list[str] = []
         self._stopped_by = ""
+        self._clock = Clock()
 
     async def run(self) -> dict[str, t.Any]:
         """Do it.
@@ -81,7 +82,6 @@ class HostRestoreOperation:
             self._turns.stop(by)
 
     async def _run(self) -> dict[str, t.Any]:
-        started, clock = time.time(), time.monotonic()
         have_threads_for(self.request.parallel)
         turns = self._turns = Turns(self.request.parallel)
         if self._stopped_by:
@@ -91,20 +91,19 @@ class HostRestoreOperation:
         restoring = time.monotonic()
         for group in self._choice.groups:
             await asyncio.gather(*(self._restore(turns, task) for task in group))
-        failed = [vm["name"] for vm in self._vms if vm["state"] in ("failed", "skipped")]
-        result = self._result(started, clock, failed)
-        if failed or self._choice.unusable or self._unhealthy:
+        took = time.monotonic() - restoring
+        result = self._result()
+        if result["failures"] or self._choice.unusable or self._unhealthy:
             raise HostRunError(
                 ". ".join(self._what_is_wrong()),
                 cure="Remove the reason, then run the task again: it goes on with those that are left",
-                situation=Situation(f"{_count(self._restored())} {_is(self._restored())} back"),
+                situation=Situation(f"{count(self._restored())} {_is(self._restored())} back"),
                 result=result,
             )
         changed = [vm for vm in self._vms if vm["changed"]]
         if changed and not self.request.check_mode and all(vm["changed"] for vm in self._vms):
-            size = sum((vm.get("image") or {}).get("allocated") or vm.get("image_bytes") or 0 for vm in changed)
-            keep_rate("restore", size, time.monotonic() - restoring)
-        return {**result, "msg": self._success(time.monotonic() - restoring)}
+            keep_rate("restore", sum(vm["image_bytes"] for vm in changed), took)
+        return {**result, "msg": self._success(took)}
 
     # --- finding ---
 
@@ -203,29 +202,20 @@ class HostRestoreOperation:
     def _success(self, took: float) -> str:
         changed = [vm for vm in self._vms if vm["changed"]]
         if self.request.check_mode:
-            what = f"{_count(len(changed))} would be restored"
+            what = f"{count(len(changed))} would be restored"
         elif changed:
-            what = f"{_count(len(changed))} {'was' if len(changed) == 1 else 'were'} restored in {took:.1f} s"
+            what = f"{count(len(changed))} {'was' if len(changed) == 1 else 'were'} restored in {took:.1f} s"
         else:
             what = "No VM is to be restored"
         left = len(self._choice.left_alone)
         return one_line(f"{what}; {left} image{' is' if left == 1 else 's are'} left alone" if left else what)
 
-    def _result(self, started: float, clock: float, failed: list[str]) -> dict[str, t.Any]:
-        vms = [{key: value for key, value in vm.items() if key not in ("warnings", "diff")} for vm in self._vms]
-        diffs = {vm["name"]: vm["diff"] for vm in self._vms if vm.get("diff")}
+    def _result(self) -> dict[str, t.Any]:
         return {
-            "changed": any(vm["changed"] for vm in vms),
-            "table": table(vms),
-            "vms": vms,
-            "failures": failed,
+            **host_result(self._vms, self._clock),
             "unhealthy": self._unhealthy,
             "unusable": self._choice.unusable,
             "left_alone": self._choice.left_alone,
-            "started_at": round(started, 3),
-            "duration": round(time.monotonic() - clock, 3),
-            "diff": {side: {name: diff[side] for name, diff in diffs.items()} for side in ("before", "after")},
-            "warnings": [warning for vm in self._vms for warning in vm.get("warnings", ())],
         }
 
 
@@ -235,10 +225,6 @@ def _allocated(path: str) -> int:
         return os.stat(path).st_blocks * 512
     except OSError:
         return 0
-
-
-def _count(number: int) -> str:
-    return f"{number} VM{'' if number == 1 else 's'}"
 
 
 def _is(number: int) -> str:

@@ -14,8 +14,13 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError, one_line
 from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
 from ansible_collections.vmops.qemu.plugins.module_utils._host.rates import keep_rate, read_rates, seconds_for
+from ansible_collections.vmops.qemu.plugins.module_utils._host.result import (
+    Clock,
+    count,
+    host_result,
+    names_not_done,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._host.space import shortages
-from ansible_collections.vmops.qemu.plugins.module_utils._host.table import table
 from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
     Turns,
     have_threads_for,
@@ -90,6 +95,7 @@ class HostSaveOperation:
         self._unsaved: list[dict[str, t.Any]] = []
         self._predicted: dict[str, t.Any] = {}
         self._interrupted = ""
+        self._clock = Clock()
 
     async def run(self) -> dict[str, t.Any]:
         """Do it.
@@ -105,25 +111,23 @@ class HostSaveOperation:
             self._turns.stop(by)
 
     async def _run(self) -> dict[str, t.Any]:
-        started, clock = time.time(), time.monotonic()
         have_threads_for(max(self.request.parallel, _PLANNED_AT_A_TIME))
         await self._plan()
         self._require_all()
         if self.request.check_mode:
-            return self._result(self._prediction(), started, clock)
+            return self._result(self._prediction())
         names = [name for name, vm in self._vms.items() if not vm["failed"]]
-        size = sum(self._vms[name].get("space_needed") or 0 for name in names)
         self._turns = Turns(self.request.parallel)
         saving = time.monotonic()
         if self._interrupted:  # between the plan and the first save
             self._turns.stop(self._interrupted)
         await asyncio.gather(*(self._save(name) for name in names))
         took = time.monotonic() - saving
-        failed = [name for name in names if self._vms[name]["state"] in ("failed", "skipped")]
+        failed = names_not_done(self._vms[name] for name in names)
         if not failed:
             if all(self._vms[name]["changed"] for name in names):
-                keep_rate("save", size, took)
-            return self._result(self._success(names, took), started, clock)
+                keep_rate("save", self._predicted["bytes"], took)
+            return self._result(self._success(names, took))
         consequence = ""
         if self.request.on_error == "rollback":
             consequence = await self._roll_back(names)
@@ -137,7 +141,7 @@ class HostSaveOperation:
             f" {first['msg'].rstrip('.')}",
             cure="",
             situation=Situation(consequence, self._guests()),
-            result={**self._result("", started, clock), "cure": first.get("cure", "")},
+            result={**self._result(""), "cure": first.get("cure", "")},
         )
 
     # --- before a guest is touched ---
@@ -207,7 +211,7 @@ class HostSaveOperation:
                 ". ".join(told),
                 cure="Remove the reason, or leave the VM out, and run the task again",
                 situation=self.situation,
-                result=self._result("", time.time(), time.monotonic()),
+                result=self._result(""),
             )
 
     # --- the saves ---
@@ -240,7 +244,7 @@ class HostSaveOperation:
         if left:
             reasons = "; ".join(f"{name}: {self._vms[name]['rollback']['msg'].rstrip('.')}" for name in left)
             return f"Not all that were saved could be put back, and their images are kept: {reasons}"
-        return f"The {_count(len(saved))} that {_was(saved)} saved before {_was(saved)} put back, the host is as it was"
+        return f"The {count(len(saved))} that {_was(saved)} saved before {_was(saved)} put back, the host is as it was"
 
     def _is_to_be_put_back(self, vm: dict[str, t.Any]) -> bool:
         """Whether a guest is in its image by this run, also where its save has failed after that."""
@@ -273,7 +277,7 @@ class HostSaveOperation:
 
     def _prediction(self) -> str:
         """Check mode's message."""
-        count, size = len(self._vms), self._predicted["bytes"]
+        size = self._predicted["bytes"]
         known = [
             f"about {seconds:g} s to {word} them"
             for word in ("save", "restore")
@@ -281,9 +285,9 @@ class HostSaveOperation:
         ]
         left = sum(vm["failed"] for vm in self._vms.values())
         return (
-            f"{_count(count - left)} would be saved, {size / 2**20:.0f} MiB at most,"
+            f"{count(len(self._vms) - left)} would be saved, {size / 2**20:.0f} MiB at most,"
             f" {', '.join(known) or 'nothing was measured yet to predict seconds'}"
-            + (f"; {_count(left)} cannot be saved" if left else "")
+            + (f"; {count(left)} cannot be saved" if left else "")
         )
 
     def _success(self, names: list[str], took: float) -> str:
@@ -293,36 +297,20 @@ class HostSaveOperation:
         if not names:
             what = "No VM is to be saved"
         elif not changed:
-            what = f"{_count(len(names))} {_was(names)} saved already"
+            what = f"{count(len(names))} {_was(names)} saved already"
         else:
-            what = f"{_count(len(changed))} {_was(changed)} saved in {took:.1f} s, {size / 2**20:.0f} MiB on disk"
-        return what + (f"; {_count(left)} could not be saved" if left else "")
+            what = f"{count(len(changed))} {_was(changed)} saved in {took:.1f} s, {size / 2**20:.0f} MiB on disk"
+        return what + (f"; {count(left)} could not be saved" if left else "")
 
-    def _result(self, msg: str, started: float, clock: float) -> dict[str, t.Any]:
-        vms = []
-        for vm in self._vms.values():
-            vms.append({key: value for key, value in vm.items() if key not in ("warnings", "diff")})
-        warnings = [*self._warnings]
-        for vm in self._vms.values():
-            warnings += [warning for warning in vm.get("warnings", ()) if warning not in warnings]
-        diffs = {name: vm["diff"] for name, vm in self._vms.items() if vm.get("diff")}
+    def _result(self, msg: str) -> dict[str, t.Any]:
+        result = host_result(list(self._vms.values()), self._clock)
         return {
-            "changed": any(vm["changed"] for vm in vms),
+            **result,
             "msg": one_line(msg),
-            "table": table(vms),
-            "vms": vms,
-            "failures": [vm["name"] for vm in vms if vm["state"] in ("failed", "skipped")],
             "unsaved": self._unsaved,
             "predicted": self._predicted,
-            "started_at": round(started, 3),
-            "duration": round(time.monotonic() - clock, 3),
-            "diff": {side: {name: diff[side] for name, diff in diffs.items()} for side in ("before", "after")},
-            "warnings": warnings,
+            "warnings": list(dict.fromkeys([*self._warnings, *result["warnings"]])),
         }
-
-
-def _count(number: int) -> str:
-    return f"{number} VM{'' if number == 1 else 's'}"
 
 
 def _was(names: t.Sized) -> str:

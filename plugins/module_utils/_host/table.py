@@ -26,19 +26,11 @@ def table(vms: t.Iterable[t.Mapping[str, t.Any]]) -> list[str]:
     if not rows:
         return []
     rows.insert(0, ("VM", "STATE", "IMAGE", "TIME", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return [
-        "  ".join(
-            (
-                row[0].ljust(widths[0]),
-                row[1].ljust(widths[1]),
-                row[2].rjust(widths[2]),
-                row[3].rjust(widths[3]),
-                row[4],
-            )
-        ).rstrip()
-        for row in rows
+    aligned = [
+        [align(cell, max(map(len, column))) for cell in column]
+        for align, column in zip((str.ljust, str.ljust, str.rjust, str.rjust), zip(*(row[:4] for row in rows)))
     ]
+    return ["  ".join([*cells, row[4]]).rstrip() for *cells, row in zip(*aligned, rows)]
 
 
 def _size(vm: t.Mapping[str, t.Any]) -> str:

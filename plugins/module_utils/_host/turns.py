@@ -105,16 +105,8 @@ class Turns:
             return await task
         except asyncio.CancelledError:
             if self._stopped_by:
-                raise InterruptedOperationError(
-                    f"The work on {run.subject} was interrupted by {self._stopped_by}",
-                    situation=run.situation,
-                    cure="Run the task again when the reason is gone",
-                ) from None
-            raise OperationTimeoutError(
-                f"The work on {run.subject} was not done within {timeout:g} seconds",
-                situation=run.situation,
-                cure="Raise timeout, or find out what is slow (bandwidth, the disk under the image)",
-            ) from None
+                raise InterruptedOperationError.of(run.subject, self._stopped_by, run.situation) from None
+            raise OperationTimeoutError.of(run.subject, timeout, run.situation) from None
         finally:
             self._working.discard(task)
 

@@ -212,7 +212,7 @@ def test_what_is_shown_of_a_run_is_one_line(controller):
     host = followed(None, failed, lines=[lie], operations=[at_work])
     run = controller.run(play(MANAGED_SAVE), {"hv1": host})
     assert run.code == 2
-    assert run.output.count("[hv1] web1") == 2, run.output
+    assert run.output.count("[hv1] web1") == 3, run.output
     assert "\x1b" not in run.output
     assert "\nTASK [all is well]" not in run.output
 
