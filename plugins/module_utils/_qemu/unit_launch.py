@@ -142,12 +142,45 @@ class _LaunchedUnit:
             self._watch.close()
 
 
-class LaunchedService(_LaunchedUnit):
-    """A QEMU that its own unit starts: with the unit's user, control group, limits and helpers (``ExecStartPre=``)."""
+class StartedService(_LaunchedUnit):
+    """A QEMU that its own unit starts as it is configured: from the VM's disks."""
 
     def __init__(self, how: Launch) -> None:
         super().__init__(how, how.unit)
         self.log = f"the journal (journalctl -u {how.unit})"
+
+    async def start(self) -> None:
+        """Have it started; on return it may not be up yet.
+
+        :raises UnitError: systemd cannot be told.
+        """
+        systemd.require_root(f"start {self.name}")
+        # Several starts in a short time are no reason to refuse the next one.
+        with contextlib.suppress(UnitError):
+            await systemd.systemctl("reset-failed", "--", self.name)
+        self._started = True
+        await systemd.systemctl("start", "--no-block", "--", self.name)
+
+    async def stderr(self) -> str:
+        """What QEMU, and the unit's other programs, said in this start, the end at most (4 KiB); else how it ended."""
+        text = ended = ""
+        # It is asked for an error, whose place no other error shall take.
+        with contextlib.suppress(UnitError):
+            unit = await systemd.read_unit(self.name)
+            ended = _how_it_ended(unit)
+            await systemd.run_tool("journalctl", "--sync", timeout=_JOURNAL_TIMEOUT)
+            journal = ("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=20")
+            invocation = f"_SYSTEMD_INVOCATION_ID={unit.invocation}"
+            text = await systemd.run_tool(*journal, invocation, timeout=_JOURNAL_TIMEOUT)
+        return in_one_line(text.strip()[-4096:]) or ended
+
+
+class LaunchedService(StartedService):
+    """A QEMU that its own unit starts to wait for its state: with the unit's user, control group, limits and helpers
+    (``ExecStartPre=``)."""
+
+    def __init__(self, how: Launch) -> None:
+        super().__init__(how)
         self._changed = False
 
     async def start(self) -> None:
@@ -176,24 +209,7 @@ class LaunchedService(_LaunchedUnit):
                 f" (it has {', '.join(read) or 'none'})",
                 cure="Rename what comes after it; systemd reads them in the order of their file names",
             )
-        # Several restores in a short time are no reason to refuse the next one.
-        with contextlib.suppress(UnitError):
-            await systemd.systemctl("reset-failed", "--", self.name)
-        self._started = True
-        await systemd.systemctl("start", "--no-block", "--", self.name)
-
-    async def stderr(self) -> str:
-        """What QEMU, and the unit's other programs, said in this start, the end at most (4 KiB); else how it ended."""
-        text = ended = ""
-        # It is asked for an error, whose place no other error shall take.
-        with contextlib.suppress(UnitError):
-            unit = await systemd.read_unit(self.name)
-            ended = _how_it_ended(unit)
-            await systemd.run_tool("journalctl", "--sync", timeout=_JOURNAL_TIMEOUT)
-            journal = ("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=20")
-            invocation = f"_SYSTEMD_INVOCATION_ID={unit.invocation}"
-            text = await systemd.run_tool(*journal, invocation, timeout=_JOURNAL_TIMEOUT)
-        return in_one_line(text.strip()[-4096:]) or ended
+        await super().start()
 
     async def clean(self) -> None:
         """Remove the files of this start; the guard is in force again."""

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import SUFFIXES, all_forms
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import unit as unit_module
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedProcess
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Capabilities, Rights
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import StartCommand
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_text, require_guardable
 

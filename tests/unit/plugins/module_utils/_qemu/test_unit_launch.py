@@ -11,10 +11,7 @@ import os
 import shutil
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.names import SUFFIXES, all_forms
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import unit as unit_module
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Capabilities, Rights
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import StartCommand
@@ -26,7 +23,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch impor
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 ARGV = (QEMU, "-name", "web1", "-S", "-incoming", "defer")
-
 
 
 def lines(text: str) -> list[str]:
