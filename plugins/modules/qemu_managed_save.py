@@ -24,7 +24,8 @@ options:
       - With V(rollback), no further save begins, and the VMs that this run has saved are restored, so that the host is
         as it was.
       - With V(stop), no further save begins, and the saved VMs stay saved.
-      - With V(continue), all others are saved. VMs that cannot be saved are named in RV(unsaved) and RV(failures).
+      - With V(continue), all others are saved, or as many as there is room for. VMs that cannot be saved are named in
+        RV(unsaved) and RV(failures).
       - With V(rollback) and V(stop), nothing is saved if it is known before that a VM cannot be saved.
       - The module fails in all cases in which a VM could not be saved, unless it was known before and V(continue) was
         given.

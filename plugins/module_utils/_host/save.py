@@ -106,9 +106,13 @@ class HostSaveOperation:
         :returns: the module's return values.
         :raises HostRunError: not all could be saved; what became of each is in its result.
         """
-        return await to_the_end(self._run(), self._stop)
+        return await to_the_end(self._run(), self.stop)
 
-    def _stop(self, by: str) -> None:
+    def stop(self, by: str) -> None:
+        """Give up the saves that are at work, whose guests go on, and begin no further one.
+
+        :param by: what asks for it, such as the name of a signal.
+        """
         self._interrupted = self._interrupted or by
         if self._turns:
             self._turns.stop(by)
@@ -119,6 +123,9 @@ class HostSaveOperation:
         self._require_all()
         if self.request.check_mode:
             return self._result(self._prediction())
+        for name, vm in self._vms.items():
+            if vm["failed"]:
+                self._journal.complain(f"{name}: {vm['msg']}")
         names = [name for name, vm in self._vms.items() if not vm["failed"]]
         self._turns = Turns(self.request.parallel)
         saving = time.monotonic()
@@ -202,7 +209,8 @@ class HostSaveOperation:
         failed = [name for name, vm in self._vms.items() if vm["failed"]]
         if failed and (self.request.on_error != "continue" or self._interrupted):
             told += [f"{name}: {self._vms[name]['msg'].rstrip('.')}" for name in failed]
-        told += shortages(self._vms.values())
+        if self.request.on_error != "continue":  # as many as there is room for; each looks for itself
+            told += shortages(self._vms.values())
         told += self._unsaved.problems()
         if self.request.unsaved != "ignore":
             told += self._warnings

@@ -235,7 +235,7 @@ def test_one_that_cannot_be_shut_down_is_named_before_anything(make_guest, save_
     other = make_guest(OTHER, start=False, **options)
     other.prepare()
     ours, theirs = socket.socketpair()
-    with ours, theirs, subprocess.Popen(other.argv(), stdin=theirs) as process:
+    with ours, theirs, subprocess.Popen(other.argv(), stdin=theirs.fileno()) as process:
         wait_until(lambda: find_qemu_pids(OTHER))
         wait_until(other.qmp_socket.exists)
         result = managed_save()
