@@ -38,6 +38,10 @@ class HostOperation(t.Protocol):
 class StandardStreams:
     """The journal, as systemd fills it with what a service prints."""
 
+    def __init__(self) -> None:
+        #: Whether anything went wrong that was told.
+        self.has_complained = False
+
     def say(self, text: str) -> None:
         """A line of the usual priority."""
         sys.stdout.write(f"{one_line(text)}\n")
@@ -45,6 +49,7 @@ class StandardStreams:
 
     def complain(self, text: str) -> None:
         """A line of the priority of errors (sd-daemon(3))."""
+        self.has_complained = True
         sys.stderr.write(f"<3>{one_line(text)}\n")
         sys.stderr.flush()
 
@@ -88,8 +93,8 @@ def exit_status(work: t.Callable[[], t.Coroutine[t.Any, t.Any, bool]], journal: 
     try:
         return 0 if asyncio.run(work()) else 1
     except HostRunError as error:
-        # Each VM was told already; what has kept the run from its begin was not.
-        if not error.result["vms"]:
+        # Each VM was told already, but not what has kept the run from its begin.
+        if not journal.has_complained:
             journal.complain(str(error))
     except VmopsError as error:
         journal.complain(str(error))

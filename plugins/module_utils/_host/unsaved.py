@@ -61,18 +61,17 @@ class Unsaved:
         self._vms.append(_Vm(process, reason, error, "ignored" if self._what == "ignore" else ""))
 
     async def plan(self, turns: Turns) -> None:
-        """See which can be shut down, where that is asked for."""
-        if self._what == "shutdown":
-            await asyncio.gather(*(self._shut_down(turns, vm, True) for vm in self._vms if self._is_to_go(vm)))
+        """See whether those that are to be shut down can be."""
+        await asyncio.gather(*(self._shut_down(turns, vm, True) for vm in self._vms if self._is_to_go(vm)))
 
     def is_taken_care_of(self, name: str) -> bool:
         """Whether a VM whose save was refused is to be shut down instead."""
-        return self._what == "shutdown" and any(vm.process.name == name and self._is_to_go(vm) for vm in self._vms)
+        return any(vm.process.name == name and self._is_to_go(vm) for vm in self._vms)
 
     @property
     def to_go(self) -> int:
         """How many are to be shut down, or were."""
-        return sum(self._is_to_go(vm) for vm in self._vms) if self._what == "shutdown" else 0
+        return sum(self._is_to_go(vm) for vm in self._vms)
 
     def changes(self, check_mode: bool) -> bool:
         """Whether one was shut down, or would be."""
@@ -119,7 +118,10 @@ class Unsaved:
         ]
 
     def _is_to_go(self, vm: _Vm) -> bool:
-        return bool(vm.process.name) and (not vm.error or vm.error in _BLOCKED)
+        """Whether it is to be shut down: nothing else says so."""
+        if self._what != "shutdown" or not vm.process.name:
+            return False
+        return not vm.error or vm.error in _BLOCKED
 
     async def _shut_down(self, turns: Turns, vm: _Vm, check_mode: bool) -> None:
         # It sees to its own time; this bounds the wait for another run that is at work on the VM.

@@ -11,6 +11,7 @@ asked, and removed when the VM runs again. Nobody but its user can write there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -57,9 +58,9 @@ def keep(vm: ShutDownVm) -> None:
     try:
         make_state_directory()
         directory = os.path.dirname(vm.path)
-        if not os.path.isdir(directory):
+        with contextlib.suppress(FileExistsError):  # another VM of the same run may just have made it
             os.mkdir(directory, 0o700)
-            flush_directory(os.path.dirname(directory))
+        flush_directory(os.path.dirname(directory))
         write_durably(vm.path, f"{json.dumps(dataclasses.asdict(vm))}\n".encode())
     except OSError as error:
         raise ConflictError(
