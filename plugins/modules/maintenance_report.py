@@ -119,11 +119,11 @@ msg:
   returned: always
 json:
   description: The path of the JSON file.
-  type: path
+  type: str
   returned: always
 page:
   description: The path of the page.
-  type: path
+  type: str
   returned: always
 """
 
