@@ -161,9 +161,22 @@ async def recorded_launch(
             " be there after the host's next reboot"
         )
     argv, rights = _recorded_words(record, domain.name)
-    command = command_line.restore_command(argv, machine)
+    return _launch_of(record, command_line.restore_command(argv, machine), rights), warning
+
+
+def launch_from_disks(record: LaunchRecord, name: str) -> Launch:
+    """The recorded command, as a VM that starts from its disks.
+
+    :param name: the VM's.
+    :raises LaunchError: it cannot be used again.
+    """
+    argv, rights = _recorded_words(record, name)
+    return _launch_of(record, command_line.start_command(argv), rights)
+
+
+def _launch_of(record: LaunchRecord, command: t.Sequence[str], rights: Rights) -> Launch:
     umask = int(record.umask, 8) if re.fullmatch("0?[0-7]{3}", record.umask) else DEFAULT_UMASK
-    return Launch(argv=tuple(command), cwd=record.cwd, rights=rights, umask=umask), warning
+    return Launch(argv=tuple(command), cwd=record.cwd, rights=rights, umask=umask)
 
 
 def _recorded_words(record: LaunchRecord, name: str, by_unit: bool = False) -> tuple[list[str], Rights]:

@@ -12,6 +12,8 @@ version_added: 0.1.0
 description:
   - Restores the VMs that M(vmops.qemu.qemu_managed_save) has saved on a host, in one run on the host, several at the
     same time. Each is restored as by M(vmops.qemu.qemu_restore).
+  - VMs that M(vmops.qemu.qemu_managed_save) has shut down (O(vmops.qemu.qemu_managed_save#module:unsaved=shutdown)) are
+    started again, in the same groups. One that runs already is left as it is.
   - Each VM is restored once, from its last save in O(save_dir). Older saves, copies, checkpoints, archives, and images
     that were saved for another reason are left alone and listed in RV(left_alone).
   - A VM that cannot be restored keeps its image and is named; the others go on.
@@ -144,8 +146,34 @@ vms:
     image_bytes:
       description: The number of bytes that its image took.
       type: int
+started:
+  description: What became of each VM that had been shut down and was to be started again.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    name:
+      description: The VM's name.
+      type: str
+    state:
+      description:
+        - V(started), also if it ran already; V(failed); V(skipped), if its start did not begin because the run was
+          interrupted; V(predicted) in check mode.
+      type: str
+    changed:
+      description: Whether this run has started it.
+      type: bool
+    failed:
+      description: Whether its start has failed.
+      type: bool
+    msg:
+      description: What was done, or why it failed.
+      type: str
+    health_check:
+      description: V(passed), or why its O(health_check) did not succeed. Not returned if there is none.
+      type: str
 failures:
-  description: The names of the VMs that were not restored.
+  description: The names of the VMs that were not restored, or not started again.
   type: list
   elements: str
   returned: always

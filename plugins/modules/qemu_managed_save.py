@@ -24,7 +24,8 @@ options:
       - With V(rollback), no further save begins, and the VMs that this run has saved are restored, so that the host is
         as it was.
       - With V(stop), no further save begins, and the saved VMs stay saved.
-      - With V(continue), all others are saved. VMs that cannot be saved are named in RV(unsaved) and RV(failures).
+      - With V(continue), all others are saved, or as many as there is room for. VMs that cannot be saved are named in
+        RV(unsaved) and RV(failures).
       - With V(rollback) and V(stop), nothing is saved if it is known before that a VM cannot be saved.
       - The module fails in all cases in which a VM could not be saved, unless it was known before and V(continue) was
         given.
@@ -33,12 +34,24 @@ options:
     default: rollback
   unsaved:
     description:
-      - What to do if VMs run on the host that this run does not save, because they are left out or have no name.
+      - What to do if VMs run on the host that this run does not save, because they are left out, cannot be saved, or
+        have no name.
       - V(fail) fails before a guest is touched. V(ignore) only lists them in RV(unsaved).
+      - V(shutdown) shuts them down by ACPI, as their power buttons would, after all others are saved. It is kept on
+        the host how they were started, and M(vmops.qemu.qemu_managed_restore) starts them again. A VM that could not
+        be started again, is paused, or belongs to libvirt is an error before a guest is touched.
+      - With V(shutdown), a VM whose save is refused (a device or a setting blocks it, or it could not be restored) is
+        shut down instead, whatever O(on_error) says.
       - A VM without a name is an error in any case if all VMs are to be saved.
     type: str
-    choices: [fail, ignore]
+    choices: [fail, shutdown, ignore]
     default: ignore
+  shutdown_timeout:
+    description:
+      - The number of seconds that a guest may take to shut down with O(unsaved=shutdown). V(0) means no limit.
+      - If a guest takes longer, the run has failed, and O(on_error) says what becomes of the others.
+    type: float
+    default: 300
   timeout:
     description:
       - The number of seconds after which the save of a VM is given up and its guest goes on.
@@ -98,6 +111,11 @@ EXAMPLES = r"""
     by_vm:
       db1: {live: true, timeout: 7200}
       db2: {live: true, timeout: 7200}
+
+- name: Save all VMs but the test machines, and shut these down
+  vmops.qemu.qemu_managed_save:
+    exclude: ["test*"]
+    unsaved: shutdown
 
 - name: Show what would be saved, and how long it would take
   vmops.qemu.qemu_managed_save:
@@ -165,6 +183,11 @@ unsaved:
       type: int
     reason:
       description: Why it is not saved.
+      type: str
+    fate:
+      description:
+        - What became of it. V(ignored); V(shut down); V(started again) or V(not started again), if it was shut down and
+          another VM failed after that; or empty.
       type: str
 predicted:
   description: What was predicted before the first save.
@@ -246,6 +269,8 @@ OF_A_VM: Spec = {
     "vm_state": {"type": "str", "choices": ["as_is", "running", "paused"], "default": "as_is"},
 }
 
+SELECTED = ("vms", "include", "exclude")
+
 
 def main() -> None:
     module = AnsibleModule(
@@ -255,7 +280,8 @@ def main() -> None:
             **SAVE_DIR,
             **LIBRARY,
             "on_error": {"type": "str", "choices": ["rollback", "stop", "continue"], "default": "rollback"},
-            "unsaved": {"type": "str", "choices": ["fail", "ignore"], "default": "ignore"},
+            "unsaved": {"type": "str", "choices": ["fail", "shutdown", "ignore"], "default": "ignore"},
+            "shutdown_timeout": {"type": "float", "default": 300},
         },
         supports_check_mode=True,
     )
@@ -270,7 +296,7 @@ def main() -> None:
                 by_vm={name: parse_saving(of_vm) for name, of_vm in by_vm.items()},
                 parallel=parse_parallel(options["parallel"]),
                 check_mode=module.check_mode,
-                **{name: options[name] for name in ("vms", "include", "exclude", "save_dir", "on_error", "unsaved")},
+                **{name: options[name] for name in (*SELECTED, "save_dir", "on_error", "unsaved", "shutdown_timeout")},
             )
             return HostSaveOperation(request, journal)
 

@@ -72,7 +72,14 @@ RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
     "qemu_save_image_info": {**ERROR, "msg": "str", "images": "list"},
     "qemu_save_image": {**ERROR, "msg": "str"},
     "qemu_managed_save": {**ERROR, **_HOST_RUN, "unsaved": "list", "predicted": "dict"},
-    "qemu_managed_restore": {**ERROR, **_HOST_RUN, "unhealthy": "list", "unusable": "list", "left_alone": "list"},
+    "qemu_managed_restore": {
+        **ERROR,
+        **_HOST_RUN,
+        "started": "list",
+        "unhealthy": "list",
+        "unusable": "list",
+        "left_alone": "list",
+    },
     "qemu_progress_info": {"operations": "list", "runs": "list", "job": "dict"},
 }
 

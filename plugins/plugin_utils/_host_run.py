@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import time
 import typing as t
 
@@ -79,7 +81,7 @@ class HostRunAction(HostAction):
                     "msg": f"The run on the host was lost (background job {job}). Run the task again.",
                     **Situation().words(),
                 }
-        self._forget(job, directory, variables)
+        self._forget(job, started)
         answer, warnings = reduce_answer(self._task.action, look["job"])
         for warning in warnings:
             Display().warning(warning)
@@ -97,15 +99,16 @@ class HostRunAction(HostAction):
         finally:
             self._task.async_val = 0
 
-    def _forget(self, job: str, directory: str, variables: dict[str, t.Any]) -> None:
-        """Remove the file with the job's result, which is here; that it stays is no reason to fail."""
-        # Also where the connection is lost just now.
-        with contextlib.suppress(AnsibleError):
-            self._execute_module(
-                module_name="ansible.legacy.async_status",
-                module_args={"jid": job, "mode": "cleanup", "_async_dir": directory},
-                task_vars=variables,
-            )
+    def _forget(self, job: str, started: dict[str, t.Any]) -> None:
+        """Remove the file with the job's result, which is here; that it stays is no reason to fail.
+
+        By a command, since a run of Ansible's module takes as long as many a save.
+        """
+        path = str(started.get("results_file") or "")
+        if os.path.basename(path) == job:
+            # Also where the connection is lost just now.
+            with contextlib.suppress(AnsibleError):
+                self._low_level_execute_command(f"rm -f -- {shlex.quote(path)}")
 
     def _interval(self) -> float:
         """Seconds between two lines for a VM; 0 where none are to be shown."""

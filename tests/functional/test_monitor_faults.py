@@ -56,7 +56,7 @@ SHORT = {
     "_qemu.monitor": {"COMMAND_TIMEOUT": 3.0, "GREETING_TIMEOUT": 1.0},
     "_qemu.migration": {"LOOK_INTERVAL": 0.5},
     "_qemu.session": {"QUIT_TIMEOUT": 2.0},
-    "_restore.transaction": {"LAUNCH_TIMEOUT": 3.0},
+    "_qemu.greeting": {"LAUNCH_TIMEOUT": 3.0},
 }
 
 #: Seconds within which such a run ends: some of these times one after the other, on a busy machine.

@@ -23,6 +23,12 @@ from typing import Any, Optional
 _PLUGINS = "ansible_collections.vmops.qemu.plugins"
 _PACKAGE = f"{_PLUGINS}.modules"
 
+#: What is imported before the first run.
+MODULES = (
+    *("qemu_save", "qemu_restore", "qemu_save_image", "qemu_save_image_info"),
+    *("qemu_managed_save", "qemu_managed_restore"),
+)
+
 
 class PreloadedModules:
     """The server, from the test's side; one run at a time."""
@@ -105,7 +111,7 @@ def _run(module: str, options: dict[str, Any], output: str, constants: dict[str,
 
 
 def _serve() -> None:
-    for name in ("qemu_save", "qemu_restore", "qemu_save_image", "qemu_save_image_info"):
+    for name in MODULES:
         importlib.import_module(f"{_PACKAGE}.{name}")
     pid = 0
     for line in sys.stdin:

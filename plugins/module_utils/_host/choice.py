@@ -13,6 +13,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._names import group_of, is_selected, options_of
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +76,8 @@ class RestoreTask:
 class Choice:
     """What is to be restored, and what is not."""
 
-    #: In the order in which they are restored; none is empty.
-    groups: list[list[RestoreTask]]
+    #: What is restored, and what is started again, in this order; none is empty.
+    groups: list[list[RestoreTask | ShutDownVm]]
     #: Images that are not the state in which a VM was last, or are not asked for, each with ``path``, ``name``,
     #: ``saved_at`` and ``why``.
     left_alone: list[dict[str, t.Any]]
@@ -84,13 +85,18 @@ class Choice:
     unusable: list[dict[str, t.Any]]
 
 
-def choose(images: t.Iterable[dict[str, t.Any]], request: HostRestoreRequest, runs: t.Callable[[str], bool]) -> Choice:
-    """Choose each VM's last save.
+def choose(
+    images: t.Iterable[dict[str, t.Any]],
+    shut_down: t.Iterable[ShutDownVm],
+    request: HostRestoreRequest,
+    runs: t.Callable[[str], bool],
+) -> Choice:
+    """Choose each VM's last save, and the VMs that were shut down.
 
     :param images: those of the directory, as ``directory_info`` returns them.
     :param runs: whether a QEMU has this name: the guest of a save that was cut off may stand in it still.
     """
-    groups: list[list[RestoreTask]] = [[] for _group in range(len(request.order) + 1)]
+    groups: list[list[RestoreTask | ShutDownVm]] = [[] for _group in range(len(request.order) + 1)]
     choice = Choice(groups, [], [])
     names: set[str] = set()
 
@@ -118,6 +124,10 @@ def choose(images: t.Iterable[dict[str, t.Any]], request: HostRestoreRequest, ru
             add(name, image_path(None, request.save_dir, name))
         else:
             choice.unusable.append({key: image[key] for key in ("path", "name", "state", "problems")})
+    for vm in shut_down:
+        if _is_wanted(vm.name, request):
+            groups[group_of(vm.name, request.order)].append(vm)
+            names.add(vm.name)
     for name in request.vms:
         if name not in names and _is_wanted(name, request):
             add(name, image_path(None, request.save_dir, name))

@@ -4,6 +4,8 @@
 
 """Restoring the saved VMs of a host, or some of them: each once, from its last save, in groups, some at a time.
 
+VMs that :mod:`_host.save` has shut down are started again in the same groups.
+
 Images that are not to be restored (an older save, a copy, a checkpoint, one that was saved for another reason) are
 named and left alone. An image that cannot be restored (it is damaged, or its QEMU does not start) is named and kept,
 and the others go on.
@@ -12,13 +14,19 @@ and the others go on.
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import os
 import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError, ImageNotFoundError, one_line
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ConflictError,
+    HostRunError,
+    ImageNotFoundError,
+    one_line,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import (
     Choice,
     HostRestoreRequest,
@@ -29,7 +37,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.health_check impo
 from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
 from ansible_collections.vmops.qemu.plugins.module_utils._host.progress import read_host_runs
 from ansible_collections.vmops.qemu.plugins.module_utils._host.rates import keep_rate
-from ansible_collections.vmops.qemu.plugins.module_utils._host.result import Clock, count, host_result
+from ansible_collections.vmops.qemu.plugins.module_utils._host.result import (
+    Clock,
+    count,
+    host_result,
+    names_not_done,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._host.table import table
 from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
     Turns,
     have_threads_for,
@@ -40,6 +54,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.info import dire
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import find_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, read_all
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.start import START_TIMEOUT, StartOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
 #: Seconds between two looks at the saves of others that are still at work.
@@ -56,6 +72,10 @@ class HostRestoreOperation:
         self._journal = journal
         self._turns: Turns | None = None
         self._vms: list[dict[str, t.Any]] = []
+        #: What became of the VMs that were to be started again.
+        self._started: list[dict[str, t.Any]] = []
+        #: Why it is not known which those are, as a sentence.
+        self._unknown = ""
         self._choice = Choice([], [], [])
         self._unhealthy: list[str] = []
         self._stopped_by = ""
@@ -90,10 +110,15 @@ class HostRestoreOperation:
         self._choice = await in_thread(self._find)
         restoring = time.monotonic()
         for group in self._choice.groups:
-            await asyncio.gather(*(self._restore(turns, task) for task in group))
+            await asyncio.gather(
+                *(
+                    self._restore(turns, task) if isinstance(task, RestoreTask) else self._start(turns, task)
+                    for task in group
+                )
+            )
         took = time.monotonic() - restoring
         result = self._result()
-        if result["failures"] or self._choice.unusable or self._unhealthy:
+        if result["failures"] or self._choice.unusable or self._unhealthy or self._unknown:
             raise HostRunError(
                 ". ".join(self._what_is_wrong()),
                 cure="Remove the reason, then run the task again: it goes on with those that are left",
@@ -140,7 +165,13 @@ class HostRestoreOperation:
         except ImageNotFoundError:
             self._journal.say(f"there is no directory {self.request.save_dir}: nothing to restore")
             images = []
-        choice = choose(images, self.request, lambda name: bool(find_processes(name)))
+        try:
+            shut_down = read_all()
+        except ConflictError as error:  # no reason to leave the others
+            shut_down = []
+            self._unknown = str(error)
+            self._journal.complain(self._unknown)
+        choice = choose(images, shut_down, self.request, lambda name: bool(find_processes(name)))
         for image in choice.left_alone:
             self._journal.say(f"{image['path']}: left alone, {image['why']}")
         for image in choice.unusable:
@@ -174,13 +205,32 @@ class HostRestoreOperation:
         self._journal.say(result["msg"])
         for warning in result.get("warnings", ()):
             self._journal.complain(warning)
-        command = self.request.option(task.name, "health_check")
+        await self._check_health(task.label, vm)
+
+    async def _start(self, turns: Turns, vm: ShutDownVm) -> None:
+        """One VM's start from its disks, when its turn comes."""
+        self.situation = Situation("Some of the VMs may have been started")
+        operation = functools.partial(StartOperation, vm, self.request.save_dir, self.request.check_mode)
+        result = await outcome_of(turns.take(operation, START_TIMEOUT), "")
+        state = "failed" if result["failed"] else "skipped" if result.get("skipped") else "started"
+        if self.request.check_mode and state == "started":
+            state = "predicted"
+        started = {**result, "name": vm.name, "state": state}
+        self._started.append(started)
+        if result["failed"] or result.get("skipped"):
+            self._journal.complain(result["msg"])
+            return
+        self._journal.say(result["msg"])
+        await self._check_health(vm.name, started)
+
+    async def _check_health(self, name: str, vm: dict[str, t.Any]) -> None:
+        command = self.request.option(name, "health_check")
         if command and not self.request.check_mode:
-            reason = await why_check_fails(command, task.label, self.request.option(task.name, "health_check_timeout"))
+            reason = await why_check_fails(command, name, self.request.option(name, "health_check_timeout"))
             vm["health_check"] = reason or "passed"
             if reason:
-                self._unhealthy.append(task.label)
-                self._journal.complain(f"{task.label} is back, but its health check did not pass: {reason}")
+                self._unhealthy.append(name)
+                self._journal.complain(f"{name} is back, but its health check did not pass: {reason}")
 
     # --- the result ---
 
@@ -193,6 +243,13 @@ class HostRestoreOperation:
             for vm in self._vms
             if vm["state"] in ("failed", "skipped")
         ]
+        told += [
+            f"{vm['name']} was shut down and was not started again: {vm['msg'].rstrip('.')}"
+            for vm in self._started
+            if vm["state"] in ("failed", "skipped")
+        ]
+        if self._unknown:
+            told.append(self._unknown.rstrip("."))
         told += [
             f"{image['path']} cannot be restored, it is kept: {'; '.join(image['problems'])}"
             for image in self._choice.unusable
@@ -207,12 +264,22 @@ class HostRestoreOperation:
             what = f"{count(len(changed))} {'was' if len(changed) == 1 else 'were'} restored in {took:.1f} s"
         else:
             what = "No VM is to be restored"
+        started = sum(vm["changed"] for vm in self._started)
+        if started:
+            verb = "would be" if self.request.check_mode else "was" if started == 1 else "were"
+            what += f"; {count(started)} {verb} started again"
         left = len(self._choice.left_alone)
         return one_line(f"{what}; {left} image{' is' if left == 1 else 's are'} left alone" if left else what)
 
     def _result(self) -> dict[str, t.Any]:
+        result = host_result(self._vms, self._clock)
         return {
-            **host_result(self._vms, self._clock),
+            **result,
+            "changed": result["changed"] or any(vm["changed"] for vm in self._started),
+            "table": table([*self._vms, *self._started]),
+            "failures": names_not_done([*self._vms, *self._started]),
+            "warnings": [*result["warnings"], *(word for vm in self._started for word in vm.get("warnings", ()))],
+            "started": [{key: value for key, value in vm.items() if key != "warnings"} for vm in self._started],
             "unhealthy": self._unhealthy,
             "unusable": self._choice.unusable,
             "left_alone": self._choice.left_alone,

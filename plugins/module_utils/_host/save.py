@@ -27,6 +27,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
     outcome_of,
     to_the_end,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._host.unsaved import Unsaved
 from ansible_collections.vmops.qemu.plugins.module_utils._names import is_selected, options_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
@@ -54,6 +55,8 @@ class HostSaveRequest:
     parallel: int
     on_error: str
     unsaved: str
+    #: Seconds that a VM may take to shut down.
+    shutdown_timeout: float
     #: The fields of a ``SaveRequest`` for all VMs, and those that are others for some, as
     #: ``options_of`` takes them; ``timeout`` is among them, in seconds.
     common: dict[str, t.Any]
@@ -92,7 +95,7 @@ class HostSaveOperation:
         self._warnings: list[str] = []
         #: What became of each VM, by name, in the order in which they were found.
         self._vms: dict[str, dict[str, t.Any]] = {}
-        self._unsaved: list[dict[str, t.Any]] = []
+        self._unsaved = Unsaved(request.unsaved, request.shutdown_timeout, request.save_dir, journal)
         self._predicted: dict[str, t.Any] = {}
         self._interrupted = ""
         self._clock = Clock()
@@ -103,9 +106,13 @@ class HostSaveOperation:
         :returns: the module's return values.
         :raises HostRunError: not all could be saved; what became of each is in its result.
         """
-        return await to_the_end(self._run(), self._stop)
+        return await to_the_end(self._run(), self.stop)
 
-    def _stop(self, by: str) -> None:
+    def stop(self, by: str) -> None:
+        """Give up the saves that are at work, whose guests go on, and begin no further one.
+
+        :param by: what asks for it, such as the name of a signal.
+        """
         self._interrupted = self._interrupted or by
         if self._turns:
             self._turns.stop(by)
@@ -116,6 +123,9 @@ class HostSaveOperation:
         self._require_all()
         if self.request.check_mode:
             return self._result(self._prediction())
+        for name, vm in self._vms.items():
+            if vm["failed"]:
+                self._journal.complain(f"{name}: {vm['msg']}")
         names = [name for name, vm in self._vms.items() if not vm["failed"]]
         self._turns = Turns(self.request.parallel)
         saving = time.monotonic()
@@ -124,7 +134,9 @@ class HostSaveOperation:
         await asyncio.gather(*(self._save(name) for name in names))
         took = time.monotonic() - saving
         failed = names_not_done(self._vms[name] for name in names)
-        if not failed:
+        # Last, as it is the one thing that a rollback cannot undo as if it had not been.
+        still_on = [] if failed else await self._unsaved.shut_down(self._turns)
+        if not failed and not still_on:
             if all(self._vms[name]["changed"] for name in names):
                 keep_rate("save", self._predicted["bytes"], took)
             return self._result(self._success(names, took))
@@ -135,14 +147,19 @@ class HostSaveOperation:
             consequence = "The VMs that were saved stay saved; qemu_managed_restore brings them back"
         elif self.request.on_error == "continue":
             consequence = "The others were saved"
-        first = self._vms[failed[0]]
         raise HostRunError(
-            f"{len(failed)} of {len(names)} VMs could not be saved ({', '.join(failed)}). {failed[0]}:"
-            f" {first['msg'].rstrip('.')}",
+            self._what_failed(failed, still_on, len(names)),
             cure="",
             situation=Situation(consequence, self._guests()),
-            result={**self._result(""), "cure": first.get("cure", "")},
+            result={**self._result(""), "cure": self._vms[failed[0]].get("cure", "") if failed else ""},
         )
+
+    def _what_failed(self, failed: list[str], still_on: list[str], number: int) -> str:
+        """:param still_on: why VMs could not be shut down. :param number: how many were to be saved."""
+        if not failed:
+            return f"{count(len(still_on))} could not be shut down: {'; '.join(why.rstrip('.') for why in still_on)}"
+        first = self._vms[failed[0]]["msg"].rstrip(".")
+        return f"{len(failed)} of {number} VMs could not be saved ({', '.join(failed)}). {failed[0]}: {first}"
 
     # --- before a guest is touched ---
 
@@ -153,19 +170,20 @@ class HostSaveOperation:
         found = sorted({process.name for process in processes if process.name})
         names = list(dict.fromkeys(self.request.vms or found))
         names = [name for name in names if is_selected(name, self.request.include, self.request.exclude)]
-        self._unsaved = [
-            {"name": process.name, "pid": process.pid, "reason": self._why_not(process)}
-            for process in processes
-            if process.name not in names
-        ]
+        for process in processes:
+            if process.name not in names:
+                self._unsaved.add(process, self._why_not(process))
         turns = self._turns = Turns(_PLANNED_AT_A_TIME)
         plans = await asyncio.gather(*(self._plan_one(turns, name) for name in names))
-        pids = {process.name: process.pid for process in processes}
+        by_name = {process.name: process for process in processes}
         for name, plan in zip(names, plans):
+            if plan["failed"] and name in by_name:
+                self._unsaved.add(by_name[name], plan["msg"], plan.get("error", "unexpected"))
+                if self._unsaved.is_taken_care_of(name):
+                    continue
             state = "failed" if plan["failed"] else "predicted" if plan["changed"] else "saved"
             self._vms[name] = {**plan, "name": name, "state": state}
-            if plan["failed"] and name in pids:
-                self._unsaved.append({"name": name, "pid": pids[name], "reason": plan["msg"]})
+        await self._unsaved.plan(turns)
         size = sum(plan.get("space_needed") or 0 for plan in plans)
         rates = read_rates()
         self._predicted = {
@@ -191,20 +209,16 @@ class HostSaveOperation:
         failed = [name for name, vm in self._vms.items() if vm["failed"]]
         if failed and (self.request.on_error != "continue" or self._interrupted):
             told += [f"{name}: {self._vms[name]['msg'].rstrip('.')}" for name in failed]
-        told += shortages(self._vms.values())
-        if self.request.unsaved == "fail":
-            told += [
-                f"{vm['name'] or 'A QEMU'} (pid {vm['pid']}) runs here and would not be saved: {vm['reason']}"
-                for vm in self._unsaved
-                if vm["name"] not in failed
-            ]
+        if self.request.on_error != "continue":  # as many as there is room for; each looks for itself
+            told += shortages(self._vms.values())
+        told += self._unsaved.problems()
+        if self.request.unsaved != "ignore":
             told += self._warnings
         elif not self.request.vms and "*" in self.request.include:
             told += [
-                f"A QEMU without a name (pid {vm['pid']}) runs here and would not be saved: start it with -name, end"
+                f"A QEMU without a name (pid {process.pid}) runs here and would not be saved: start it with -name, end"
                 " it, or list the VMs to save"
-                for vm in self._unsaved
-                if not vm["name"]
+                for process in self._unsaved.anonymous
             ]
         if told:
             raise HostRunError(
@@ -233,18 +247,29 @@ class HostSaveOperation:
             self._journal.say(f"{name}: {result['msg']}")
 
     async def _roll_back(self, names: list[str]) -> str:
-        """Restore those that this run has saved; what was reached, as a sentence."""
+        """Start those that this run has shut down, and restore those that it has saved; what was reached, in words."""
         saved = [name for name in names if self._is_to_be_put_back(self._vms[name])]
-        if not saved:
-            return "No other VM had been saved, the host is as it was"
         turns = t.cast(Turns, self._turns)
         turns.reopen()
+        off = await self._unsaved.start_again(turns)
         await asyncio.gather(*(self._put_back(turns, name) for name in saved))
+        told = []
         left = [name for name in saved if self._vms[name]["rollback"]["failed"]]
         if left:
             reasons = "; ".join(f"{name}: {self._vms[name]['rollback']['msg'].rstrip('.')}" for name in left)
-            return f"Not all that were saved could be put back, and their images are kept: {reasons}"
-        return f"The {count(len(saved))} that {_was(saved)} saved before {_was(saved)} put back, the host is as it was"
+            told.append(f"Not all that were saved could be put back, and their images are kept: {reasons}")
+        elif saved:
+            told.append(f"The {count(len(saved))} that {_was(saved)} saved before {_was(saved)} put back")
+        else:
+            told.append("No other VM had been saved")
+        if off:
+            reasons = "; ".join(why.rstrip(".") for why in off)
+            told.append(f"Not all that were shut down could be started again: {reasons}")
+        elif self._unsaved.touched:
+            told.append(f"The {count(self._unsaved.touched)} that had shut down: started again, from the disks")
+        if not left and not self._unsaved.touched:
+            told[-1] += ", the host is as it was"
+        return ". ".join(told)
 
     def _is_to_be_put_back(self, vm: dict[str, t.Any]) -> bool:
         """Whether a guest is in its image by this run, also where its save has failed after that."""
@@ -287,6 +312,7 @@ class HostSaveOperation:
         return (
             f"{count(len(self._vms) - left)} would be saved, {size / 2**20:.0f} MiB at most,"
             f" {', '.join(known) or 'nothing was measured yet to predict seconds'}"
+            + (f"; {count(self._unsaved.to_go)} would be shut down" if self._unsaved.to_go else "")
             + (f"; {count(left)} cannot be saved" if left else "")
         )
 
@@ -300,14 +326,18 @@ class HostSaveOperation:
             what = f"{count(len(names))} {_was(names)} saved already"
         else:
             what = f"{count(len(changed))} {_was(changed)} saved in {took:.1f} s, {size / 2**20:.0f} MiB on disk"
+        gone = self._unsaved.to_go
+        what += f"; {count(gone)} {'was' if gone == 1 else 'were'} shut down" if gone else ""
         return what + (f"; {count(left)} could not be saved" if left else "")
 
     def _result(self, msg: str) -> dict[str, t.Any]:
         result = host_result(list(self._vms.values()), self._clock)
         return {
             **result,
+            "changed": result["changed"]
+            or bool(self._unsaved.touched or (self.request.check_mode and self._unsaved.to_go)),
             "msg": one_line(msg),
-            "unsaved": self._unsaved,
+            "unsaved": self._unsaved.as_result(),
             "predicted": self._predicted,
             "warnings": list(dict.fromkeys([*self._warnings, *result["warnings"]])),
         }

@@ -335,12 +335,30 @@ def start_options(argv: t.Sequence[str], daemonize: bool = False) -> list[Comman
     return [option for option in options(argv) if option.name in names]
 
 
+def start_command(argv: t.Sequence[str], daemonize: bool = False) -> list[str]:
+    """The command line without what says in which state the guest starts: with it the VM starts from its disks.
+
+    ``-incoming``, ``-S``, ``-loadvm`` and ``-daemonize`` are taken out. Files that QEMU would begin anew with what a
+    console or a monitor says (``-serial file:PATH``, ``logfile=``) are appended to.
+
+    :param daemonize: leave ``-daemonize`` where it is.
+    """
+    taken_out = start_options(argv, daemonize)
+    kept: list[str] = []
+    position = 0
+    appending = _appending_words(argv)
+    for option in options(argv):
+        kept += argv[position : option.start]
+        if option not in taken_out:
+            kept += appending.get(option.start, argv[option.start : option.end])
+        position = option.end
+    return [*kept, *argv[position:]]
+
+
 def restore_command(argv: t.Sequence[str], machine: str = "", daemonize: bool = False) -> list[str]:
     """The command line that starts the same VM stopped and waiting for its saved state.
 
-    ``-incoming``, ``-S``, ``-loadvm`` and ``-daemonize`` are taken out, ``-S -incoming defer`` is appended. Files that
-    QEMU would begin anew with what a console or a monitor says (``-serial file:PATH``, ``logfile=``) are appended to:
-    for the guest it is the same boot.
+    It is :func:`start_command` with ``-S -incoming defer`` at its end.
 
     :param machine: the saved machine type, which is appended where the command line asks for another one: ``pc`` is
         a newer machine in a newer QEMU.
@@ -352,18 +370,8 @@ def restore_command(argv: t.Sequence[str], machine: str = "", daemonize: bool = 
             f"The saved machine type {machine!r} is not a machine type's name, so no QEMU is started with it",
             cure="The image is damaged or forged: restore an intact copy, or start the VM from its disks",
         )
-    taken_out = start_options(argv, daemonize)
-    kept: list[str] = []
-    position = 0
-    appending = _appending_words(argv)
-    for option in options(argv):
-        kept += argv[position : option.start]
-        if option not in taken_out:
-            kept += appending.get(option.start, argv[option.start : option.end])
-        position = option.end
-    kept += argv[position:]
     pinned = ["-machine", machine] if machine and machine_type(argv) != machine else []
-    return [*kept, *pinned, "-S", "-incoming", "defer"]
+    return [*start_command(argv, daemonize), *pinned, "-S", "-incoming", "defer"]
 
 
 def _appending_words(argv: t.Sequence[str]) -> dict[int, list[str]]:

@@ -81,6 +81,18 @@ class QemuProcess:
         return command_line.qmp_addresses(self.configuration.words, self.cwd)
 
     @property
+    def is_of_libvirt(self) -> bool:
+        """Whether libvirt started it, which holds its monitor, and stops and starts it by itself.
+
+        Its user can pretend that, with the result that his VM is left alone.
+        """
+        return any(
+            option.name == "chardev"
+            and command_line.parse_option_string(option.argument or "", "backend").get("id") == "charmonitor"
+            for option in command_line.options(self.argv)
+        )
+
+    @property
     def waits_for_state(self) -> bool:
         """Whether it was started to be told by QMP what to load (``-incoming defer``)."""
         return any(

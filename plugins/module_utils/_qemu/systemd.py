@@ -492,6 +492,11 @@ def quote_word(word: str, variables: bool = False) -> str:
     return f'"{quoted}"'
 
 
+def quote_words(words: t.Iterable[str], variables: bool = False) -> str:
+    """Several, as :func:`quote_word`, joined by blanks."""
+    return " ".join(quote_word(word, variables) for word in words)
+
+
 def escape_environment(word: str) -> str:
     """A word of a command that is given to systemd over D-Bus, so that no variable in it is expanded."""
     return word.replace("$", "$$")

@@ -90,16 +90,12 @@ def first_difference(unit_words: t.Sequence[str], words: t.Sequence[str]) -> str
     :param unit_words: the unit's; with variables expanded where the others are.
     :param words: a running QEMU's, or those that the unit had.
     """
-    own, running = (command_line.restore_command(given)[: -len(_WAITING)] for given in (unit_words, words))
+    own, running = (command_line.start_command(given) for given in (unit_words, words))
     if own[1:] in (running[1:], _without_pin(running)[1:]):
         return ""
     place = next((number for number in range(1, min(len(own), len(running))) if own[number] != running[number]), 0)
     place = place or min(len(own), len(running))
     return f"{_option_at(running, place)} in the place of {_option_at(own, place)}"
-
-
-#: What command_line.restore_command appends.
-_WAITING = ("-S", "-incoming", "defer")
 
 
 def _without_pin(words: list[str]) -> list[str]:
@@ -124,5 +120,5 @@ def hidden_start_option(words: t.Sequence[str], variables: t.Mapping[str, str], 
     :param words: the unit's, with its variables.
     :param daemonize: whether ``-daemonize`` stays.
     """
-    started = expanded(command_line.restore_command(words, daemonize=daemonize)[: -len(_WAITING)], variables)
+    started = expanded(command_line.start_command(words, daemonize), variables)
     return next((f"-{option.name}" for option in command_line.start_options(started, daemonize)), "")

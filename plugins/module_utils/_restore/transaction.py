@@ -24,14 +24,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._access import Access, 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import WayBack, despite_cancellation, in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
-    LaunchError,
     MigrationError,
     MismatchError,
-    MonitorBusyError,
     MonitorError,
     MonitorLostError,
-    MonitorMissingError,
-    MonitorProtocolError,
     UnsupportedByQemuError,
     VmopsError,
 )
@@ -47,9 +43,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.names import lau
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import freeable_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Measure, Publisher
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import process_behind
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.greeting import first_address, greeted, words_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     Migration,
@@ -57,12 +51,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
     query_state,
     read_support,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, event_seconds
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import event_seconds
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import bytes_read
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import unit_of_process
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import choose_launch
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import choose_launch
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.disks import require_same_media
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.finish import finish_restore
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.fit import require_fit, require_same_vm
@@ -70,12 +64,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory import empty_memory, memory_files
-
-#: Seconds that a QEMU may take from its start to its QMP greeting.
-LAUNCH_TIMEOUT = 60.0
-
-#: Seconds between two looks for the QMP socket of a QEMU that is just starting; nothing announces it.
-_LAUNCH_INTERVAL = 0.02
 
 #: Seconds that QEMU may take to see that the tool that expands its image has failed.
 _EXPANDER_GRACE = 2.0
@@ -144,7 +132,7 @@ class RestoreTransaction:
                 )
                 self.way_back.push_async_exit(functools.partial(self._end, launched))
                 await launched.start()
-                session = await VmSession.open(await self._greeted(launched, address))
+                session = await VmSession.open(await greeted(launched, address, self.domain.name))
                 afterwards.push_async_callback(session.close)
                 self.run.session = session
                 loaded = await self._restore(session, Transfer(session))
@@ -179,46 +167,8 @@ class RestoreTransaction:
 
         :raises LaunchError: it opens no QMP server.
         """
-        addresses = command_line.qmp_addresses(read_configuration(how.argv, how.cwd).words, how.cwd)
-        if self.run.request.qmp_socket:
-            addresses.insert(0, self.run.request.qmp_socket)
-        if not addresses:
-            raise LaunchError(
-                f"The command of {self.domain.name} opens no QMP server",
-                cure="Add -qmp unix:PATH,server=on,wait=off to it",
-            )
-        return choose_launch(how, launch_log_path(self.head.path), self.domain.name), addresses[0]
-
-    async def _greeted(self, launched: LaunchedQemu, address: str) -> Monitor:
-        """Wait for its QMP server.
-
-        :raises LaunchError: it has none, or ended before it greeted.
-        """
-        label = self.domain.name
-        deadline = time.monotonic() + LAUNCH_TIMEOUT
-        while True:
-            if await launched.ended():
-                said = await _said(launched) or "it said nothing"
-                raise LaunchError(
-                    f"The QEMU that was started for {label} ended at once: {said}",
-                    cure=f"Correct what it says and restore again; its log is {launched.log}",
-                )
-            try:
-                monitor = await Monitor.connect(address)
-                if _is_of(monitor, launched):
-                    return monitor
-                # Someone else listened there before; our QEMU has not come to it yet.
-                await monitor.close()
-                raise MonitorMissingError(f"Another process (pid {monitor.peer_pid}) listens at {address}")
-            except (MonitorMissingError, MonitorBusyError, MonitorProtocolError) as exc:
-                # Protocol: it opened its server and ended before it greeted, which the next look at it tells.
-                if time.monotonic() > deadline:
-                    raise LaunchError(
-                        f"The QEMU that was started for {label} opened no QMP server at {address} within"
-                        f" {LAUNCH_TIMEOUT:g} seconds ({exc.what})",
-                        cure=f"See its log {launched.log}",
-                    ) from exc
-            await asyncio.sleep(_LAUNCH_INTERVAL)
+        address = self.run.request.qmp_socket or first_address(how, self.domain.name)
+        return choose_launch(how, launch_log_path(self.head.path), self.domain.name), address
 
     # --- loading ---
 
@@ -448,7 +398,7 @@ class RestoreTransaction:
             # A dying QEMU closes its socket a moment before it is gone.
             await launched.wait_end(2.0)
         if isinstance(cause, (MigrationError, MonitorLostError)):
-            text = await _said(launched)
+            text = await words_of(launched)
             if text and text not in cause.what:
                 cause.what += f" (QEMU said: {text})"
             cause.cure = cause.cure or "Correct what it says and restore again"
@@ -475,25 +425,6 @@ async def _has_begun(session: VmSession, transfer: Transfer) -> bool:
     except MonitorError:
         return True
     return bool(state["status"] != "none")
-
-
-def _is_of(monitor: Monitor, launched: LaunchedQemu) -> bool:
-    """Whether the QEMU that was started here may answer on a monitor, or whoever listens for it."""
-    process = process_behind(monitor)
-    pid = process.pid if process else monitor.peer_pid
-    if pid is not None:
-        return launched.is_or_started(pid)
-    # Behind a TCP port of a container, say; but not one that somebody else has taken.
-    wanted = launched.how.rights.uid if launched.how.rights else os.geteuid()
-    return monitor.peer_uid is None or monitor.peer_uid in (0, os.geteuid(), wanted)
-
-
-async def _said(launched: LaunchedQemu) -> str:
-    """What the QEMU that was started wrote to stderr, where it repeats its words, but not the secrets in them."""
-    text = await launched.stderr()
-    for word in launched.how.argv:
-        text = text.replace(word, command_line.redact_argument(word))
-    return text
 
 
 def _drain(descriptor: int) -> None:

@@ -188,6 +188,12 @@ def test_what_is_left_out_is_named_or_refused(guests, save_dir, managed_save):
     assert refused["failed"]
     assert f"{NAMES[1]} (pid {guests[NAMES[1]].pid}) runs here and would not be saved" in refused["msg"]
     assert run_state(guests[NAMES[0]]) == "running"
+    saved = managed_save(vms=NAMES[:1])
+    assert not saved.get("failed"), saved["msg"]
+    assert {vm["fate"] for vm in saved["unsaved"] if vm["name"] in NAMES} == {"ignored"}
+    assert [run_state(guests[name]) for name in NAMES[1:]] == ["running"] * 2
+    assert saved["msg"].startswith("1 VM was saved in ")
+    assert "shut down" not in saved["msg"]
 
 
 @pytest.mark.parametrize(

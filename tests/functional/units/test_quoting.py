@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import LaunchedTransientUnit
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import LaunchedTransientUnit
 
 from support.units import UNAVAILABLE, systemctl
 

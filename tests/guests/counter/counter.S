@@ -9,8 +9,9 @@
 #   boot block=16         once, when the block has been filled: a second one is a restart, never a continuation
 #   counter=42            about 8 a second; every line after "boot" carries the counter, and each is the last one + 1
 #   checksum=1a2b3c4d counter=43        answer to "c", computed over the block in small steps, so that counting goes on
-#   dirty=on counter=44   answer to "d", dirty=off to "s"
-# "p" powers the machine off (ACPI), "r" resets it. Other bytes are ignored.
+#   dirty=on counter=44   answer to "d", dirty=off to "s", button=off to "i"
+# "p" powers the machine off (ACPI), and so does its power button until "i" has it ignored; "r" resets it. Other bytes
+# are ignored.
 #
 # Memory: code at 0x7c00, output ring at 0x10000, the block from 1 MiB, the dirty region right behind the block.
 # Lines go into a ring and from there to the port as it takes them. Without room in the ring no line is made and the
@@ -22,6 +23,10 @@
         .set    RING_ROOM, 0x400        # bytes that must be free before anything is reported
         .set    COM1, 0x3f8
         .set    BLOCK, 0x100000         # the block's address
+        .set    PM1_STS, 0x600          # PM1a, where SeaBIOS puts it on pc and q35
+        .set    PM1_EN, 0x602
+        .set    PM1_CNT, 0x604
+        .set    PWRBTN, 0x100
         .set    PIT_DIVISOR, 11932      # 1193182 Hz / 11932 = 100 ticks a second
         .set    DIRTY_STEP, 256         # pages dirtied between two looks at the clock
 
@@ -141,6 +146,10 @@ stage2:
         outb    %al, $0x40
         lidt    idt_pointer
 
+        movw    $PM1_EN, %dx            # the power button sets its bit in the status only when that is asked for
+        movw    $PWRBTN, %ax
+        outw    %ax, %dx
+
         # Fill the block with xorshift32: no two pages alike (its period is 16 GiB), nothing to compress
         movl    $BLOCK, %edi
         movl    block_mib, %ecx
@@ -178,6 +187,7 @@ filled:
         sti
 
 main:
+        call    button
         call    flush
         movl    ring_in, %eax
         subl    ring_out, %eax
@@ -192,6 +202,25 @@ main:
         jne     main
         hlt                             # a tick that came just before costs 10 ms, no more
         jmp     main
+
+# The power button; all ones where nothing is at the port (isapc, microvm).
+button:
+        movw    $PM1_STS, %dx
+        inw     %dx, %ax
+        cmpw    $0xffff, %ax
+        je      9f
+        testw   $PWRBTN, %ax
+        jz      9f
+        outw    %ax, %dx                # what was seen is cleared
+        cmpl    $0, button_off
+        je      power_off
+9:      ret
+
+power_off:
+        movw    $PM1_CNT, %dx           # S5
+        movw    $0x2000, %ax
+        outw    %ax, %dx
+        ret
 
 # One line a while.
 tick_line:
@@ -235,11 +264,13 @@ command:
         call    puts
         jmp     put_counter
 3:      cmpb    $'p', %al
+        je      power_off
+        cmpb    $'i', %al
         jne     4f
-        movw    $0x604, %dx             # PM1a_CNT, where SeaBIOS puts it on pc and q35: S5
-        movw    $0x2000, %ax
-        outw    %ax, %dx
-        ret
+        movl    $1, button_off
+        movl    $text_button_off, %esi
+        call    puts
+        jmp     put_counter
 4:      cmpb    $'r', %al
         jne     9f
         movb    $0xfe, %al
@@ -402,6 +433,7 @@ text_counter:   .asciz "counter="
 text_checksum:  .asciz "checksum="
 text_dirty_on:  .asciz "dirty=on "
 text_dirty_off: .asciz "dirty=off "
+text_button_off: .asciz "button=off "
 
         .align  8
 idt:    .fill   32, 8, 0                # an exception has no gate: triple fault, reset, a second "boot"
@@ -421,6 +453,7 @@ checksum_on:    .long 0
 checksum_at:    .long 0
 checksum_left:  .long 0                 # MiB
 checksum:       .long 0
+button_off:     .long 0
 dirty_on:       .long 0
 dirty_start:    .long 0
 dirty_end:      .long 0

@@ -327,21 +327,6 @@ def test_name_of_a_background_job_is_a_name(controller, answer):
 
 
 @pytest.mark.parametrize(
-    "cleanup", ["no JSON", {"failed": True, "msg": ESCAPE}, {"ansible_facts": {"owned": 1}}, "[1]"]
-)
-def test_what_is_said_of_the_jobs_file_does_not_matter(controller, cleanup):
-    host = followed({"changed": True, "msg": "done"})
-    host["modules"]["async_status"] = [cleanup]
-    know = {"ansible.builtin.debug": {"msg": "{{ ansible_facts }}"}}
-    run = controller.run(play(MANAGED_SAVE, know, SHOW), {"hv1": host})
-    assert run.code == 0, run.output
-    assert run.calls == ["hv1 async_wrapper", "hv1 qemu_progress_info", "hv1 async_status"]
-    assert shown(run)["msg"] == "done"
-    assert "owned" not in run.output
-    assert "\x1b" not in run.output
-
-
-@pytest.mark.parametrize(
     "answer",
     [
         {"operations": [{"vm": ["x"]}, 7, None, {"vm": "web1", "operation": "save", "phase": "memory"}]},

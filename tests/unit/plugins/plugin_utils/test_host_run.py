@@ -32,6 +32,9 @@ AT_WORK = {
 }
 
 
+STARTED = {"ansible_job_id": "j1", "started": True, "changed": True}
+
+
 class Action(_host_run.HostRunAction):
     """The action of qemu_managed_save, on a host that answers what the test says."""
 
@@ -42,7 +45,7 @@ class Action(_host_run.HostRunAction):
             action=SAVE, args=options, async_val=0, check_mode=check, no_log=no_log, delegate_to=delegate_to
         )
         self.looks = list(looks)
-        self.started = started or {"ansible_job_id": "j1", "started": True, "changed": True}
+        self.started = started or {**STARTED, "results_file": "/root/.jobs/j1"}
         self.answers = list(answers)  # of check mode
         self.limit = 0
         #: What was asked of the host: the module, and whether the library's copy was brought along.
@@ -65,8 +68,8 @@ class Action(_host_run.HostRunAction):
         self.limit = self._task.async_val
         return self.started
 
-    def _execute_module(self, module_name=None, module_args=None, task_vars=None):
-        self.cleaned.append((module_name, module_args))
+    def _low_level_execute_command(self, command):
+        self.cleaned.append(command)
         return self.clean()
 
 
@@ -119,10 +122,17 @@ def test_result_is_that_of_the_job(told):
 
 def test_jobs_file_is_cleaned_up():
     action = Action(looks=[{"job": DONE}])
+    action.started = {**action.started, "results_file": "/root/it's/j1"}
     run(action)
-    assert action.cleaned == [
-        ("ansible.legacy.async_status", {"jid": "j1", "mode": "cleanup", "_async_dir": "/root/.jobs"})
-    ]
+    assert action.cleaned == ["rm -f -- '/root/it'\"'\"'s/j1'"]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/root/.jobs/j1/..", "", None])
+def test_no_other_file_is_removed(path):
+    action = Action(looks=[{"job": DONE}])
+    action.started = {**action.started, "results_file": path}
+    run(action)
+    assert action.cleaned == []
 
 
 def test_result_is_kept_where_the_jobs_file_cannot_be_removed():

@@ -8,7 +8,8 @@ import json
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import VmopsError
-from ansible_collections.vmops.qemu.plugins.module_utils._host.boot_program import StandardStreams, main, read_settings
+from ansible_collections.vmops.qemu.plugins.module_utils._host.boot_program import main, request_of
+from ansible_collections.vmops.qemu.plugins.module_utils._host.service import StandardStreams, read_settings
 
 SETTINGS = {"save_dir": "/save", "order": [], "parallel": 2, "timeout": 60}
 
@@ -29,25 +30,25 @@ def settings(tmp_path):
 
 
 def test_settings(settings):
-    assert read_settings(settings(SETTINGS)).save_dir == "/save"
+    assert read_settings(settings(SETTINGS), request_of).save_dir == "/save"
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", {**SETTINGS, "timeout": "soon"}])
 def test_settings_that_cannot_be_read(settings, text):
     with pytest.raises(VmopsError, match="cannot be read"):
-        read_settings(settings(text))
+        read_settings(settings(text), request_of)
 
 
 def test_settings_that_are_missing(tmp_path):
     with pytest.raises(VmopsError, match="cannot be read"):
-        read_settings(str(tmp_path / "settings.json"))
+        read_settings(str(tmp_path / "settings.json"), request_of)
 
 
 def test_settings_that_others_could_have_written(settings, tmp_path):
     path = settings(SETTINGS)
     (tmp_path / "program").chmod(0o777)
     with pytest.raises(VmopsError, match="is not safe"):
-        read_settings(path)
+        read_settings(path, request_of)
 
 
 def test_lines_for_the_journal(capsys):

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import HostRestoreRequest, choose
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm
 
 
 def image(name, state="complete", path=None, **more):
@@ -14,13 +16,13 @@ def image(name, state="complete", path=None, **more):
     return {"name": name, "state": state, "path": path or f"/save/{name}.save", **known, **more}
 
 
-def chosen(found, running=(), **options):
-    """The choice, with none of the VMs running but these."""
+def chosen(found, running=(), shut_down=(), **options):
+    """The choice, with none of the VMs running but these, and these to be started again."""
     known = {"vms": [], "include": ["*"], "exclude": [], "images": "managed", "order": []}
     request = HostRestoreRequest(
         **{"save_dir": "/save", "parallel": 1, "common": {}, "by_vm": {}, "check_mode": False, **known, **options}
     )
-    return choose(found, request, lambda name: name in running)
+    return choose(found, shut_down, request, lambda name: name in running)
 
 
 def paths(choice):
@@ -116,3 +118,11 @@ def test_unusable_images():
     # What has no name may be any VM's, and is told only where all are asked for.
     assert chosen(images, include=["a*"]).unusable == []
     assert chosen(images, vms=["a"]).unusable == []
+
+
+def test_vms_that_were_shut_down_have_their_place_in_the_order():
+    down = [ShutDownVm(name, 0.0, LaunchRecord(["qemu"], "/", "qemu", 0, 0)) for name in ("b", "c", "x")]
+    choice = chosen([image("a"), image("d")], shut_down=down, order=[["c", "d"]], exclude=["x"])
+    assert [sorted(task.name for task in group) for group in choice.groups] == [["c", "d"], ["a", "b"]]
+    # One that is asked for by its name has no image, and needs none.
+    assert [[task.name for task in group] for group in chosen([], shut_down=down, vms=["b"]).groups] == [["b"]]

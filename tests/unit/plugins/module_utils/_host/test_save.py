@@ -27,7 +27,14 @@ def run(monkeypatch, processes, doubtful=(), **options):
     """Check mode with these processes alone on the host."""
     monkeypatch.setattr(save, "list_processes", lambda: list(processes))
     monkeypatch.setattr(save, "list_doubtful", lambda: list(doubtful))
-    known = {"vms": [], "include": ["*"], "exclude": [], "on_error": "rollback", "unsaved": "ignore"}
+    known = {
+        "vms": [],
+        "include": ["*"],
+        "exclude": [],
+        "on_error": "rollback",
+        "unsaved": "ignore",
+        "shutdown_timeout": 1.0,
+    }
     request = HostSaveRequest(
         **{**known, **options}, save_dir="/none", parallel=1, common={"timeout": 1.0}, by_vm={}, check_mode=True
     )

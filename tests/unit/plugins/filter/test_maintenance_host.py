@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.filter.maintenance_vms import maintenance_vms
+from ansible_collections.vmops.qemu.plugins.filter.maintenance_host import maintenance_host
 
 SAVED = {
     "name": "a",
@@ -22,11 +22,11 @@ RESTORED = {"name": "a", "duration": 3.0, "running_at": 20.0, "msg": "restored",
 
 
 def states(*arguments):
-    return {vm["name"]: vm["state"] for vm in maintenance_vms(*arguments)}
+    return {vm["name"]: vm["state"] for vm in maintenance_host(*arguments)["vms"]}
 
 
 def test_vm_that_was_saved_and_restored():
-    (vm,) = maintenance_vms({"vms": [SAVED]}, {"vms": [RESTORED]})
+    (vm,) = maintenance_host({"vms": [SAVED]}, {"vms": [RESTORED]})["vms"]
     assert vm == {
         "name": "a",
         "state": "restored",
@@ -81,16 +81,33 @@ def test_vm_that_the_host_restored_by_itself_is_not_told_to_be_saved():
     ],
 )
 def test_figure_that_cannot_be_is_left_out_and_named(lie, name):
-    (vm,) = maintenance_vms({"vms": [{**SAVED, **lie}]}, {"vms": [RESTORED]})
+    (vm,) = maintenance_host({"vms": [{**SAVED, **lie}]}, {"vms": [RESTORED]})["vms"]
     assert vm["disbelieved"] == [name]
     assert vm[name] is None
 
 
 @pytest.mark.parametrize("vms", [None, 7, "many", [7, None, {}, {"name": ["x"]}, {"name": None}], {"a": 1}])
 def test_results_that_are_none(vms):
-    assert maintenance_vms({"vms": vms}, {"vms": vms}, vms) == []
+    assert maintenance_host({"vms": vms}, {"vms": vms}, vms)["vms"] == []
 
 
 @pytest.mark.parametrize("image", [7, "x", ["x"]])
 def test_image_that_is_none(image):
     assert states({"vms": [{**SAVED, "image": image}]}) == {"a": "saved"}
+
+
+def test_fate_of_those_that_were_shut_down():
+    fates = {"a": "shut down", "b": "shut down", "c": "ignored", "d": "started again"}
+    saved = {"unsaved": [{"name": name, "fate": fate} for name, fate in fates.items()]}
+
+    def found(*arguments):
+        return {vm["name"]: vm["fate"] for vm in maintenance_host(saved, *arguments)["unsaved"]}
+
+    assert found() == found({}, None) == fates
+    assert found({}, [{"name": "a"}]) == {**fates, "a": "started again", "b": "not started again"}
+
+
+@pytest.mark.parametrize("unsaved", [None, 7, "many", [3, {"name": 7, "fate": "shut down"}, {"fate": []}]])
+def test_lists_of_unsaved_vms_that_are_none(unsaved):
+    found = maintenance_host({"unsaved": unsaved}, {}, [{"name": 7}])["unsaved"]
+    assert [vm["fate"] for vm in found] == (["not started again", []] if isinstance(unsaved, list) else [])

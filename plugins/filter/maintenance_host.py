@@ -12,11 +12,11 @@ from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import sentence
 from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import OF_VM, figures
 
 DOCUMENTATION = r"""
-name: maintenance_vms
-short_description: Combine the results of a host's saves and restores by VM
+name: maintenance_host
+short_description: Combine the results of a host's saves and restores
 version_added: 0.1.0
 description:
-  - Combines C(managed_save_result) and C(managed_restore_result) into the C(vms) of a host in the report.
+  - Combines C(managed_save_result) and C(managed_restore_result) into what the report says of a host.
   - The values that a host has reported are checked. An impossible value (not a finite number, negative, or a time after
     2099) is omitted, and its name is returned.
 positional: restored, running
@@ -31,11 +31,10 @@ options:
     default: {}
   running:
     description:
-      - The C(vms) that M(vmops.qemu.qemu_vm_info) returned at the end. A VM that runs without having been restored by
-        the controller was restored by the host itself when it booted.
+      - The C(vms) that M(vmops.qemu.qemu_vm_info) returned at the end; V(none) if nobody has looked. A VM that runs
+        without having been restored by the controller was restored by the host itself when it booted.
     type: list
     elements: dict
-    default: []
 author:
   - vmops.qemu contributors (@vmops)
 """
@@ -43,29 +42,57 @@ author:
 EXAMPLES = r"""
 - name: Show the host's VMs
   ansible.builtin.debug:
-    msg: "{{ managed_save_result | vmops.qemu.maintenance_vms(managed_restore_result) }}"
+    msg: "{{ (managed_save_result | vmops.qemu.maintenance_host(managed_restore_result)).vms }}"
 """
 
 RETURN = r"""
 _value:
   description:
-    - For each VM, its C(name), C(state) (V(restored), V(saved), V(running), V(failed) or V(predicted)), C(msg),
-      C(bytes) of its image, C(written) (whether this run has saved it), C(throughput), C(save_seconds),
+    - C(vms) has, for each VM, its C(name), C(state) (V(restored), V(saved), V(running), V(failed) or V(predicted)),
+      C(msg), C(bytes) of its image, C(written) (whether this run has saved it), C(throughput), C(save_seconds),
       C(restore_seconds), C(stopped_at) and C(running_at), and C(disbelieved), the names of impossible values.
-  type: list
-  elements: dict
+    - C(unsaved) has the VMs that were not saved, each with C(name), C(pid), C(reason) and C(fate).
+    - C(left_alone) is that of M(vmops.qemu.qemu_managed_restore), C(predicted) that of M(vmops.qemu.qemu_managed_save).
+      C(saves_took) and C(restores_took) are the numbers of seconds that the two took, V(none) if not known.
+  type: dict
 """
 
 Run = t.Mapping[str, t.Any]
 
 
-def maintenance_vms(
-    saved: Run | None, restored: Run | None = None, running: t.Iterable[Run] = ()
-) -> list[dict[str, t.Any]]:
+def maintenance_host(
+    saved: Run | None, restored: Run | None = None, running: t.Iterable[Run] | None = None
+) -> dict[str, t.Any]:
+    """What became of a host's VMs."""
+    saved, restored = saved or {}, restored or {}
+    return {
+        "vms": _vms(saved, restored, running or ()),
+        "unsaved": _unsaved(saved, running),
+        "left_alone": restored.get("left_alone") or [],
+        "predicted": saved.get("predicted") or {},
+        "saves_took": saved.get("duration"),
+        "restores_took": restored.get("duration"),
+    }
+
+
+def _unsaved(saved: Run, running: t.Iterable[Run] | None) -> list[dict[str, t.Any]]:
+    """Those that were not saved, and whether one that was shut down runs by now, whoever has started it."""
+    found = saved.get("unsaved")
+    vms = [dict(vm) for vm in found if isinstance(vm, t.Mapping)] if isinstance(found, (list, tuple)) else []
+    if running is not None:
+        names = _by_name(running)
+        for vm in vms:
+            if vm.get("fate") == "shut down":
+                known = isinstance(vm.get("name"), str) and vm["name"] in names
+                vm["fate"] = "started again" if known else "not started again"
+    return vms
+
+
+def _vms(saved: Run, restored: Run, running: t.Iterable[Run]) -> list[dict[str, t.Any]]:
     """One entry for each VM, in the order in which they were saved."""
-    saves = _by_name((saved or {}).get("vms"))
+    saves = _by_name(saved.get("vms"))
     back = {name: save["rollback"] for name, save in saves.items() if isinstance(save.get("rollback"), t.Mapping)}
-    restores = _by_name((restored or {}).get("vms"))
+    restores = _by_name(restored.get("vms"))
     by_host = {name: {"msg": "the host restored it when it booted"} for name in _by_name(running)}
     return [
         _entry(name, saves.get(name, {}), restores.get(name) or back.get(name) or by_host.get(name) or {})
@@ -124,4 +151,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """The filters by name."""
-        return {"maintenance_vms": maintenance_vms}
+        return {"maintenance_host": maintenance_host}

@@ -13,9 +13,9 @@ import re
 
 import pytest
 import yaml
-from ansible.errors import AnsibleFilterError
-from ansible_collections.vmops.qemu.plugins.filter.maintenance_report import DOCUMENTATION, OWN, maintenance_report
+from ansible_collections.vmops.qemu.plugins.modules.maintenance_report import DOCUMENTATION
 from ansible_collections.vmops.qemu.plugins.plugin_utils import _report
+from ansible_collections.vmops.qemu.plugins.plugin_utils._report_page import OWN, ReportTemplateError, report_page
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,9 +68,7 @@ def host(name="hv1", **more):
 
 
 def page(*hosts, **more):
-    return Page(
-        maintenance_report({"title": "Kernel", "started_at": 990.0, "ended_at": 1200.0, "hosts": hosts, **more})
-    )
+    return Page(report_page({"title": "Kernel", "started_at": 990.0, "ended_at": 1200.0, "hosts": hosts, **more}))
 
 
 @pytest.mark.parametrize("where", ["title", "host", "name", "msg", "vm msg", "state", "vm state"])
@@ -186,7 +184,7 @@ def test_long_names_and_many_vms():
     many = [host(f"hv{number}", vms=[vm(f"{'x' * 150}-{number}-{n}") for n in range(20)]) for number in range(10)]
     shown = page(*many)
     assert shown.seen.count("tr") == 2 + 10 + 200
-    texts = re.findall(r'<text class="name"[^>]*>([^<]*)', maintenance_report({"hosts": many}))
+    texts = re.findall(r'<text class="name"[^>]*>([^<]*)', report_page({"hosts": many}))
     assert max(map(len, texts)) <= 45
     assert "…" in texts[0]
 
@@ -234,7 +232,7 @@ def test_figure_that_cannot_be_is_that_vms_own(lie):
 
 @pytest.mark.parametrize("stopped_at", [0.5, 4102444700.0, 1.0, 999.0])
 def test_time_that_can_be_does_not_make_the_others_bars_vanish(stopped_at):
-    text = maintenance_report(
+    text = report_page(
         {
             "started_at": 990.0,
             "ended_at": 1200.0,
@@ -251,7 +249,7 @@ def test_page_stays_small():
     for times in ({"started_at": None, "ended_at": None}, {"started_at": 990.0, "ended_at": 1200.0}):
         many = [vm("\u202e" * 10**6, msg="<" * 10**6, state="x" * 10**6, stopped_at=1.0, running_at=4.1e9)] * 3
         many += [vm(str(number)) for number in range(20000)]
-        text = maintenance_report({"hosts": [host(vms=many, msg="m" * 10**7, state="&" * 10**6)], **times})
+        text = report_page({"hosts": [host(vms=many, msg="m" * 10**7, state="&" * 10**6)], **times})
         assert len(text) < 3 * 2**20
         assert "only 1000 of its 20003 VMs are shown" in text
 
@@ -294,7 +292,7 @@ def test_template_of_ones_own(tmp_path):
         """,
     )
     name = "{{ 7 * 7 }}{% raw %}<b>"
-    text = maintenance_report({"title": "Kernel", "hosts": [host(vms=[vm(name)])]}, template)
+    text = report_page({"title": "Kernel", "hosts": [host(vms=[vm(name)])]}, template)
     assert text.split("\n")[0] == "<h1>Kernel</h1>"
     assert "{{ 7 * 7 }}{% raw %}&lt;b&gt; on hv1: 1.0 GiB, 2 min 10 s" in text
 
@@ -305,21 +303,21 @@ def test_template_that_replaces_a_part_of_the_collections(tmp_path, name):
     {% block header %}<h1>Our {{ report.title }}</h1>{% include "logo.html" %}{% endblock %}
     """
     own(tmp_path, "<b>logo</b>", "logo.html")
-    words = Page(maintenance_report({"title": "Kernel", "hosts": [host()]}, own(tmp_path, extended, name))).words
+    words = Page(report_page({"title": "Kernel", "hosts": [host()]}, own(tmp_path, extended, name))).words
     for part in ("Our Kernel", "logo", "hosts done", "2 min 10 s"):
         assert part in words, part
 
 
 @pytest.mark.parametrize("template", [None, "", str(OWN)])
 def test_collections_own_template_is_the_default(template):
-    assert maintenance_report({"hosts": [host()]}, template) == maintenance_report({"hosts": [host()]})
+    assert report_page({"hosts": [host()]}, template) == report_page({"hosts": [host()]})
 
 
 def test_changed_template_is_read_anew(tmp_path):
-    assert maintenance_report({}, own(tmp_path, "one")) == "one"
+    assert report_page({}, own(tmp_path, "one")) == "one"
     path = own(tmp_path, "another")
     os.utime(path, (1e9, 1e9))
-    assert maintenance_report({}, path) == "another"
+    assert report_page({}, path) == "another"
 
 
 @pytest.mark.parametrize(
@@ -342,14 +340,14 @@ def test_changed_template_is_read_anew(tmp_path):
 )
 def test_error_in_a_template_names_file_and_line(tmp_path, text, line):
     path = own(tmp_path, text)
-    with pytest.raises(AnsibleFilterError, match=re.escape(f"{path}, line {line}: ")):
-        maintenance_report({"hosts": [host()]}, path)
+    with pytest.raises(ReportTemplateError, match=re.escape(f"{path}, line {line}: ")):
+        report_page({"hosts": [host()]}, path)
 
 
 def test_error_in_a_file_that_a_template_includes_names_that_file(tmp_path):
     part = own(tmp_path, "\n{{ nothing }}", "part.html")
-    with pytest.raises(AnsibleFilterError, match=re.escape(f"{part}, line 2: 'nothing' is undefined")):
-        maintenance_report({}, own(tmp_path, "{% include 'part.html' %}"))
+    with pytest.raises(ReportTemplateError, match=re.escape(f"{part}, line 2: 'nothing' is undefined")):
+        report_page({}, own(tmp_path, "{% include 'part.html' %}"))
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "no text"])
@@ -359,8 +357,8 @@ def test_file_that_is_no_template_is_named(tmp_path, kind):
         path.mkdir()
     elif kind == "no text":
         path.write_bytes(b"\xff\xfe")
-    with pytest.raises(AnsibleFilterError, match=re.escape(str(path))):
-        maintenance_report({}, str(path))
+    with pytest.raises(ReportTemplateError, match=re.escape(str(path))):
+        report_page({}, str(path))
 
 
 def test_documentation_names_all_that_a_template_gets():

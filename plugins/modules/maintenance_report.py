@@ -1,43 +1,43 @@
+#!/usr/bin/python
 # Copyright (c) 2026, vmops.qemu contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The report of a maintenance as one self-contained HTML page."""
-
 from __future__ import annotations
 
-import functools
-import traceback
-import typing as t
-from pathlib import Path
-
-from ansible.errors import AnsibleFilterError
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
-from ansible_collections.vmops.qemu.plugins.plugin_utils._report import FORMATS, checked_report
-from jinja2 import ChoiceLoader, FileSystemLoader, PrefixLoader, StrictUndefined, TemplateError, TemplateSyntaxError
-from jinja2.sandbox import SandboxedEnvironment
-
 DOCUMENTATION = r"""
-name: maintenance_report
-short_description: Create an HTML page about a maintenance
+module: maintenance_report
+short_description: Write the report of a maintenance
 version_added: 0.1.0
 description:
-  - Takes what the playbook C(vmops.qemu.host_maintenance) has collected, which it also writes as JSON.
+  - Writes what the role P(vmops.qemu.host_maintenance#role) has collected, as JSON and as an HTML page.
   - The page needs no other file and no script. It has a table of the hosts, a table of the VMs, and a diagram that
     shows when each VM was paused.
   - The page stays readable and small whatever values a host or a VM reports. An impossible value is omitted, and its VM
     is listed among those with errors. The diagram covers only the time of the maintenance. At most 1000 VMs of a host
     are shown.
-positional: template
+  - The task runs on the controller, as the user who runs Ansible, whatever host it is for. Each file is replaced as a
+    whole.
 options:
-  _input:
-    description: The report's data.
+  data:
+    description:
+      - The report. A file C(host-maintenance.json) that the module has written holds one.
     type: dict
     required: true
+  directory:
+    description:
+      - The directory of the two files, on the controller. It is created with the mode V(0700) if it is missing.
+    type: path
+    required: true
+  name:
+    description:
+      - The files' name, without C(.json) and C(.html).
+    type: str
+    default: host-maintenance
   template:
     description:
       - The path of a template of your own, on the controller. The default is the collection's own,
-        C(playbooks/templates/report.html.j2).
+        C(roles/host_maintenance/templates/report.html.j2).
       - Jinja2 renders it in a sandbox, with C(autoescape), C(trim_blocks) and C(lstrip_blocks), and without Ansible. So
         it has neither Ansible's variables nor its filters and lookups, and what a host has said is never a template. A
         name that does not exist is an error.
@@ -79,24 +79,31 @@ options:
         middle, if it is longer)."
     type: path
     default: ""
+extends_documentation_fragment:
+  - vmops.qemu._attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - The page is rendered, so that a broken template is found, and nothing is written.
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+seealso:
+  - name: Maintaining a fleet
+    description: What the report is for.
+    link: https://github.com/vmops/ansible-qemu/blob/main/docs/fleet-maintenance.md
 author:
   - vmops.qemu contributors (@vmops)
 """
 
 EXAMPLES = r"""
-- name: Make the page anew from the data
-  ansible.builtin.copy:
-    content: "{{ lookup('ansible.builtin.file', 'report.json') | from_json | vmops.qemu.maintenance_report }}"
-    dest: report.html
-    mode: "0600"
-
-- name: Make a page of one's own, with a template of one's own
-  ansible.builtin.copy:
-    content: "{{ report | vmops.qemu.maintenance_report('/srv/ansible/report.html.j2') }}"
-    dest: report.html
-    mode: "0600"
-  vars:
-    report: "{{ lookup('ansible.builtin.file', 'report.json') | from_json }}"
+- name: Make the page anew from the data, with a template of your own
+  vmops.qemu.maintenance_report:
+    data: "{{ lookup('ansible.builtin.file', '/srv/ansible/reports/host-maintenance.json') | from_json }}"
+    directory: /srv/ansible/reports
+    template: /srv/ansible/report.html.j2
 # with, for example, in /srv/ansible/report.html.j2
 #
 # <h1>{{ report.title }}</h1>
@@ -106,58 +113,34 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-_value:
-  description: The page.
+msg:
+  description: What was done.
   type: str
+  returned: always
+json:
+  description: The path of the JSON file.
+  type: str
+  returned: always
+page:
+  description: The path of the page.
+  type: str
+  returned: always
 """
 
-#: The collection's own template.
-OWN = Path(__file__).resolve().parents[2] / "playbooks" / "templates" / "report.html.j2"
+from ansible.module_utils.basic import AnsibleModule
+
+ARGUMENTS = {
+    "data": {"type": "dict", "required": True},
+    "directory": {"type": "path", "required": True},
+    "name": {"type": "str", "default": "host-maintenance"},
+    "template": {"type": "path", "default": ""},
+}
 
 
-def maintenance_report(data: t.Mapping[str, t.Any], template: str | None = None) -> str:
-    """The page; raises AnsibleFilterError, with file and line, where the template is broken or is not there."""
-    path = Path(str(template)).expanduser() if template else OWN
-    report = checked_report(data)
-    try:
-        return _environment(path.parent).get_template(path.name).render(report=report)
-    # A template is a program of others, and fails as it likes.
-    except Exception as error:
-        where = _place(error, (path.parent, OWN.parent)) or str(path)
-        kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
-        raise AnsibleFilterError(
-            one_line(f"The template of the report cannot be used: {where}: {kind}{str(error)[:1000]}")
-        ) from error
+def main() -> None:
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module.fail_json(msg="This is done on the controller, by the action plugin of this name")
 
 
-@functools.lru_cache(maxsize=4)
-def _environment(directory: Path) -> SandboxedEnvironment:
-    """What renders the templates of a directory; it keeps them until their files change."""
-    environment = SandboxedEnvironment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        loader=ChoiceLoader([FileSystemLoader(directory), PrefixLoader({"vmops.qemu": FileSystemLoader(OWN.parent)})]),
-    )
-    environment.filters.update(FORMATS)
-    return environment
-
-
-def _place(error: Exception, directories: tuple[Path, ...]) -> str:
-    """File and line of a template where an error was found, or nothing where it is in none."""
-    if isinstance(error, TemplateSyntaxError):
-        return f"{error.filename}, line {error.lineno}"
-    # Jinja2 makes a traceback tell of the templates, not of the Python that it has made of them.
-    frames = traceback.extract_tb(error.__traceback__)
-    found = [frame for frame in frames if any(Path(frame.filename).is_relative_to(place) for place in directories)]
-    return f"{found[-1].filename}, line {found[-1].lineno}" if found else ""
-
-
-class FilterModule:
-    """What Ansible loads."""
-
-    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        """The filters by name."""
-        return {"maintenance_report": maintenance_report}
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The save of VMs at their host's shutdown, which ``vmops-save.service`` runs without Ansible when it is stopped.
+
+What cannot be saved, or not in time, is left to whoever shuts it down: its guest goes on until then. So are libvirt's
+VMs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._host.save import HostSaveOperation, HostSaveRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
+    StandardStreams,
+    exit_status,
+    read_settings,
+    run_as_service,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._names import matches
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import list_processes
+
+
+@dataclasses.dataclass(frozen=True)
+class ShutdownSettings:
+    """What is asked for, as it stands in a file."""
+
+    save_dir: str
+    #: Shell patterns of the names of VMs that are left alone.
+    exclude: list[str]
+    parallel: int
+    #: Seconds for all of it.
+    timeout: float
+
+    @classmethod
+    def parse(cls, settings: t.Mapping[str, t.Any]) -> ShutdownSettings:
+        """:raises KeyError: one is missing. :raises ValueError: one makes no sense, as TypeError."""
+        return cls(
+            save_dir=str(settings["save_dir"]),
+            exclude=[str(pattern) for pattern in settings["exclude"]],
+            parallel=int(settings["parallel"]),
+            timeout=float(settings["timeout"]),
+        )
+
+    def request(self, names: list[str]) -> HostSaveRequest:
+        """The save of these VMs, of as many as can be."""
+        return HostSaveRequest(
+            vms=names,
+            include=["*"],
+            exclude=[],
+            save_dir=self.save_dir,
+            parallel=self.parallel,
+            on_error="continue",
+            unsaved="ignore",
+            shutdown_timeout=0.0,
+            common={"after_save": "quit", "timeout": self.timeout},
+            by_vm={},
+            check_mode=False,
+        )
+
+
+def vms_to_save(exclude: t.Iterable[str]) -> list[str]:
+    """The names of the VMs that run here and are to be saved."""
+    return sorted(
+        {
+            process.name
+            for process in list_processes()
+            if process.name and not process.is_of_libvirt and not matches(process.name, exclude)
+        }
+    )
+
+
+def main(settings: str) -> int:
+    """Save the VMs of this host where it shuts down; do nothing where only the service is stopped.
+
+    :param settings: the path of a JSON file, as :class:`ShutdownSettings` takes it.
+    :returns: the exit status: 0 where all that was to be saved was saved, else 1.
+    """
+    journal = StandardStreams()
+
+    async def work() -> bool:
+        asked = read_settings(settings, ShutdownSettings.parse)
+        if not await _host_goes_down():
+            journal.say("this host does not shut down, so no VM is touched")
+            return True
+        names = await in_thread(vms_to_save, asked.exclude)
+        if not names:
+            journal.say("no VM is to be saved")
+            return True
+        operation = HostSaveOperation(asked.request(names), journal)
+        asyncio.get_running_loop().call_later(asked.timeout, operation.stop, "the end of its time")
+        return not (await run_as_service(operation))["failures"]
+
+    return exit_status(work, journal)
+
+
+async def _host_goes_down() -> bool:
+    """Whether systemd shuts this host down; raises UnitError."""
+    return (await systemd.systemctl("show", "--property=SystemState", "--value")).strip() == "stopping"

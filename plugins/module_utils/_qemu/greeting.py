@@ -1,0 +1,95 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The first word of a QEMU that was just started: where it will answer, and that it does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    LaunchError,
+    MonitorBusyError,
+    MonitorMissingError,
+    MonitorProtocolError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import process_behind
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+
+#: Seconds that a QEMU may take from its start to its QMP greeting.
+LAUNCH_TIMEOUT = 60.0
+
+#: Seconds between two looks for the QMP socket of a QEMU that is just starting; nothing announces it.
+_LAUNCH_INTERVAL = 0.02
+
+
+def first_address(how: Launch, name: str) -> str:
+    """Where a QEMU that is started this way will answer.
+
+    :param name: the VM's, for messages.
+    :raises LaunchError: it opens no QMP server.
+    """
+    addresses = command_line.qmp_addresses(read_configuration(how.argv, how.cwd).words, how.cwd)
+    if not addresses:
+        raise LaunchError(
+            f"The command of {name} opens no QMP server", cure="Add -qmp unix:PATH,server=on,wait=off to it"
+        )
+    return addresses[0]
+
+
+async def greeted(launched: LaunchedQemu, address: str, name: str) -> Monitor:
+    """Wait for the QMP server of a QEMU that was started.
+
+    :param address: where it will answer.
+    :param name: the VM's, for messages.
+    :raises LaunchError: it has none, or ended before it greeted.
+    """
+    deadline = time.monotonic() + LAUNCH_TIMEOUT
+    while True:
+        if await launched.ended():
+            said = await words_of(launched) or "it said nothing"
+            raise LaunchError(
+                f"The QEMU that was started for {name} ended at once: {said}",
+                cure=f"Correct what it says and restore again; its log is {launched.log}",
+            )
+        try:
+            monitor = await Monitor.connect(address)
+            if _is_of(monitor, launched):
+                return monitor
+            # Someone else listened there before; our QEMU has not come to it yet.
+            await monitor.close()
+            raise MonitorMissingError(f"Another process (pid {monitor.peer_pid}) listens at {address}")
+        except (MonitorMissingError, MonitorBusyError, MonitorProtocolError) as exc:
+            # Protocol: it opened its server and ended before it greeted, which the next look at it tells.
+            if time.monotonic() > deadline:
+                raise LaunchError(
+                    f"The QEMU that was started for {name} opened no QMP server at {address} within"
+                    f" {LAUNCH_TIMEOUT:g} seconds ({exc.what})",
+                    cure=f"See its log {launched.log}",
+                ) from exc
+        await asyncio.sleep(_LAUNCH_INTERVAL)
+
+
+def _is_of(monitor: Monitor, launched: LaunchedQemu) -> bool:
+    """Whether the QEMU that was started here may answer on a monitor, or whoever listens for it."""
+    process = process_behind(monitor)
+    pid = process.pid if process else monitor.peer_pid
+    if pid is not None:
+        return launched.is_or_started(pid)
+    # Behind a TCP port of a container, say; but not one that somebody else has taken.
+    wanted = launched.how.rights.uid if launched.how.rights else os.geteuid()
+    return monitor.peer_uid is None or monitor.peer_uid in (0, os.geteuid(), wanted)
+
+
+async def words_of(launched: LaunchedQemu) -> str:
+    """What a QEMU that was started wrote to stderr, where it repeats its words, but not the secrets in them."""
+    text = await launched.stderr()
+    for word in launched.how.argv:
+        text = text.replace(word, command_line.redact_argument(word))
+    return text

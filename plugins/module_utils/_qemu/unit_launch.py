@@ -1,0 +1,340 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Starting a QEMU by systemd, where there is one: by the VM's own unit, or by a transient one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError, UnitError
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import (
+    LAUNCH_ENVIRONMENT,
+    Launch,
+    LaunchedProcess,
+    LaunchedQemu,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog, in_one_line, safe_log_path
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process_watch import ProcessWatch
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import (
+    Capabilities,
+    Rights,
+    read_rights,
+    start_words,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
+    guard_path,
+    remove_restore_files,
+    require_startable,
+    restore_files,
+    start_user,
+)
+
+#: Types of services of which systemd is told by the program itself that it is up, which QEMU does not do, or which are
+#: not up before they end.
+_TOLD_TYPES = frozenset(("notify", "notify-reload", "dbus", "oneshot", "forking"))
+
+#: Seconds between two questions to systemd, each of which costs a process.
+_LOOK_INTERVAL = 0.2
+
+#: Seconds that a killed process, and what a unit does after its end (``ExecStopPost=``), may take.
+_END_TIMEOUT = 30.0
+
+#: Seconds that the journal may take to answer.
+_JOURNAL_TIMEOUT = 5.0
+
+#: Exit statuses of a process that systemd could not make of its command (systemd.exec(5)).
+_EXEC_FAILURES = {
+    200: "its working directory cannot be used",
+    203: "its program cannot be executed",
+    216: "its group is not known",
+    217: "its user is not known",
+}
+
+
+def choose_launch(how: Launch, log_path: str, vm_name: str) -> LaunchedQemu:
+    """What starts a QEMU: its own unit, a transient one, or this process, where there is no systemd, or no root.
+
+    :param log_path: a file for what QEMU writes to stdout and stderr, where that does not go to the journal; another
+        one is taken where others can change names in its directory.
+    :raises LaunchError: there is no safe place for it.
+    """
+    if how.unit:
+        return LaunchedService(how)
+    log_path = safe_log_path(log_path, vm_name)
+    if systemd.is_running() and os.geteuid() == 0 and _fits_in_transient_unit(how, log_path):
+        return LaunchedTransientUnit(how, log_path, vm_name)
+    return LaunchedProcess(how, log_path)
+
+
+def _fits_in_transient_unit(how: Launch, log_path: str) -> bool:
+    """Whether systemd takes it: over D-Bus only UTF-8."""
+    try:
+        for word in (*how.argv, how.cwd, log_path):
+            word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _LaunchedUnit:
+    """A QEMU that systemd starts; the base of what follows."""
+
+    def __init__(self, how: Launch, name: str) -> None:
+        self.how = how
+        self.name = name
+        self._watch: ProcessWatch | None = None
+        #: Whether systemd was told to start it, so that there may be something to end.
+        self._started = False
+        self._next_look = 0.0
+
+    async def ended(self) -> bool:
+        """Whether QEMU has ended, or will not be started."""
+        if self._watch is None and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _LOOK_INTERVAL
+            unit = await systemd.read_unit(self.name)
+            if unit.main_pid:
+                self._watch = ProcessWatch(unit.main_pid)
+            else:
+                return not unit.has_job and unit.active_state in ("inactive", "failed")
+        return self._watch is not None and self._watch.ended
+
+    def is_or_started(self, pid: int) -> bool:
+        """Whether a process is in the unit's control group."""
+        return systemd.unit_of_process(pid) == self.name
+
+    async def wait_end(self, timeout: float) -> None:
+        """Wait for QEMU's end, for so many seconds at most."""
+        if self._watch is not None:
+            await self._watch.wait_at_most(timeout)
+
+    async def end(self) -> None:
+        """Kill QEMU, have the unit stopped, and leave nothing of this start; problems are left to the next run."""
+        if self._started:
+            with contextlib.suppress(UnitError):
+                await self.ended()
+            with contextlib.suppress(UnitError):
+                if self._watch is None or not self._watch.ended:
+                    # Not by a stop of the unit, which may ask the half guest to shut down first, and wait for that.
+                    await systemd.systemctl("kill", "--signal=KILL", "--", self.name)
+            await self.wait_end(_END_TIMEOUT)
+            with contextlib.suppress(UnitError):
+                await systemd.systemctl("stop", "--", self.name, timeout=_END_TIMEOUT)
+        with contextlib.suppress(UnitError):
+            await self.clean()
+        if self._started:
+            # A failed unit stays so until someone has seen it; what failed is told here.
+            with contextlib.suppress(UnitError):
+                await systemd.systemctl("reset-failed", "--", self.name)
+        self.release()
+
+    async def clean(self) -> None:
+        """Remove what was changed for this start."""
+
+    def release(self) -> None:
+        """Let it go its own way."""
+        if self._watch is not None:
+            self._watch.close()
+
+
+class StartedService(_LaunchedUnit):
+    """A QEMU that its own unit starts as it is configured: from the VM's disks."""
+
+    def __init__(self, how: Launch) -> None:
+        super().__init__(how, how.unit)
+        self.log = f"the journal (journalctl -u {how.unit})"
+
+    async def start(self) -> None:
+        """Have it started; on return it may not be up yet.
+
+        :raises UnitError: systemd cannot be told.
+        """
+        systemd.require_root(f"start {self.name}")
+        # Several starts in a short time are no reason to refuse the next one.
+        with contextlib.suppress(UnitError):
+            await systemd.systemctl("reset-failed", "--", self.name)
+        self._started = True
+        await systemd.systemctl("start", "--no-block", "--", self.name)
+
+    async def stderr(self) -> str:
+        """What QEMU, and the unit's other programs, said in this start, the end at most (4 KiB); else how it ended."""
+        text = ended = ""
+        # It is asked for an error, whose place no other error shall take.
+        with contextlib.suppress(UnitError):
+            unit = await systemd.read_unit(self.name)
+            ended = _how_it_ended(unit)
+            await systemd.run_tool("journalctl", "--sync", timeout=_JOURNAL_TIMEOUT)
+            journal = ("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=20")
+            invocation = f"_SYSTEMD_INVOCATION_ID={unit.invocation}"
+            text = await systemd.run_tool(*journal, invocation, timeout=_JOURNAL_TIMEOUT)
+        return in_one_line(text.strip()[-4096:]) or ended
+
+
+class LaunchedService(StartedService):
+    """A QEMU that its own unit starts to wait for its state: with the unit's user, control group, limits and helpers
+    (``ExecStartPre=``)."""
+
+    def __init__(self, how: Launch) -> None:
+        super().__init__(how)
+        self._changed = False
+
+    async def start(self) -> None:
+        """Have it started; on return it may not be up yet.
+
+        :raises LaunchError: the unit cannot be used for it.
+        :raises UnitError: systemd cannot be told.
+        """
+        systemd.require_root(f"start {self.name}")
+        unit = await systemd.read_unit(self.name)
+        require_startable(unit)
+        if unit.active_state not in ("inactive", "failed"):
+            # It is just ending, waits for a restart, or counts as active without a process (RemainAfterExit).
+            await systemd.systemctl("stop", "--", self.name)
+        drop_in, hidden_guard = restore_files(self.name)
+        self._changed = True
+        text = restore_text(self.how, unit, await systemd.read_start_command(self.name))
+        systemd.write_drop_in(drop_in, text, mode=0o600)
+        systemd.hide_drop_in(hidden_guard)
+        await systemd.reload()
+        # Were any of this not in force, the VM might start from its disks beside its saved memory.
+        read = (await systemd.read_unit(self.name)).drop_ins
+        if read[-1:] != (drop_in,) or guard_path(self.name) in read:
+            raise LaunchError(
+                f"systemd does not take {drop_in} as the last change of {self.name}"
+                f" (it has {', '.join(read) or 'none'})",
+                cure="Rename what comes after it; systemd reads them in the order of their file names",
+            )
+        await super().start()
+
+    async def clean(self) -> None:
+        """Remove the files of this start; the guard is in force again."""
+        if self._changed and remove_restore_files(self.name):
+            await systemd.reload()
+
+
+def restore_text(how: Launch, unit: systemd.Unit, own: systemd.StartCommand) -> str:
+    """What makes a unit start a QEMU that waits for its state.
+
+    :param unit: as systemd has it.
+    :param own: the unit's own command.
+    :raises LaunchError: it cannot be started with its own rights alone.
+    """
+    lines = [
+        "# Made by vmops.qemu.qemu_restore for one start: QEMU waits for its saved state. It is removed after that.",
+        "[Service]",
+        # A QEMU that failed to load must not be started anew, nor the VM from its disks.
+        "Restart=no",
+    ]
+    daemonizes = command_line.daemonizes(how.argv)
+    if unit.service_type in _TOLD_TYPES and not (unit.service_type == "forking" and daemonizes):
+        lines.append("Type=simple")
+    if how.unit_argv:
+        program, *words = how.unit_argv
+        # Without variables' names the words are those of the unit, whatever flags it has.
+        flags = f"{own.prefix}{'' if own.expands else ':'}{'@' if own.words and own.words[0] != own.program else ''}"
+        named = [own.program, program] if "@" in flags else [own.program]
+        command = f"{flags}{' '.join([*map(systemd.quote_word, named), systemd.quote_words(words, variables=True)])}"
+        return "\n".join([*lines, "ExecStart=", f"ExecStart={command}", ""])
+    before = start_words(how.rights, _given_by(unit, own), "" if daemonizes else how.cwd)
+    if not before and os.path.realpath(own.program) != os.path.realpath(how.argv[0]) and not daemonizes:
+        # The program that became QEMU may have gone elsewhere; a QEMU that daemonizes has gone to the root itself.
+        lines.append(f"WorkingDirectory={systemd.escape_specifiers(how.cwd)}")
+    return "\n".join([*lines, "ExecStart=", f"ExecStart={own.prefix}{systemd.quote_words([*before, *how.argv])}", ""])
+
+
+def _given_by(unit: systemd.Unit, own: systemd.StartCommand) -> Rights | None:
+    """With what a unit executes its command, as far as a program that it starts could have less.
+
+    :raises LaunchError: its user is not known.
+    """
+    uid = start_user(unit, own)
+    if uid is None and not unit.dynamic_user:
+        raise LaunchError(
+            f"{unit.name} has the user {unit.user}, who is not known", cure=f"See systemctl cat {unit.name}"
+        )
+    known = read_rights("self")
+    every = known.capabilities.bounding if known and known.capabilities else 0
+    bounding = every if own.bounding is None or "+" in own.prefix else own.bounding & every
+    ambient = own.ambient & every
+    permitted = bounding if uid == 0 else ambient
+    sets = Capabilities(permitted=permitted, inheritable=ambient, bounding=bounding, ambient=ambient)
+    nobody = -1 if uid is None else uid
+    return Rights(nobody, 0, (), no_new_privileges=unit.no_new_privileges, capabilities=sets)
+
+
+def _how_it_ended(unit: systemd.Unit) -> str:
+    if not unit.conditions_met:
+        return f"{unit.name} was not started, since its conditions are not met"
+    if unit.result in ("", "success"):
+        return ""
+    known = _EXEC_FAILURES.get(unit.exit_status, f"status {unit.exit_status}")
+    return f"{unit.name} ended with the result {unit.result} ({known})"
+
+
+class LaunchedTransientUnit(_LaunchedUnit):
+    """A QEMU in a unit that is made for it and goes with it, so that it does not end with whoever ran the restore."""
+
+    def __init__(self, how: Launch, log_path: str, vm_name: str) -> None:
+        super().__init__(how, _transient_name(vm_name))
+        self._log = LaunchLog(log_path)
+        self.log = log_path
+
+    async def start(self) -> None:
+        """Have it started: its program is executed on return.
+
+        :raises LaunchError: it cannot be.
+        """
+        # systemd tells only that it failed, not why.
+        program, *arguments = self.how.argv
+        path = os.path.join(self.how.cwd, program) if "/" in program else program
+        found = shutil.which(path, path=LAUNCH_ENVIRONMENT["PATH"])
+        # Of the directory of another user's QEMU it is that user who must find it.
+        before = start_words(self.how.rights, read_rights(1), self.how.cwd)
+        if found is None or not (before or os.path.isdir(self.how.cwd)):
+            raise LaunchError(
+                f"{program} could not be started in {self.how.cwd}: there is no such program or directory",
+                cure="Check that the emulator is installed where the command says, and that its directory is there",
+            )
+        os.close(self._log.open())
+        self._started = True
+        try:
+            if (await systemd.read_unit(self.name)).load_state != "not-found":
+                # Another VM of this name, or one that is just ending.
+                self.name = f"{self.name[: -len('.service')]}-{os.getpid()}.service"
+            command = [systemd.escape_environment(word) for word in (*before, found, *arguments)]
+            await systemd.run_tool("systemd-run", *self._options("/" if before else self.how.cwd), "--", *command)
+        except UnitError as exc:
+            raise LaunchError(
+                f"{program} could not be started in the unit {self.name}: {exc.what}",
+                cure=f"See systemctl status {self.name} and the journal",
+            ) from exc
+
+    def _options(self, cwd: str) -> list[str]:
+        return [
+            *("--quiet", "--collect", "--no-ask-password", f"--unit={self.name}", "--service-type=exec"),
+            "--description=QEMU VM that vmops.qemu has restored",
+            f"--property=WorkingDirectory={cwd}",
+            f"--property=StandardOutput=append:{self.log}",
+            f"--property=StandardError=append:{self.log}",
+            f"--property=UMask={self.how.umask:04o}",
+            *(f"--setenv={key}={value}" for key, value in LAUNCH_ENVIRONMENT.items()),
+        ]
+
+    async def stderr(self) -> str:
+        """What QEMU wrote since its start, the end at most (4 KiB)."""
+        return self._log.tail()
+
+    def release(self) -> None:
+        """Let it go its own way."""
+        super().release()
+        self._log.close()
+
+
+def _transient_name(vm_name: str) -> str:
+    """The name of the unit for a VM; that of a long name is cut."""
+    return f"vmops-qemu-{systemd.escape_unit_name(vm_name)[:200]}.service"

@@ -1,0 +1,50 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Keeping systemd from starting a unit again by itself (``Restart=``) when the VM in it has shut down.
+
+It is done by a file that lasts until the host's reboot at most, after which a unit that is enabled starts as always.
+"""
+
+from __future__ import annotations
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+
+#: The last one wins, so this comes after the "override.conf" of systemctl edit.
+_DROP_IN = "zzz-vmops-shut-down.conf"
+
+_TEXT = """\
+# Made by vmops.qemu.qemu_managed_save, which has shut this VM down before the host's maintenance.
+# vmops.qemu.qemu_managed_restore removes this file when it starts the VM again; with a reboot it is gone, too.
+[Service]
+Restart=no
+"""
+
+
+async def hold_restart(unit: systemd.Unit) -> None:
+    """Have a unit stay down when its program ends; in force on return.
+
+    :raises UnitError: it could not be done; :func:`release_restart` removes what is left of it.
+    """
+    if unit.restart in ("", "no"):
+        return
+    systemd.require_root(f"keep {unit.name} from starting the VM again when it has shut down")
+    systemd.write_drop_in(systemd.drop_in_path(systemd.RUNTIME, unit.name, _DROP_IN), _TEXT)
+    await systemd.reload()
+    restart = (await systemd.read_unit(unit.name)).restart
+    if restart != "no":
+        raise UnitError(
+            f"{unit.name} would start the VM again when it has shut down: it still has Restart={restart}",
+            cure=f"See systemctl cat {unit.name}: what sets Restart= there comes later than {_DROP_IN}",
+        )
+
+
+async def release_restart(name: str) -> None:
+    """Let the unit start again by itself as it is configured.
+
+    :raises UnitError: it could not be done.
+    """
+    if systemd.remove_drop_in(systemd.drop_in_path(systemd.RUNTIME, name, _DROP_IN)):
+        await systemd.reload()

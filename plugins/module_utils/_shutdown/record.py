@@ -1,0 +1,137 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is kept of a VM that was shut down with its host in mind, so that it is started again afterwards.
+
+One file for each VM, in ``shut-down/`` of the state directory: a JSON object with ``name``, ``at`` (when it was asked
+to shut down, in seconds since the epoch) and ``launch``, how it had been started. It is written before the guest is
+asked, and removed when the VM runs again. Nobody but its user can write there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
+from ansible_collections.vmops.qemu.plugins.module_utils._durable import flush_directory, write_durably
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
+from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
+from ansible_collections.vmops.qemu.plugins.module_utils._state_directory import make_state_directory, state_path
+
+_DIRECTORY = "shut-down"
+
+#: Bytes of a file that are read at most; a command line has 512 KiB, and JSON may take six for each.
+_MAX_SIZE = 8 * 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class ShutDownVm:
+    """A VM that was shut down and is to be started again."""
+
+    name: str
+    #: When it was asked to shut down, in seconds since the epoch.
+    at: float
+    launch: LaunchRecord
+
+    @property
+    def key(self) -> str:
+        """A file name for the VM, whatever its own is."""
+        return hashlib.sha256(self.name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+    @property
+    def path(self) -> str:
+        """Where it is kept."""
+        return os.path.join(state_path(_DIRECTORY), f"{self.key}.json")
+
+
+def keep(vm: ShutDownVm) -> None:
+    """Keep it across a reboot; in force on return.
+
+    :raises ConflictError: it cannot be kept.
+    """
+    try:
+        make_state_directory()
+        directory = os.path.dirname(vm.path)
+        with contextlib.suppress(FileExistsError):  # another VM of the same run may just have made it
+            os.mkdir(directory, 0o700)
+        flush_directory(os.path.dirname(directory))
+        write_durably(vm.path, f"{json.dumps(dataclasses.asdict(vm))}\n".encode())
+    except OSError as error:
+        raise ConflictError(
+            f"How {vm.name} is started again cannot be kept in {vm.path}: {error.strerror}",
+            cure="Make room there, or give the directory to the user that runs the task, with the mode 0700",
+        ) from error
+
+
+def forget(vm: ShutDownVm) -> None:
+    """It runs again, or was never shut down.
+
+    :raises ConflictError: the file cannot be removed.
+    """
+    try:
+        os.unlink(vm.path)
+        flush_directory(os.path.dirname(vm.path))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ConflictError(
+            f"{vm.name} runs, but it cannot be forgotten that it was shut down ({vm.path}: {error.strerror})",
+            cure="Remove the file",
+        ) from error
+
+
+def read_all() -> list[ShutDownVm]:
+    """The VMs that were shut down and were not started again, by name.
+
+    :raises ConflictError: it cannot be known which they are.
+    """
+    directory = state_path(_DIRECTORY)
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".json"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConflictError(
+            f"Which VMs were shut down cannot be read in {directory}: {error.strerror}",
+            cure="Make it readable, and run the task again",
+        ) from error
+    return sorted((_read(os.path.join(directory, name)) for name in names), key=lambda vm: vm.name)
+
+
+def _read(path: str) -> ShutDownVm:
+    try:
+        reason = why_unsafe(path, {0, os.geteuid()})
+        if reason:
+            raise ValueError(f"others could have written it: {reason}")
+        found = json.loads(read_bounded(path, _MAX_SIZE))
+        launch = found["launch"]
+        values = {field.name: launch[field.name] for field in dataclasses.fields(LaunchRecord) if field.name in launch}
+        vm = ShutDownVm(str(found["name"]), float(found["at"]), LaunchRecord(**values))
+        if not _is_whole(vm.launch) or vm.path != path:
+            raise ValueError("it is not as it was written")
+        return vm
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConflictError(
+            f"A VM was shut down, and how it is started again cannot be read in {path}: {reason}",
+            cure="Start the VM by hand, and remove the file",
+        ) from error
+
+
+def _is_whole(launch: LaunchRecord) -> bool:
+    texts = [*launch.argv, *launch.unit_argv, launch.cwd, launch.executable, launch.unit, launch.umask]
+    texts += [launch.groups, launch.capabilities]
+    numbers = [launch.uid, launch.gid]
+    return (
+        isinstance(launch.argv, list)
+        and isinstance(launch.unit_argv, list)
+        and bool(launch.argv)
+        and all(isinstance(text, str) and "\0" not in text for text in texts)
+        and all(isinstance(number, int) and number >= 0 for number in numbers)
+    )

@@ -1,0 +1,107 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The save of VMs at their host's shutdown, of the guests of these tests alone; a scenario of molecule has systemd.
+
+That the host goes down is only said: it shall not.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._host import shutdown_program
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+
+from support.observe import OTHER_VM, VM, Continuity, run_state
+
+
+@pytest.fixture
+def at_shutdown(image, tmp_path, monkeypatch, capfd):
+    """Run the program while the host goes down, or does not; its exit status and what it said."""
+    path = tmp_path / "program" / "save_settings.json"
+    path.parent.mkdir(mode=0o755)
+    everyone = shutdown_program.vms_to_save
+
+    def run(*, goes_down=True, **settings):
+        known = {"save_dir": str(image.parent), "exclude": [], "parallel": 2, "timeout": 60}
+        path.write_text(json.dumps({**known, **settings}))
+
+        async def host_goes_down():
+            return goes_down
+
+        monkeypatch.setattr(shutdown_program, "_host_goes_down", host_goes_down)
+        # Guests of others run here, too.
+        monkeypatch.setattr(
+            shutdown_program, "vms_to_save", lambda exclude: sorted({VM, OTHER_VM} & set(everyone(exclude)))
+        )
+        status = shutdown_program.main(str(path))
+        said = capfd.readouterr()
+        return status, said.out + said.err
+
+    return run
+
+
+def test_all_are_saved_and_marked_for_the_boot(make_guest, image, at_shutdown, run_module):
+    guests = [make_guest(name, observer=True) for name in (VM, OTHER_VM)]
+    continuities = [Continuity(guest) for guest in guests]
+    status, said = at_shutdown()
+    assert status == 0, said
+    for guest in guests:
+        guest.wait_exit()
+        assert f"{guest.name} was saved in {image.parent}/{guest.name}.save" in said
+        facts = read_image_head(f"{image.parent}/{guest.name}.save").domain().save_facts
+        assert facts
+        assert facts.managed
+    back = run_module("qemu_managed_restore", save_dir=str(image.parent))
+    assert not back.get("failed"), back["msg"]
+    for continuity in continuities:
+        continuity.check()
+
+
+def test_service_that_is_stopped_while_the_host_stays_up(guest, image, at_shutdown):
+    assert at_shutdown(goes_down=False) == (0, "this host does not shut down, so no VM is touched\n")
+    assert run_state(guest) == "running"
+
+
+def test_what_cannot_be_saved_goes_on_and_is_named(make_guest, image, at_shutdown):
+    guest, other = make_guest(observer=True), make_guest(OTHER_VM)
+    (image.parent / f"{VM}.save").write_bytes(b"of somebody else")
+    status, said = at_shutdown()
+    assert status == 1
+    assert f"<3>{VM}: " in said
+    assert "is not a save image" in said
+    assert run_state(guest) == "running"
+    other.wait_exit()
+    assert read_image_head(f"{image.parent}/{OTHER_VM}.save").header.complete
+
+
+def test_time_that_is_over(big_guest, image, at_shutdown):
+    continuity = Continuity(big_guest)
+    status, said = at_shutdown(timeout=0.05)
+    assert status == 1
+    assert f"<3>{VM}: " in said
+    assert not any(image.parent.glob("*.save"))
+    continuity.check()
+
+
+def test_who_is_left_alone(make_guest):
+    make_guest(extra_args=["-chardev", "null,id=charmonitor"])
+    make_guest(OTHER_VM)
+    found = shutdown_program.vms_to_save([])
+    assert VM not in found, "it is libvirt's"
+    assert OTHER_VM in found
+    assert OTHER_VM not in shutdown_program.vms_to_save(["db*"])
+
+
+def test_systemd_that_cannot_be_asked(image, tmp_path, monkeypatch, capfd):
+    """It is not known whether the host goes down, so no guest is touched."""
+    path = tmp_path / "save_settings.json"
+    tmp_path.chmod(0o755)
+    path.write_text(json.dumps({"save_dir": str(image.parent), "exclude": [], "parallel": 2, "timeout": 60}))
+    monkeypatch.setattr(systemd, "_ENVIRONMENT", {"PATH": str(tmp_path)})
+    assert shutdown_program.main(str(path)) == 1
+    assert "systemctl" in capfd.readouterr().err

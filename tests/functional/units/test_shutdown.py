@@ -1,0 +1,283 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""VMs that a run over their host does not save are shut down, and are started again as they were started before.
+
+All VMs of the host are looked at, so this is for a machine that has no others than those of the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._state_directory import state_path
+
+from support import Monitor, find_qemu_pids
+from support.observe import VM, Continuity, run_state, wait_until
+from support.units import ALWAYS, UNAVAILABLE, systemctl
+
+pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
+
+OTHER = f"test1-{os.getpid()}"
+THIRD = f"test2-{os.getpid()}"
+
+
+@pytest.fixture
+def save_dir(tmp_path):
+    directory = tmp_path / "save"
+    directory.mkdir(mode=0o700)
+    return directory
+
+
+@pytest.fixture
+def managed_save(run_module, save_dir):
+    """Save one VM, and shut the others down."""
+
+    def run(**options):
+        return run_module(
+            "qemu_managed_save", **{"vms": [VM], "unsaved": "shutdown", "save_dir": str(save_dir), **options}
+        )
+
+    return run
+
+
+@pytest.fixture
+def managed_restore(run_module, save_dir):
+    def run(**options):
+        return run_module("qemu_managed_restore", **{"save_dir": str(save_dir), **options})
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    """No test leaves a VM that is to be started again."""
+    yield
+    left = kept()
+    for path in left:
+        path.unlink()
+    assert left == []
+
+
+def kept():
+    directory = Path(state_path("shut-down"))
+    return sorted(directory.glob("*.json")) if directory.is_dir() else []
+
+
+def fates(result):
+    return {vm["name"]: vm["fate"] for vm in result["unsaved"]}
+
+
+def started(result):
+    return {vm["name"]: vm["state"] for vm in result["started"]}
+
+
+def wait_for_boots(guest, number):
+    guest.wait_restarted()
+    wait_until(lambda: guest.boots() == number)
+
+
+def test_shut_down_and_started_again(make_guest, make_service, save_dir, managed_save, managed_restore):
+    """One by its unit, which starts again what has ended; one that somebody has started by hand."""
+    guest = make_guest(observer=True)
+    service = make_service(service=ALWAYS, guest={"name": OTHER})
+    by_hand = make_guest(THIRD, observer=True)
+    continuity = Continuity(guest)
+    plan = managed_save(check=True)
+    assert not plan.get("failed"), plan["msg"]
+    assert "; 2 VMs would be shut down" in plan["msg"]
+    assert fates(plan) == {OTHER: "", THIRD: ""}
+    assert kept() == []
+    saved = managed_save()
+    assert not saved.get("failed"), saved["msg"]
+    assert "1 VM was saved in " in saved["msg"]
+    assert saved["msg"].endswith("; 2 VMs were shut down")
+    assert fates(saved) == {OTHER: "shut down", THIRD: "shut down"}
+    assert [path.stat().st_mode & 0o777 for path in kept()] == [0o600, 0o600]
+    time.sleep(0.5)
+    assert not any(find_qemu_pids(name) for name in (VM, OTHER, THIRD)), "systemd has started it again"
+    plan = managed_restore(check=True)
+    assert plan["msg"] == "1 VM would be restored; 2 VMs would be started again"
+    assert started(plan) == {OTHER: "predicted", THIRD: "predicted"}
+    back = managed_restore()
+    assert not back.get("failed"), back["msg"]
+    assert started(back) == {OTHER: "started", THIRD: "started"}
+    assert "; 2 VMs were started again" in back["msg"]
+    assert len(back["table"]) == 4
+    continuity.check()
+    wait_for_boots(service.guest, 2)
+    wait_for_boots(by_hand, 2)
+    assert service.get("Restart") == "always"
+    assert service.changes() == []
+    assert int(service.get("MainPID")) == service.guest.pid
+    again = managed_restore()
+    assert (again["changed"], again["msg"]) == (False, "No VM is to be restored")
+
+
+def test_order_and_health_checks_hold_for_all(make_guest, managed_save, managed_restore, tmp_path):
+    make_guest(observer=True)
+    make_guest(OTHER)
+    assert not managed_save().get("failed")
+    order = tmp_path / "order"
+    check = [sys.executable, "-c", "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + ' ')", str(order), "{name}"]
+    back = managed_restore(order=[["test*"], ["web*"]], health_check=check)
+    assert not back.get("failed"), back["msg"]
+    assert order.read_text().split() == [OTHER, VM]
+    assert back["started"][0]["health_check"] == "passed"
+
+
+def test_one_that_does_not_shut_down_calls_all_off(make_guest, managed_save):
+    """What was saved is put back, and what had shut down is started again."""
+    guest, deaf, other = make_guest(observer=True), make_guest(OTHER, observer=True), make_guest(THIRD)
+    deaf.command(b"i", "^button=off counter=")
+    continuity, untouched = Continuity(guest), Continuity(deaf)
+    result = managed_save(shutdown_timeout=3)
+    assert result["failed"]
+    assert result["error"] == "HostRunError"
+    assert f"1 VM could not be shut down: {OTHER} has not shut down within 3 seconds" in result["msg"]
+    assert "The 1 VM that was saved before was put back" in result["msg"]
+    assert "The 1 VM that had shut down: started again" in result["msg"]
+    assert fates(result) == {OTHER: "", THIRD: "started again"}
+    continuity.check()
+    untouched.check()
+    wait_for_boots(other, 2)
+    # It was asked to, and may do so later.
+    [path] = kept()
+    assert json.loads(path.read_text())["name"] == OTHER
+    path.unlink()
+
+
+def test_run_that_is_ended_meanwhile(make_guest, start_module, save_dir):
+    guest, deaf = make_guest(observer=True), make_guest(OTHER, observer=True)
+    deaf.command(b"i", "^button=off counter=")
+    continuity, untouched = Continuity(guest), Continuity(deaf)
+    run = start_module("qemu_managed_save", vms=[VM], unsaved="shutdown", save_dir=str(save_dir))
+    wait_until(kept)
+    run.process.send_signal(signal.SIGTERM)
+    result = run.result()
+    assert result["failed"]
+    assert "interrupted" in result["msg"]
+    continuity.check()
+    untouched.check()
+    kept()[0].unlink()
+
+
+def test_guest_that_shuts_down_later_is_started_again(make_guest, managed_save, managed_restore):
+    deaf = make_guest(OTHER, observer=True)
+    deaf.command(b"i", "^button=off counter=")
+    assert managed_save(vms=[], include=["none"], shutdown_timeout=1)["failed"]
+    deaf.power_off()
+    back = managed_restore()
+    assert started(back) == {OTHER: "started"}
+    wait_for_boots(deaf, 2)
+
+
+def test_qemu_that_stays_when_its_guest_has_shut_down(make_guest, managed_save, managed_restore):
+    make_guest(observer=True)
+    other = make_guest(OTHER, extra_args=["-no-shutdown"])
+    result = managed_save()
+    assert not result.get("failed"), result["msg"]
+    other.wait_exit()
+    assert started(managed_restore()) == {OTHER: "started"}
+
+
+def test_one_that_was_started_meanwhile_is_left_as_it_is(make_guest, managed_save, managed_restore):
+    make_guest(observer=True)
+    other = make_guest(OTHER, observer=True)
+    managed_save()
+    other.start()
+    back = managed_restore()
+    assert not back.get("failed"), back["msg"]
+    assert (back["started"][0]["state"], back["started"][0]["changed"]) == ("started", False)
+    assert back["started"][0]["msg"] == f"{OTHER} runs already"
+    assert kept() == []
+
+
+def test_one_whose_save_is_refused_is_shut_down(make_guest, managed_save, managed_restore):
+    guest = make_guest(observer=True)
+    other = make_guest(OTHER, observer=True, extra_args=["-usb", "-device", "usb-tablet,id=usb0"])
+    with Monitor(other.observer_socket) as monitor:
+        monitor.execute("device_del", {"id": "usb0"})
+    continuity = Continuity(guest)
+    refused = managed_save(vms=[VM, OTHER], unsaved="ignore")
+    assert refused["failed"]
+    assert "could not be restored" in refused["msg"]
+    result = managed_save(vms=[VM, OTHER])
+    assert not result.get("failed"), result["msg"]
+    assert fates(result) == {OTHER: "shut down"}
+    assert [vm["name"] for vm in result["vms"]] == [VM]
+    assert "could not be restored" in result["unsaved"][0]["reason"]
+    back = managed_restore()
+    assert started(back) == {OTHER: "started"}
+    continuity.check()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"extra_args": ["-S"]}, "is in QEMU's run state prelaunch"),
+        ({"extra_args": ["-chardev", "null,id=charmonitor"]}, "is one of libvirt's"),
+        ({"extra_args": ["-chardev", "socket,id=c,fd=0"]}, "could not be started again"),
+    ],
+    ids=["paused", "libvirt", "descriptor"],
+)
+def test_one_that_cannot_be_shut_down_is_named_before_anything(make_guest, save_dir, managed_save, options, said):
+    guest = make_guest(observer=True)
+    other = make_guest(OTHER, start=False, **options)
+    other.prepare()
+    ours, theirs = socket.socketpair()
+    with ours, theirs, subprocess.Popen(other.argv(), stdin=theirs.fileno()) as process:
+        wait_until(lambda: find_qemu_pids(OTHER))
+        wait_until(other.qmp_socket.exists)
+        result = managed_save()
+        process.terminate()
+    assert result["failed"]
+    assert f"{OTHER} (pid {process.pid}) runs here and would not be saved" in result["msg"]
+    assert said in result["msg"]
+    assert "No VM was touched" in result["msg"]
+    assert run_state(guest) == "running"
+    assert kept() == []
+    assert list(save_dir.iterdir()) == []
+
+
+def test_one_that_starts_no_more_is_named_and_kept(make_guest, make_service, managed_save, managed_restore):
+    guest = make_guest(observer=True)
+    service = make_service(guest={"name": OTHER})
+    continuity = Continuity(guest)
+    managed_save()
+    service.fragment.write_text(service.fragment.read_text().replace("ExecStart=", "ExecStart=/bin/false "))
+    systemctl("daemon-reload")
+    back = managed_restore()
+    assert back["failed"]
+    assert f"{OTHER} was shut down and was not started again" in back["msg"]
+    assert service.name in back["msg"]
+    assert back["failures"] == [OTHER]
+    continuity.check()
+    service.fragment.write_text(service.fragment.read_text().replace("ExecStart=/bin/false ", "ExecStart="))
+    systemctl("daemon-reload")
+    assert started(managed_restore()) == {OTHER: "started"}
+    wait_for_boots(service.guest, 2)
+
+
+def test_what_is_kept_and_makes_no_sense_is_told_and_keeps_nobody_waiting(make_guest, managed_save, managed_restore):
+    guest = make_guest(observer=True)
+    continuity = Continuity(guest)
+    managed_save()
+    directory = Path(state_path("shut-down"))
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / f"{'0' * 32}.json"
+    path.write_text("{}")
+    back = managed_restore()
+    path.unlink()
+    assert back["failed"]
+    assert "A VM was shut down, and how it is started again cannot be read" in back["msg"]
+    continuity.check()

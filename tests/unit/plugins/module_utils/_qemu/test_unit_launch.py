@@ -1,0 +1,151 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How systemd is told to start a QEMU; what it makes of that is seen in tests/functional/units, where it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Capabilities, Rights
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import StartCommand
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import (
+    _transient_name,
+    choose_launch,
+    restore_text,
+)
+
+QEMU = "/usr/bin/qemu-system-x86_64"
+ARGV = (QEMU, "-name", "web1", "-S", "-incoming", "defer")
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+# --- the restore's own start ---
+
+
+def loaded(service_type="simple", **facts):
+    words = "Id=a.service\nLoadState=loaded\nActiveState=inactive\n"
+    return dataclasses.replace(systemd.parse_units(words)[0], service_type=service_type, **facts)
+
+
+def restored(argv=ARGV, service_type="simple", own=None, cwd="/", rights=None, **facts):
+    how = Launch(argv=tuple(argv), cwd=cwd, rights=rights)
+    return lines(restore_text(how, loaded(service_type, **facts), own or StartCommand(QEMU, "")))
+
+
+def test_start_of_a_restore():
+    assert restored() == [
+        "[Service]",
+        "Restart=no",
+        "ExecStart=",
+        f'ExecStart="{QEMU}" "-name" "web1" "-S" "-incoming" "defer"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("service_type", "changed"),
+    [
+        ("simple", False),
+        ("exec", False),
+        ("idle", False),
+        ("notify", True),
+        ("dbus", True),
+        ("oneshot", True),
+        ("forking", True),
+    ],
+)
+def test_types(service_type, changed):
+    assert ("Type=simple" in restored(service_type=service_type)) == changed
+
+
+def test_qemu_that_goes_into_the_background_stays_a_forking_service():
+    found = restored([*ARGV[:3], "-daemonize", *ARGV[3:]], "forking")
+    assert not any(line.startswith("Type=") for line in found)
+    assert '"-daemonize"' in found[-1]
+
+
+def test_prefix():
+    assert restored(own=StartCommand(QEMU, "+"))[-1].startswith(f'ExecStart=+"{QEMU}"')
+
+
+@pytest.mark.parametrize(
+    ("own", "start"),
+    [
+        (StartCommand(QEMU, "", (QEMU,)), f'"{QEMU}"'),
+        (StartCommand(QEMU, "+", (QEMU,), expands=False), f'+:"{QEMU}"'),
+        (StartCommand(QEMU, "!", ("vm",)), f'!@"{QEMU}" "vm"'),
+    ],
+)
+def test_units_own_words_are_left_to_systemd(own, start):
+    """Variables are expanded by it, and specifiers were."""
+    words = (own.words[0], "$MORE", "a=${B}%i$$", "-S")
+    how = Launch(argv=ARGV, cwd="/srv", unit_argv=words)
+    found = lines(restore_text(how, loaded(), own))
+    assert found[-1] == f'ExecStart={start} "$MORE" "a=${{B}}%%i$$" "-S"'
+    assert not any(line.startswith("WorkingDirectory") for line in found)
+
+
+def test_program_that_becomes_qemu_does_not_give_it_more():
+    """The unit's user is root, whom its script was told to give up."""
+    sets = Capabilities(0, 0, 0b111, 0)
+    own = StartCommand("/usr/local/bin/start-vm", "", bounding=0b111)
+    rights = Rights(65534, 65534, (12,), no_new_privileges=True, capabilities=sets)
+    command = restored(own=own, cwd="/srv", rights=rights)[-1]
+    setpriv = shutil.which("setpriv")
+    assert command.startswith(
+        f'ExecStart="{setpriv}" "--reuid=65534" "--regid=65534" "--groups=12" "--no-new-privs" "--" '
+    )
+    assert f'"--chdir=/srv" "{setpriv}" "--" "{QEMU}"' in command
+    its_own = restored(own=own, cwd="/srv", rights=rights, user="65534", no_new_privileges=True)
+    assert "setpriv" not in its_own[-1]
+    assert "WorkingDirectory=/srv" in its_own
+
+
+def test_program_that_becomes_qemu_may_have_gone_elsewhere():
+    own = StartCommand("/usr/local/bin/start-vm", "")
+    assert "WorkingDirectory=/srv/100%%" in restored(own=own, cwd="/srv/100%")
+    assert not any(line.startswith("WorkingDirectory") for line in restored(cwd="/srv"))
+    daemon = restored([*ARGV, "-daemonize"], "forking", own)
+    assert not any(line.startswith("WorkingDirectory") for line in daemon)
+
+
+# --- who starts it ---
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        Launch(argv=(QEMU, "\udcff")),
+        Launch(argv=ARGV, cwd="/srv/\udcff"),
+    ],
+    ids=["argument", "directory"],
+)
+def test_what_systemd_does_not_take_is_started_without_it(monkeypatch, how):
+    monkeypatch.setattr(systemd, "is_running", lambda: True)
+    assert isinstance(choose_launch(how, "/x.log", "web1"), LaunchedProcess)
+
+
+def test_who_starts_a_command(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for running, kind in ((False, "LaunchedProcess"), (True, "LaunchedTransientUnit")):
+        monkeypatch.setattr(systemd, "is_running", lambda running=running: running)
+        assert type(choose_launch(Launch(argv=ARGV), "/x.log", "web1")).__name__ == kind
+    assert type(choose_launch(Launch(argv=ARGV, unit="a.service"), "/x.log", "a")).__name__ == "LaunchedService"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert type(choose_launch(Launch(argv=ARGV), "/x.log", "web1")).__name__ == "LaunchedProcess"
+
+
+@pytest.mark.parametrize("name", ["web1", "a b", "é" * 100, "-", "\n"])
+def test_name_of_the_transient_unit(name):
+    unit = _transient_name(name)
+    assert unit.startswith("vmops-qemu-")
+    assert systemd.is_unit_name(unit)
