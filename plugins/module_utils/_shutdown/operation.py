@@ -31,6 +31,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_restart impo
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, forget, keep
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import supervisor_problem
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import look_at_process
 
 #: Seconds between two looks whether the guest has shut down in a QEMU that does not end with it (``-no-shutdown``).
 _LOOK_INTERVAL = 1.0
@@ -53,7 +54,7 @@ class ShutdownOperation(Run):
         name, process = self.subject, self._process
         await self.locks.take_vm(process)
         unit = await read_vm_unit(process)
-        vm = self._vm(unit)
+        self._require_ours(unit)
         try:
             monitor = await connect_by_process(process)
         except MonitorError:
@@ -69,6 +70,7 @@ class ShutdownOperation(Run):
                     f"{name} is in QEMU's run state {run_state}, and only a guest that runs can shut down",
                     cure="Let the guest run (QMP cont), or end it by hand",
                 )
+            vm = await self._vm(self.session, unit)
             if self._check_mode:
                 return {"changed": True, "msg": f"{name} would be shut down"}
             await self._shut_down(self.session, unit, vm)
@@ -80,35 +82,46 @@ class ShutdownOperation(Run):
     def _ended(self) -> Situation:
         return Situation(f"{self.subject} has ended, and is started again by qemu_managed_restore", "ended")
 
-    def _vm(self, unit: VmUnit) -> ShutDownVm:
+    def _require_ours(self, unit: VmUnit) -> None:
+        """:raises LaunchError: somebody else stops and starts it, or may."""
+        name, process = self.subject, self._process
+        if process.is_of_libvirt:
+            raise LaunchError(
+                f"{name} is one of libvirt's, which shuts its VMs down and starts them by itself",
+                cure="Use virsh shutdown, or libvirt-guests; here leave it running (unsaved: ignore)",
+            )
+        problem = supervisor_problem(process.pid)
+        reason = problem.what if problem and problem.blocks else ""
+        if not process.visible:
+            reason = f"it is another user's ({process.who}), so it is not known how it was started"
+        elif unit.may_start_vm:
+            reason = f"it runs in {unit.name}, but not as its main process, so it is not known what starts it"
+        self._require_startable(reason)
+
+    async def _vm(self, session: VmSession, unit: VmUnit) -> ShutDownVm:
         """How it is started again.
 
         :raises LaunchError: it could not be, so that it is not to be shut down.
         :raises UnitError: only root can start its unit.
         """
         name, process = self.subject, self._process
-        problem = supervisor_problem(process.pid)
-        reason = problem.what if problem and problem.blocks else ""
-        if process.is_of_libvirt:
-            raise LaunchError(
-                f"{name} is one of libvirt's, which shuts its VMs down and starts them by itself",
-                cure="Use virsh shutdown, or libvirt-guests; here leave it running (unsaved: ignore)",
-            )
-        if not process.visible:
-            reason = f"it is another user's ({process.who}), so it is not known how it was started"
-        elif unit.may_start_vm:
-            reason = f"it runs in {unit.name}, but not as its main process, so it is not known what starts it"
-        record = launch_record(process, unit, ())
-        if not reason and not record.unit:
+        if unit.starts_vm:  # by its own words
+            systemd.require_root(f"start {unit.name}, which is how {name} was started")
+            return ShutDownVm(name, time.time(), launch_record(process, unit, ()))
+        record = launch_record(process, unit, await look_at_process(session.monitor, process, unit))
+        reason = record.reason
+        if not reason:
             try:
                 launch_from_disks(record, name)
             except LaunchError as error:
                 reason = error.what[:1].lower() + error.what[1:]
-        if reason:
-            raise LaunchError(f"{name} could not be started again after a shutdown: {reason}", cure=_BY_HAND)
-        if record.unit:
-            systemd.require_root(f"start {record.unit}, which is how {name} was started")
+        self._require_startable(reason)
         return ShutDownVm(name, time.time(), record)
+
+    def _require_startable(self, reason: str) -> None:
+        """:param reason: why it could not be started again, as a clause. :raises LaunchError: there is one."""
+        if reason:
+            raise LaunchError(f"{self.subject} could not be started again after a shutdown: {reason}", cure=_BY_HAND)
 
     async def _shut_down(self, session: VmSession, unit: VmUnit, vm: ShutDownVm) -> None:
         asked = False

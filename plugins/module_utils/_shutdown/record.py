@@ -133,5 +133,6 @@ def _is_whole(launch: LaunchRecord) -> bool:
         and isinstance(launch.unit_argv, list)
         and bool(launch.argv)
         and all(isinstance(text, str) and "\0" not in text for text in texts)
-        and all(isinstance(number, int) and number >= 0 for number in numbers)
+        and all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+        and isinstance(launch.no_new_privileges, bool)
     )

@@ -59,7 +59,7 @@ async def survey(
     """
     # What the kernel tells is read while QEMU looks at its disks.
     block, files, of_process = await asyncio.gather(
-        ask_block(monitor), memory_files(monitor, process), _look_at_process(monitor, process, unit)
+        ask_block(monitor), memory_files(monitor, process), look_at_process(monitor, process, unit)
     )
     jobs, media = await asyncio.gather(job_problems(monitor, block), read_media(monitor, process, block))
     media += await in_thread(memory_media, files)
@@ -77,7 +77,8 @@ async def survey(
     return Surroundings(tuple(media), tuple(problems))
 
 
-async def _look_at_process(monitor: Monitor, process: QemuProcess | None, unit: VmUnit | None) -> list[Problem]:
+async def look_at_process(monitor: Monitor, process: QemuProcess | None, unit: VmUnit | None) -> list[Problem]:
+    """What of the process alone, and of who started it, stands between the VM and a start by its recorded words."""
     if process is None or unit is None:
         return [_NO_PROCESS]
     return [

@@ -227,15 +227,18 @@ def test_one_whose_save_is_refused_is_shut_down(make_guest, managed_save, manage
         ({"extra_args": ["-S"]}, "is in QEMU's run state prelaunch"),
         ({"extra_args": ["-chardev", "null,id=charmonitor"]}, "is one of libvirt's"),
         ({"extra_args": ["-chardev", "socket,id=c,fd=0"]}, "could not be started again"),
+        ({"prefix": ["setpriv", "--no-new-privs", "unshare", "--mount"]}, "could not be started again"),
     ],
-    ids=["paused", "libvirt", "descriptor"],
+    ids=["paused", "libvirt", "descriptor", "namespace"],
 )
 def test_one_that_cannot_be_shut_down_is_named_before_anything(make_guest, save_dir, managed_save, options, said):
+    options = dict(options)
+    prefix = options.pop("prefix", [])
     guest = make_guest(observer=True)
     other = make_guest(OTHER, start=False, **options)
     other.prepare()
     ours, theirs = socket.socketpair()
-    with ours, theirs, subprocess.Popen(other.argv(), stdin=theirs.fileno()) as process:
+    with ours, theirs, subprocess.Popen([*prefix, *other.argv()], stdin=theirs.fileno()) as process:
         wait_until(lambda: find_qemu_pids(OTHER))
         wait_until(other.qmp_socket.exists)
         result = managed_save()
