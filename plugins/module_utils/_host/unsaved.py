@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 import typing as t
 
@@ -62,7 +63,12 @@ class Unsaved:
 
     async def plan(self, turns: Turns) -> None:
         """See whether those that are to be shut down can be."""
-        await asyncio.gather(*(self._shut_down(turns, vm, True) for vm in self._vms if self._is_to_go(vm)))
+        names = collections.Counter(vm.process.name for vm in self._vms)
+        gone = [vm for vm in self._vms if self._is_to_go(vm)]
+        await asyncio.gather(*(self._shut_down(turns, vm, True) for vm in gone))
+        for vm in gone:
+            if names[vm.process.name] > 1:  # what is kept of them is kept by the name
+                vm.problem = vm.problem or "another QEMU has its name, too"
 
     def is_taken_care_of(self, name: str) -> bool:
         """Whether a VM whose save was refused is to be shut down instead."""

@@ -252,6 +252,15 @@ def test_one_that_cannot_be_shut_down_is_named_before_anything(make_guest, save_
     assert list(save_dir.iterdir()) == []
 
 
+def test_two_of_one_name_are_not_shut_down(make_guest, managed_save):
+    guests = [make_guest(observer=True), make_guest(OTHER, observer=True), make_guest(OTHER, observer=True)]
+    result = managed_save()
+    assert result["failed"]
+    assert "another QEMU has its name, too" in result["msg"]
+    assert [run_state(guest) for guest in guests] == ["running"] * 3
+    assert kept() == []
+
+
 def test_one_that_starts_no_more_is_named_and_kept(make_guest, make_service, managed_save, managed_restore):
     guest = make_guest(observer=True)
     service = make_service(guest={"name": OTHER})
