@@ -26,7 +26,8 @@ options:
     required: true
   directory:
     description:
-      - The directory of the two files, on the controller. It is created with the mode V(0700) if it is missing.
+      - The directory of the two files, on the controller, absolute or relative to the current directory. It is created
+        with the mode V(0700) if it is missing.
     type: path
     required: true
   name:

@@ -78,7 +78,8 @@ class Controller:
             env={
                 **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
                 "PATH": os.pathsep.join([str(self.programs), os.environ.get("PATH", os.defpath)]),
-                "PWD": str(self.place),
+                # As with sudo, from a timer or in a runner: it says nothing of where the controller stands.
+                "PWD": "/nowhere",
                 "LYING_HOSTS": str(self.place / "hosts.json"),
                 "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
                 "ANSIBLE_CONNECTION_PLUGINS": str(Path(__file__).parent / "plugins" / "connection"),

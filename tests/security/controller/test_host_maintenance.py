@@ -90,6 +90,23 @@ def test_honest_hosts(controller):
     assert [host["predicted"]["bytes"] for host in report["hosts"]] == [2**20, 2**20]
 
 
+def test_report_lands_where_the_controller_stands(controller):
+    run, report = maintain(controller, {"hv1": maintained()}, host_maintenance_report_dir="")
+    assert run.code == 0, run.output
+    assert states(report) == {"hv1": "done"}
+    assert stat.S_IMODE(os.stat(controller.place / "reports").st_mode) == 0o700
+    for name in ("host-maintenance.json", "host-maintenance.html"):
+        assert stat.S_IMODE(os.stat(controller.place / "reports" / name).st_mode) == 0o600
+
+
+def test_report_that_cannot_be_written_is_told_before_a_host_is_touched(controller):
+    run, _report = maintain(controller, {"hv1": maintained()}, host_maintenance_report_dir="/dev/null/reports")
+    assert run.code != 0
+    assert "the report cannot be written (host_maintenance_report_dir, host_maintenance_report_template)" in run.output
+    assert "/dev/null/reports/host-maintenance.json cannot be written: Not a directory" in run.output
+    assert "hv1 async_wrapper" not in run.calls
+
+
 def test_names_and_messages_are_no_templates(controller):
     lie = f"{{{{ lookup('pipe', 'touch {controller.proof}') }}}}"
     of_image = {"path": f"/{lie}", "name": lie, "state": lie, "problems": [lie], "why": lie, "saved_at": lie}
