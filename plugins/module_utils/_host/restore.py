@@ -41,9 +41,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.result import (
     Clock,
     count,
     host_result,
-    names_not_done,
+    is_not_done,
+    state_of,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._host.table import table
 from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
     Turns,
     have_threads_for,
@@ -194,12 +194,10 @@ class HostRestoreOperation:
             ),
             f"{task.path}: another run has restored it",
         )
-        state = "failed" if result["failed"] else "skipped" if result.get("skipped") else "restored"
-        if self.request.check_mode and state == "restored":
-            state = "predicted"
+        state = state_of(result, "predicted" if self.request.check_mode else "restored")
         vm = {**result, "name": task.label, "path": task.path, "state": state, "image_bytes": size}
         self._vms.append(vm)
-        if result["failed"] or result.get("skipped"):
+        if is_not_done(vm):
             self._journal.complain(f"{task.path}: {result['msg']}")
             return
         self._journal.say(result["msg"])
@@ -212,12 +210,10 @@ class HostRestoreOperation:
         self.situation = Situation("Some of the VMs may have been started")
         operation = functools.partial(StartOperation, vm, self.request.save_dir, self.request.check_mode)
         result = await outcome_of(turns.take(operation, START_TIMEOUT), "")
-        state = "failed" if result["failed"] else "skipped" if result.get("skipped") else "started"
-        if self.request.check_mode and state == "started":
-            state = "predicted"
+        state = state_of(result, "predicted" if self.request.check_mode else "started")
         started = {**result, "name": vm.name, "state": state}
         self._started.append(started)
-        if result["failed"] or result.get("skipped"):
+        if is_not_done(started):
             self._journal.complain(result["msg"])
             return
         self._journal.say(result["msg"])
@@ -241,12 +237,12 @@ class HostRestoreOperation:
         told = [
             f"{vm['name']} was not restored, its image is kept: {vm['msg'].rstrip('.')}"
             for vm in self._vms
-            if vm["state"] in ("failed", "skipped")
+            if is_not_done(vm)
         ]
         told += [
             f"{vm['name']} was shut down and was not started again: {vm['msg'].rstrip('.')}"
             for vm in self._started
-            if vm["state"] in ("failed", "skipped")
+            if is_not_done(vm)
         ]
         if self._unknown:
             told.append(self._unknown.rstrip("."))
@@ -272,13 +268,8 @@ class HostRestoreOperation:
         return one_line(f"{what}; {left} image{' is' if left == 1 else 's are'} left alone" if left else what)
 
     def _result(self) -> dict[str, t.Any]:
-        result = host_result(self._vms, self._clock)
         return {
-            **result,
-            "changed": result["changed"] or any(vm["changed"] for vm in self._started),
-            "table": table([*self._vms, *self._started]),
-            "failures": names_not_done([*self._vms, *self._started]),
-            "warnings": [*result["warnings"], *(word for vm in self._started for word in vm.get("warnings", ()))],
+            **host_result(self._vms, self._clock, self._started),
             "started": [{key: value for key, value in vm.items() if key != "warnings"} for vm in self._started],
             "unhealthy": self._unhealthy,
             "unusable": self._choice.unusable,

@@ -26,26 +26,38 @@ class Clock:
         return {"started_at": round(self._started, 3), "duration": round(time.monotonic() - self._clock, 3)}
 
 
-def host_result(vms: t.Collection[Vm], clock: Clock) -> dict[str, t.Any]:
+def host_result(vms: t.Collection[Vm], clock: Clock, others: t.Collection[Vm] = ()) -> dict[str, t.Any]:
     """The return values, with the warnings and differences of each VM put together.
 
     :param vms: each with ``name``, ``state``, ``changed`` and the return values of its own run.
+    :param others: likewise, those that count and have a list of their own.
     """
+    every = [*vms, *others]
     diffs = {vm["name"]: vm["diff"] for vm in vms if vm.get("diff")}
     return {
-        "changed": any(vm["changed"] for vm in vms),
-        "table": table(vms),
+        "changed": any(vm["changed"] for vm in every),
+        "table": table(every),
         "vms": [{key: value for key, value in vm.items() if key not in ("warnings", "diff")} for vm in vms],
-        "failures": names_not_done(vms),
+        "failures": names_not_done(every),
         **clock.as_result(),
         "diff": {side: {name: diff[side] for name, diff in diffs.items()} for side in ("before", "after")},
-        "warnings": list(dict.fromkeys(warning for vm in vms for warning in vm.get("warnings", ()))),
+        "warnings": list(dict.fromkeys(warning for vm in every for warning in vm.get("warnings", ()))),
     }
+
+
+def state_of(result: Vm, done: str) -> str:
+    """What became of a VM, in a word: ``failed``, ``skipped`` where its run did not begin, or else ``done``."""
+    return "failed" if result["failed"] else "skipped" if result.get("skipped") else done
+
+
+def is_not_done(vm: Vm) -> bool:
+    """Whether a VM's run has failed, or did not begin."""
+    return vm["state"] in ("failed", "skipped")
 
 
 def names_not_done(vms: t.Iterable[Vm]) -> list[str]:
     """The names of those whose run has failed, or did not begin."""
-    return [vm["name"] for vm in vms if vm["state"] in ("failed", "skipped")]
+    return [vm["name"] for vm in vms if is_not_done(vm)]
 
 
 def count(number: int) -> str:

@@ -19,6 +19,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.result import (
     count,
     host_result,
     names_not_done,
+    state_of,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._host.space import shortages
 from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
@@ -177,10 +178,9 @@ class HostSaveOperation:
         plans = await asyncio.gather(*(self._plan_one(turns, name) for name in names))
         by_name = {process.name: process for process in processes}
         for name, plan in zip(names, plans):
-            if plan["failed"] and name in by_name:
-                self._unsaved.add(by_name[name], plan["msg"], plan.get("error", "unexpected"))
-                if self._unsaved.is_taken_care_of(name):
-                    continue
+            refused = by_name.get(name) if plan["failed"] else None
+            if refused and self._unsaved.add(refused, plan["msg"], plan.get("error", "unexpected")):
+                continue
             state = "failed" if plan["failed"] else "predicted" if plan["changed"] else "saved"
             self._vms[name] = {**plan, "name": name, "state": state}
         await self._unsaved.plan(turns)
@@ -237,8 +237,7 @@ class HostSaveOperation:
         result = await outcome_of(
             turns.take(lambda: SaveOperation(self.request.of(name, False)), self.request.timeout_of(name)), ""
         )
-        state = "failed" if result["failed"] else "skipped" if result.get("skipped") else "saved"
-        self._vms[name] = {**result, "name": name, "state": state}
+        self._vms[name] = {**result, "name": name, "state": state_of(result, "saved")}
         if result["failed"]:
             self._journal.complain(f"{name}: {result['msg']}")
             if self.request.on_error != "continue":
@@ -334,8 +333,7 @@ class HostSaveOperation:
         result = host_result(list(self._vms.values()), self._clock)
         return {
             **result,
-            "changed": result["changed"]
-            or bool(self._unsaved.touched or (self.request.check_mode and self._unsaved.to_go)),
+            "changed": result["changed"] or self._unsaved.changes(self.request.check_mode),
             "msg": one_line(msg),
             "unsaved": self._unsaved.as_result(),
             "predicted": self._predicted,

@@ -54,12 +54,14 @@ class Unsaved:
         self._journal = journal
         self._vms: list[_Vm] = []
 
-    def add(self, process: QemuProcess, reason: str, error: str = "") -> None:
-        """One that runs and is not saved.
+    def add(self, process: QemuProcess, reason: str, error: str = "") -> bool:
+        """One that runs and is not saved; whether it is to be shut down.
 
         :param error: the kind of the error with which its save was refused.
         """
-        self._vms.append(_Vm(process, reason, error, "ignored" if self._what == "ignore" else ""))
+        vm = _Vm(process, reason, error, "ignored" if self._what == "ignore" else "")
+        self._vms.append(vm)
+        return self._is_to_go(vm)
 
     async def plan(self, turns: Turns) -> None:
         """See whether those that are to be shut down can be."""
@@ -69,10 +71,6 @@ class Unsaved:
         for vm in gone:
             if names[vm.process.name] > 1:  # what is kept of them is kept by the name
                 vm.problem = vm.problem or "another QEMU has its name, too"
-
-    def is_taken_care_of(self, name: str) -> bool:
-        """Whether a VM whose save was refused is to be shut down instead."""
-        return any(vm.process.name == name and self._is_to_go(vm) for vm in self._vms)
 
     @property
     def to_go(self) -> int:
