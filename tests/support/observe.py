@@ -57,6 +57,15 @@ def settings(guest: CounterGuest) -> dict[str, Any]:
         }
 
 
+def check_back(guest: CounterGuest, before: dict[str, Any], story: str) -> None:
+    """A QEMU has the guest that never noticed a thing, and is set as it was before (:func:`settings`)."""
+    assert guest.adopt_restarted(), f"{story}: no QEMU of {guest.name}"
+    assert settings(guest) == before, story
+    guest.wait_for_counter(guest.counters()[-1])
+    assert gaps(guest.counters()) == [], story
+    assert guest.boots() == 1, story
+
+
 def words(result: dict[str, Any]) -> tuple[str, str]:
     """How guest and image are, as a failed run says it to programs."""
     return result["guest"], result["image"]["state"]

@@ -21,9 +21,9 @@ from typing import Any, Optional
 
 import pytest
 
-from support import CounterGuest, gaps
+from support import CounterGuest
 from support.guest import REPOSITORY
-from support.observe import settings
+from support.observe import check_back, settings
 from support.preloaded import PreloadedModules
 
 KILLS = int(os.environ.get("TORTURE_KILLS") or 50) // 5
@@ -111,11 +111,7 @@ class HostTorture:
         left = [name for name in os.listdir(self.directory) if not name.endswith(".log")]
         assert left == [], self.story
         for guest, before in zip(self.guests, self.settings):
-            assert guest.adopt_restarted(), f"{self.story}: no QEMU of {guest.name}"
-            assert settings(guest) == before, self.story
-            guest.wait_for_counter(guest.counters()[-1])
-            assert gaps(guest.counters()) == [], self.story
-            assert guest.boots() == 1, self.story
+            check_back(guest, before, self.story)
 
     def check_memory(self) -> None:
         assert [guest.checksum() for guest in self.guests] == self.checksums, self.story

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from support import CounterGuest, Monitor, gaps
+from support import CounterGuest
 from support.guest import REPOSITORY
-from support.observe import VM
+from support.observe import VM, check_back, settings
 from support.preloaded import PreloadedModules
 
 KILLS = int(os.environ.get("TORTURE_KILLS") or 50)
@@ -44,15 +44,9 @@ class Torture:
         self.counts: collections.Counter[str] = collections.Counter()
         #: How long each kind of run takes when nobody disturbs it, in seconds.
         self.durations: dict[str, float] = {}
-        self.settings = self.read_settings()
+        self.settings = settings(guest)
         self.checksum = guest.checksum()
         self.story = ""
-
-    def read_settings(self) -> object:
-        with Monitor(self.guest.observer_socket) as monitor:
-            return [
-                monitor.execute(f"query-{what}") for what in ("migrate-capabilities", "migrate-parameters", "fdsets")
-            ]
 
     def run(self, module: str, **options: object) -> dict[str, object]:
         """Run to the end; it must succeed."""
@@ -90,7 +84,7 @@ class Torture:
             # Back where it was: no image of a save, no QEMU of a restore, and nothing set differently.
             assert (alive, complete) == ((True, False) if module == "qemu_save" else (False, True)), self.story
             if alive:
-                assert self.read_settings() == self.settings, self.story
+                assert settings(self.guest) == self.settings, self.story
             assert self.leftovers() == set(), self.story
 
     def leftovers(self) -> set[str]:
@@ -130,13 +124,9 @@ class Torture:
         assert self.leftovers() == set(), self.story
 
     def check_running(self, leftovers: Collection[str] = ()) -> None:
-        assert self.guest.adopt_restarted(), f"{self.story}: no QEMU"
         assert not self.image.exists(), f"{self.story}: the image is still there beside the guest"
         assert self.leftovers() == set(leftovers), self.story
-        assert self.read_settings() == self.settings, self.story
-        self.guest.wait_for_counter(self.guest.counters()[-1])
-        assert gaps(self.guest.counters()) == [], self.story
-        assert self.guest.boots() == 1, self.story
+        check_back(self.guest, self.settings, self.story)
 
 
 @pytest.mark.slow
