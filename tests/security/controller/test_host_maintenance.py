@@ -90,6 +90,15 @@ def test_honest_hosts(controller):
     assert [host["predicted"]["bytes"] for host in report["hosts"]] == [2**20, 2**20]
 
 
+def test_what_became_of_the_hosts_is_handed_on(controller):
+    (controller.place / "ansible.cfg").write_text("[defaults]\nshow_custom_stats = true\n")
+    run, report = maintain(controller, {"hv1": maintained(), "hv2": maintained("db1", found={"name": "another"})})
+    line = next(line for line in run.output.splitlines() if line.strip().startswith("RUN: "))
+    handed_on = json.loads(line.partition("RUN: ")[2])["host_maintenance"]
+    assert {name: host["state"] for name, host in handed_on.items()} == {"hv1": "done", "hv2": "failed"}
+    assert handed_on == {host["host"]: host for host in report["hosts"]}
+
+
 def test_report_lands_where_the_controller_stands(controller):
     run, report = maintain(controller, {"hv1": maintained()}, host_maintenance_report_dir="")
     assert run.code == 0, run.output
