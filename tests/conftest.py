@@ -26,6 +26,7 @@ from support.golden import unpack_images
 from support.module_run import ModuleRun, Result
 from support.observe import VM
 from support.paused import PausedQemu
+from support.preloaded import ModuleServer
 
 
 @pytest.fixture(scope="session")
@@ -34,14 +35,23 @@ def vouching_key() -> None:
     make_key()
 
 
+@pytest.fixture(scope="session")
+def module_server() -> Iterator[ModuleServer]:
+    """What starts modules."""
+    server = ModuleServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def start_module(tmp_path: Path, vouching_key: None) -> Iterator[Callable[..., ModuleRun]]:
+def start_module(module_server: ModuleServer, tmp_path: Path, vouching_key: None) -> Iterator[Callable[..., ModuleRun]]:
     """Start a module: ``start_module("qemu_save", name=VM, check=True)``."""
     runs: list[ModuleRun] = []
 
     def start(module: str, *, check: bool = False, diff: bool = False, prefix: Any = (), **options: Any) -> ModuleRun:
         internal = {"_ansible_check_mode": check, "_ansible_diff": diff}
-        run = ModuleRun(module, {**options, **internal}, list(prefix), tmp_path / f"arguments-{len(runs)}.json")
+        arguments = tmp_path / f"arguments-{len(runs)}.json"
+        run = ModuleRun(module_server, module, {**options, **internal}, list(prefix), arguments)
         runs.append(run)
         return run
 

@@ -18,6 +18,7 @@ from support import CounterGuest
 from support.golden import COMMAND
 from support.module_run import ModuleRun
 from support.observe import VM
+from support.preloaded import ModuleServer
 
 _SUMMARY = pytest.StashKey[list[str]]()
 
@@ -40,7 +41,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 class OwnImages:
     """A guest in four images, a little older in each; its QEMU has ended."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, server: ModuleServer, place: Path) -> None:
         place.mkdir(mode=0o700)
         self.guest = CounterGuest(place / "guest", VM, memory_mib=32, block_mib=2, uuid=_UUID)
         self.guest.start()
@@ -53,13 +54,13 @@ class OwnImages:
                     name = f"{image_format}-{version}"
                     self.paths[name] = place / f"{name}.save"
                     options = {"path": str(self.paths[name]), "format": image_format, "image_version": version}
-                    self._run("qemu_save", place, name=VM, after_save="resume", **options, **CHECKSUM)
+                    self._run(server, place, "qemu_save", name=VM, after_save="resume", **options, **CHECKSUM)
         finally:
             self.guest.end()
 
     @staticmethod
-    def _run(module: str, place: Path, **options: Any) -> None:
-        run = ModuleRun(module, options, [], place / "arguments.json")
+    def _run(server: ModuleServer, place: Path, module: str, **options: Any) -> None:
+        run = ModuleRun(server, module, options, [], place / "arguments.json")
         try:
             result = run.result()
         finally:
@@ -71,9 +72,9 @@ _UUID = "b5a6ea1e-1d26-4f59-8d1c-7cbd4e29cc81"
 
 
 @pytest.fixture(scope="session")
-def own_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnImages]:
+def own_images(module_server: ModuleServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnImages]:
     """Images of qemu_save, of one guest: sparse and raw, in both versions."""
-    images = OwnImages(tmp_path_factory.mktemp("own") / "images")
+    images = OwnImages(module_server, tmp_path_factory.mktemp("own") / "images")
     yield images
     images.guest.close()
 

@@ -36,7 +36,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file impor
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 from support import CounterGuest, GuestError, MonitorError, find_qemu_pids, gaps, listening_wrapper
-from support.guest import REPOSITORY
 from support.monitor_proxy import AFTER, BEFORE, FAULTS, Fault, MonitorProxy, Step
 from support.observe import VM, Continuity, run_state, settings, wait_until, words
 from support.preloaded import PreloadedModules
@@ -173,7 +172,7 @@ class Stand:
         self.image = scratch / "save" / "web1.save"
         self.image.parent.mkdir(parents=True, mode=0o700)
         self.guest = CounterGuest(scratch / "guest", self.name, memory_mib=16, block_mib=4, line_ms=20, observer=True)
-        self.modules = PreloadedModules(REPOSITORY / "build" / "collections", scratch)
+        self.modules = PreloadedModules()
         self.socket = self.guest.observer_socket.with_name("proxy.sock")
         self.boot()
         self.settings = settings(self.guest)
@@ -507,7 +506,7 @@ def test_load_that_takes_longer_than_one_answer_may(
     """While QEMU loads it answers nothing; as long as it is seen to read, that is no reason to end it."""
     guest = make_guest(observer=True)
     continuity = Continuity(guest)
-    with PreloadedModules(REPOSITORY / "build" / "collections", tmp_path) as modules:
+    with PreloadedModules() as modules:
         modules.start("qemu_save", name=VM, path=str(image), format="raw")
         saved = modules.wait()
         assert saved

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A module run as Ansible runs it: in a process of its own, with its options in a file of arguments."""
+"""A module run in a process of its own, as Ansible runs it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .guest import COLLECTIONS
+from .preloaded import ForkedProcess, ModuleServer
 
 #: What a module returns.
 Result = dict[str, Any]
@@ -23,7 +24,17 @@ Result = dict[str, Any]
 class ModuleRun:
     """A module that runs in the background."""
 
-    def __init__(self, module: str, options: dict[str, Any], prefix: list[str], arguments: Path) -> None:
+    def __init__(
+        self, server: ModuleServer, module: str, options: dict[str, Any], prefix: list[str], arguments: Path
+    ) -> None:
+        """prefix: a command that is to execute it, as ``["strace"]``: it is then no fork of the server.
+
+        arguments: where its options may be written for that.
+        """
+        self.process: ForkedProcess | subprocess.Popen[str]
+        if not prefix:
+            self.process = server.start(module, options)
+            return
         arguments.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": options}))
         arguments.chmod(0o600)
         command = [sys.executable, "-m", f"ansible_collections.vmops.qemu.plugins.modules.{module}", str(arguments)]
@@ -45,6 +56,7 @@ class ModuleRun:
             self.process.communicate()
             raise
         assert "Traceback" not in errors, errors
+        assert output, f"exit status {self.process.returncode}, {errors}"
         result: Result = json.loads(output)
         assert "exception" not in result, result["exception"]
         return result

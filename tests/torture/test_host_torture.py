@@ -22,7 +22,6 @@ from typing import Any, Optional
 import pytest
 
 from support import CounterGuest
-from support.guest import REPOSITORY
 from support.observe import check_back, settings
 from support.preloaded import PreloadedModules
 
@@ -128,7 +127,7 @@ def test_runs_over_a_host_that_are_ended_at_any_moment(tmp_path: Path, capsys: p
         for guest in guests:
             guest.start()
             guest.wait_for_counter()
-        with PreloadedModules(REPOSITORY / "build" / "collections", tmp_path) as modules:
+        with PreloadedModules() as modules:
             torture = HostTorture(guests, directory, modules, choices)
             rounds = 0
             while sum(torture.counts.values()) < KILLS:

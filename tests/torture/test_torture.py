@@ -22,7 +22,6 @@ from pathlib import Path
 import pytest
 
 from support import CounterGuest
-from support.guest import REPOSITORY
 from support.observe import VM, check_back, settings
 from support.preloaded import PreloadedModules
 
@@ -137,7 +136,7 @@ def test_killed_at_any_moment(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     started = time.monotonic()
     with CounterGuest(tmp_path / "guest", VM, block_mib=24, line_ms=20, observer=True) as guest:
         guest.start()
-        with PreloadedModules(REPOSITORY / "build" / "collections", tmp_path) as modules:
+        with PreloadedModules() as modules:
             torture = Torture(guest, directory / "web1.save", modules, choices)
             rounds = 0
             while sum(count for what, count in torture.counts.items() if "," in what) < KILLS:
