@@ -32,6 +32,9 @@ TERMINAL_STATES = frozenset(("completed", "failed", "cancelled"))
 #: States in which no migration is under way.
 IDLE_STATES = TERMINAL_STATES | {"none", ""}
 
+#: States in which a migration is under way that comes to nothing any more ("failing" from QEMU 11 on).
+DOOMED_STATES = frozenset(("cancelling", "failing"))
+
 #: "No limit" for max-bandwidth, in bytes per second: what libvirt uses, too (2**63 overflows in older QEMU).
 UNLIMITED_BANDWIDTH = (2**63 - 1) // (1024 * 1024) * (1024 * 1024)
 

@@ -23,6 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import P
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import is_last_migration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import find_notes, parse_note
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
+    DOOMED_STATES,
     IDLE_STATES,
     query_state,
 )
@@ -74,7 +75,7 @@ class InterruptedSave:
 
     def has_stream(self) -> bool:
         """Whether QEMU wrote the stream still when it was found, or had written all of it and stands there since."""
-        return self._migration_status not in IDLE_STATES or (
+        return self._migration_status not in IDLE_STATES | DOOMED_STATES or (
             self._migration_status == "completed" and self._session.vm.run_state == "postmigrate"
         )
 
