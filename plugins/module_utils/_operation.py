@@ -144,6 +144,7 @@ async def connect_to_vm(
     warnings: list[str],
     recorded: RecordedIdentity | None = None,
     must_match: bool = False,
+    found: t.Sequence[QemuProcess] | None = None,
 ) -> Monitor | None:
     """A session with the VM's QEMU, by socket or through the running processes; None where it does not run.
 
@@ -153,6 +154,7 @@ async def connect_to_vm(
     :param warnings: gets a sentence where other users' QEMUs have its name, too.
     :param recorded: who ran the VM when it was saved, where its image says so.
     :param must_match: that a QEMU of that name is the VM only if it is theirs, root's or the caller's.
+    :param found: the QEMUs of that name, where they are known already; None to look for them.
     :raises ConflictError: another run works on it.
     :raises MonitorError: it runs, but its monitor cannot be used.
     :raises VmAmbiguousError: several run.
@@ -180,7 +182,7 @@ async def connect_to_vm(
             return None
     if not name:
         return None
-    choice = await choose_process(name, find_processes(name), recorded, must_match)
+    choice = await choose_process(name, find_processes(name) if found is None else found, recorded, must_match)
     warnings += choice.warnings(name)
     process = choice.process
     if process is None:

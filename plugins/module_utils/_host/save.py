@@ -34,6 +34,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
     list_doubtful,
     list_processes,
+    read_process,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
@@ -94,6 +95,8 @@ class HostSaveOperation:
         self._journal = journal
         self._turns: Turns | None = None
         self._warnings: list[str] = []
+        #: The QEMUs that ran when the run began.
+        self._processes: list[QemuProcess] = []
         #: What became of each VM, by name, in the order in which they were found.
         self._vms: dict[str, dict[str, t.Any]] = {}
         self._unsaved = Unsaved(request.unsaved, request.shutdown_timeout, request.save_dir, journal)
@@ -166,7 +169,7 @@ class HostSaveOperation:
 
     async def _plan(self) -> None:
         """Find the VMs, and have each one's save checked."""
-        processes = list_processes()
+        processes = self._processes = list_processes()
         self._warnings += [f"Not every VM may be found: {process}" for process in list_doubtful()]
         found = sorted({process.name for process in processes if process.name})
         names = list(dict.fromkeys(self.request.vms or found))
@@ -193,9 +196,16 @@ class HostSaveOperation:
         }
 
     async def _plan_one(self, turns: Turns, name: str) -> dict[str, t.Any]:
-        return await outcome_of(
-            turns.take(lambda: SaveOperation(self.request.of(name, True)), self.request.timeout_of(name)), ""
-        )
+        return await outcome_of(turns.take(lambda: self._operation(name, True), self.request.timeout_of(name)), "")
+
+    def _operation(self, name: str, check_mode: bool) -> SaveOperation:
+        """The save of a VM, of those processes that were found at the run's begin while they are still there.
+
+        A look at all processes for each VM takes longer than the save of a small one, where there are many.
+        """
+        found = [process for process in self._processes if process.name == name]
+        are_same = bool(found) and all(read_process(process.pid) == process for process in found)
+        return SaveOperation(self.request.of(name, check_mode), found if are_same else None)
 
     def _why_not(self, process: QemuProcess) -> str:
         """Why a VM that runs is not to be saved, as a clause."""
@@ -234,9 +244,7 @@ class HostSaveOperation:
         """One VM's save, when its turn comes."""
         turns = t.cast(Turns, self._turns)
         self.situation = Situation("Some of the VMs may have been saved")
-        result = await outcome_of(
-            turns.take(lambda: SaveOperation(self.request.of(name, False)), self.request.timeout_of(name)), ""
-        )
+        result = await outcome_of(turns.take(lambda: self._operation(name, False), self.request.timeout_of(name)), "")
         self._vms[name] = {**result, "name": name, "state": state_of(result, "saved")}
         if result["failed"]:
             self._journal.complain(f"{name}: {result['msg']}")

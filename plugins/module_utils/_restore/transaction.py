@@ -48,6 +48,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Lau
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     Migration,
     MigrationSupport,
+    can_keep_alive,
     query_state,
     read_support,
 )
@@ -207,7 +208,7 @@ class RestoreTransaction:
         try:
             with Publisher(session.label, "restore", self.run.path) as progress:
                 async with progress.following(self._bytes_read(reader)):
-                    await transfer.migration.start_incoming(uri, keep_alive=support.exit_on_error)
+                    await transfer.migration.start_incoming(uri, keep_alive=await can_keep_alive(session.monitor))
                     await self._wait_for_load(transfer.migration, expander)
         except MigrationError as exc:
             failure = await expander.tool.failure() if expander else ""

@@ -46,7 +46,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import P
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import flush_image, require_replaceable
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import recorded_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import doubtful_note
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, doubtful_note
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import InterruptedRestore
@@ -84,8 +84,10 @@ _RUN_STATE_CURES = {
 class SaveOperation(SaveRun):
     """One save, from the look at image and VM to the result."""
 
-    def __init__(self, request: SaveRequest) -> None:
+    def __init__(self, request: SaveRequest, found: t.Sequence[QemuProcess] | None = None) -> None:
+        """:param found: the QEMUs of the VM's name, where they are known already; None to look for them."""
         super().__init__(request)
+        self._found = found
         #: The identity of an image from which the guest that runs was restored: worth nothing any more.
         self._used_image: ImageIdentity | None = None
 
@@ -102,6 +104,7 @@ class SaveOperation(SaveRun):
             recorded=recorded_identity(domain),
             # A complete image stands for the VM: another user's QEMU of its name does not replace it.
             must_match=head is not None and head.header.complete and not head.header.checkpoint,
+            found=self._found,
         )
         if monitor is None:
             return self._already_saved()

@@ -178,6 +178,24 @@ def test_run_that_is_killed_is_gone_on_with(make_guest, save_dir, start_module, 
         continuity.check()
 
 
+def test_vm_that_is_started_anew_before_its_turn_is_saved(make_guest, save_dir, start_module, managed_restore):
+    """What was found at the begin has ended by then, and runs again as another process."""
+    guests = {name: make_guest(name, memory_mib=256, block_mib=128) for name in NAMES}
+    run = start_module("qemu_managed_save", vms=NAMES, save_dir=str(save_dir), parallel=1, by_vm={NAMES[0]: SLOW})
+    wait_until(lambda: any(name.startswith(f".{NAMES[0]}") for name in os.listdir(save_dir)), timeout=60)
+    last = guests[NAMES[2]]
+    before = last.pid
+    last.end()
+    last.start()
+    continuity = Continuity(last)
+    result = run.result()
+    assert not result.get("failed"), result["msg"]
+    assert states(result) == dict.fromkeys(NAMES, "saved")
+    assert before != last.pid
+    assert set(states(managed_restore()).values()) == {"restored"}
+    continuity.check()
+
+
 def test_what_is_left_out_is_named_or_refused(guests, save_dir, managed_save):
     result = managed_save(exclude=["web*"], check=True)
     assert states(result) == {NAMES[0]: "predicted"}
