@@ -19,22 +19,18 @@ description:
   - Combines C(managed_save_result) and C(managed_restore_result) into what the report says of a host.
   - The values that a host has reported are checked. An impossible value (not a finite number, negative, or a time after
     2099) is omitted, and its name is returned.
-positional: restored, running
+positional: restored
 options:
   _input:
     description: C(managed_save_result), or nothing.
     type: dict
     required: true
   restored:
-    description: C(managed_restore_result), or nothing.
+    description:
+      - C(managed_restore_result), or nothing. A VM that runs at its end without having been restored by it was restored
+        by the host itself when it booted.
     type: dict
     default: {}
-  running:
-    description:
-      - The C(vms) that M(vmops.qemu.qemu_vm_info) returned at the end; V(none) if nobody has looked. A VM that runs
-        without having been restored by the controller was restored by the host itself when it booted.
-    type: list
-    elements: dict
 author:
   - vmops.qemu contributors (@vmops)
 """
@@ -60,11 +56,10 @@ _value:
 Run = t.Mapping[str, t.Any]
 
 
-def maintenance_host(
-    saved: Run | None, restored: Run | None = None, running: t.Iterable[Run] | None = None
-) -> dict[str, t.Any]:
+def maintenance_host(saved: Run | None, restored: Run | None = None) -> dict[str, t.Any]:
     """What became of a host's VMs."""
     saved, restored = saved or {}, restored or {}
+    running = restored.get("running")
     return {
         "vms": _vms(saved, restored, running or ()),
         "unsaved": _unsaved(saved, running),

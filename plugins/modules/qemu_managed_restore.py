@@ -177,6 +177,18 @@ failures:
   type: list
   elements: str
   returned: always
+running:
+  description: The VMs that run on the host when the run ends, whoever started them.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    name:
+      description: The VM's name; an empty string if it has none.
+      type: str
+    pid:
+      description: The process id of its QEMU.
+      type: int
 unhealthy:
   description: The names of the VMs that were restored and whose O(health_check) did not succeed.
   type: list

@@ -13,21 +13,7 @@ description:
   - Reads what running saves and restores on this host publish about themselves, whoever started them. QEMU is not
     queried.
   - M(vmops.qemu.qemu_managed_save) and M(vmops.qemu.qemu_managed_restore) use this module to follow their runs.
-options:
-  job:
-    description:
-      - The id of a background job (C(ansible_job_id)) whose result is to be returned, too.
-    type: str
-  async_dir:
-    description:
-      - The directory in which Ansible keeps the results of background jobs.
-    type: path
-    default: ~/.ansible_async
-  wait:
-    description:
-      - The maximum number of seconds to wait for the O(job) to end before reporting.
-    type: float
-    default: 0
+options: {}
 attributes:
   platform:
     platforms: posix
@@ -116,59 +102,20 @@ runs:
       description: What became of each VM so far, each with its C(number), C(text), and whether it has C(failed).
       type: list
       elements: dict
-job:
-  description: The result of the O(job); V(null) as long as it has not ended.
-  type: dict
-  returned: success
 """
-
-import json
-import os
-import time
-import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import tellable
 from ansible_collections.vmops.qemu.plugins.module_utils._host.progress import read_host_runs
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
 
-#: Seconds between two looks at the job, while it is waited for.
-_INTERVAL = 0.1
-
-
-def result_of(directory: str, job: str) -> dict[str, t.Any] | None:
-    """The result of a job; None where it has not ended."""
-    try:
-        with open(os.path.join(directory, os.path.basename(job)), encoding="utf-8") as handle:
-            result: dict[str, t.Any] = json.load(handle)
-    except (OSError, ValueError):  # not there yet, or just being written
-        return None
-    # A result without this key is the module's own; Ansible writes the others before the module has ended.
-    return result if result.get("finished", 1) else None
-
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "job": {"type": "str"},
-            "async_dir": {"type": "path", "default": "~/.ansible_async"},
-            "wait": {"type": "float", "default": 0},
-        },
-        supports_check_mode=True,
-    )
-    job, directory = module.params["job"], module.params["async_dir"]
-    result = None
-    deadline = time.monotonic() + module.params["wait"]
-    while job:
-        result = result_of(directory, job)
-        if result is not None or time.monotonic() > deadline:
-            break
-        time.sleep(_INTERVAL)
+    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
     module.exit_json(
         changed=False,
         operations=tellable([progress.as_result() for progress in read_progress()]),
         runs=tellable([run.as_result() for run in read_host_runs()]),
-        job=result,
     )
 
 

@@ -79,8 +79,9 @@ RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
         "unhealthy": "list",
         "unusable": "list",
         "left_alone": "list",
+        "running": "list",
     },
-    "qemu_progress_info": {"operations": "list", "runs": "list", "job": "dict"},
+    "qemu_progress_info": {"operations": "list", "runs": "list"},
 }
 
 #: By module, of whose results its ``vms`` are, and what each has besides.
@@ -196,8 +197,6 @@ def _reduced_to(
             raise AnswerError(f"{key} is a {type(value).__name__} and not a {kind}")
         if kind == "flag":
             result[key] = bool(value)
-        elif key == "job":
-            result[key] = dict(answer[key])  # it is an answer of its own, to be reduced as its module's
         elif key == "vms" and name in _OF_A_VM:
             result[key] = [_of_a_vm(name, entry, plain, disbelieved) for entry in answer[key]]
         else:

@@ -2,11 +2,15 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A run over a host's VMs, as a background job of the host, followed by one look every few seconds."""
+"""A run over a host's VMs, as a background job of the host, followed by one look every few seconds.
+
+The job's result is read by a command of the shell: a run of a module takes as long as a short save of all VMs.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import time
@@ -26,8 +30,12 @@ _LOOK = "vmops.qemu.qemu_progress_info"
 #: Seconds that Ansible gives the background job: the run ends by the time limits of its VMs.
 _LIMIT = 30 * 86400
 
-#: Seconds for which the host waits for the end of the job before it answers a look.
-_WAIT = 5.0
+#: Waits on the host for the job's end, five seconds at most, and prints what Ansible's wrapper keeps of it: its result,
+#: or that it has not ended.
+_WAIT_FOR = (
+    "tries=50; while [ $tries -gt 0 ] && grep -qE '\"finished\": ?(0|false)' {path}; do sleep 0.1;"
+    " tries=$((tries - 1)); done; cat {path}"
+)
 
 #: Seconds for which nothing is known of a job and its run, after which it is given up: its host was restarted, or
 #: somebody has killed it.
@@ -64,14 +72,22 @@ class HostRunAction(HostAction):
         job = str(started.get("ansible_job_id") or "")
         if not job:
             return started if started.get("failed") else {**started, "failed": True}
-        directory = self.get_shell_option("async_dir", default="~/.ansible_async")
+        file = str(started.get("results_file") or "")
+        if os.path.basename(file) != job:
+            return {
+                "failed": True,
+                "msg": f"The host did not say where the result of its background job {job} will be. The run on it goes"
+                " on; see why, and run the task again.",
+                **Situation().words(),
+            }
         seen = time.monotonic()
         while True:
-            look = self.ask(_LOOK, {"job": job, "async_dir": directory, "wait": _WAIT}, variables)
+            ended, result = self._wait_for(file)
+            if ended:
+                break
+            look = self.ask(_LOOK, {}, variables)
             if look.get("failed"):
                 return {**look, "msg": f"{look.get('msg')} The run on the host goes on; run the task again."}
-            if look.get("job") is not None:
-                break
             lines.show(look, self.operation)
             if any(run.get("operation") == self.operation for run in _dictionaries(look.get("runs"))):
                 seen = time.monotonic()
@@ -81,8 +97,8 @@ class HostRunAction(HostAction):
                     "msg": f"The run on the host was lost (background job {job}). Run the task again.",
                     **Situation().words(),
                 }
-        self._forget(job, started)
-        answer, warnings = reduce_answer(self._task.action, look["job"])
+        self._forget(file)
+        answer, warnings = reduce_answer(self._task.action, result)
         for warning in warnings:
             Display().warning(warning)
         answer.pop("invocation", None)
@@ -99,16 +115,24 @@ class HostRunAction(HostAction):
         finally:
             self._task.async_val = 0
 
-    def _forget(self, job: str, started: dict[str, t.Any]) -> None:
-        """Remove the file with the job's result, which is here; that it stays is no reason to fail.
+    def _wait_for(self, file: str) -> tuple[bool, t.Any]:
+        """Wait some seconds for the job's end: whether it has ended, and its result.
 
-        By a command, since a run of Ansible's module takes as long as many a save.
+        :param file: where that will be.
         """
-        path = str(started.get("results_file") or "")
-        if os.path.basename(path) == job:
-            # Also where the connection is lost just now.
-            with contextlib.suppress(AnsibleError):
-                self._low_level_execute_command(f"rm -f -- {shlex.quote(path)}")
+        printed = self._low_level_execute_command(_WAIT_FOR.format(path=shlex.quote(file))).get("stdout", "")
+        # A shell may greet before it does what it is told.
+        for text in (printed, *printed.splitlines()[::-1]):
+            with contextlib.suppress(ValueError, RecursionError):
+                result = json.loads(text)
+                return not isinstance(result, dict) or bool(result.get("finished", True)), result
+        return False, None
+
+    def _forget(self, file: str) -> None:
+        """Remove the file with the job's result, which is here; that it stays is no reason to fail."""
+        # Also where the connection is lost just now.
+        with contextlib.suppress(AnsibleError):
+            self._low_level_execute_command(f"rm -f -- {shlex.quote(file)}")
 
     def _interval(self) -> float:
         """Seconds between two lines for a VM; 0 where none are to be shown."""

@@ -52,7 +52,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import find_processes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import list_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, read_all
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.start import START_TIMEOUT, StartOperation
@@ -171,7 +171,8 @@ class HostRestoreOperation:
             shut_down = []
             self._unknown = str(error)
             self._journal.complain(self._unknown)
-        choice = choose(images, shut_down, self.request, lambda name: bool(find_processes(name)))
+        running = {process.name for process in list_processes()}
+        choice = choose(images, shut_down, self.request, running.__contains__)
         for image in choice.left_alone:
             self._journal.say(f"{image['path']}: left alone, {image['why']}")
         for image in choice.unusable:
@@ -274,6 +275,7 @@ class HostRestoreOperation:
             "unhealthy": self._unhealthy,
             "unusable": self._choice.unusable,
             "left_alone": self._choice.left_alone,
+            "running": [{"name": process.name, "pid": process.pid} for process in list_processes()],
         }
 
 

@@ -11,7 +11,7 @@ import json
 import pytest
 
 ESCAPE = "\x1b[2J\x1b]0;title\x07"
-JOB = {"ansible_job_id": "j1", "started": 1, "finished": 0}
+JOB = {"ansible_job_id": "j1", "started": 1, "finished": 0, "results_file": "/root/.ansible_async/j1"}
 LACKS_LIBRARY = {"failed": True, "msg": "no qemu.qmp", "missing_library": "qemu.qmp"}
 MODULES = ("qemu_save", "qemu_restore", "qemu_vm_info", "qemu_save_image_info", "qemu_save_image", "qemu_progress_info")
 #: Those that do all VMs of a host: in check mode at once, else in a background job that is followed.
@@ -189,16 +189,15 @@ def test_answer_of_another_type_is_a_failure(controller, answer):
 OPERATION = {"vm": "web1", "operation": "save", "phase": "flush", "bytes_done": 1, "bytes_total": 1, "rate": 1}
 
 
-def looks(*jobs, lines=(), operations=()):
-    """Answers of qemu_progress_info: in each what the job says, None while it is at work."""
+AT_WORK = {"ansible_job_id": "j1", "started": True, "finished": False}
+
+
+def followed(*jobs, lines=(), operations=()):
+    """A host on which a job is begun, which says this one time after the other."""
     run = {"operation": "save", "save_dir": "/srv", "pid": 7, "started": 1.0}
     told = [{"number": number + 1, "text": text, "failed": False} for number, text in enumerate(lines)]
-    return [{"operations": list(operations), "runs": [{**run, "lines": told}], "job": job} for job in jobs]
-
-
-def followed(*jobs, **told):
-    """A host on which a job is begun, and says this."""
-    return {"modules": {"async_wrapper": [JOB], "qemu_progress_info": looks(*jobs, **told)}}
+    look = {"operations": list(operations), "runs": [{**run, "lines": told}]}
+    return {"modules": {"async_wrapper": [JOB], "job": list(jobs), "qemu_progress_info": [look]}}
 
 
 MANAGED_SAVE = task("qemu_managed_save", {"interval": 1}, register="answer")
@@ -209,7 +208,7 @@ def test_what_is_shown_of_a_run_is_one_line(controller):
     lie = f"web1{ESCAPE}\nTASK [all is well]"
     at_work = {**OPERATION, "vm": lie, "operation": lie, "phase": lie}
     failed = {"failed": True, "msg": lie, "table": [lie], "vms": [{"name": lie, "state": lie, "msg": lie}]}
-    host = followed(None, failed, lines=[lie], operations=[at_work])
+    host = followed(AT_WORK, failed, lines=[lie], operations=[at_work])
     run = controller.run(play(MANAGED_SAVE), {"hv1": host})
     assert run.code == 2
     assert run.output.count("[hv1] web1") == 3, run.output
@@ -218,9 +217,8 @@ def test_what_is_shown_of_a_run_is_one_line(controller):
 
 
 def test_look_that_fails_says_so_in_one_line(controller):
-    host = {
-        "modules": {"async_wrapper": [JOB], "qemu_progress_info": [{"failed": True, "msg": f"no{ESCAPE}\nhv2: ok"}]}
-    }
+    host = followed(AT_WORK)
+    host["modules"]["qemu_progress_info"] = [{"failed": True, "msg": f"no{ESCAPE}\nhv2: ok"}]
     run = controller.run(play(MANAGED_SAVE), {"hv1": host})
     assert run.code == 2
     assert "The run on the host goes on; run the task again." in run.output
@@ -232,7 +230,7 @@ def test_templates_in_what_is_shown_and_returned_of_a_run(controller):
     """Also where the host's name for its background job's directory, its facts or its job choose nothing."""
     lie = template(controller)
     saved = {"changed": True, "msg": lie, "table": [lie], "vms": [{"name": lie, "msg": lie}], "failures": [lie]}
-    host = followed(None, saved, lines=[lie], operations=[{**OPERATION, "vm": lie, "phase": lie}])
+    host = followed(AT_WORK, saved, lines=[lie], operations=[{**OPERATION, "vm": lie, "phase": lie}])
     use = {"ansible.builtin.debug": {"msg": "{{ answer.vms }} {{ answer.table }} {{ answer.failures | first }}"}}
     run = controller.run(play(MANAGED_SAVE, use, SHOW), {"hv1": host})
     assert not controller.proof.exists()
@@ -243,7 +241,7 @@ def test_templates_in_what_is_shown_and_returned_of_a_run(controller):
 def test_flood_of_what_is_shown_has_bounds(controller):
     """Lines and VMs beyond number, and lines without an end."""
     host = followed(
-        None,
+        AT_WORK,
         {"changed": True, "msg": "done"},
         lines=[f"{number} {'x' * 5000}" for number in range(5000)],
         operations=[{**OPERATION, "vm": f"vm{number}"} for number in range(5000)],
@@ -319,7 +317,8 @@ def test_result_of_a_background_job_that_is_none(controller, job):
     ],
 )
 def test_name_of_a_background_job_is_a_name(controller, answer):
-    host = {"modules": {"async_wrapper": [answer], "qemu_progress_info": looks({"msg": "done"})}}
+    host = followed({"msg": "done"})
+    host["modules"]["async_wrapper"] = [answer]
     run = controller.run(play(MANAGED_SAVE), {"hv1": host})
     assert run.code == 2
     assert "did not answer with a result of qemu_managed_save" in run.output
@@ -333,12 +332,12 @@ def test_name_of_a_background_job_is_a_name(controller, answer):
         {"operations": [{**OPERATION, "bytes_done": 10**400}], "runs": [7, None, {"operation": "save", "lines": 7}]},
         {"operations": 7},
         {"runs": {"a": 1}},
-        {"job": [1]},
         {},
     ],
 )
 def test_progress_of_another_kind(controller, answer):
-    host = {"modules": {"async_wrapper": [JOB], "qemu_progress_info": [answer, {"job": {"msg": "done"}}]}}
+    host = followed(AT_WORK, {"msg": "done"})
+    host["modules"]["qemu_progress_info"] = [answer]
     run = controller.run(play(MANAGED_SAVE), {"hv1": host})
     assert "Traceback" not in run.output
     assert "unexpected" not in run.output.lower()

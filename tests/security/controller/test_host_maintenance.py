@@ -29,21 +29,27 @@ def maintained(name="web1", saved=None, restored=None, found=None, left_alone=()
     predicted = {"name": name, "state": "predicted", "changed": True, "msg": "would be saved", "space_needed": 2**20}
     figures = {"bytes": 2**20, "save_seconds": 1.0, "restore_seconds": 1.0}
     nothing = {"changed": False, "msg": "No VM is to be restored", "vms": [], "failures": [], "left_alone": []}
+    nothing["running"] = [{"name": name, "pid": 4711}]
     return {
         "modules": {
             # in check mode of the first play
             "qemu_managed_restore": [nothing],
             "qemu_managed_save": [run_of(predicted, **{"unsaved": [], "predicted": figures, **(plan or {})})],
-            "async_wrapper": [{"ansible_job_id": "j1", "started": 1}, {"ansible_job_id": "j2", "started": 1}],
-            "qemu_progress_info": [
-                {"operations": [], "runs": [], "job": run_of(save, unsaved=[], predicted=figures)},
-                {
-                    "operations": [],
-                    "runs": [],
-                    "job": run_of(restore, unhealthy=[], left_alone=list(left_alone), unusable=list(unusable)),
-                },
+            "async_wrapper": [
+                {"ansible_job_id": job, "started": 1, "results_file": f"/root/.ansible_async/{job}"}
+                for job in ("j1", "j2")
             ],
-            "qemu_vm_info": [{"msg": "one", "vms": [{"name": name, "pid": 4711, **(found or {})}]}],
+            "job": [
+                run_of(save, unsaved=[], predicted=figures),
+                run_of(
+                    restore,
+                    unhealthy=[],
+                    left_alone=list(left_alone),
+                    unusable=list(unusable),
+                    running=[{"name": name, "pid": 4711, **(found or {})}],
+                ),
+            ],
+            "qemu_progress_info": [{"operations": [], "runs": []}],
             "command": [command or {"rc": 0}],
         }
     }
@@ -186,11 +192,10 @@ def test_escape_sequences_in_names_are_not_shown(controller):
     }
     line = {"number": 1, "text": name, "failed": True}
     for host in hosts.values():
-        looks = host["modules"]["qemu_progress_info"]
-        for look in (looks[0], looks[-1]):
-            run = {"operation": "save", "pid": 7, "lines": [line]}
-            look |= {"runs": [run], "operations": [{"vm": name, "operation": name, "phase": name}]}
-        host["modules"]["qemu_progress_info"] = [{**looks[0], "job": None}, *looks]
+        run = {"operation": "save", "pid": 7, "lines": [line]}
+        at_work = {"vm": name, "operation": name, "phase": name}
+        host["modules"]["qemu_progress_info"] = [{"runs": [run], "operations": [at_work]}]
+        host["modules"]["job"].insert(0, {"started": True, "finished": False})
     for chosen in ({key: hosts[key] for key in ("hv1", "hv2", "hv3", "hv5")}, {"hv4": hosts["hv4"]}):
         run, _report = maintain(controller, chosen, **shown)
         assert "\x1b" not in run.output
@@ -236,8 +241,6 @@ def test_facts_in_answers_of_the_collection_choose_nothing(controller):
     for answers in liar["modules"].values():
         for answer in answers:
             answer["ansible_facts"] = owned(controller)
-            if answer.get("job"):
-                answer["job"]["ansible_facts"] = owned(controller)
     run, report = maintain(controller, {"hv1": liar, "hv2": maintained("db1")})
     assert run.code == 0, run.output
     assert states(report) == {"hv1": "done", "hv2": "done"}
@@ -304,8 +307,8 @@ def test_figures_of_one_host_do_not_fail_anothers_report(controller):
             },
             restored={"running_at": mark, "duration": mark, "image_bytes": mark},
         )
-        for look in liar["modules"]["qemu_progress_info"]:
-            look["job"] |= {"started_at": mark, "duration": mark, "predicted": {"bytes": mark, "save_seconds": mark}}
+        for job in liar["modules"]["job"]:
+            job |= {"started_at": mark, "duration": mark, "predicted": {"bytes": mark, "save_seconds": mark}}
         # As texts, since JSON of Python's does not write all of them.
         liar["modules"] = {
             name: [json.dumps(answer).replace(f'"{mark}"', number) for answer in answers]
@@ -352,7 +355,7 @@ def test_jobs_that_tell_of_no_save_fail_their_hosts_alone(controller):
     hosts = {"honest": maintained("db1")}
     for number, job in enumerate([{}, {"msg": "done"}, {"vms": None}, {"vms": [{"name": "web1"}]}, [1], "done"]):
         liar = maintained()
-        liar["modules"]["qemu_progress_info"][0]["job"] = job
+        liar["modules"]["job"][0] = job
         hosts[f"liar{number}"] = liar
     run, report = maintain(controller, hosts)
     assert states(report) == {name: "done" if name == "honest" else "failed" for name in hosts}, run.output

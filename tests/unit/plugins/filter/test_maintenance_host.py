@@ -60,7 +60,7 @@ def test_states(saves, restores, state):
 
 
 def test_vm_that_the_host_restored_by_itself_is_not_told_to_be_saved():
-    assert states({"vms": [SAVED]}, {"vms": []}, [{"name": "a"}, {"name": "b"}]) == {"a": "restored"}
+    assert states({"vms": [SAVED]}, {"vms": [], "running": [{"name": "a"}, {"name": "b"}]}) == {"a": "restored"}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_figure_that_cannot_be_is_left_out_and_named(lie, name):
 
 @pytest.mark.parametrize("vms", [None, 7, "many", [7, None, {}, {"name": ["x"]}, {"name": None}], {"a": 1}])
 def test_results_that_are_none(vms):
-    assert maintenance_host({"vms": vms}, {"vms": vms}, vms)["vms"] == []
+    assert maintenance_host({"vms": vms}, {"vms": vms, "running": vms})["vms"] == []
 
 
 @pytest.mark.parametrize("image", [7, "x", ["x"]])
@@ -103,11 +103,11 @@ def test_fate_of_those_that_were_shut_down():
     def found(*arguments):
         return {vm["name"]: vm["fate"] for vm in maintenance_host(saved, *arguments)["unsaved"]}
 
-    assert found() == found({}, None) == fates
-    assert found({}, [{"name": "a"}]) == {**fates, "a": "started again", "b": "not started again"}
+    assert found() == found({}) == found({"running": None}) == fates
+    assert found({"running": [{"name": "a"}]}) == {**fates, "a": "started again", "b": "not started again"}
 
 
 @pytest.mark.parametrize("unsaved", [None, 7, "many", [3, {"name": 7, "fate": "shut down"}, {"fate": []}]])
 def test_lists_of_unsaved_vms_that_are_none(unsaved):
-    found = maintenance_host({"unsaved": unsaved}, {}, [{"name": 7}])["unsaved"]
+    found = maintenance_host({"unsaved": unsaved}, {"running": [{"name": 7}]})["unsaved"]
     assert [vm["fate"] for vm in found] == (["not started again", []] if isinstance(unsaved, list) else [])

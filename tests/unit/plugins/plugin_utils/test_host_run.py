@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import subprocess
+import threading
 import time
 import types
 from collections.abc import Callable
@@ -51,26 +55,29 @@ class Action(_host_run.HostRunAction):
         #: What was asked of the host: the module, and whether the library's copy was brought along.
         self.asked = []
         self.arguments = []
+        self.waited = []
         self.cleaned = []
         self.clean: Callable[[], dict[str, object]] = dict
-
-    def get_shell_option(self, _name, default=None):
-        return "/root/.jobs"
 
     def ask(self, module, arguments, task_vars, *, in_background=False, with_copy=False):
         self.asked.append((module, with_copy))
         self.arguments.append(arguments)
         if module == LOOK:
-            look = self.looks.pop(0)
-            return {"operations": [], "runs": [], "job": None, **look}
+            return {"operations": [], "runs": [], **self.looks.pop(0)}
         if not in_background:
             return self.answers.pop(0)
         self.limit = self._task.async_val
         return self.started
 
     def _low_level_execute_command(self, command):
-        self.cleaned.append(command)
-        return self.clean()
+        if command.startswith("rm "):
+            self.cleaned.append(command)
+            return self.clean()
+        self.waited.append(command)
+        if self.looks and "job" not in self.looks[0]:
+            return {"stdout": '{"ansible_job_id": "j1", "started": true, "finished": false}'}
+        job = self.looks.pop(0)["job"]
+        return {"stdout": job if isinstance(job, str) else json.dumps(job)}
 
 
 def run_of(*lines, operation="save", pid=7):
@@ -115,8 +122,8 @@ def run(action, host="hv1"):
 def test_result_is_that_of_the_job(told):
     action = Action(looks=[{"runs": [run_of()]}, {"job": DONE}])
     assert run(action) == {"changed": True, "msg": "1 VM was saved", "vms": []}
-    assert [module for module, _copy in action.asked] == [SAVE, LOOK, LOOK]
-    assert action.arguments[1] == {"job": "j1", "async_dir": "/root/.jobs", "wait": 5.0}
+    assert [module for module, _copy in action.asked] == [SAVE, LOOK]
+    assert action.arguments[1] == {}
     assert told == []
 
 
@@ -128,11 +135,41 @@ def test_jobs_file_is_cleaned_up():
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/root/.jobs/j1/..", "", None])
-def test_no_other_file_is_removed(path):
+def test_no_other_file_is_read_or_removed(path):
     action = Action(looks=[{"job": DONE}])
     action.started = {**action.started, "results_file": path}
-    run(action)
-    assert action.cleaned == []
+    result = run(action)
+    assert result["failed"]
+    assert "did not say where the result of its background job j1 will be" in result["msg"]
+    assert action.waited == action.cleaned == []
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+@pytest.mark.parametrize("false", ["0", "false"])
+def test_what_waits_for_the_job_ends_with_it(tmp_path, seconds, false):
+    """The command itself, by a shell: what Ansible's wrapper says of a job that is at work, and then its result."""
+    file = tmp_path / "it's j1"
+    file.write_text(f'{{"ansible_job_id": "j1", "finished": {false}}}')
+    ended = tmp_path / "ended"
+    ended.write_text('{"msg": "done"}')
+    began = time.monotonic()
+    timer = threading.Timer(seconds, ended.rename, (file,))
+    timer.start()
+    command = _host_run._WAIT_FOR.format(path=shlex.quote(str(file)))
+    assert subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout == b'{"msg": "done"}'
+    timer.join()
+    assert seconds <= time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("greeting", ["Welcome!\n", "{ 2026 }\n7 updates\n"])
+def test_shell_that_greets(greeting):
+    assert run(Action(looks=[{"job": greeting + json.dumps(DONE)}]))["msg"] == "1 VM was saved"
+
+
+@pytest.mark.parametrize("printed", ["", "cat: j1: no such file", "[" * 100_000])
+def test_result_that_is_not_there_is_waited_for(printed):
+    looks = [{"job": printed}, {"runs": [run_of()]}, {"job": DONE}]
+    assert run(Action(looks=looks))["msg"] == "1 VM was saved"
 
 
 def test_result_is_kept_where_the_jobs_file_cannot_be_removed():
@@ -323,7 +360,8 @@ def test_line_of_progress():
 @pytest.mark.parametrize(("bundle", "brought"), [(None, True), (True, True), ("no", False), (False, False)])
 def test_librarys_copy_is_brought_along(bundle, brought):
     """Always: what a background job lacks would be known too late. The looks need none."""
-    action = Action(looks=[{"job": DONE}], **({} if bundle is None else {"bundle_library": bundle}))
+    looks = [{"runs": [run_of()]}, {"job": DONE}]
+    action = Action(looks=looks, **({} if bundle is None else {"bundle_library": bundle}))
     run(action)
     assert action.asked == [(SAVE, brought), (LOOK, False)]
 

@@ -19,7 +19,8 @@ name: lying
 short_description: Answer what a test says
 description:
   - C(LYING_HOSTS) names a JSON file. By host it has C(tmpdir), which the shell prints as the temporary directory, and
-    C(modules) - by name a list of results, one for each call, of which the last is repeated.
+    C(modules) - by name a list of results, one for each call, of which the last is repeated. What is read of a
+    background job is C(job) of these.
 options: {}
 """
 
@@ -43,6 +44,8 @@ class Connection(ConnectionBase):  # type: ignore[misc]  # ansible-core has no t
         modules = _MODULE.findall(cmd)
         if modules and "rm -f -r" not in cmd and "chmod" not in cmd:
             return 0, self._answer(host, "async_wrapper" if "async_wrapper.py" in cmd else modules[0]), b""
+        if "finished" in cmd:
+            return 0, self._answer(host, "job"), b""
         if "mkdir" in cmd:
             return 0, host["tmpdir"].encode(), b""
         if "boot_id" in cmd:
