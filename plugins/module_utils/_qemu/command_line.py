@@ -11,6 +11,7 @@ which may itself begin with a dash; option strings are ``key=value`` lists in wh
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -155,8 +156,8 @@ def guest_name(argv: t.Sequence[str]) -> str:
 def qmp_addresses(argv: t.Sequence[str], cwd: str) -> list[str]:
     """The addresses of the QMP servers that a command line opens: UNIX socket paths (absolute) and ``host:port``.
 
-    ``-qmp``, ``-qmp-pretty``, and ``-mon`` in control mode with its ``-chardev socket``. An address that begins with a
-    NUL is one of the abstract namespace.
+    ``-qmp``, ``-qmp-pretty``, and with their ``-chardev socket`` ``-mon`` in control mode and, from QEMU 11.1 on,
+    ``-object monitor-qmp``. An address that begins with a NUL is one of the abstract namespace.
     """
     parsed = options(argv)
     chardevs = {}
@@ -175,8 +176,23 @@ def qmp_addresses(argv: t.Sequence[str], cwd: str) -> list[str]:
             keys = parse_option_string(option.argument, "chardev")
             if keys.get("mode") == "control":
                 found.append(chardevs.get(keys.get("chardev", "")))
+        elif option.name == "object":
+            keys = _object_keys(option.argument)
+            if keys.get("qom-type") == "monitor-qmp":
+                found.append(chardevs.get(keys.get("chardev", "")))
     # Only the UNIX sockets pass descriptors, which saves and restores need.
     return sorted((address for address in found if address), key=lambda address: address[0] not in "/\0")
+
+
+def _object_keys(argument: str) -> dict[str, str]:
+    """What ``-object`` says of its object: a ``key=value`` list, or JSON, of which the values that are text."""
+    if not argument.startswith("{"):
+        return parse_option_string(argument, "qom-type")
+    try:
+        found = json.loads(argument)
+    except (ValueError, RecursionError):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, str)}
 
 
 def _short_address(argument: str, chardevs: t.Mapping[str, str | None], cwd: str) -> str | None:

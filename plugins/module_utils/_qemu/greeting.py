@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     LaunchError,
     MonitorBusyError,
+    MonitorError,
     MonitorMissingError,
     MonitorProtocolError,
 )
@@ -25,12 +27,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Mo
 #: Seconds that a QEMU may take from its start to its QMP greeting.
 LAUNCH_TIMEOUT = 60.0
 
+#: Seconds after which another one of its QMP servers is tried: an agent may have taken the first.
+_IMPATIENCE = 2.0
+
 #: Seconds between two looks for the QMP socket of a QEMU that is just starting; nothing announces it.
 _LAUNCH_INTERVAL = 0.02
 
 
-def first_address(how: Launch, name: str) -> str:
-    """Where a QEMU that is started this way will answer.
+def addresses_of(how: Launch, name: str) -> list[str]:
+    """Where a QEMU that is started this way will answer, the best one first.
 
     :param name: the VM's, for messages.
     :raises LaunchError: it opens no QMP server.
@@ -40,13 +45,14 @@ def first_address(how: Launch, name: str) -> str:
         raise LaunchError(
             f"The command of {name} opens no QMP server", cure="Add -qmp unix:PATH,server=on,wait=off to it"
         )
-    return addresses[0]
+    # Only over a UNIX socket can it be given the image.
+    return [address for address in addresses if address[0] in "/\0"] or addresses
 
 
-async def greeted(launched: LaunchedQemu, address: str, name: str) -> Monitor:
-    """Wait for the QMP server of a QEMU that was started.
+async def greeted(launched: LaunchedQemu, addresses: t.Sequence[str], name: str) -> Monitor:
+    """Wait for a QMP server of a QEMU that was started.
 
-    :param address: where it will answer.
+    :param addresses: where it will answer, the best one first; the others may be somebody's as soon as they are there.
     :param name: the VM's, for messages.
     :raises LaunchError: it has none, or ended before it greeted.
     """
@@ -58,21 +64,24 @@ async def greeted(launched: LaunchedQemu, address: str, name: str) -> Monitor:
                 f"The QEMU that was started for {name} ended at once: {said}",
                 cure=f"Correct what it says and restore again; its log is {launched.log}",
             )
-        try:
-            monitor = await Monitor.connect(address)
-            if _is_of(monitor, launched):
-                return monitor
-            # Someone else listened there before; our QEMU has not come to it yet.
-            await monitor.close()
-            raise MonitorMissingError(f"Another process (pid {monitor.peer_pid}) listens at {address}")
-        except (MonitorMissingError, MonitorBusyError, MonitorProtocolError) as exc:
-            # Protocol: it opened its server and ended before it greeted, which the next look at it tells.
-            if time.monotonic() > deadline:
-                raise LaunchError(
-                    f"The QEMU that was started for {name} opened no QMP server at {address} within"
-                    f" {LAUNCH_TIMEOUT:g} seconds ({exc.what})",
-                    cure=f"See its log {launched.log}",
-                ) from exc
+        problem: MonitorError | None = None
+        for address in addresses:
+            try:
+                monitor = await Monitor.connect(address, _IMPATIENCE if len(addresses) > 1 else None)
+                if _is_of(monitor, launched):
+                    return monitor
+                # Someone else listened there before; our QEMU has not come to it yet.
+                await monitor.close()
+                raise MonitorMissingError(f"Another process (pid {monitor.peer_pid}) listens at {address}")
+            except (MonitorMissingError, MonitorBusyError, MonitorProtocolError) as exc:
+                # Protocol: it opened its server and ended before it greeted, which the next look at it tells.
+                problem = problem or exc
+        if problem and time.monotonic() > deadline:
+            raise LaunchError(
+                f"The QEMU that was started for {name} opened no QMP server at {addresses[0]} within"
+                f" {LAUNCH_TIMEOUT:g} seconds ({problem.what})",
+                cure=f"See its log {launched.log}",
+            ) from problem
         await asyncio.sleep(_LAUNCH_INTERVAL)
 
 

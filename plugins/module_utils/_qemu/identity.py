@@ -17,6 +17,7 @@ import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    MonitorBusyError,
     MonitorError,
     MonitorForeignError,
     MonitorMissingError,
@@ -36,6 +37,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 #: Seconds within which a QEMU that was just started opens its monitors, and between two looks for them.
 _START_TIMEOUT = 10.0
 _START_INTERVAL = 0.05
+
+#: Seconds after which another monitor of the same VM is tried: an agent may hold one for good.
+_IMPATIENCE = 2.0
 
 #: Processes that are named in one message.
 _NAMED = 3
@@ -90,24 +94,30 @@ def was_started_by_root(monitor: Monitor, process: QemuProcess) -> bool:
 async def connect_by_process(process: QemuProcess, timeout: float | None = None) -> Monitor:
     """A session on the first of the VM's QMP servers that is free and is answered by this very process.
 
-    One that was started just now, perhaps by a restore that was killed at once, may not have opened them yet.
+    Where it has several, all are tried for a short time before one is waited for. One that was started just now,
+    perhaps by a restore that was killed at once, may not have opened them yet.
 
     :param timeout: seconds until a server must have greeted; None for the usual.
     :raises VmNotFoundError: its configuration opens none.
     :raises MonitorError: none of them could be used; the first one's error.
     """
+    addresses = process.qmp_addresses
     while True:
         problems: list[MonitorError] = []
-        for address in process.qmp_addresses:
-            try:
-                monitor = await Monitor.connect(address, timeout)
-            except MonitorError as exc:
-                problems.append(exc)
-                continue
-            if is_behind(monitor, process):
-                return monitor
-            problems.append(_foreign(monitor, process))
-            await monitor.close()
+        for limit in [_IMPATIENCE, timeout] if len(addresses) > 1 else [timeout]:
+            problems = []
+            for address in addresses:
+                try:
+                    monitor = await Monitor.connect(address, limit)
+                except MonitorError as exc:
+                    problems.append(exc)
+                    continue
+                if is_behind(monitor, process):
+                    return monitor
+                problems.append(_foreign(monitor, process))
+                await monitor.close()
+            if not any(isinstance(problem, MonitorBusyError) for problem in problems):
+                break
         starting = all(isinstance(problem, MonitorMissingError) for problem in problems)
         if not problems or not starting or age(process.pid) > _START_TIMEOUT:
             break

@@ -101,12 +101,26 @@ class _Client(QMPClient):
 
     async def _do_recv(self) -> Message:
         data = await self._readline()
+        if data.rstrip() == b"{":
+            data = await self._rest_of_pretty(data)
         problem = message_problem(data)
         if problem:
             raise ValueError(problem)
         # Of what was read ahead, all may be events: whoever takes them comes in between.
         await asyncio.sleep(0)
         return Message(data, eager=True)
+
+    async def _rest_of_pretty(self, data: bytes) -> bytes:
+        """A message of a pretty monitor (``-qmp-pretty``), from its first line on: the library takes a line for one.
+
+        QEMU indents what is inside of the message, and no string has an end of a line in it.
+        """
+        lines = [data]
+        size = len(data)
+        while lines[-1][:1] != b"}" and size <= MAX_MESSAGE:
+            lines.append(await self._readline())
+            size += len(lines[-1])
+        return b"".join(lines)
 
     # The library's own hooks format each message for a log that nobody reads: a fifth of the time of short sessions.
 

@@ -43,7 +43,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.names import lau
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import freeable_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Measure, Publisher
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.greeting import first_address, greeted, words_of
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.greeting import addresses_of, greeted, words_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     Migration,
@@ -127,13 +127,13 @@ class RestoreTransaction:
         """Restore into a QEMU that is started for it; as :meth:`attach`, with LaunchError."""
         async with contextlib.AsyncExitStack() as afterwards:
             async with self.way_back:
-                launched, address = self._choose_launch(how)
+                launched, addresses = self._choose_launch(how)
                 self.run.situation = Situation(
                     f"The QEMU that was started for {self.domain.name} is being ended", self.run.word_for(self.head)
                 )
                 self.way_back.push_async_exit(functools.partial(self._end, launched))
                 await launched.start()
-                session = await VmSession.open(await greeted(launched, address, self.domain.name))
+                session = await VmSession.open(await greeted(launched, addresses, self.domain.name))
                 afterwards.push_async_callback(session.close)
                 self.run.session = session
                 loaded = await self._restore(session, Transfer(session))
@@ -163,13 +163,14 @@ class RestoreTransaction:
 
     # --- the QEMU ---
 
-    def _choose_launch(self, how: Launch) -> tuple[LaunchedQemu, str]:
+    def _choose_launch(self, how: Launch) -> tuple[LaunchedQemu, list[str]]:
         """What starts the QEMU, and where that will answer.
 
         :raises LaunchError: it opens no QMP server.
         """
-        address = self.run.request.qmp_socket or first_address(how, self.domain.name)
-        return choose_launch(how, launch_log_path(self.head.path), self.domain.name), address
+        wanted = self.run.request.qmp_socket
+        addresses = [wanted] if wanted else addresses_of(how, self.domain.name)
+        return choose_launch(how, launch_log_path(self.head.path), self.domain.name), addresses
 
     # --- loading ---
 

@@ -18,7 +18,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._lock import named_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import start_command
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.greeting import first_address, greeted
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.greeting import addresses_of, greeted
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity, choose_process
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import find_processes
@@ -108,11 +108,11 @@ class StartOperation(Run):
 
     async def _start(self, launched: LaunchedQemu, how: Launch) -> None:
         """A QEMU that does not answer is left as it is: its guest may have begun to boot."""
-        address = first_address(how, self.subject)
+        addresses = addresses_of(how, self.subject)
         try:
             await launched.start()
             self.situation = Situation(f"{self.subject} was started", "unknown")
-            session = await VmSession.open(await greeted(launched, address, self.subject))
+            session = await VmSession.open(await greeted(launched, addresses, self.subject))
             try:
                 self.session = session
                 self.situation = Situation(f"{self.subject} was started", guest_in(session.vm.run_state))

@@ -30,6 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 QEMU = "/usr/bin/qemu-system-x86_64"
+SOCKET = ["-chardev", "socket,id=q,path=/a,server=on"]
 
 # --- what command lines are made of, for the properties ---
 
@@ -211,6 +212,18 @@ def test_any_name_is_read_as_it_was_meant(name):
             ["-qmp", "unix:/b,server=on", "-mon", "q,mode=control", "-chardev", "socket,id=q,path=/a,server=on"],
             ["/b", "/a"],
         ),
+        (
+            ["-object", "monitor-qmp,id=m,chardev=q", "-chardev", "socket,id=q,path=/a,server=on"],
+            ["/a"],
+        ),
+        (
+            [*SOCKET, "-object", "qom-type=monitor-qmp,chardev=q,id=m,pretty=on,close-action=delete"],
+            ["/a"],
+        ),
+        (
+            [*SOCKET, "-object", '{"qom-type": "monitor-qmp", "id": "m", "chardev": "q", "pretty": true}'],
+            ["/a"],
+        ),
     ],
 )
 def test_a_qmp_server(words, addresses):
@@ -241,6 +254,13 @@ def test_a_qmp_server(words, addresses):
         ["-mon", "q,mode=control", "-chardev", "socket,id=q,fd=5,server=on"],
         ["-mon", "q,mode=control", "-chardev", "stdio,id=q"],
         ["-append", "-qmp", "unix:/run/a.qmp,server=on"],
+        [*SOCKET, "-object", "monitor-hmp,id=m,chardev=q"],
+        [*SOCKET, "-object", "secret,id=monitor-qmp,data=q"],
+        [*SOCKET, "-object", "monitor-qmp,id=m"],
+        [*SOCKET, "-object", "monitor-qmp,id=m,chardev=other"],
+        [*SOCKET, "-object", '{"qom-type": "monitor-qmp", "chardev": ["q"]}'],
+        [*SOCKET, "-object", '{"qom-type": "monitor-qmp", "chardev"'],
+        [*SOCKET, "-object", "{" * 100_000],
     ],
 )
 def test_no_qmp_server(words):
