@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -21,6 +22,7 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key
 
 from support import CounterGuest, LinuxGuest
+from support.agent import Agent
 from support.boot_program import BOOT_PROGRAM
 from support.golden import unpack_images
 from support.module_run import ModuleRun, Result
@@ -155,6 +157,21 @@ def start_paused(tmp_path: Path) -> Iterator[Callable[..., PausedQemu]]:
     yield start
     for qemu in started:
         qemu.end()
+
+
+@pytest.fixture
+def agent() -> Iterator[Callable[[Path], Agent]]:
+    """Hold a socket of QEMU's from now on, until the end of the test or ``close()``."""
+    agents: list[Agent] = []
+
+    def hold(path: Path) -> Agent:
+        agents.append(Agent(path))
+        time.sleep(0.2)
+        return agents[-1]
+
+    yield hold
+    for each in agents:
+        each.close()
 
 
 @pytest.fixture(scope="session")

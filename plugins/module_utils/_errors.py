@@ -274,10 +274,11 @@ class OperationTimeoutError(VmopsError):
     """The operation was not done within its ``timeout``."""
 
     @classmethod
-    def of(cls, subject: str, timeout: float, situation: Situation) -> OperationTimeoutError:
-        """:param subject: who it is about. :param timeout: seconds."""
+    def of(cls, subject: str, timeout: float, situation: Situation, waits_for: str = "") -> OperationTimeoutError:
+        """:param subject: who it is about. :param timeout: seconds. :param waits_for: what took so long, as a noun."""
         return cls(
-            f"The work on {subject} was not done within {timeout:g} seconds",
+            f"The work on {subject} was not done within {timeout:g} seconds"
+            + (f"; it waited for {waits_for}" if waits_for else ""),
             situation=situation,
             cure="Raise timeout, or find out what is slow (bandwidth, the disk under the image)",
         )

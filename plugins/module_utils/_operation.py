@@ -90,6 +90,8 @@ class Run(abc.ABC):
         self.path = path
         self.subject = subject
         self.situation = Situation("The guest was not touched")
+        #: What it waits for that may take long, as a noun; empty for nothing.
+        self.waits_for = ""
         self.locks = Locks()
         #: What is to be known of other QEMUs that have the VM's name, and of how it went.
         self.warnings: list[str] = []

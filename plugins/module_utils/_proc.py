@@ -92,6 +92,14 @@ def read_status(pid: Pid) -> dict[str, str]:
     return {key: value.strip() for key, _colon, value in (line.partition(":") for line in text.split("\n"))}
 
 
+def is_halted(pid: int) -> bool:
+    """Whether a process was stopped by a signal or a debugger; False where that cannot be told."""
+    try:
+        return read_status(pid).get("State", "").startswith(("T", "t"))
+    except OSError:
+        return False
+
+
 def read_io(pid: Pid) -> tuple[int, int]:
     """Bytes that a process has read and written since its start, from and to files and pipes."""
     words = read_proc(pid, "io").split()

@@ -6,9 +6,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import threading
 import time
 
 import pytest
@@ -18,45 +15,6 @@ from support.observe import VM, Continuity
 
 #: Seconds that are lost to a monitor that somebody holds, with much room for a busy machine.
 SOME = 8.0
-
-
-class Agent:
-    """Somebody's client that holds a monitor, and takes it again as soon as a QEMU opens it."""
-
-    def __init__(self, path):
-        self._path = str(path)
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._work)
-        self._thread.start()
-
-    def _work(self):
-        while not self._end.is_set():
-            with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
-                connection.settimeout(0.05)
-                connection.connect(self._path)
-                while not self._end.is_set():
-                    with contextlib.suppress(TimeoutError):
-                        if not connection.recv(65536):
-                            break
-            time.sleep(0.001)
-
-    def close(self):
-        self._end.set()
-        self._thread.join()
-
-
-@pytest.fixture
-def agent():
-    """Hold a monitor from now on."""
-    agents = []
-
-    def hold(path):
-        agents.append(Agent(path))
-        time.sleep(0.2)
-
-    yield hold
-    for each in agents:
-        each.close()
 
 
 MONITORS = [

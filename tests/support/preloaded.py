@@ -25,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any, Optional
 
@@ -247,7 +248,7 @@ def _fork(request: dict[str, Any], outputs: list[int], others: list[int]) -> int
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -277,11 +278,11 @@ def _serve(requests: socket.socket) -> None:
     signal.set_wakeup_fd(woken)
     statuses: dict[int, int] = {}
     while True:
-        ready, _writable, _special = select.select([requests, wake], [], [])
+        ready, _writable, _special = select.select([requests.fileno(), wake], [], [])
         if wake in ready:
             os.read(wake, 4096)
             _reap(statuses)
-        if requests in ready:
+        if requests.fileno() in ready:
             message, descriptors, _flags, _address = socket.recv_fds(requests, _MAX_REQUEST, 3, socket.MSG_CMSG_CLOEXEC)
             if not message:
                 return

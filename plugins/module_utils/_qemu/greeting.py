@@ -24,8 +24,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import p
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 
-#: Seconds that a QEMU may take from its start to its QMP greeting.
-LAUNCH_TIMEOUT = 60.0
+#: Seconds that a QEMU may take from its start to its QMP greeting, where its run has no shorter limit: hundreds of GiB
+#: that are allocated first take minutes, as do helpers of its unit.
+LAUNCH_TIMEOUT = 3600.0
 
 #: Seconds after which another one of its QMP servers is tried: an agent may have taken the first.
 _IMPATIENCE = 2.0

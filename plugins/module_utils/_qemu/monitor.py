@@ -149,6 +149,8 @@ class Monitor:
         #: How many there were in all.
         self._seen = 0
         self._changed = asyncio.Condition()
+        #: Gives a figure that changes as long as QEMU need not answer in time; for all commands.
+        self.activity: t.Callable[[], object] = lambda: None
         self._begin(session)
 
     def _begin(self, session: _Session) -> None:
@@ -251,11 +253,12 @@ class Monitor:
         self,
         command: str,
         arguments: dict[str, t.Any] | None = None,
-        activity: t.Callable[[], object] = lambda: None,
+        activity: t.Callable[[], object] | None = None,
     ) -> t.Any:
         """Send one command and return its ``return`` value, which is what QEMU's documentation says.
 
-        :param activity: gives a figure that changes as long as QEMU is at work: it then need not answer in time.
+        :param activity: gives a figure that changes as long as QEMU is at work: it then need not answer in time. None
+            for ``self.activity``.
         :raises CommandError: QEMU answered with an error.
         :raises MonitorLostError: the connection ended before the answer, or none came; the outcome is unknown.
         :raises MonitorProtocolError: what came is no answer; the outcome is unknown, and the session given up.
@@ -263,7 +266,7 @@ class Monitor:
         if self._lost:
             raise self._lost_error(f"before {command}")
         try:
-            answer = await within(COMMAND_TIMEOUT, self._client.execute(command, arguments), activity)
+            answer = await within(COMMAND_TIMEOUT, self._client.execute(command, arguments), activity or self.activity)
         except asyncio.TimeoutError:
             # A QEMU that hangs (its main loop waits for a dead disk or server) must not hang us.
             await self._give_up()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 import typing as t
 
@@ -18,6 +19,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorLostError,
     MonitorMissingError,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import is_halted
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import is_behind
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
@@ -26,6 +28,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import Running
 
 #: Seconds that a QEMU that was told to quit may take to end.
 QUIT_TIMEOUT = 60.0
+
+#: Seconds for which a guest's way back waits for QEMU's disks.
+DISK_TIMEOUT = 3600.0
 
 #: Seconds that a QEMU of no use may take to quit before it is killed, and to be gone after that.
 _END_TIMEOUT = 5.0
@@ -121,6 +126,31 @@ class VmSession:
                 ) from None
             return await work()
 
+    @contextlib.contextmanager
+    def patience(self, limit: float = math.inf) -> t.Iterator[None]:
+        """Within it QEMU may be silent for as long as its disks take.
+
+        ``stop`` flushes them, for minutes where they are slow, and QEMU's main loop does nothing else meanwhile: it
+        answers no command, and greets nobody. That it is dead cannot be told from that, but for one that is halted. So
+        it is waited for only if this very process holds the other end: behind a proxy an answer may have been lost.
+
+        :param limit: seconds for which it may be silent in all.
+        """
+        pid = self.pid
+        before = self.monitor.activity
+        if pid is not None and (self.monitor.peer_pid == pid or self.monitor.end.is_held_by(pid)):
+            deadline = time.monotonic() + limit
+            self.monitor.activity = lambda: None if is_halted(pid) else min(time.monotonic(), deadline)
+        try:
+            yield
+        finally:
+            self.monitor.activity = before
+
+    async def stop(self) -> None:
+        """Stop the guest, however long QEMU takes to flush its disks; raises as :meth:`Monitor.execute`."""
+        with self.patience():
+            await self.monitor.execute("stop")
+
     async def put_guest_back(self, run_state: str) -> str:
         """Bring the guest into a run state in which it was, as far as QEMU allows; the run state then.
 
@@ -149,7 +179,7 @@ class VmSession:
         """Stop the guest; whether it ran. Raises as :meth:`Monitor.execute`."""
         if await self.run_state() != "running":
             return False
-        await self.monitor.execute("stop")
+        await self.stop()
         return True
 
     async def quit(self) -> None:

@@ -44,7 +44,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_uni
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Publisher
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import fingerprint
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import event_seconds
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import DISK_TIMEOUT, VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import end_save, guard
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave, SaveRecord
@@ -221,7 +221,7 @@ class SaveTransaction:
         self.in_qemu.push_async_callback(self._put_guest_back)
         if self.session.vm.run_state == "running" and not self.run.request.live:
             self.run.situation = Situation(f"{label} is being stopped")
-            await self.session.monitor.execute("stop")
+            await self._stop()
         self.run.situation = Situation(f"{label} is being saved")
         await self.transfer.migration.start_outgoing(uri)
 
@@ -233,7 +233,7 @@ class SaveTransaction:
                 done, _pending = await asyncio.wait({waiting}, timeout=self.run.request.live_timeout)
                 if not done:
                     # It dirties its memory faster than the disk takes it: stopped, it cannot.
-                    await self.session.monitor.execute("stop")
+                    await self._stop()
             return await waiting
         except MigrationError as exc:
             # QEMU knows only that nobody reads any more.
@@ -245,6 +245,12 @@ class SaveTransaction:
             raise
         finally:
             waiting.cancel()
+
+    async def _stop(self) -> None:
+        """Stop the guest; where the time for the save is up meanwhile, it is told that this was waited for."""
+        self.run.waits_for = "QEMU to stop the guest, which flushes all its disks"
+        await self.session.stop()
+        self.run.waits_for = ""
 
     async def _check_file(self) -> None:
         """Check that the file holds what its bitmaps promise: QEMU before 11.1 takes a short write for a success."""
@@ -338,7 +344,8 @@ class SaveTransaction:
         """The guest as it was."""
         label = self.session.label
         try:
-            run_state = await self.session.twice(lambda: self.transfer.call_off(self.session.vm.run_state))
+            with self.session.patience(DISK_TIMEOUT):
+                run_state = await self.session.twice(lambda: self.transfer.call_off(self.session.vm.run_state))
         except MonitorError as exc:
             # What is noted in QEMU stays there, for the next run to put back.
             self.in_qemu.pop_all()
