@@ -139,9 +139,9 @@ def test_second_monitor_is_taken_where_the_first_is_busy(guest, image, save):
         assert save(name=VM, path=str(image))["changed"]
 
 
-def test_unknown_name(image, run_module):
+def test_unknown_name(guest, image, run_module):
     result = run_module("qemu_save", name="no-such-vm", path=str(image))
-    check_error(result, "VmNotFoundError", "no-such-vm")
+    check_error(result, "VmNotFoundError", "no-such-vm", "Those that run: ", VM)
 
 
 def test_two_vms_of_one_name(make_guest, image, run_module):

@@ -39,6 +39,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 MAX_COMMAND_LINE = 512 * 1024
 MAX_WORDS = 16 * 1024
 
+#: VMs that one message names at most.
+_MAX_NAMED = 20
+
 #: File names of QEMU's; with a dot where a distribution wraps it (``.qemu-system-x86_64-wrapped``).
 _EMULATOR = re.compile(r"\.?(?:qemu|kvm|qemu-kvm|qemu-system-.+)")
 
@@ -237,6 +240,15 @@ def doubtful_note() -> str:
     """What is to be added where a VM was not found, since it may be one of these; or the empty string."""
     found = list_doubtful()
     return f" ({'; '.join(str(process) for process in found[:3])})" if found else ""
+
+
+def running_note() -> str:
+    """Which VMs run, as a sentence, for whoever has asked for another one."""
+    names = sorted({process.name or f"one without a name (pid {process.pid})" for process in list_processes()})
+    if not names:
+        return "No QEMU is known to run here"
+    more = len(names) - _MAX_NAMED
+    return f"Those that run: {', '.join(names[:_MAX_NAMED])}" + (f" and {more} more" if more > 0 else "")
 
 
 def _look_at_all() -> t.Iterator[QemuProcess | DoubtfulProcess]:

@@ -46,7 +46,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import P
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import flush_image, require_replaceable
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import recorded_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, doubtful_note
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, doubtful_note, running_note
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import InterruptedRestore
@@ -133,8 +133,8 @@ class SaveOperation(SaveRun):
                 )
             raise VmNotFoundError(
                 f"No running QEMU is named {self.request.name}, and there is no image at {self.path}:"
-                " there is nothing to save" + doubtful_note(),
-                cure="Check the name (ps -C qemu-system-x86_64 -o args), or give the VM's qmp_socket",
+                f" there is nothing to save{doubtful_note()}. {running_note()}",
+                cure="Check the name, or give the VM's qmp_socket",
             )
         if not head.header.complete:
             raise ImagePartialError(
