@@ -13,6 +13,7 @@ An error says what happened and to what, how guest and image are now, and what t
         RequestError                    what is asked for
             ConflictError               ... is forbidden by what is there already
                 BusyError               ... by another run, whose end may be waited for
+                GuestGoneError          ... by a guest that has shut down or crashed
             NotRestorableError          ... would make an image that cannot be restored
             LockHeldError               ... is locked by a process that is no run
         ImageError                      the file
@@ -133,6 +134,10 @@ class RequestError(VmopsError):
 
 class ConflictError(RequestError):
     """What is there already (an image, a VM) forbids the operation without ``force`` or an operator's decision."""
+
+
+class GuestGoneError(ConflictError):
+    """The guest has shut down or crashed, and its QEMU is still there: there is nothing to save."""
 
 
 class BusyError(ConflictError):

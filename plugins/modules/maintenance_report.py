@@ -59,7 +59,7 @@ options:
         C(throughput) (in bytes per second), C(save_seconds), C(restore_seconds), C(stopped_at), C(running_at) and
         C(pause) (float or none; how long the guest was paused)."
       - "An unsaved VM, which ran and was not saved: C(name) (str), C(pid) (int or none), C(reason) (str), C(fate) (str;
-        V(ignored), V(shut down), V(started again), V(not started again), or empty), C(is_bad) (bool)."
+        V(ignored), V(no guest), V(shut down), V(started again), V(not started again), or empty), C(is_bad) (bool)."
       - "An image left alone: C(name), C(path), C(saved_at) and C(why) (str)."
       - "A wrong, one thing that went wrong: C(host), C(vm) (str; empty if it is about the host), C(state) and C(msg)
         (str)."

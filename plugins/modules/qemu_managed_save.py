@@ -186,8 +186,9 @@ unsaved:
       type: str
     fate:
       description:
-        - What became of it. V(ignored); V(shut down); V(started again) or V(not started again), if it was shut down and
-          another VM failed after that; or empty.
+        - What became of it. V(ignored); V(no guest), if it has shut down or crashed and only its QEMU is left, for
+          which no run fails; V(shut down); V(started again) or V(not started again), if it was shut down and another VM
+          failed after that; or empty.
       type: str
 predicted:
   description: What was predicted before the first save.

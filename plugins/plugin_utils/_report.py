@@ -39,7 +39,7 @@ _OVER = ("done", "failed", "rolled back", "unreachable")
 _NOT_BEGUN = ("not reached", "predicted", "begun")
 
 #: What can become of a VM that was not saved.
-FATES = ("ignored", "shut down", "started again", "not started again")
+FATES = ("ignored", "no guest", "shut down", "started again", "not started again")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
     outcome_of,
     to_the_end,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._host.unsaved import Unsaved
+from ansible_collections.vmops.qemu.plugins.module_utils._host.unsaved import GONE, Unsaved
 from ansible_collections.vmops.qemu.plugins.module_utils._names import is_selected, options_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
@@ -182,6 +182,8 @@ class HostSaveOperation:
         by_name = {process.name: process for process in processes}
         for name, plan in zip(names, plans):
             refused = by_name.get(name) if plan["failed"] else None
+            if plan.get("error") == GONE and name in self.request.vms:
+                refused = None  # it was asked for
             if refused and self._unsaved.add(refused, plan["msg"], plan.get("error", "unexpected")):
                 continue
             state = "failed" if plan["failed"] else "predicted" if plan["changed"] else "saved"

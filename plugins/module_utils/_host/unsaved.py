@@ -22,6 +22,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.start import 
 #: Seconds for which another run that is at work on a VM is waited for.
 _BUSY_TIMEOUT = 60.0
 
+#: The kind of error that says that there is no guest any more: nothing is lost, whatever becomes of its QEMU.
+GONE = "GuestGoneError"
+
 #: The kinds of errors that say that a VM cannot be saved, whenever it is tried.
 _BLOCKED = frozenset(("NotRestorableError", "UnsupportedByQemuError"))
 
@@ -55,13 +58,14 @@ class Unsaved:
         self._vms: list[_Vm] = []
 
     def add(self, process: QemuProcess, reason: str, error: str = "") -> bool:
-        """One that runs and is not saved; whether it is to be shut down.
+        """One that runs and is not saved; whether that its save was refused is no failure.
 
         :param error: the kind of the error with which its save was refused.
         """
-        vm = _Vm(process, reason, error, "ignored" if self._what == "ignore" else "")
+        fate = "no guest" if error == GONE else "ignored" if self._what == "ignore" else ""
+        vm = _Vm(process, reason, error, fate)
         self._vms.append(vm)
-        return self._is_to_go(vm)
+        return error == GONE or self._is_to_go(vm)
 
     async def plan(self, turns: Turns) -> None:
         """See whether those that are to be shut down can be."""
@@ -84,7 +88,7 @@ class Unsaved:
     @property
     def touched(self) -> int:
         """How many have shut down."""
-        return sum(vm.fate not in ("", "ignored") for vm in self._vms)
+        return sum(vm.fate not in ("", "ignored", "no guest") for vm in self._vms)
 
     def problems(self) -> list[str]:
         """Why the run must not begin, as sentences; of a VM whose save was refused that is said elsewhere."""
@@ -93,7 +97,7 @@ class Unsaved:
                 f"{vm.label} runs here and would not be saved ({vm.reason.rstrip('.')}), nor can it be shut down:"
                 f" {vm.problem or 'it has no name by which it could be started again'}"
                 for vm in self._vms
-                if vm.problem or not vm.process.name
+                if vm.problem or (not vm.process.name and vm.error != GONE)
             ]
         if self._what == "fail":
             return [f"{vm.label} runs here and would not be saved: {vm.reason}" for vm in self._vms if not vm.error]

@@ -29,6 +29,7 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
+    GuestGoneError,
     ImageError,
     ImagePartialError,
     MismatchError,
@@ -67,8 +68,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situa
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import settling_time
 
 #: Run states in which a guest can be saved. The others mean that QEMU is busy with another migration or snapshot, or
-#: that the guest is gone (shutdown, guest-panicked, internal-error).
+#: that the guest is gone.
 _SAVABLE_STATES = frozenset(("running", "paused", "prelaunch", "io-error", "watchdog"))
+_GONE_STATES = frozenset(("shutdown", "guest-panicked", "internal-error"))
 
 _RUN_STATE_CURES = {
     "inmigrate": "This QEMU waits for a saved state: restore into it (qemu_restore), or end it",
@@ -78,6 +80,7 @@ _RUN_STATE_CURES = {
     "suspended": "The guest sleeps (S3), a state that QEMU does not restore: wake it (QMP system_wakeup)",
     "shutdown": "The guest has shut down: there is nothing to save",
     "guest-panicked": "The guest has crashed: reset it, or end it",
+    "internal-error": "The guest has crashed in a way that QEMU or KVM cannot handle: reset it, or end it",
 }
 
 
@@ -174,9 +177,14 @@ class SaveOperation(SaveRun):
         return False
 
     def _require_savable(self, vm: RunningVm) -> None:
-        """:raises ConflictError: QEMU cannot save a guest in this state."""
+        """Refuse a run state.
+
+        :raises GuestGoneError: there is no guest any more.
+        :raises ConflictError: QEMU cannot save a guest in this state.
+        """
         if vm.run_state not in _SAVABLE_STATES:
-            raise ConflictError(
+            kind = GuestGoneError if vm.run_state in _GONE_STATES else ConflictError
+            raise kind(
                 f"{vm.label} is in QEMU's run state {vm.run_state} and cannot be saved from there",
                 cure=_RUN_STATE_CURES.get(vm.run_state, "Bring the guest into the state running or paused first"),
             )

@@ -12,6 +12,7 @@ import subprocess
 
 import pytest
 
+from support import Monitor
 from support.observe import Continuity, run_state, wait_until
 
 from .conftest import NAMES, files, states
@@ -194,6 +195,27 @@ def test_vm_that_is_started_anew_before_its_turn_is_saved(make_guest, save_dir, 
     assert before != last.pid
     assert set(states(managed_restore()).values()) == {"restored"}
     continuity.check()
+
+
+def test_guest_that_is_gone_is_named_and_keeps_none_from_being_saved(make_guest, save_dir, run_module):
+    """Its QEMU is still there, as it was asked for (-no-shutdown)."""
+    gone = make_guest(NAMES[0], block_mib=2, observer=True, extra_args=["-no-shutdown"])
+    guest = make_guest(NAMES[1], block_mib=2, observer=True)
+    with Monitor(gone.observer_socket) as monitor:
+        monitor.execute("system_powerdown")
+    wait_until(lambda: run_state(gone) == "shutdown")
+    for check in (True, False):
+        # Others' guests, which run beside these, are left alone.
+        result = run_module("qemu_managed_save", check=check, save_dir=str(save_dir), include=[f"*-{os.getpid()}"])
+        assert not result.get("failed"), result["msg"]
+        assert set(states(result)) == {guest.name}
+        (unsaved_vm,) = (vm for vm in result["unsaved"] if vm["pid"] == gone.pid)
+        assert unsaved_vm["fate"] == "no guest"
+        assert "there is nothing to save" in unsaved_vm["reason"]
+    assert files(save_dir) == images_of(guest.name)
+    assert run_state(gone) == "shutdown"
+    asked = run_module("qemu_managed_save", vms=[gone.name], save_dir=str(save_dir))
+    assert asked["failed"], "it was asked for by its name"
 
 
 def test_what_is_left_out_is_named_or_refused(guests, save_dir, managed_save):

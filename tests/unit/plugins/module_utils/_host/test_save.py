@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError
 from ansible_collections.vmops.qemu.plugins.module_utils._host import save
 from ansible_collections.vmops.qemu.plugins.module_utils._host.save import HostSaveOperation, HostSaveRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._host.unsaved import Unsaved
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 
 
@@ -73,3 +74,13 @@ def test_vm_that_may_not_be_listed_is_told_or_refused(monkeypatch):
     assert result["warnings"] == ["Not every VM may be found: pid 9 of the user eve"]
     with pytest.raises(HostRunError, match="Not every VM may be found: pid 9"):
         run(monkeypatch, [], doubtful, unsaved="fail")
+
+
+@pytest.mark.parametrize("what", ["fail", "shutdown", "ignore"])
+def test_guest_that_is_gone_is_listed_and_no_reason_to_fail(what):
+    unsaved = Unsaved(what, 1.0, "/none", Quiet())
+    assert unsaved.add(process("web1"), "web1 has shut down.", "GuestGoneError")
+    assert unsaved.add(process("", 8), "it has crashed.", "GuestGoneError")
+    assert unsaved.problems() == []
+    assert (unsaved.to_go, unsaved.touched) == (0, 0)
+    assert [vm["fate"] for vm in unsaved.as_result()] == ["no guest", "no guest"]
