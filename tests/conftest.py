@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -166,7 +165,6 @@ def agent() -> Iterator[Callable[[Path], Agent]]:
 
     def hold(path: Path) -> Agent:
         agents.append(Agent(path))
-        time.sleep(0.2)
         return agents[-1]
 
     yield hold

@@ -88,7 +88,12 @@ def _vms(saved: Run, restored: Run, running: t.Iterable[Run]) -> list[dict[str, 
     saves = _by_name(saved.get("vms"))
     back = {name: save["rollback"] for name, save in saves.items() if isinstance(save.get("rollback"), t.Mapping)}
     restores = _by_name(restored.get("vms"))
-    by_host = {name: {"msg": "the host restored it when it booted"} for name in _by_name(running)}
+    # One whose save has failed, or did not begin, has been running all the time.
+    by_host = {
+        name: {"msg": "the host restored it when it booted"}
+        for name in _by_name(running)
+        if not (saves.get(name, {}).get("failed") or saves.get(name, {}).get("skipped"))
+    }
     return [
         _entry(name, saves.get(name, {}), restores.get(name) or back.get(name) or by_host.get(name) or {})
         for name in [*saves, *(name for name in restores if name not in saves)]

@@ -279,13 +279,15 @@ class OperationTimeoutError(VmopsError):
     """The operation was not done within its ``timeout``."""
 
     @classmethod
-    def of(cls, subject: str, timeout: float, situation: Situation, waits_for: str = "") -> OperationTimeoutError:
-        """:param subject: who it is about. :param timeout: seconds. :param waits_for: what took so long, as a noun."""
+    def of(cls, subject: str, timeout: float, situation: Situation, awaited: str = "") -> OperationTimeoutError:
+        """:param subject: who it is about. :param timeout: seconds. :param awaited: what took so long, as a noun."""
         return cls(
             f"The work on {subject} was not done within {timeout:g} seconds"
-            + (f"; it waited for {waits_for}" if waits_for else ""),
+            + (f"; it waited for {awaited}" if awaited else ""),
             situation=situation,
-            cure="Raise timeout, or find out what is slow (bandwidth, the disk under the image)",
+            cure="Find out why that takes so long, or allow it more time"
+            if awaited
+            else "Raise timeout, or find out what is slow (bandwidth, the disk under the image)",
         )
 
 

@@ -128,8 +128,8 @@ async def _bounded(operation: Operation, timeout: float) -> dict[str, t.Any]:
         if received:
             raise InterruptedOperationError.of(operation.subject, received[0].name, operation.situation) from None
         # Only a run on one VM says it.
-        waits_for = getattr(operation, "waits_for", "")
-        raise OperationTimeoutError.of(operation.subject, timeout, operation.situation, waits_for) from None
+        awaited = getattr(operation, "awaited", "")
+        raise OperationTimeoutError.of(operation.subject, timeout, operation.situation, awaited) from None
 
 
 def _ignore_signals(loop: asyncio.AbstractEventLoop) -> None:

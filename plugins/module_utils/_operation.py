@@ -91,7 +91,7 @@ class Run(abc.ABC):
         self.subject = subject
         self.situation = Situation("The guest was not touched")
         #: What it waits for that may take long, as a noun; empty for nothing.
-        self.waits_for = ""
+        self.awaited = ""
         self.locks = Locks()
         #: What is to be known of other QEMUs that have the VM's name, and of how it went.
         self.warnings: list[str] = []
@@ -146,7 +146,7 @@ async def connect_to_vm(
     warnings: list[str],
     recorded: RecordedIdentity | None = None,
     must_match: bool = False,
-    found: t.Sequence[QemuProcess] | None = None,
+    known: t.Sequence[QemuProcess] | None = None,
 ) -> Monitor | None:
     """A session with the VM's QEMU, by socket or through the running processes; None where it does not run.
 
@@ -156,7 +156,7 @@ async def connect_to_vm(
     :param warnings: gets a sentence where other users' QEMUs have its name, too.
     :param recorded: who ran the VM when it was saved, where its image says so.
     :param must_match: that a QEMU of that name is the VM only if it is theirs, root's or the caller's.
-    :param found: the QEMUs of that name, where they are known already; None to look for them.
+    :param known: the QEMUs of that name, where they are known already; None to look for them.
     :raises ConflictError: another run works on it.
     :raises MonitorError: it runs, but its monitor cannot be used.
     :raises VmAmbiguousError: several run.
@@ -184,7 +184,7 @@ async def connect_to_vm(
             return None
     if not name:
         return None
-    choice = await choose_process(name, find_processes(name) if found is None else found, recorded, must_match)
+    choice = await choose_process(name, find_processes(name) if known is None else known, recorded, must_match)
     warnings += choice.warnings(name)
     process = choice.process
     if process is None:

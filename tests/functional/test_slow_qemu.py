@@ -16,8 +16,8 @@ from support.observe import VM, Continuity, run_state
 from support.preloaded import PreloadedModules
 
 #: Seconds that the disk's flush takes, and those within which the runs here expect an answer: as 60 s of a real run.
-FLUSH = 6.0
-COMMAND_TIMEOUT = 1.0
+FLUSH = 10.0
+COMMAND_TIMEOUT = 2.0
 
 SLOW_DISK = f"null-co,node-name=slow,size=1048576,latency-ns={int(FLUSH * 1e9)},read-zeroes=on"
 
@@ -42,10 +42,12 @@ def slow_guest(make_guest):
     return guest
 
 
-def test_stop_that_flushes_for_long_is_waited_for(slow_guest, image, modules):
+@pytest.mark.parametrize("live", [False, True])
+def test_stop_that_flushes_for_long_is_waited_for(slow_guest, image, modules, live):
+    """A live save's last step flushes, too."""
     continuity = Continuity(slow_guest)
     began = time.monotonic()
-    modules.start("qemu_save", name=VM, path=str(image), require_restorable=False)
+    modules.start("qemu_save", name=VM, path=str(image), require_restorable=False, live=live)
     result = modules.wait()
     assert not result.get("failed"), result["msg"]
     assert time.monotonic() - began > FLUSH
@@ -58,7 +60,7 @@ def test_stop_that_flushes_for_long_is_waited_for(slow_guest, image, modules):
 
 def test_guest_runs_again_where_the_time_is_up_while_it_is_stopped(slow_guest, image, modules):
     continuity = Continuity(slow_guest)
-    modules.start("qemu_save", name=VM, path=str(image), require_restorable=False, timeout=COMMAND_TIMEOUT + 1)
+    modules.start("qemu_save", name=VM, path=str(image), require_restorable=False, timeout=FLUSH - 3)
     result = modules.wait()
     assert result["failed"]
     assert result["error"] == "OperationTimeoutError"
@@ -83,6 +85,8 @@ def test_restore_waits_for_a_qemu_that_greets_late(make_guest, image, tmp_path, 
     assert (result["guest"], result["image"]["state"]) == ("saved", "kept")
     late = threading.Timer(3, agent, [peer])
     late.start()
-    restore(name=VM, path=str(image))
-    late.join()
+    try:
+        restore(name=VM, path=str(image))
+    finally:
+        late.join()
     continuity.check()

@@ -20,7 +20,9 @@ class Agent:
     def __init__(self, path: Union[str, os.PathLike[str]]) -> None:
         self._path = os.fspath(path)
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._work)
+        #: Whether it has been there.
+        self.connected = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
@@ -28,6 +30,7 @@ class Agent:
             with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
                 connection.settimeout(0.05)
                 connection.connect(self._path)
+                self.connected.set()
                 while not self._end.is_set():
                     with contextlib.suppress(socket.timeout):
                         if not connection.recv(65536):

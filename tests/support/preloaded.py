@@ -16,6 +16,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import runpy
 import select
 import selectors
@@ -142,15 +143,15 @@ class ModuleServer:
 
     def start(self, module: str, options: dict[str, Any], constants: Optional[Constants] = None) -> ForkedProcess:
         """Start a run, with the environment, directory and umask that this process has now."""
-        umask = os.umask(0)
-        os.umask(umask)
+        # Asking by os.umask() would change it for a moment, also for the other threads.
+        (umask,) = re.findall(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
         request = {
             "module": module,
             "options": options,
             "constants": constants or {},
             "environment": {**os.environ, "PYTHONPATH": str(COLLECTIONS)},
             "directory": os.getcwd(),
-            "umask": umask,
+            "umask": int(umask, 8),
         }
         pipes = [os.pipe() for _each in ("stdout", "stderr", "status")]
         try:
@@ -158,9 +159,13 @@ class ModuleServer:
         finally:
             for _read, write in pipes:
                 os.close(write)
-        answer, (pidfd,), _flags, _address = socket.recv_fds(self._socket, 64, 1, socket.MSG_CMSG_CLOEXEC)
+        answer, pidfds, _flags, _address = socket.recv_fds(self._socket, 64, 1, socket.MSG_CMSG_CLOEXEC)
+        if not answer:
+            raise RuntimeError(
+                f"the server that starts modules has ended with {self._process.wait()}, see its traceback"
+            )
         output, errors, status = (read for read, _write in pipes)
-        return ForkedProcess(int(answer), pidfd, status, (output, errors))
+        return ForkedProcess(int(answer), pidfds[0], status, (output, errors))
 
 
 class PreloadedModules:

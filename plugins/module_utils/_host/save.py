@@ -137,6 +137,7 @@ class HostSaveOperation:
             self._turns.stop(self._interrupted)
         await asyncio.gather(*(self._save(name) for name in names))
         took = time.monotonic() - saving
+        names = [name for name in names if name in self._vms]
         failed = names_not_done(self._vms[name] for name in names)
         # Last, as it is the one thing that a rollback cannot undo as if it had not been.
         still_on = [] if failed else await self._unsaved.shut_down(self._turns)
@@ -203,7 +204,8 @@ class HostSaveOperation:
     def _operation(self, name: str, check_mode: bool) -> SaveOperation:
         """The save of a VM, of those processes that were found at the run's begin while they are still there.
 
-        A look at all processes for each VM takes longer than the save of a small one, where there are many.
+        A look at all processes for each VM takes longer than the save of a small one, where there are many. So one of
+        the same name that was started since is not seen: what was planned is saved.
         """
         found = [process for process in self._processes if process.name == name]
         are_same = bool(found) and all(read_process(process.pid) == process for process in found)
@@ -247,6 +249,13 @@ class HostSaveOperation:
         turns = t.cast(Turns, self._turns)
         self.situation = Situation("Some of the VMs may have been saved")
         result = await outcome_of(turns.take(lambda: self._operation(name, False), self.request.timeout_of(name)), "")
+        gone = next((process for process in self._processes if process.name == name), None)
+        if result.get("error") == GONE and gone and name not in self.request.vms:
+            # It has shut down since the plan.
+            self._unsaved.add(gone, result["msg"], GONE)
+            del self._vms[name]
+            self._journal.say(f"{name}: {result['msg']}")
+            return
         self._vms[name] = {**result, "name": name, "state": state_of(result, "saved")}
         if result["failed"]:
             self._journal.complain(f"{name}: {result['msg']}")

@@ -106,7 +106,7 @@ class Turns:
         except asyncio.CancelledError:
             if self._stopped_by:
                 raise InterruptedOperationError.of(run.subject, self._stopped_by, run.situation) from None
-            raise OperationTimeoutError.of(run.subject, timeout, run.situation, run.waits_for) from None
+            raise OperationTimeoutError.of(run.subject, timeout, run.situation, run.awaited) from None
         finally:
             self._working.discard(task)
 

@@ -97,7 +97,7 @@ class Unsaved:
                 f"{vm.label} runs here and would not be saved ({vm.reason.rstrip('.')}), nor can it be shut down:"
                 f" {vm.problem or 'it has no name by which it could be started again'}"
                 for vm in self._vms
-                if vm.problem or (not vm.process.name and vm.error != GONE)
+                if vm.problem or not vm.process.name
             ]
         if self._what == "fail":
             return [f"{vm.label} runs here and would not be saved: {vm.reason}" for vm in self._vms if not vm.error]

@@ -66,6 +66,7 @@ async def greeted(launched: LaunchedQemu, addresses: t.Sequence[str], name: str)
                 cure=f"Correct what it says and restore again; its log is {launched.log}",
             )
         problem: MonitorError | None = None
+        may_come = False
         for address in addresses:
             try:
                 monitor = await Monitor.connect(address, _IMPATIENCE if len(addresses) > 1 else None)
@@ -74,9 +75,12 @@ async def greeted(launched: LaunchedQemu, addresses: t.Sequence[str], name: str)
                 # Someone else listened there before; our QEMU has not come to it yet.
                 await monitor.close()
                 raise MonitorMissingError(f"Another process (pid {monitor.peer_pid}) listens at {address}")
-            except (MonitorMissingError, MonitorBusyError, MonitorProtocolError) as exc:
+            except MonitorError as exc:
                 # Protocol: it opened its server and ended before it greeted, which the next look at it tells.
+                may_come = may_come or isinstance(exc, (MonitorMissingError, MonitorBusyError, MonitorProtocolError))
                 problem = problem or exc
+        if problem and not may_come:
+            raise problem
         if problem and time.monotonic() > deadline:
             raise LaunchError(
                 f"The QEMU that was started for {name} opened no QMP server at {addresses[0]} within"

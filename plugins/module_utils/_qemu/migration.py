@@ -197,7 +197,7 @@ def _changes(wanted: dict[str, t.Any], found: dict[str, t.Any]) -> dict[str, t.A
     return {name: found[name] for name, value in wanted.items() if found.get(name) != value}
 
 
-async def query_state(monitor: Monitor, activity: t.Callable[[], object] | None = None) -> dict[str, t.Any]:
+async def query_state(monitor: Monitor, activity: t.Callable[[], object] = lambda: None) -> dict[str, t.Any]:
     """QEMU's ``query-migrate``, with ``status`` always there ("none" before the first migration).
 
     :param activity: as for :meth:`Monitor.execute`.

@@ -120,6 +120,8 @@ class _Client(QMPClient):
         while lines[-1][:1] != b"}" and size <= MAX_MESSAGE:
             lines.append(await self._readline())
             size += len(lines[-1])
+            # Whoever sends lines without end keeps nobody waiting.
+            await asyncio.sleep(0)
         return b"".join(lines)
 
     # The library's own hooks format each message for a log that nobody reads: a fifth of the time of short sessions.
@@ -149,7 +151,7 @@ class Monitor:
         #: How many there were in all.
         self._seen = 0
         self._changed = asyncio.Condition()
-        #: Gives a figure that changes as long as QEMU need not answer in time; for all commands.
+        #: Gives a figure that changes as long as QEMU need not answer in time, for all commands.
         self.activity: t.Callable[[], object] = lambda: None
         self._begin(session)
 
@@ -253,12 +255,11 @@ class Monitor:
         self,
         command: str,
         arguments: dict[str, t.Any] | None = None,
-        activity: t.Callable[[], object] | None = None,
+        activity: t.Callable[[], object] = lambda: None,
     ) -> t.Any:
         """Send one command and return its ``return`` value, which is what QEMU's documentation says.
 
-        :param activity: gives a figure that changes as long as QEMU is at work: it then need not answer in time. None
-            for ``self.activity``.
+        :param activity: gives a figure that changes as long as QEMU is at work: it then need not answer in time.
         :raises CommandError: QEMU answered with an error.
         :raises MonitorLostError: the connection ended before the answer, or none came; the outcome is unknown.
         :raises MonitorProtocolError: what came is no answer; the outcome is unknown, and the session given up.
@@ -266,7 +267,9 @@ class Monitor:
         if self._lost:
             raise self._lost_error(f"before {command}")
         try:
-            answer = await within(COMMAND_TIMEOUT, self._client.execute(command, arguments), activity or self.activity)
+            answer = await within(
+                COMMAND_TIMEOUT, self._client.execute(command, arguments), lambda: (activity(), self.activity())
+            )
         except asyncio.TimeoutError:
             # A QEMU that hangs (its main loop waits for a dead disk or server) must not hang us.
             await self._give_up()

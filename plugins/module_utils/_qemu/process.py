@@ -39,8 +39,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 MAX_COMMAND_LINE = 512 * 1024
 MAX_WORDS = 16 * 1024
 
-#: VMs that one message names at most.
+#: VMs that one message names at most, and characters of each name.
 _MAX_NAMED = 20
+_MAX_SHOWN = 100
 
 #: File names of QEMU's; with a dot where a distribution wraps it (``.qemu-system-x86_64-wrapped``).
 _EMULATOR = re.compile(r"\.?(?:qemu|kvm|qemu-kvm|qemu-system-.+)")
@@ -244,7 +245,9 @@ def doubtful_note() -> str:
 
 def running_note() -> str:
     """Which VMs run, as a sentence, for whoever has asked for another one."""
-    names = sorted({process.name or f"one without a name (pid {process.pid})" for process in list_processes()})
+    names = sorted(
+        {process.name[:_MAX_SHOWN] or f"one without a name (pid {process.pid})" for process in list_processes()}
+    )
     if not names:
         return "No QEMU is known to run here"
     more = len(names) - _MAX_NAMED

@@ -15,6 +15,7 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, within
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     CommandError,
+    MonitorBusyError,
     MonitorError,
     MonitorLostError,
     MonitorMissingError,
@@ -30,7 +31,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import Running
 QUIT_TIMEOUT = 60.0
 
 #: Seconds for which a guest's way back waits for QEMU's disks.
-DISK_TIMEOUT = 3600.0
+DISK_TIMEOUT = 600.0
 
 #: Seconds that a QEMU of no use may take to quit before it is killed, and to be gone after that.
 _END_TIMEOUT = 5.0
@@ -51,6 +52,11 @@ class VmSession:
     def __init__(self, monitor: Monitor, vm: RunningVm) -> None:
         self.monitor = monitor
         self.vm = vm
+        #: Until when QEMU may be silent, one for each who is patient (time.monotonic).
+        self._silent_until: list[float] = []
+        # Behind a proxy an answer may have been lost.
+        self._is_direct = self.pid is not None and (monitor.peer_pid == self.pid or monitor.end.is_held_by(self.pid))
+        monitor.activity = lambda: time.monotonic() if self._may_be_silent() else None
 
     @classmethod
     async def open(cls, monitor: Monitor) -> VmSession:
@@ -116,7 +122,7 @@ class VmSession:
         except MonitorError:
             if await self.has_ended():
                 raise
-            await self.monitor.connect_again()
+            await self._connect_again()
             if self.process is not None and not is_behind(self.monitor, self.process):
                 await self.monitor.close()
                 raise MonitorLostError(
@@ -126,25 +132,37 @@ class VmSession:
                 ) from None
             return await work()
 
+    async def _connect_again(self) -> None:
+        """Begin a new session; one that may be silent greets nobody, either. Raises as Monitor.connect_again."""
+        while True:
+            try:
+                return await self.monitor.connect_again()
+            except MonitorBusyError:
+                if not self._may_be_silent() or await self.has_ended():
+                    raise
+
+    def _may_be_silent(self) -> bool:
+        """Whether QEMU need not answer now."""
+        if not self._is_direct or time.monotonic() >= max(self._silent_until, default=0.0):
+            return False
+        return self.pid is not None and not is_halted(self.pid)
+
     @contextlib.contextmanager
     def patience(self, limit: float = math.inf) -> t.Iterator[None]:
         """Within it QEMU may be silent for as long as its disks take.
 
-        ``stop`` flushes them, for minutes where they are slow, and QEMU's main loop does nothing else meanwhile: it
-        answers no command, and greets nobody. That it is dead cannot be told from that, but for one that is halted. So
-        it is waited for only if this very process holds the other end: behind a proxy an answer may have been lost.
+        ``stop`` flushes them, for minutes where they are slow, as does a live migration's last step. QEMU's main loop
+        does nothing else meanwhile: it answers no command, and greets nobody. A QEMU that is dead cannot be told from
+        that, but for one that is halted.
 
         :param limit: seconds for which it may be silent in all.
         """
-        pid = self.pid
-        before = self.monitor.activity
-        if pid is not None and (self.monitor.peer_pid == pid or self.monitor.end.is_held_by(pid)):
-            deadline = time.monotonic() + limit
-            self.monitor.activity = lambda: None if is_halted(pid) else min(time.monotonic(), deadline)
+        deadline = time.monotonic() + limit
+        self._silent_until.append(deadline)
         try:
             yield
         finally:
-            self.monitor.activity = before
+            self._silent_until.remove(deadline)
 
     async def stop(self) -> None:
         """Stop the guest, however long QEMU takes to flush its disks; raises as :meth:`Monitor.execute`."""

@@ -87,10 +87,10 @@ _RUN_STATE_CURES = {
 class SaveOperation(SaveRun):
     """One save, from the look at image and VM to the result."""
 
-    def __init__(self, request: SaveRequest, found: t.Sequence[QemuProcess] | None = None) -> None:
-        """:param found: the QEMUs of the VM's name, where they are known already; None to look for them."""
+    def __init__(self, request: SaveRequest, known: t.Sequence[QemuProcess] | None = None) -> None:
+        """:param known: the QEMUs of the VM's name, where they are known already; None to look for them."""
         super().__init__(request)
-        self._found = found
+        self._known = known
         #: The identity of an image from which the guest that runs was restored: worth nothing any more.
         self._used_image: ImageIdentity | None = None
 
@@ -107,7 +107,7 @@ class SaveOperation(SaveRun):
             recorded=recorded_identity(domain),
             # A complete image stands for the VM: another user's QEMU of its name does not replace it.
             must_match=head is not None and head.header.complete and not head.header.checkpoint,
-            found=self._found,
+            known=self._known,
         )
         if monitor is None:
             return self._already_saved()

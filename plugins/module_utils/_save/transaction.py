@@ -147,7 +147,8 @@ class SaveTransaction:
                 bound = WrittenBound(
                     self.partial, self.session.label, bytes_needed(self.session), self.session.vm.memory
                 )
-                state = await bound.guard(self._follow(compressor), self.session.stop_if_running)
+                with self.session.patience():
+                    state = await bound.guard(self._follow(compressor), self.session.stop_if_running)
             progress.phase("flush")
             if compressor:
                 await compressor.wait(self.partial.path)
@@ -248,9 +249,9 @@ class SaveTransaction:
 
     async def _stop(self) -> None:
         """Stop the guest; where the time for the save is up meanwhile, it is told that this was waited for."""
-        self.run.waits_for = "QEMU to stop the guest, which flushes all its disks"
+        self.run.awaited = "QEMU to stop the guest, which flushes all its disks"
         await self.session.stop()
-        self.run.waits_for = ""
+        self.run.awaited = ""
 
     async def _check_file(self) -> None:
         """Check that the file holds what its bitmaps promise: QEMU before 11.1 takes a short write for a success."""

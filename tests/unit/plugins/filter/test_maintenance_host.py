@@ -50,6 +50,8 @@ def test_vm_that_was_saved_and_restored():
         ({"vms": [{**SAVED, "rollback": RESTORED}]}, None, "restored"),
         ({"vms": [{"name": "a", "failed": True}]}, None, "failed"),
         ({"vms": [{"name": "a", "skipped": True}]}, None, "running"),
+        ({"vms": [{"name": "a", "failed": True}]}, {"vms": [], "running": [{"name": "a"}]}, "failed"),
+        ({"vms": [{"name": "a", "skipped": True}]}, {"vms": [], "running": [{"name": "a"}]}, "running"),
         ({"vms": [{"name": "a", "changed": True, "state": "predicted"}]}, None, "predicted"),
         ({}, {"vms": [RESTORED]}, "restored"),
         (None, None, None),

@@ -166,7 +166,7 @@ def test_shell_that_greets(greeting):
     assert run(Action(looks=[{"job": greeting + json.dumps(DONE)}]))["msg"] == "1 VM was saved"
 
 
-@pytest.mark.parametrize("printed", ["", "cat: j1: no such file", "[" * 100_000])
+@pytest.mark.parametrize("printed", ["", "cat: j1: no such file", "2026\n7\n", "[" * 100_000])
 def test_result_that_is_not_there_is_waited_for(printed):
     looks = [{"job": printed}, {"runs": [run_of()]}, {"job": DONE}]
     assert run(Action(looks=looks))["msg"] == "1 VM was saved"
