@@ -20,16 +20,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import process_behind
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import IMPATIENCE, process_behind
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 
 #: Seconds that a QEMU may take from its start to its QMP greeting, where its run has no shorter limit: hundreds of GiB
 #: that are allocated first take minutes, as do helpers of its unit.
 LAUNCH_TIMEOUT = 3600.0
-
-#: Seconds after which another one of its QMP servers is tried: an agent may have taken the first.
-_IMPATIENCE = 2.0
 
 #: Seconds between two looks for the QMP socket of a QEMU that is just starting; nothing announces it.
 _LAUNCH_INTERVAL = 0.02
@@ -69,7 +66,7 @@ async def greeted(launched: LaunchedQemu, addresses: t.Sequence[str], name: str)
         may_come = False
         for address in addresses:
             try:
-                monitor = await Monitor.connect(address, _IMPATIENCE if len(addresses) > 1 else None)
+                monitor = await Monitor.connect(address, IMPATIENCE if len(addresses) > 1 else None)
                 if _is_of(monitor, launched):
                     return monitor
                 # Someone else listened there before; our QEMU has not come to it yet.

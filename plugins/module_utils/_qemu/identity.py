@@ -39,7 +39,7 @@ _START_TIMEOUT = 10.0
 _START_INTERVAL = 0.05
 
 #: Seconds after which another monitor of the same VM is tried: an agent may hold one for good.
-_IMPATIENCE = 2.0
+IMPATIENCE = 2.0
 
 #: Processes that are named in one message.
 _NAMED = 3
@@ -104,7 +104,7 @@ async def connect_by_process(process: QemuProcess, timeout: float | None = None)
     addresses = process.qmp_addresses
     while True:
         problems: list[MonitorError] = []
-        for limit in [_IMPATIENCE, timeout] if len(addresses) > 1 else [timeout]:
+        for limit in [IMPATIENCE, timeout] if len(addresses) > 1 else [timeout]:
             problems = []
             for address in addresses:
                 try:

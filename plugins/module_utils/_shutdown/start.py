@@ -112,7 +112,9 @@ class StartOperation(Run):
         try:
             await launched.start()
             self.situation = Situation(f"{self.subject} was started", "unknown")
+            self.awaited = f"its QEMU to open its QMP server at {addresses[0]}"
             session = await VmSession.open(await greeted(launched, addresses, self.subject))
+            self.awaited = ""
             try:
                 self.session = session
                 self.situation = Situation(f"{self.subject} was started", guest_in(session.vm.run_state))
