@@ -289,7 +289,7 @@ def test_answer_of_a_background_job_is_reduced(controller):
     [
         [1],
         7,
-        "done",
+        '"done"',
         {"vms": "many"},
         {"vms": [7]},
         {"vms": [{"name": 7}]},
