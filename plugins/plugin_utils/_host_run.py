@@ -30,10 +30,10 @@ _LOOK = "vmops.qemu.qemu_progress_info"
 #: Seconds that Ansible gives the background job: the run ends by the time limits of its VMs.
 _LIMIT = 30 * 86400
 
-#: Waits on the host for the job's end, five seconds at most, and prints what Ansible's wrapper keeps of it: its result,
-#: or that it has not ended.
+#: Waits on the host for the job's end, three seconds at most, and prints what Ansible's wrapper keeps of it: its
+#: result, or that it has not ended.
 _WAIT_FOR = (
-    "tries=50; while [ $tries -gt 0 ] && grep -qE '\"finished\": ?(0|false)' {path}; do sleep 0.1;"
+    "tries=30; while [ $tries -gt 0 ] && grep -qE '\"finished\": ?(0|false)' {path}; do sleep 0.1;"
     " tries=$((tries - 1)); done; cat {path}"
 )
 

@@ -25,7 +25,7 @@ from .conftest import NAMES, files, states
 
 DB1, WEB1 = NAMES[:2]
 #: A guest whose memory takes some ten seconds like this, longer than the host waits for the end before it answers.
-BIG = {"memory_mib": 128, "block_mib": 64, "observer": True}
+BIG = {"memory_mib": 192, "block_mib": 96, "observer": True}
 SLOW = {"bandwidth": "5M", "parallel_channels": 1}
 #: What a line of progress begins with.
 PROGRESS = re.compile(r"^ *\[hv1[^\]]*\] ", re.MULTILINE)
