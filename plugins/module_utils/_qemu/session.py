@@ -30,8 +30,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import Running
 #: Seconds that a QEMU that was told to quit may take to end.
 QUIT_TIMEOUT = 60.0
 
-#: Seconds for which a guest's way back waits for QEMU's disks.
-DISK_TIMEOUT = 600.0
+#: Seconds for which QEMU's disks are waited for: on the way to a save the run's own limit bounds that.
+DISK_TIMEOUT = math.inf
+WAY_BACK_TIMEOUT = 600.0
 
 #: Seconds that a QEMU of no use may take to quit before it is killed, and to be gone after that.
 _END_TIMEOUT = 5.0
@@ -148,16 +149,16 @@ class VmSession:
         return self.pid is not None and not is_halted(self.pid)
 
     @contextlib.contextmanager
-    def patience(self, limit: float = math.inf) -> t.Iterator[None]:
+    def patience(self, way_back: bool = False) -> t.Iterator[None]:
         """Within it QEMU may be silent for as long as its disks take.
 
         ``stop`` flushes them, for minutes where they are slow, as does a live migration's last step. QEMU's main loop
         does nothing else meanwhile: it answers no command, and greets nobody. A QEMU that is dead cannot be told from
         that, but for one that is halted.
 
-        :param limit: seconds for which it may be silent in all.
+        :param way_back: whether the guest is being put back, which nothing else bounds.
         """
-        deadline = time.monotonic() + limit
+        deadline = time.monotonic() + (WAY_BACK_TIMEOUT if way_back else DISK_TIMEOUT)
         self._silent_until.append(deadline)
         try:
             yield

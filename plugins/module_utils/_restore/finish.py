@@ -15,7 +15,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.head import Imag
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import mark_superseded
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import remove_image
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import DISK_TIMEOUT, VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
@@ -44,7 +44,7 @@ async def finish_restore(
     if head:
         await _mark_used(run, head)
     run.situation = Situation(f"{label} is in its QEMU, and its image was kept; whether it runs is not known")
-    with session.patience(DISK_TIMEOUT):
+    with session.patience(way_back=True):
         run_state = await session.twice(lambda: _let_go_on(session, transfer, running))
     if (run_state == "running") != running:
         raise MigrationError(

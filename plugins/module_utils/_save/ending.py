@@ -11,7 +11,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.names import all
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.revival import boot_time, look_for_revival, was_reaped
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import DISK_TIMEOUT, VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_unit, read_vm_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._save.run import SaveRun
@@ -55,7 +55,7 @@ async def end_save(run: SaveRun, session: VmSession, run_state: str) -> None:
     elif after_save == "resume":
         if run_state in ("running", "postmigrate"):
             run.situation = Situation(f"The image {run.path} is complete; whether {label} runs is not known")
-            with session.patience(DISK_TIMEOUT):
+            with session.patience(way_back=True):
                 await session.twice(lambda: session.put_guest_back("running"))
             run.situation = Situation(f"{label} runs, and {image_is_safe}", "running")
         else:

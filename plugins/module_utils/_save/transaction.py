@@ -44,7 +44,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_uni
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Publisher
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import fingerprint
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import event_seconds
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import DISK_TIMEOUT, VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import end_save, guard
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave, SaveRecord
@@ -345,7 +345,7 @@ class SaveTransaction:
         """The guest as it was."""
         label = self.session.label
         try:
-            with self.session.patience(DISK_TIMEOUT):
+            with self.session.patience(way_back=True):
                 run_state = await self.session.twice(lambda: self.transfer.call_off(self.session.vm.run_state))
         except MonitorError as exc:
             # What is noted in QEMU stays there, for the next run to put back.
