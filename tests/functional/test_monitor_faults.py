@@ -61,8 +61,8 @@ SHORT = {
 #: Seconds within which such a run ends: some of these times one after the other, on a busy machine.
 BOUND = 20.0
 
-#: The same with the product's own times: that for one answer may pass twice, if QEMU is frozen meanwhile.
-PATIENT_BOUND = 240.0
+#: The same with the product's own times, of which the longest is that for one answer.
+PATIENT_BOUND = 120.0
 
 #: The kinds of faults, by what they have in common.
 KINDS = (

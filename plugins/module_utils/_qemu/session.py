@@ -57,7 +57,8 @@ class VmSession:
         self._silent_until: list[float] = []
         # Behind a proxy an answer may have been lost.
         self._is_direct = self.pid is not None and (monitor.peer_pid == self.pid or monitor.end.is_held_by(self.pid))
-        monitor.activity = lambda: time.monotonic() if self._may_be_silent() else None
+        self._silences = 0
+        monitor.activity = self._count_silence
 
     @classmethod
     async def open(cls, monitor: Monitor) -> VmSession:
@@ -141,6 +142,11 @@ class VmSession:
             except MonitorBusyError:
                 if not self._may_be_silent() or await self.has_ended():
                     raise
+
+    def _count_silence(self) -> int:
+        """As Monitor.activity: it stands still as soon as QEMU need answer in time."""
+        self._silences += self._may_be_silent()
+        return self._silences
 
     def _may_be_silent(self) -> bool:
         """Whether QEMU need not answer now."""
