@@ -48,6 +48,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situa
 #: Seconds between two tries to take a lock.
 _LOCK_INTERVAL = 0.05
 
+_Result = t.TypeVar("_Result")
+
 
 class Locks(contextlib.ExitStack):
     """What one run holds so that no other works on the same VM or image; let go at its end, however it ends."""
@@ -123,6 +125,16 @@ class Run(abc.ABC):
     @abc.abstractmethod
     async def _run(self) -> dict[str, t.Any]:
         """As :meth:`run`, with the locks let go and the situation told by that."""
+
+    async def await_long(self, what: str, work: t.Awaitable[_Result]) -> _Result:
+        """The result of work that may take long; where the time is up meanwhile, it is told that this was awaited.
+
+        :param what: what is awaited, as a noun.
+        """
+        self.awaited = what
+        result = await work
+        self.awaited = ""
+        return result
 
     async def _has_lost_qemu(self, lost: bool) -> bool:
         """Whether a QEMU has ended that is said to have the guest, or (``lost``) whose connection has ended."""

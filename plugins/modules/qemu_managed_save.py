@@ -43,6 +43,8 @@ options:
       - With V(shutdown), a VM whose save is refused (a device or a setting blocks it, or it could not be restored) is
         shut down instead, whatever O(on_error) says.
       - A VM without a name is an error in any case if all VMs are to be saved.
+      - A guest that has shut down or crashed while its QEMU is still there is listed, and no reason to fail, unless it
+        is among O(vms).
     type: str
     choices: [fail, shutdown, ignore]
     default: ignore

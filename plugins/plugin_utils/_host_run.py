@@ -121,15 +121,14 @@ class HostRunAction(HostAction):
         :param file: where that will be.
         """
         printed = self._low_level_execute_command(_WAIT_FOR.format(path=shlex.quote(file))).get("stdout", "")
-        with contextlib.suppress(ValueError, RecursionError):
-            result = json.loads(printed)
-            return not isinstance(result, dict) or bool(result.get("finished", True)), result
         # A shell may greet before it does what it is told.
-        for line in printed.splitlines()[::-1]:
+        for text in (printed, *printed.splitlines()[::-1]):
             with contextlib.suppress(ValueError, RecursionError):
-                result = json.loads(line)
+                result = json.loads(text)
                 if isinstance(result, dict):
                     return bool(result.get("finished", True)), result
+                if text is printed:
+                    return True, result
         return False, None
 
     def _forget(self, file: str) -> None:

@@ -95,8 +95,8 @@ class HostSaveOperation:
         self._journal = journal
         self._turns: Turns | None = None
         self._warnings: list[str] = []
-        #: The QEMUs that ran when the run began.
-        self._processes: list[QemuProcess] = []
+        #: The QEMUs that ran when the run began, by name.
+        self._found: dict[str, list[QemuProcess]] = {}
         #: What became of each VM, by name, in the order in which they were found.
         self._vms: dict[str, dict[str, t.Any]] = {}
         self._unsaved = Unsaved(request.unsaved, request.shutdown_timeout, request.save_dir, journal)
@@ -170,22 +170,19 @@ class HostSaveOperation:
 
     async def _plan(self) -> None:
         """Find the VMs, and have each one's save checked."""
-        processes = self._processes = list_processes()
+        processes = list_processes()
+        for process in processes:
+            self._found.setdefault(process.name, []).append(process)
         self._warnings += [f"Not every VM may be found: {process}" for process in list_doubtful()]
-        found = sorted({process.name for process in processes if process.name})
-        names = list(dict.fromkeys(self.request.vms or found))
+        names = list(dict.fromkeys(self.request.vms or sorted(filter(None, self._found))))
         names = [name for name in names if is_selected(name, self.request.include, self.request.exclude)]
         for process in processes:
             if process.name not in names:
                 self._unsaved.add(process, self._why_not(process))
         turns = self._turns = Turns(_PLANNED_AT_A_TIME)
         plans = await asyncio.gather(*(self._plan_one(turns, name) for name in names))
-        by_name = {process.name: process for process in processes}
         for name, plan in zip(names, plans):
-            refused = by_name.get(name) if plan["failed"] else None
-            if plan.get("error") == GONE and name in self.request.vms:
-                refused = None  # it was asked for
-            if refused and self._unsaved.add(refused, plan["msg"], plan.get("error", "unexpected")):
+            if self._is_put_aside(name, plan):
                 continue
             state = "failed" if plan["failed"] else "predicted" if plan["changed"] else "saved"
             self._vms[name] = {**plan, "name": name, "state": state}
@@ -207,9 +204,17 @@ class HostSaveOperation:
         A look at all processes for each VM takes longer than the save of a small one, where there are many. So one of
         the same name that was started since is not seen: what was planned is saved.
         """
-        found = [process for process in self._processes if process.name == name]
+        found = self._found.get(name, [])
         are_same = bool(found) and all(read_process(process.pid) == process for process in found)
         return SaveOperation(self.request.of(name, check_mode), found if are_same else None)
+
+    def _is_put_aside(self, name: str, result: dict[str, t.Any]) -> bool:
+        """Whether it is no failure that a VM was refused; it is then listed among the unsaved alone."""
+        found = self._found.get(name)
+        error = result.get("error", "unexpected")
+        if not result["failed"] or not found or (error == GONE and name in self.request.vms):
+            return False
+        return self._unsaved.add(found[-1], result["msg"], error)
 
     def _why_not(self, process: QemuProcess) -> str:
         """Why a VM that runs is not to be saved, as a clause."""
@@ -249,10 +254,8 @@ class HostSaveOperation:
         turns = t.cast(Turns, self._turns)
         self.situation = Situation("Some of the VMs may have been saved")
         result = await outcome_of(turns.take(lambda: self._operation(name, False), self.request.timeout_of(name)), "")
-        gone = next((process for process in self._processes if process.name == name), None)
-        if result.get("error") == GONE and gone and name not in self.request.vms:
+        if result.get("error") == GONE and self._is_put_aside(name, result):
             # It has shut down since the plan.
-            self._unsaved.add(gone, result["msg"], GONE)
             del self._vms[name]
             self._journal.say(f"{name}: {result['msg']}")
             return

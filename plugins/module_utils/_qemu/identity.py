@@ -101,21 +101,14 @@ async def connect_by_process(process: QemuProcess, timeout: float | None = None)
     :raises VmNotFoundError: its configuration opens none.
     :raises MonitorError: none of them could be used; the first one's error.
     """
-    addresses = process.qmp_addresses
+    limits = [IMPATIENCE, timeout] if len(process.qmp_addresses) > 1 else [timeout]
     while True:
         problems: list[MonitorError] = []
-        for limit in [IMPATIENCE, timeout] if len(addresses) > 1 else [timeout]:
+        for limit in limits:
             problems = []
-            for address in addresses:
-                try:
-                    monitor = await Monitor.connect(address, limit)
-                except MonitorError as exc:
-                    problems.append(exc)
-                    continue
-                if is_behind(monitor, process):
-                    return monitor
-                problems.append(_foreign(monitor, process))
-                await monitor.close()
+            monitor = await _first_free(process, limit, problems)
+            if monitor:
+                return monitor
             if not any(isinstance(problem, MonitorBusyError) for problem in problems):
                 break
         starting = all(isinstance(problem, MonitorMissingError) for problem in problems)
@@ -128,6 +121,21 @@ async def connect_by_process(process: QemuProcess, timeout: float | None = None)
         f"{process.name} runs (pid {process.pid}), but its configuration opens no QMP server that can be reached",
         cure="Start it with -qmp unix:PATH,server=on,wait=off, or name its socket in qmp_socket",
     )
+
+
+async def _first_free(process: QemuProcess, timeout: float | None, problems: list[MonitorError]) -> Monitor | None:
+    """A session on the first server that this process answers within the timeout; ``problems`` gets those before it."""
+    for address in process.qmp_addresses:
+        try:
+            monitor = await Monitor.connect(address, timeout)
+        except MonitorError as exc:
+            problems.append(exc)
+            continue
+        if is_behind(monitor, process):
+            return monitor
+        problems.append(_foreign(monitor, process))
+        await monitor.close()
+    return None
 
 
 def _foreign(monitor: Monitor, process: QemuProcess) -> MonitorForeignError:

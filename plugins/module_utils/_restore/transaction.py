@@ -133,9 +133,11 @@ class RestoreTransaction:
                 )
                 self.way_back.push_async_exit(functools.partial(self._end, launched))
                 await launched.start()
-                self.run.awaited = f"the QEMU that was started to open its QMP server at {addresses[0]}"
-                session = await VmSession.open(await greeted(launched, addresses, self.domain.name))
-                self.run.awaited = ""
+                monitor = await self.run.await_long(
+                    f"the QEMU that was started to open its QMP server at {addresses[0]}",
+                    greeted(launched, addresses, self.domain.name),
+                )
+                session = await VmSession.open(monitor)
                 afterwards.push_async_callback(session.close)
                 self.run.session = session
                 loaded = await self._restore(session, Transfer(session))

@@ -248,10 +248,7 @@ class SaveTransaction:
             waiting.cancel()
 
     async def _stop(self) -> None:
-        """Stop the guest; where the time for the save is up meanwhile, it is told that this was waited for."""
-        self.run.awaited = "QEMU to stop the guest, which flushes all its disks"
-        await self.session.stop()
-        self.run.awaited = ""
+        await self.run.await_long("QEMU to stop the guest, which flushes all its disks", self.session.stop())
 
     async def _check_file(self) -> None:
         """Check that the file holds what its bitmaps promise: QEMU before 11.1 takes a short write for a success."""

@@ -112,9 +112,10 @@ class StartOperation(Run):
         try:
             await launched.start()
             self.situation = Situation(f"{self.subject} was started", "unknown")
-            self.awaited = f"its QEMU to open its QMP server at {addresses[0]}"
-            session = await VmSession.open(await greeted(launched, addresses, self.subject))
-            self.awaited = ""
+            monitor = await self.await_long(
+                f"its QEMU to open its QMP server at {addresses[0]}", greeted(launched, addresses, self.subject)
+            )
+            session = await VmSession.open(monitor)
             try:
                 self.session = session
                 self.situation = Situation(f"{self.subject} was started", guest_in(session.vm.run_state))
