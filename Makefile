@@ -89,8 +89,8 @@ lint-changelog:
 	@antsibull-changelog lint
 
 lint-licenses:
-	@echo '== SPDX lines'
-	@scripts/lint-licenses
+	@echo '== reuse'
+	@reuse lint --quiet || { reuse lint; exit 1; }
 
 .PHONY: format
 format: ## Let ruff write the code as it wants it

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""qemu_vm_info, with the library that it needs, and its answer reduced to what it documents."""
+"""qemu_vm_info, with its answer reduced to what it documents."""
 
 from __future__ import annotations
 
@@ -11,5 +11,3 @@ from ansible_collections.vmops.qemu.plugins.plugin_utils._action import ModuleAc
 
 class ActionModule(ModuleAction):
     """Runs the module of this name."""
-
-    needs_library = True

@@ -11,8 +11,8 @@ name: restore_program
 short_description: Create the program that restores the saved VMs of a host when it boots
 version_added: 0.1.0
 description:
-  - Puts a program, the parts of this collection that it needs, and the controller's C(qemu.qmp) into one archive that
-    Python can run without anything else. The same files always make the same archive, byte by byte.
+  - Puts a program and the parts of this collection that it needs into one archive that Python can run without anything
+    else. The same files always make the same archive, byte by byte.
   - The archive is created in Ansible's temporary directory on the controller, and removed with it.
   - The role P(vmops.qemu.host_setup#role) installs it.
 options:
@@ -47,9 +47,7 @@ import zipfile
 from pathlib import Path
 
 from ansible import constants as C
-from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.vmops.qemu.plugins.plugin_utils._library import library_files
 
 _PLUGINS = Path(__file__).resolve().parents[1]
 _PACKAGE = "ansible_collections/vmops/qemu/plugins"
@@ -62,16 +60,11 @@ def make_program(main: Path, archive: t.IO[bytes]) -> None:
     """Write the archive.
 
     :param main: the file that is run.
-    :raises AnsibleLookupError: the controller has no qemu.qmp.
     """
     files = {"__main__.py": main}
     for path in sorted((_PLUGINS / "module_utils").rglob("*.py")):
         if path.name not in _LEFT_OUT:
             files[f"{_PACKAGE}/{path.relative_to(_PLUGINS).as_posix()}"] = path
-    library = library_files()
-    if not library:
-        raise AnsibleLookupError("the controller's Python has no qemu.qmp, which the program needs")
-    files.update(library)
     # By which Python before 3.13 knows a namespace package in an archive.
     directories = sorted({f"{parent.as_posix()}/" for name in files for parent in Path(name).parents if parent.name})
     with zipfile.ZipFile(archive, "w") as out:

@@ -19,7 +19,7 @@ import signal
 import traceback
 import typing as t
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
@@ -33,7 +33,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._options import Spec
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import redact_argument
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import QEMU_QMP_IMPORT_ERROR, QEMU_QMP_MINIMUM
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -57,13 +56,6 @@ def run_operation(module: AnsibleModule, make: t.Callable[[], Operation], timeou
     :param make: makes the operation from the options; may raise VmopsError.
     :param timeout: seconds it may take; 0 for no limit.
     """
-    if QEMU_QMP_IMPORT_ERROR:
-        module.fail_json(
-            msg=missing_required_lib(f"qemu.qmp >= {QEMU_QMP_MINIMUM}"),
-            exception=QEMU_QMP_IMPORT_ERROR,
-            missing_library="qemu.qmp",  # the action plugin then brings the controller's copy along
-            **Situation().words(),
-        )
     made: list[Operation] = []
 
     def work() -> dict[str, t.Any]:

@@ -69,9 +69,6 @@ SELECTION: Spec = {
 #: How long the work may take.
 TIMEOUT: Spec = {"timeout": {"type": "float", "default": 3600}}
 
-#: Where Python on the host finds qemu.qmp.
-LIBRARY: Spec = {"bundle_library": {"type": "bool", "default": True}}
-
 
 def changed(spec: Spec, **changes: dict[str, t.Any]) -> Spec:
     """Shared options of which some differ in a module.

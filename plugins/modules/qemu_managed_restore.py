@@ -73,9 +73,6 @@ extends_documentation_fragment:
   - vmops.qemu._restoring
   - vmops.qemu._access
   - vmops.qemu._timeout
-  - vmops.qemu._library
-requirements:
-  - qemu.qmp >= 0.0.3 (Python library on the host of the VMs)
 notes:
   - The module runs as a background job on the host, and the controller follows it. If the controller or the connection
     is lost, the run goes on to its end. The same task, run again, waits for it and goes on from there.
@@ -249,7 +246,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.restore import Ho
 from ansible_collections.vmops.qemu.plugins.module_utils._module import parse_by_vm, parse_parallel, run_operation
 from ansible_collections.vmops.qemu.plugins.module_utils._options import (
     ACCESS,
-    LIBRARY,
     RESTORING,
     SAVE_DIR,
     SELECTION,
@@ -274,7 +270,6 @@ def main() -> None:
             **OF_A_VM,
             **SELECTION,
             **SAVE_DIR,
-            **LIBRARY,
             "images": {"type": "str", "choices": ["managed", "all"], "default": "managed"},
             "order": {"type": "list", "elements": "list", "default": []},
         },

@@ -88,9 +88,6 @@ extends_documentation_fragment:
   - vmops.qemu._saving
   - vmops.qemu._access
   - vmops.qemu._timeout
-  - vmops.qemu._library
-requirements:
-  - qemu.qmp >= 0.0.3 (Python library on the host of the VMs)
 notes:
   - The module runs as a background job on the host, and the controller follows it. If the controller or the connection
     is lost, the run goes on to its end. The same task, run again, waits for it and goes on from there.
@@ -255,7 +252,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._module import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._options import (
     ACCESS,
-    LIBRARY,
     SAVE_DIR,
     SAVING,
     SELECTION,
@@ -281,7 +277,6 @@ def main() -> None:
             **OF_A_VM,
             **SELECTION,
             **SAVE_DIR,
-            **LIBRARY,
             "on_error": {"type": "str", "choices": ["rollback", "stop", "continue"], "default": "rollback"},
             "unsaved": {"type": "str", "choices": ["fail", "shutdown", "ignore"], "default": "ignore"},
             "shutdown_timeout": {"type": "float", "default": 300},

@@ -49,9 +49,6 @@ extends_documentation_fragment:
   - vmops.qemu._restoring
   - vmops.qemu._access
   - vmops.qemu._timeout
-  - vmops.qemu._library
-requirements:
-  - qemu.qmp >= 0.0.3 (Python library on the host of the VM)
 notes:
   - When the VM runs again, its systemd service is allowed to start it from its disks again
     (O(vmops.qemu.qemu_save#module:cold_boot_guard)).
@@ -217,7 +214,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._module import run_oper
 from ansible_collections.vmops.qemu.plugins.module_utils._options import (
     ACCESS,
     IMAGE_LOCATION,
-    LIBRARY,
     RESTORING,
     SAVE_DIR,
     TIMEOUT,
@@ -235,7 +231,6 @@ def main() -> None:
             **RESTORING,
             **ACCESS,
             **TIMEOUT,
-            **LIBRARY,
             "qmp_socket": {"type": "str"},
             "command": {"type": "list", "elements": "str", "no_log": True},
         },
@@ -246,7 +241,7 @@ def main() -> None:
     show_without_secrets(module, module.params["command"] or [])
 
     def make() -> RestoreOperation:
-        options = without(module.params, TIMEOUT, LIBRARY)
+        options = without(module.params, TIMEOUT)
         return RestoreOperation(RestoreRequest(check_mode=module.check_mode, **options))
 
     run_operation(module, make, module.params["timeout"])

@@ -73,9 +73,6 @@ extends_documentation_fragment:
   - vmops.qemu._saving
   - vmops.qemu._access
   - vmops.qemu._timeout
-  - vmops.qemu._library
-requirements:
-  - qemu.qmp >= 0.0.3 (Python library on the host of the VM)
 notes:
   - If there is a complete image of this VM, and the VM does not run, nothing is done (RV(ignore:changed=false)).
   - If an interrupted save has written a complete image of this VM and left the VM paused, the image is not written
@@ -292,7 +289,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._options import (
     ACCESS,
     IMAGE_HEAD,
     IMAGE_LOCATION,
-    LIBRARY,
     SAVE_DIR,
     SAVING,
     TIMEOUT,
@@ -316,7 +312,6 @@ def main() -> None:
             **SAVING,
             **ACCESS,
             **TIMEOUT,
-            **LIBRARY,
             "qmp_socket": {"type": "str"},
         },
         required_one_of=[("name", "qmp_socket")],
@@ -325,7 +320,7 @@ def main() -> None:
     show_without_secrets(module, [module.params["domain_xml"] or ""], redact)
 
     def make() -> SaveOperation:
-        options = parse_saving(without(module.params, TIMEOUT, LIBRARY))
+        options = parse_saving(without(module.params, TIMEOUT))
         return SaveOperation(SaveRequest(check_mode=module.check_mode, **options))
 
     run_operation(module, make, module.params["timeout"])

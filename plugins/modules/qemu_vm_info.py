@@ -38,9 +38,6 @@ extends_documentation_fragment:
   - vmops.qemu._attributes.actiongroup_qemu
   - vmops.qemu._save_dir
   - vmops.qemu._timeout
-  - vmops.qemu._library
-requirements:
-  - qemu.qmp >= 0.0.3 (Python library on the host of the VMs)
 notes:
   - A QEMU monitor serves one client at a time. Other clients have to wait while this module uses it (less than a
     second).
@@ -268,7 +265,7 @@ cure:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmops.qemu.plugins.module_utils._module import run_operation
-from ansible_collections.vmops.qemu.plugins.module_utils._options import LIBRARY, SAVE_DIR, TIMEOUT, changed, without
+from ansible_collections.vmops.qemu.plugins.module_utils._options import SAVE_DIR, TIMEOUT, changed
 from ansible_collections.vmops.qemu.plugins.module_utils._vm_info import VmInfoOperation, VmInfoRequest
 
 
@@ -278,11 +275,10 @@ def main() -> None:
             "name": {"type": "list", "elements": "str"},
             **SAVE_DIR,
             **changed(TIMEOUT, timeout={"default": 10}),
-            **LIBRARY,
         },
         supports_check_mode=True,
     )
-    options = without(module.params, LIBRARY)
+    options = dict(module.params)
     # The time is the operation's own, which lists what it has when it is over.
     run_operation(module, lambda: VmInfoOperation(VmInfoRequest(**options)), 0)
 

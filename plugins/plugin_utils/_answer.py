@@ -100,7 +100,6 @@ _ALWAYS = {
     "changed": "flag",
     "failed": "flag",
     "skipped": "flag",
-    "missing_library": "str",
     "module_stdout": "str",
     "module_stderr": "str",
     "outdata": "str",

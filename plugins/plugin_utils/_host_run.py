@@ -60,7 +60,7 @@ class HostRunAction(HostAction):
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         if self._task.check_mode:
-            result.update(_believed(self.ask_with_library(self._task.action, self._task.args, variables)))
+            result.update(_believed(self.ask(self._task.action, self._task.args, variables)))
         else:
             result.update(self._follow(variables))
         return result
@@ -109,9 +109,7 @@ class HostRunAction(HostAction):
         """Start the job; what Ansible says of it."""
         self._task.async_val = _LIMIT
         try:
-            # What a background job lacks would be known only when nobody waits any more.
-            copy = self.wants_library(self._task.args)
-            return self.ask(self._task.action, self._task.args, variables, in_background=True, with_copy=copy)
+            return self.ask(self._task.action, self._task.args, variables, in_background=True)
         finally:
             self._task.async_val = 0
 

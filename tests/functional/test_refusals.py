@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -24,7 +23,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import MonitorL
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import monitor as monitor_module
 
 from support import Monitor
-from support.guest import COLLECTIONS
 from support.module_run import check_error
 from support.observe import OTHER_VM, VM, Continuity, run_state, settings
 from support.versions import OLD_QEMU
@@ -397,15 +395,3 @@ def test_compressor_that_is_missing(guest, image, start_module, image_format):
 def test_name_that_cannot_be_a_file_name(run_module):
     result = run_module("qemu_save", name="../../etc/passwd")
     assert result["error"] == "RequestError"
-
-
-def test_library_that_is_missing(start_module, tmp_path, image):
-    """Without qemu.qmp the module says which library it needs, and how old it may be."""
-    (tmp_path / "qemu").mkdir()
-    (tmp_path / "qemu" / "__init__.py").write_text("")
-    path = f"PYTHONPATH={tmp_path}:{COLLECTIONS}"
-    run = start_module("qemu_save", name=VM, path=str(image), prefix=["env", path])
-    output, _errors = run.process.communicate(timeout=60)
-    result = json.loads(output)
-    assert result["failed"]
-    assert "qemu.qmp >= 0.0.3" in result["msg"]

@@ -35,7 +35,7 @@ COPIED = (
     "tests/guests",
     "pyproject.toml",
 )
-PACKAGES = ("_pytest", "ansible", "iniconfig", "packaging", "pluggy", "py", "pygments", "pytest", "qemu.qmp")
+PACKAGES = ("_pytest", "ansible", "iniconfig", "packaging", "pluggy", "py", "pygments", "pytest")
 TIMEOUT = 900  # seconds
 #: More arguments of pytest on the machine, such as ``-k shutdown``.
 CHOSEN = os.environ.get("UNITS_ARGS", "")

@@ -4,9 +4,10 @@
 
 """One QMP session with one QEMU: commands, descriptors, events, and the session's end.
 
-QMP itself is qemu.qmp's. What is added here: a bounded connect that tells a busy monitor from a missing one,
-errors from the collection's own tree, a record of the session's last events with QEMU's own timestamps, and a wait
-for an event that also ends when QEMU does (a bare ``EventListener`` stays silent then).
+QMP itself is qemu.qmp's, which comes with the collection (``_qemu_qmp``). What is added here: a bounded connect that
+tells a busy monitor from a missing one, errors from the collection's own tree, a record of the session's last events
+with QEMU's own timestamps, and a wait for an event that also ends when QEMU does (a bare ``EventListener`` stays silent
+then).
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ import errno
 import logging
 import os
 import socket
-import sys
 import time
-import traceback
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, within
@@ -41,32 +40,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.answers import (
     with_believable_time,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.socket_end import SocketEnd, other_end
-
-if os.environ.get("VMOPS_QEMU_QMP"):
-    # The controller's copy of the library, which the action plugin brought along for this run; the host's comes first.
-    sys.path.append(os.environ["VMOPS_QEMU_QMP"])
-
-try:
-    from qemu.qmp import (
-        ConnectError,
-        EventListener,
-        ExecInterruptedError,
-        ExecuteError,
-        QMPClient,
-        QMPError,
-        Runstate,
-        StateError,
-    )
-    from qemu.qmp.message import Message
-
-    QEMU_QMP_IMPORT_ERROR = None
-except ImportError:
-    QEMU_QMP_IMPORT_ERROR = traceback.format_exc()
-    if not t.TYPE_CHECKING:
-        QMPClient = object
-
-#: The oldest qemu.qmp that takes a connected socket (needed for a bounded connect) and runs on Python 3.9 and later.
-QEMU_QMP_MINIMUM = "0.0.3"
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu_qmp.error import QMPError
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu_qmp.events import EventListener
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu_qmp.message import Message
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu_qmp.protocol import ConnectError, Runstate, StateError
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu_qmp.qmp_client import (
+    ExecInterruptedError,
+    ExecuteError,
+    QMPClient,
+)
 
 #: Seconds until a monitor that accepted the connection must have greeted. A QEMU monitor serves one client at a
 #: time: a second one is queued by the kernel and would wait for ever.
@@ -79,6 +61,9 @@ COMMAND_TIMEOUT = 60.0
 _COMMAND_NOT_FOUND = "CommandNotFound"
 
 Event = t.Dict[str, t.Any]
+
+#: What the library says to developers, in which there may be what QEMU has said.
+_LIBRARY_LOG = logging.getLogger(QMPClient.__module__.rpartition(".")[0])
 
 #: The events that are looked for, and how many of them are kept: a save has some ten. Others are dropped as they come.
 _KEPT_EVENTS = frozenset(("MIGRATION", "RESUME", "SHUTDOWN", "STOP"))
@@ -95,9 +80,8 @@ class _Client(QMPClient):
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__(name)
-        # asyncio's limit of a line, which the library (10 MiB) names _limit before 0.0.4; it reads twice that ahead.
-        self._readbuflen = self._limit = MAX_MESSAGE
+        # asyncio's limit of a line (the library's is 10 MiB); it reads twice that ahead.
+        super().__init__(name, readbuflen=MAX_MESSAGE)
 
     async def _do_recv(self) -> Message:
         data = await self._readline()
@@ -405,8 +389,8 @@ class Monitor:
 
 async def _open_session(address: str, timeout: float) -> _Session:
     """As :meth:`Monitor.connect`."""
-    logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
-    logging.getLogger("qemu.qmp").propagate = False
+    _LIBRARY_LOG.addHandler(logging.NullHandler())
+    _LIBRARY_LOG.propagate = False
     # Where a connection ends under several commands, each says so itself; asyncio would print a line as well.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     shown = _shown(address)

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from ansible_collections.vmops.qemu.plugins import doc_fragments, modules
 from ansible_collections.vmops.qemu.plugins.module_utils import _options
-from ansible_collections.vmops.qemu.plugins.module_utils._options import LIBRARY, TIMEOUT, changed, without
+from ansible_collections.vmops.qemu.plugins.module_utils._options import SAVE_DIR, TIMEOUT, changed, without
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._save_image import SaveImageRequest
@@ -127,10 +127,10 @@ ANNOTATIONS = {
 #: Fields that come from other options, or from Ansible.
 PARSED = {"bandwidth": "int"}
 REQUESTS: list[tuple[str, typing.Any, tuple[typing.Any, ...], set[str]]] = [
-    ("qemu_save", SaveRequest, (TIMEOUT, LIBRARY, {"owner": {}, "group": {}}), {"uid", "gid", "managed", "check_mode"}),
-    ("qemu_restore", RestoreRequest, (TIMEOUT, LIBRARY), {"check_mode"}),
+    ("qemu_save", SaveRequest, (TIMEOUT, {"owner": {}, "group": {}}), {"uid", "gid", "managed", "check_mode"}),
+    ("qemu_restore", RestoreRequest, (TIMEOUT,), {"check_mode"}),
     ("qemu_save_image", SaveImageRequest, (), {"check_mode"}),
-    ("qemu_vm_info", VmInfoRequest, (LIBRARY,), set()),
+    ("qemu_vm_info", VmInfoRequest, (), set()),
 ]
 
 
@@ -212,4 +212,4 @@ def test_changed_leaves_what_is_shared():
 
 
 def test_without():
-    assert without({"a": 1, "timeout": 2, "bundle_library": 3}, TIMEOUT, LIBRARY) == {"a": 1}
+    assert without({"a": 1, "timeout": 2, "save_dir": 3}, TIMEOUT, SAVE_DIR) == {"a": 1}

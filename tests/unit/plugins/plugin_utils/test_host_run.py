@@ -23,7 +23,6 @@ from ansible_collections.vmops.qemu.plugins.plugin_utils import _host_run
 SAVE = "vmops.qemu.qemu_managed_save"
 LOOK = "vmops.qemu.qemu_progress_info"
 DONE = {"changed": True, "msg": "1 VM was saved", "vms": [], "invocation": {"module_args": {}}}
-LACKS_LIBRARY = {"failed": True, "msg": "no qemu.qmp", "missing_library": "qemu.qmp"}
 AT_WORK = {
     "vm": "web1",
     "operation": "save",
@@ -52,15 +51,15 @@ class Action(_host_run.HostRunAction):
         self.started = started or {**STARTED, "results_file": "/root/.jobs/j1"}
         self.answers = list(answers)  # of check mode
         self.limit = 0
-        #: What was asked of the host: the module, and whether the library's copy was brought along.
+        #: The modules that the host was asked.
         self.asked = []
         self.arguments = []
         self.waited = []
         self.cleaned = []
         self.clean: Callable[[], dict[str, object]] = dict
 
-    def ask(self, module, arguments, task_vars, *, in_background=False, with_copy=False):
-        self.asked.append((module, with_copy))
+    def ask(self, module, arguments, task_vars, *, in_background=False):
+        self.asked.append(module)
         self.arguments.append(arguments)
         if module == LOOK:
             return {"operations": [], "runs": [], **self.looks.pop(0)}
@@ -354,25 +353,6 @@ def test_line_of_progress():
     assert line({**AT_WORK, "bytes_total": 0}) == "save, memory"
 
 
-# --- the library ---
-
-
-@pytest.mark.parametrize(("bundle", "brought"), [(None, True), (True, True), ("no", False), (False, False)])
-def test_librarys_copy_is_brought_along(bundle, brought):
-    """Always: what a background job lacks would be known too late. The looks need none."""
-    looks = [{"runs": [run_of()]}, {"job": DONE}]
-    action = Action(looks=looks, **({} if bundle is None else {"bundle_library": bundle}))
-    run(action)
-    assert action.asked == [(SAVE, brought), (LOOK, False)]
-
-
-@pytest.mark.parametrize(("bundle", "tries"), [(True, [False, True]), (False, [False])])
-def test_in_check_mode_only_where_it_is_missing(bundle, tries):
-    action = Action(answers=[LACKS_LIBRARY, {"msg": "would"}], check=True, bundle_library=bundle)
-    run(action)
-    assert action.asked == [(SAVE, copy) for copy in tries]
-
-
 # --- check mode ---
 
 
@@ -380,7 +360,7 @@ def test_check_mode_runs_in_the_foreground(told):
     plan = {"changed": True, "msg": "would", "predicted": {"bytes": 1, "save_seconds": None}}
     action = Action(answers=[plan], check=True)
     assert run(action) == plan
-    assert action.asked == [(SAVE, False)]
+    assert action.asked == [SAVE]
     assert action.cleaned == []
 
 
