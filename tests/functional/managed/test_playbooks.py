@@ -228,6 +228,18 @@ def test_plan_and_refusal(make_guest, save_dir, controller, managed):
     assert run_state(guest) == "running"
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [([], "is not given"), (["-e", "host_maintenance_hosts=hv9"], "is hv9, which is no host of the inventory")],
+)
+def test_maintenance_of_no_host_fails(controller, asked, told):
+    """Whoever mistypes a group is not told that all is well."""
+    process = controller.start("ansible-playbook", "vmops.qemu.host_maintenance", *asked)
+    output, _errors = ended(process)
+    assert process.returncode != 0
+    assert told in output
+
+
 @pytest.mark.parametrize("at_once", [False, True], ids=["after its end", "at once"])
 def test_run_goes_on_without_its_controller(make_guest, save_dir, controller, managed, at_once):
     """The controller is killed in the middle of a save; the same task, run again, ends with all saved."""
