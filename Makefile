@@ -40,6 +40,11 @@ setup-test:
 demo: ## Save a running VM and restore it, before your eyes
 	@scripts/demo
 
+# What runs without make setup says so, instead of which tool it misses first.
+.PHONY: need-setup
+need-setup:
+	@[ -x .venv/bin/pytest ] || { echo 'The tools are not here yet: run make setup.' >&2; exit 1; }
+
 .PHONY: stage
 stage: ## Copy the tree to build/collections, where Ansible's tools want it
 	@scripts/stage >/dev/null
@@ -56,7 +61,7 @@ quick: lint unit ## What to run before a commit: linters and unit tests
 # --- linters ------------------------------------------------------------------------------------------------------
 
 .PHONY: lint lint-python lint-types lint-yaml lint-ansible lint-shell lint-docs lint-changelog lint-licenses
-lint: lint-python lint-types lint-yaml lint-shell lint-licenses lint-changelog lint-ansible lint-docs ## All linters
+lint: need-setup lint-python lint-types lint-yaml lint-shell lint-licenses lint-changelog lint-ansible lint-docs ## All linters
 
 lint-python:
 	@echo '== ruff'
@@ -93,32 +98,32 @@ lint-licenses:
 	@reuse lint --quiet || { reuse lint; exit 1; }
 
 .PHONY: format
-format: ## Let ruff write the code as it wants it
+format: need-setup ## Let ruff write the code as it wants it
 	@ruff check --quiet --fix
 	@ruff format
 
 # --- ansible-test -------------------------------------------------------------------------------------------------
 
 .PHONY: sanity
-sanity: stage ## ansible-test sanity: make sanity ARGS='--test validate-modules'
+sanity: need-setup stage ## ansible-test sanity: make sanity ARGS='--test validate-modules'
 	@echo '== ansible-test sanity'
 	@python scripts/sanity.py $(ARGS)
 
 .PHONY: integration
-integration: stage ## The integration targets, with a real QEMU: make integration TARGETS=qemu_save
+integration: need-setup stage ## The integration targets, with a real QEMU: make integration TARGETS=qemu_save
 	@echo '== ansible-test integration'
 	@scripts/integration $(TARGETS)
 
 # --- pytest -------------------------------------------------------------------------------------------------------
 
 .PHONY: unit functional pytest
-unit: ## pytest tests/unit: make unit TESTS=tests/unit/... ARGS=-x
+unit: need-setup ## pytest tests/unit: make unit TESTS=tests/unit/... ARGS=-x
 	@python -m pytest $(or $(TESTS),tests/unit) $(ARGS)
 
-functional: ## pytest tests/functional: saves and restores of a real QEMU
+functional: need-setup ## pytest tests/functional: saves and restores of a real QEMU
 	@python -m pytest $(or $(TESTS),tests/functional) $(ARGS)
 
-pytest: ## Unit and functional tests, a short torture, a small corpus, in one run
+pytest: need-setup ## Unit and functional tests, a short torture, a small corpus, in one run
 	@python -m pytest $(ARGS)
 
 .PHONY: test-torture
@@ -180,7 +185,7 @@ test-units: ## The tests of systemd units, on a machine of their own, as root
 # --- the artefact -------------------------------------------------------------------------------------------------
 
 .PHONY: build
-build: stage ## Build the collection, install it elsewhere, read its documentation, ask Galaxy's importer
+build: need-setup stage ## Build the collection, install it elsewhere, read its documentation, ask Galaxy's importer
 	@echo '== ansible-galaxy collection build'
 	@scripts/build
 
