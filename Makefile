@@ -189,6 +189,11 @@ build: need-setup stage ## Build the collection, install it elsewhere, read its 
 	@echo '== ansible-galaxy collection build'
 	@scripts/build
 
+.PHONY: docs
+docs: need-setup stage ## The documentation's site, in build/docs/html
+	@echo '== antsibull-docs and Sphinx'
+	@scripts/docs
+
 # --- the end ------------------------------------------------------------------------------------------------------
 
 .PHONY: clean clean-all
