@@ -10,7 +10,7 @@ project = "vmops.qemu"
 copyright = "2026, vmops.qemu contributors"  # noqa: A001 - Sphinx's name
 extensions = ["myst_parser", "sphinx_antsibull_ext"]
 myst_heading_anchors = 4
-# The licence is a file of the repository, and Ansible's own pages are elsewhere; labels of ours are antsibull-docs' to check.
+# The licence is a file of the repository, Ansible's own pages are elsewhere; of our labels antsibull-docs takes care.
 suppress_warnings = ["myst.xref_missing", "ref.ref"]
 default_role = "any"
 html_theme = "sphinx_ansible_theme"
