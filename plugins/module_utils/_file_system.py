@@ -14,6 +14,11 @@ import typing as t
 class _Mount(t.NamedTuple):
     device: bytes
     place: str
+    kind: bytes = b""
+
+
+#: File systems that a reboot of the host empties.
+_VOLATILE = frozenset((b"tmpfs", b"ramfs", b"devtmpfs", b"hugetlbfs"))
 
 
 def mount_point(directory: str) -> str:
@@ -29,6 +34,12 @@ def file_system(directory: str) -> str:
     mounts = _mounts()
     mount = _mount_of(directory, mounts)
     return next((other.place for other in mounts if other.device == mount.device), mount.place)
+
+
+def volatile_mount(path: str) -> str:
+    """Where the file system of a path is mounted, if a reboot of the host empties it; else the empty string."""
+    mount = _mount_of(path, _mounts())
+    return mount.place if mount.kind in _VOLATILE else ""
 
 
 def _mount_of(directory: str, mounts: list[_Mount]) -> _Mount:
@@ -48,7 +59,7 @@ def _mounts() -> list[_Mount]:
             fields = [line.split(b" ") for line in lines]
     except OSError:
         return []
-    return [_Mount(line[2], os.fsdecode(_unescaped(line[4]))) for line in fields]
+    return [_Mount(line[2], os.fsdecode(_unescaped(line[4])), line[line.index(b"-") + 1]) for line in fields]
 
 
 def _unescaped(path: bytes) -> bytes:

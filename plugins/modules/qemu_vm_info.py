@@ -198,10 +198,14 @@ vms:
             - Something works with its disks - V(block_job_fatal), V(block_filter), V(block_job),
               V(export).
             - Its memory is stored where it outlives QEMU - V(memory_file), V(memory_read_only), V(memory_disk_lost).
+            - Something that it needs to be started is missing, or has changed - V(start_file_missing),
+              V(firmware_changed), V(session_display), V(session_sound), V(tpm_lost), V(server_state).
             - The following kinds do not block. Something is lost - V(vnc_password), V(spice_password), V(host_forward),
               V(throttle), V(write_threshold), V(object_added), V(netdev_added), V(dirty_bitmap), V(finished_job),
               V(cpu_affinity), V(priority), V(resource_limits), V(oom_score), V(memory_policy), V(log_begun_anew),
-              V(groups), V(capabilities).
+              V(groups), V(capabilities), V(bridge_lost), V(ends_with_starter).
+            - Something has to be there at the restore that the restore does not see to - V(server_needed),
+              V(tap_needed), V(session_directory), V(on_tmpfs), V(image_on_tmpfs).
             - Something cannot be known - V(supervisor_unknown), V(unit_helper_unknown), V(memory_disk_unwatched).
             - Only a restore returns V(disk_written), V(disk_gone) and V(disk_unchecked).
           type: str

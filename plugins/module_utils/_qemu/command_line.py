@@ -321,15 +321,20 @@ def target_user(argv: t.Sequence[str]) -> str:
 
 def without_change_of_user(argv: t.Sequence[str]) -> list[str]:
     """A command line without what makes QEMU another user, which only root may: it is started as that user instead."""
+    return _without_run_with(argv, "user", ("runas",))
+
+
+def _without_run_with(argv: t.Sequence[str], left_out: str, names: t.Collection[str] = ()) -> list[str]:
+    """A command line without one key of ``-run-with``, and without the options of these names."""
     kept: list[str] = []
     position = 0
     for option in options(argv):
         kept += argv[position : option.start]
         position = option.end
-        if option.name == "runas":
+        if option.name in names:
             continue
         pairs = option_pairs(option.argument or "") if option.name == "run-with" else []
-        rest = [(key, value) for key, value in pairs if key != "user"]
+        rest = [(key, value) for key, value in pairs if key != left_out]
         if len(rest) == len(pairs):
             kept += argv[option.start : option.end]
         elif rest:
@@ -354,11 +359,13 @@ def start_options(argv: t.Sequence[str], daemonize: bool = False) -> list[Comman
 def start_command(argv: t.Sequence[str], daemonize: bool = False) -> list[str]:
     """The command line without what says in which state the guest starts: with it the VM starts from its disks.
 
-    ``-incoming``, ``-S``, ``-loadvm`` and ``-daemonize`` are taken out. Files that QEMU would begin anew with what a
+    ``-incoming``, ``-S``, ``-loadvm`` and ``-daemonize`` are taken out, and ``exit-with-parent=`` of ``-run-with``: a
+    QEMU that is started here would end with the task. Files that QEMU would begin anew with what a
     console or a monitor says (``-serial file:PATH``, ``logfile=``) are appended to.
 
     :param daemonize: leave ``-daemonize`` where it is.
     """
+    argv = _without_run_with(argv, "exit-with-parent")
     taken_out = start_options(argv, daemonize)
     kept: list[str] = []
     position = 0

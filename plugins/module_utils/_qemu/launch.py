@@ -49,13 +49,14 @@ def startable_program(argv: t.Sequence[str], executable: str, uid: int) -> tuple
     reason = "" if is_emulator(executable) else f"its program {executable} is not a QEMU"
     for program in (argv[0], executable):
         if os.path.isabs(program) and is_emulator(program) and is_emulator(executable):
-            reason = _why_not_trusted(program, uid)
+            reason = why_not_trusted(program, uid)
             if not reason:
                 return program, ""
     return "", reason or f"its program {executable} is not an absolute path"
 
 
-def _why_not_trusted(program: str, uid: int) -> str:
+def why_not_trusted(program: str, uid: int) -> str:
+    """Why others than root, the caller and that user could have written a program, as a clause; or the empty string."""
     trusted = {0, os.geteuid()}
     if uid >= 0 and os.geteuid() == 0:
         trusted.add(uid)

@@ -28,6 +28,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._proc import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, read_configuration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.file_names import left_directory, start_directory
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import (
     Rights,
     rights_of,
@@ -58,6 +59,7 @@ class QemuProcess:
     #: Empty where its configuration gives it none, or could not be read.
     name: str = dataclasses.field(compare=False)
     argv: tuple[str, ...]
+    #: Where it was started, as far as that is known; else where it is now.
     cwd: str
     #: The emulator's path; the one it was started by where the file was replaced by an upgrade meanwhile.
     executable: str
@@ -174,6 +176,8 @@ def _read(pid: int, birth: int) -> QemuProcess | DoubtfulProcess | None:
         return None
     if reason:
         return DoubtfulProcess(pid, uid, reason)
+    if visible and left_directory(argv):
+        cwd = start_directory(pid, argv) or cwd
     configuration = read_configuration(argv, cwd, pid, uid)
     return QemuProcess(
         pid=pid,

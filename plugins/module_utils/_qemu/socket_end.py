@@ -75,7 +75,7 @@ def other_end(connection: socket.socket) -> SocketEnd:
         return SocketEnd(uid=uid, inode=inode)
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
     pid, uid, _gid = struct.unpack("iII", credentials)
-    inode = _unix_end(os.fstat(connection.fileno()).st_ino)
+    inode = unix_peer(os.fstat(connection.fileno()).st_ino)
     if not pid:  # of a PID namespace that is not ours
         return SocketEnd(uid=uid, inode=inode)
     return SocketEnd(pid, _birth(connection, pid), uid, inode)
@@ -99,8 +99,8 @@ def _birth(connection: socket.socket, pid: int) -> int | None:
         os.close(descriptor)
 
 
-def _unix_end(own_inode: int) -> int | None:
-    """The inode of the socket that is connected to the one with this inode."""
+def unix_peer(own_inode: int) -> int | None:
+    """The inode of the UNIX socket that is connected to the one with this inode, in this network namespace."""
     answer = _ask(
         struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _ALL_STATES, own_inode, _UDIAG_SHOW_PEER, *_ANY_COOKIE)
     )

@@ -14,6 +14,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import R
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm, read_ram_blocks
 
+_ROM_CURE = (
+    "Put the firmware's file back as it was, from the package of then; or name a copy of that on the VM's command line"
+    " (-bios, romfile=)"
+)
+
 
 def require_trusted(path: str, session: VmSession, recorded: RecordedIdentity | None) -> None:
     """Refuse to give the guest's memory to a user who may not have it, or to believe him.
@@ -70,10 +75,11 @@ async def require_fit(
             # Some blocks of firmware tables may be resized on loading; all others must be the same.
             resizable = block.maximum > block.used
             if saved.used_length > block.maximum or (not resizable and saved.used_length != block.used):
+                rom = saved.name.endswith((".rom", ".bios"))
                 raise MismatchError(
                     f"{head.path} has {_size(saved.used_length)} in the RAM block {saved.name}, but {vm.label} has"
-                    f" {_size(block.used)}: its memory differs",
-                    cure=cure,
+                    f" {_size(block.used)}: {'the file of that firmware or ROM' if rom else 'its memory'} differs",
+                    cure=_ROM_CURE if rom else cure,
                 )
         missing = [name for name in blocks if name not in {saved.name for saved in stream.ram_blocks}]
         if missing:

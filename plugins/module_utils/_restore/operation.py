@@ -71,6 +71,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.image import (
     require_loadable,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import InterruptedRestore
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.needs import Provision
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.transaction import RestoreTransaction
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave
@@ -246,6 +247,8 @@ class RestoreOperation(RestoreRun):
             return Launch(argv=tuple(command_line.restore_command(self.request.command or [], machine)), cwd="/")
         how, warning = await recorded_launch(self.path, domain, machine, self.request.check_mode)
         self.warnings += [warning] if warning else []
+        self.provision = Provision(domain, how, self.path)
+        await in_thread(self.provision.check)
         return how
 
     # --- what an earlier run left, and a VM that is there ---

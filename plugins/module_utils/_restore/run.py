@@ -13,6 +13,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.info import imag
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run, ended_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.needs import Provision
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
@@ -30,6 +31,8 @@ class RestoreRun(Run):
         self.removed = False
         #: What surrounded the VM when it was saved, where the image records it and it is to be compared.
         self.surroundings: Surroundings | None = None
+        #: What is seen to before QEMU is started by its recorded start; None where it is not.
+        self.provision: Provision | None = None
 
     def _ended(self) -> Situation:
         image = "removed already" if self.removed else "kept"

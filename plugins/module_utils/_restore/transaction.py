@@ -131,6 +131,7 @@ class RestoreTransaction:
                 self.run.situation = Situation(
                     f"The QEMU that was started for {self.domain.name} is being ended", self.run.word_for(self.head)
                 )
+                await self._provide(afterwards)
                 self.way_back.push_async_exit(functools.partial(self._end, launched))
                 await launched.start()
                 monitor = await self.run.await_long(
@@ -163,6 +164,8 @@ class RestoreTransaction:
             )
         await require_fit(session, self.head, self.domain, self.stream)
         await require_same_media(self.run, session, self.head)
+        if self.run.provision is not None:
+            self.run.warnings += await self.run.provision.connect_network(session.process)
         return await self._load(session, transfer)
 
     # --- the QEMU ---
@@ -175,6 +178,22 @@ class RestoreTransaction:
         wanted = self.run.request.qmp_socket
         addresses = [wanted] if wanted else addresses_of(how, self.domain.name)
         return choose_launch(how, launch_log_path(self.head.path), self.domain.name), addresses
+
+    async def _provide(self, afterwards: contextlib.AsyncExitStack) -> None:
+        """Make again what QEMU needs to be started: directories, and the server of its TPM, which ends if this fails.
+
+        :raises LaunchError: that cannot be done.
+        """
+        provision = self.run.provision
+        if provision is None:
+            return
+
+        def started(launched: LaunchedQemu) -> None:
+            self.way_back.push_async_callback(launched.end)
+            afterwards.callback(launched.release)
+
+        await provision.make_directories()
+        await self.run.await_long("the server of its TPM", provision.start_servers(started))
 
     # --- loading ---
 

@@ -23,7 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     UnsupportedByQemuError,
     VouchingKeyError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system, volatile_mount
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import require_tool
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
@@ -61,7 +61,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import ma
 _SPACE_MARGIN = 16 * 1024 * 1024
 
 #: Problems that are the image's own.
-_OF_THE_IMAGE = frozenset(("image_unsafe", "image_unvouched"))
+_OF_THE_IMAGE = frozenset(("image_unsafe", "image_on_tmpfs", "image_unvouched"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,6 +303,11 @@ class _Planner:
         found = list(self.surroundings.problems)
         if reason:
             found.append(Problem("image_unsafe", reason, "Save into a directory of root's, for root"))
+        mount = volatile_mount(self.run.path)
+        if mount:
+            what = f"{self.run.path} is on {mount}, a file system (tmpfs) that a reboot of the host empties"
+            cure = "Save into a directory on a disk, if the host shall be rebooted before the restore"
+            found.append(Problem("image_on_tmpfs", what, cure, blocks=False))
         if unvouched:
             what = f"nothing would vouch for what its image records: {unvouched}"
             found.append(Problem("image_unvouched", what, self.key_cure))

@@ -21,22 +21,23 @@ import stat
 import subprocess
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import TooLongError, read_bounded
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import descriptors_of, proc_path, read_proc
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.file_names import file_names
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import LAUNCH_ENVIRONMENT
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Rights, access_words, read_rights
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.process import file_names
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.unix_sockets import (
+    read_unix_sockets,
+    socket_inodes,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 _BY_UNIT = "Run the VM as the main process of a systemd unit that sets it, which a restore then starts"
-
-#: Bytes of the list of UNIX sockets.
-_MAX_SOCKETS = 4 * 1024 * 1024
 
 #: Descriptors that are looked at. A QEMU has some hundreds at most; a process that wants to keep us busy has more.
 _MAX_DESCRIPTORS = 16384
@@ -60,9 +61,6 @@ while test $# -gt 0; do
     shift 2
 done
 """
-
-#: Of a socket that waits for connections (__SO_ACCEPTCON), in /proc/net/unix.
-_LISTENS = 0x10000
 
 #: Of a network interface that stays when nobody has it open (IFF_PERSIST).
 _PERSISTS = 0x800
@@ -235,21 +233,22 @@ def _root_only_problems(process: QemuProcess, rights: Rights) -> list[Problem]:
 def _needed_files(process: QemuProcess) -> dict[str, str]:
     """What the process has open, where it listens, and what its configuration names, and the permissions (``rwx``)."""
     found: dict[str, str] = {}
-    sockets = set()
+    sockets = socket_inodes(process.pid)
     with contextlib.suppress(OSError):
         for place in itertools.islice(descriptors_of(process.pid), _MAX_DESCRIPTORS):
             with contextlib.suppress(OSError):
                 link, number = os.readlink(place), os.path.basename(place)
-                sockets.update(re.findall(r"^socket:\[(\d+)\]$", link))
                 # The first three are those of whoever starts it.
                 if int(number) > 2 and link.startswith("/") and not re.match(r"/memfd:|/dev/(?:pts/|tty)", link):
                     facts = os.stat(place)
                     kinds = (stat.S_ISREG, stat.S_ISBLK, stat.S_ISCHR)
                     if any(kind(facts.st_mode) for kind in kinds) and facts.st_nlink:
                         found[link] = found.get(link, "") + _permissions(process.pid, number)
-    for path in _listening(process.pid, sockets):
+    for entry in read_unix_sockets(process.pid):
+        if not entry.listens or entry.inode not in sockets:
+            continue
         # QEMU removes the one that is there, and makes it anew.
-        directory = os.path.dirname(os.path.join(process.cwd, path))
+        directory = os.path.dirname(os.path.join(process.cwd, entry.path))
         found[directory] = found.get(directory, "") + "wx"
     for name in file_names(process.configuration.words):
         path = os.path.join(process.cwd, name)
@@ -263,27 +262,6 @@ def _permissions(pid: int, number: str) -> str:
     flags = re.search(rb"^flags:\s*([0-7]+)", read_proc(pid, f"fdinfo/{number}"), re.MULTILINE)
     mode = int(flags.group(1), 8) & os.O_ACCMODE if flags else os.O_RDWR
     return {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(mode, "rw")
-
-
-def _listening(pid: int, sockets: t.Collection[str]) -> list[str]:
-    """The paths at which a process waits for connections.
-
-    :param sockets: the numbers of its sockets.
-    """
-    try:
-        text = read_proc(pid, "net/unix", _MAX_SOCKETS)
-    except TooLongError as exc:
-        text = exc.beginning
-    except OSError:
-        return []
-    found = []
-    for line in text.decode("utf-8", "surrogateescape").split("\n")[1:]:
-        fields = re.split(" +", line, maxsplit=7)
-        if len(fields) == 8 and fields[6] in sockets and not fields[7].startswith("@"):
-            with contextlib.suppress(ValueError):
-                if int(fields[3], 16) & _LISTENS:
-                    found.append(fields[7])
-    return found
 
 
 def _missing(needed: t.Mapping[str, str], rights: Rights) -> list[str]:

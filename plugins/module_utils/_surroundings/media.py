@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing as t
 
 
@@ -46,6 +47,12 @@ class Medium:
     #: Where the guest finds its device: the address on its bus, and the bus where it has a name of its own; empty where
     #: unknown.
     place: str = ""
+
+    @property
+    def is_firmware(self) -> bool:
+        """Whether it is a flash chip that the guest only reads: QEMU has all of it in memory, which is saved."""
+        flash = re.fullmatch(r"pflash\d+", self.backend) or re.search(r"flash\d+$", self.qdev)
+        return self.read_only and flash is not None
 
     @property
     def label(self) -> str:

@@ -7,7 +7,8 @@
 A file is told by its size and the time of its last change, to the nanosecond: QEMU (7.2 to 10.0) touches neither from
 the completion of a migration to its end, nor while it waits with ``-incoming defer``, whatever the format, the cache
 mode and the file system; the first write after ``cont`` changes the time. Inode and device may be others: images and
-disks are moved to other hosts together, and a copy that keeps the times (``cp -p``, ``rsync -t``) will do.
+disks are moved to other hosts together, and a copy that keeps the times (``cp -p``, ``rsync -t``) will do. Of firmware
+in a flash chip that the guest only reads, which a package's update writes anew, the size alone counts.
 
 The kinds: ``disk_written`` (another size or time), ``disk_gone``, ``disk_replaced`` (no file any more, or another
 medium than the saved one), ``disk_chain`` (other layers), ``disk_missing`` and ``disk_added`` (a medium too few or too
@@ -72,10 +73,11 @@ def changed_media(recorded: t.Iterable[Medium]) -> list[Problem]:
 
     Those that could not be checked when they were recorded are problems that do not block.
     """
-    return [problem for medium in recorded for file in medium.files for problem in _changed_file(medium.label, file)]
+    return [problem for medium in recorded for file in medium.files for problem in _changed_file(medium, file)]
 
 
-def _changed_file(label: str, file: MediumFile) -> list[Problem]:
+def _changed_file(medium: Medium, file: MediumFile) -> list[Problem]:
+    label = medium.label
     unchecked = [_unchecked(label, file.path, file.uncheckable)] if file.uncheckable else []
     if file.uncheckable and not file.inode:
         return unchecked
@@ -96,9 +98,13 @@ def _changed_file(label: str, file: MediumFile) -> list[Problem]:
         what = f"the disk {label} is another one: {file.path} was a file when the VM was saved, and is not one now"
         return [Problem("disk_replaced", what, _CURE)]
     now = MediumFile(file.path, file.format, facts.st_size, facts.st_mtime_ns)
-    if (file.size, file.mtime_ns) == (now.size, now.mtime_ns):
+    if _is_same(file, now, medium.is_firmware):
         return []
     return [_written(label, file, now)]
+
+
+def _is_same(old: MediumFile, new: MediumFile, is_firmware: bool) -> bool:
+    return old.size == new.size and (is_firmware or old.mtime_ns == new.mtime_ns)
 
 
 def _written(label: str, file: MediumFile, now: MediumFile) -> Problem:
@@ -139,7 +145,8 @@ def other_media(recorded: t.Iterable[Medium], opened: t.Iterable[Medium], label:
             what = f"{label} has {new_files[0].path} in the drive {drive}, which was empty when it was saved"
             problems.append(Problem("disk_added", what, _SAME_MEDIA))
         else:
-            problems.extend(_other_files(drive, old_files, new_files) or _other_place(drive, old, new))
+            is_firmware = bool(old and old.is_firmware)
+            problems.extend(_other_files(drive, old_files, new_files, is_firmware) or _other_place(drive, old, new))
     return problems
 
 
@@ -170,18 +177,20 @@ def _pair_the_rest(before: dict[_Key, Medium], now: dict[_Key, Medium]) -> None:
             now[old_key] = now.pop(new_key)
 
 
-def _other_files(drive: str, before: tuple[MediumFile, ...], now: tuple[MediumFile, ...]) -> list[Problem]:
+def _other_files(
+    drive: str, before: tuple[MediumFile, ...], now: tuple[MediumFile, ...], is_firmware: bool
+) -> list[Problem]:
     if [file.format for file in before] != [file.format for file in now]:
         what = (
             f"the disk {drive} has other layers than when the VM was saved: {_layers(before)} then, {_layers(now)} now"
         )
         return [Problem("disk_chain", what, _SAME_MEDIA)]
-    return [problem for old, new in zip(before, now) for problem in _other_file(drive, old, new)]
+    return [problem for old, new in zip(before, now) for problem in _other_file(drive, old, new, is_firmware)]
 
 
-def _other_file(drive: str, old: MediumFile, new: MediumFile) -> list[Problem]:
+def _other_file(drive: str, old: MediumFile, new: MediumFile, is_firmware: bool) -> list[Problem]:
     if not old.uncheckable and not new.uncheckable:
-        if (old.size, old.mtime_ns) == (new.size, new.mtime_ns):
+        if _is_same(old, new, is_firmware):
             return []
         if old.path == new.path:
             return [_written(drive, old, new)]

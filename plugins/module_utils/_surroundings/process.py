@@ -27,6 +27,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._proc import (
     threads_of,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.file_names import own_jail, relative_names
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import supervisor_problem
@@ -248,7 +249,7 @@ def _root_problems(process: QemuProcess, starter: int) -> list[Problem]:
         return []  # it has ended: what cannot be looked at was found above
     if not foreign:
         return []
-    jail = _own_jail(process.configuration.words)
+    jail = own_jail(process.configuration.words)
     if not jail:
         return [
             Problem(
@@ -269,8 +270,8 @@ def _root_problems(process: QemuProcess, starter: int) -> list[Problem]:
             )
         ]
     relative = relative_names(process.configuration.words)
-    if not relative:
-        return []
+    if not relative or process.cwd != root:
+        return []  # it was found out where that was
     return [
         Problem(
             "root_directory",
@@ -279,58 +280,6 @@ def _root_problems(process: QemuProcess, starter: int) -> list[Problem]:
             "Start it with absolute paths",
         )
     ]
-
-
-def _own_jail(argv: t.Sequence[str]) -> str:
-    """The directory into which QEMU goes by itself when it is up (``-run-with chroot=``, ``-chroot``)."""
-    jail = ""
-    for option in command_line.options(argv):
-        if option.name == "chroot":
-            jail = option.argument or ""
-        elif option.name == "run-with":
-            jail = command_line.parse_option_string(option.argument or "").get("chroot", jail)
-    return jail
-
-
-#: Options whose argument is the name of a file, and keys of others whose value is one.
-_FILE_OPTIONS = frozenset(
-    (
-        *("hda", "hdb", "hdc", "hdd", "cdrom", "fda", "fdb", "mtdblock", "sd", "pflash", "kernel", "initrd", "dtb"),
-        *("bios", "readconfig", "pidfile", "D", "L"),
-    )
-)
-_FILE_KEYS = frozenset(
-    (
-        *("file", "filename", "file.filename", "path", "mem-path", "logfile", "romfile", "cert", "keyfile", "dir"),
-        *("tls-creds-dir", "script", "downscript", "file.file.filename", "backing.file.filename", "pmem", "rrfile"),
-    )
-)
-_IMPLIED = {"drive": "file", "qmp": "", "serial": "", "monitor": ""}
-
-
-def relative_names(argv: t.Sequence[str]) -> list[str]:
-    """The names of files on a command line that count from the directory in which QEMU was started."""
-    # A name with a colon before any slash is a protocol (nbd:…).
-    return [name for name in file_names(argv) if not re.match(r"/|[\w+.-]+:", name)]
-
-
-def file_names(argv: t.Sequence[str]) -> list[str]:
-    """The names of files on a command line, and of other things that QEMU opens (``nbd:…``)."""
-    found = []
-    for option in command_line.options(argv):
-        argument = option.argument or ""
-        if option.name in _FILE_OPTIONS:
-            found.append(argument)
-        elif argument.startswith("{"):
-            found += re.findall(r'"(?:filename|path|mem-path|romfile)"\s*:\s*"((?:[^"\\]|\\.)*)"', argument)
-        elif argument.startswith(("unix:", "file:", "pipe:")):
-            rest = argument.partition(":")[2]
-            found.append(command_line.parse_option_string(rest, "path").get("path", ""))
-        elif option.name not in ("name", "append", "uuid"):
-            keys = command_line.parse_option_string(argument, "file" if option.name == "drive" else "implied")
-            if keys.get("abstract") != "on":
-                found += [keys[key] for key in sorted(_FILE_KEYS & keys.keys())]
-    return [name for name in found if name and name != "no"]
 
 
 # --- what is lost -----------------------------------------------------------------------------------------------

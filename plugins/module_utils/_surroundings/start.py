@@ -9,7 +9,10 @@ It is started as the user that it is now: its words are what it says of itself, 
 
 from __future__ import annotations
 
+import os
+
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd, unit_command
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.file_names import left_directory, relative_names
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import startable_program
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, start_user
@@ -42,6 +45,7 @@ def start_problems(process: QemuProcess, unit: VmUnit) -> list[Problem]:
             what = "it is another user's process, which only root may look at in full"
             problems.append(Problem("process_unknown", what, "Run the task as root (become)"))
         return problems
+    problems += [] if by_unit else _left_directory(process)
     _program, reason = startable_program(process.argv, process.executable, process.uid)
     if reason:
         problems.append(Problem("program_unsafe", reason, _OTHER_START))
@@ -53,6 +57,24 @@ def start_problems(process: QemuProcess, unit: VmUnit) -> list[Problem]:
     elif process.rights is not None and not process.rights.one_user:
         problems.append(_several_users(process))
     return problems
+
+
+def _left_directory(process: QemuProcess) -> list[Problem]:
+    """A start in another directory would find other files, or none, by relative names."""
+    words = process.configuration.words
+    if not command_line.daemonizes(process.argv) or not left_directory(words) or process.cwd != "/":
+        return []
+    elsewhere = [name for name in relative_names(words) if not os.path.lexists(os.path.join("/", name))]
+    if not elsewhere:
+        return []
+    return [
+        Problem(
+            "working_directory",
+            f"its QEMU (pid {process.pid}) has left the directory in which it was started (-daemonize), and nothing"
+            f" that it has open tells where {elsewhere[0]} is",
+            "Start it with absolute paths, or without -daemonize",
+        )
+    ]
 
 
 def _several_users(process: QemuProcess) -> Problem:

@@ -25,6 +25,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory im
     memory_media,
     memory_problems,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.needs import find_needs
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.process import process_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.replaced_disks import replaced_media
@@ -70,11 +71,12 @@ async def survey(
         machine_problems(monitor, process.configuration, block.devices),
         runtime_losses(monitor, process.configuration, block),
     )
-    problems += [*of_machine, *losses]
+    needs, missing = await find_needs(monitor, process, unit, block.devices, media)
+    problems += [*of_machine, *losses, *missing]
     if not any(problem.kind in _PASSING for problem in problems):
         problems += await replaced_media(media, block.devices, process.configuration, process)
     problems += await in_thread(unit_problems, unit, process, guards and unit.starts_vm, media)
-    return Surroundings(tuple(media), tuple(problems))
+    return Surroundings(tuple(media), tuple(problems), needs)
 
 
 async def look_at_process(monitor: Monitor, process: QemuProcess | None, unit: VmUnit | None) -> list[Problem]:

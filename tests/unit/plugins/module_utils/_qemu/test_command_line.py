@@ -593,6 +593,18 @@ def test_change_of_user_is_left_out(words, rest):
     assert not changes_user(["qemu", *rest])
 
 
+@pytest.mark.parametrize(
+    ("given", "started"),
+    [
+        ("exit-with-parent=on", []),
+        ("user=nobody,exit-with-parent=on", ["-run-with", "user=nobody"]),
+        ("user=nobody", ["-run-with", "user=nobody"]),
+    ],
+)
+def test_restored_qemu_does_not_end_with_the_task(given, started):
+    assert restore_command(["qemu", "-run-with", given]) == ["qemu", *started, "-S", "-incoming", "defer"]
+
+
 # --- secrets ---
 
 

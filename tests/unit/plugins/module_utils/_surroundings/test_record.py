@@ -9,8 +9,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.bridges import Tap
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.directories import Directory
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium, MediumFile
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.needs import Needs
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.servers import Server
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start_files import StartFile
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.tpm import TpmServer
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 from hypothesis import given, settings
 from hypothesis import strategies as some
@@ -23,6 +29,13 @@ RECORDED = Surroundings(
         Medium("cd", "", "n1", True),
     ),
     (Problem("vnc_password", "its VNC password is lost", "Set it again", blocks=False),),
+    Needs(
+        files=(StartFile("/vm/bios.bin", "its firmware", 262144, 262144), StartFile("/vm/key", "its secret s0", 6)),
+        directories=(Directory("/run/vm", 0, 12, 0o750),),
+        servers=(Server("/run/vm/blk.sock", "its vhost-user-blk-pci", "qemu-storage-daemon", "blk.service"),),
+        tpms=(TpmServer("/run/vm/tpm.sock", ("swtpm", "socket", "--tpm2"), "/vm", "/usr/bin/swtpm", 107, 107),),
+        taps=(Tap("tap0", "br0", persists=True),),
+    ),
 )
 VALUES = some.recursive(
     some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=20),
@@ -33,6 +46,21 @@ VALUES = some.recursive(
 
 def test_back_as_it_was():
     assert Surroundings.parse(RECORDED.dump()) == RECORDED
+
+
+def test_image_of_an_earlier_version():
+    """It says nothing of what its VM needs."""
+    value = json.loads(RECORDED.dump())
+    del value["needs"]
+    assert Surroundings.parse(json.dumps(value)).needs == Needs()
+
+
+def test_image_of_a_later_version():
+    """What is not known here is left out."""
+    value = json.loads(RECORDED.dump())
+    value["needs"]["clocks"] = [{"path": "/dev/rtc"}]
+    value["needs"]["files"][0]["colour"] = "red"
+    assert Surroundings.parse(json.dumps(value)) == RECORDED
 
 
 def parts(value, place=()):

@@ -1,0 +1,222 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a restore sees to before it starts a QEMU by its recorded start, and before the guest runs.
+
+First all is looked at (also in check mode): files, firmware, servers, directories. Then what is missing and can be
+made again is made: directories on a tmpfs, the server of the TPM. What is not there and cannot be made is named: QEMU's
+own words are of one thing at a time, and of some of them it says nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+import subprocess
+import time
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError, MismatchError
+from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import launch_log_path
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import read_status
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import LAUNCH_ENVIRONMENT, Launch, LaunchedQemu
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Rights, access_words
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import StartedService, choose_launch
+from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import recorded_surroundings
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.bridges import (
+    find_taps,
+    missing_taps,
+    put_into_bridges,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.directories import (
+    make_directories,
+    missing_directories,
+    why_taken,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.needs import Needs
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.servers import unserved, unserved_text
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start_files import (
+    changed_firmware,
+    changed_text,
+    missing_files,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.tpm import TpmServer
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.unix_sockets import is_listened_at, listeners_at
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
+
+#: Seconds that the server of a TPM may take to open its socket, and between two looks.
+_SERVER_TIMEOUT = 60.0
+_INTERVAL = 0.02
+
+#: Seconds that the removal of a socket may take.
+_REMOVE_TIMEOUT = 10.0
+
+
+class Provision:
+    """What one restore sees to."""
+
+    def __init__(self, domain: domain_xml.ParsedDomain, how: Launch, image: str) -> None:
+        """:param domain: that of an image for which somebody vouches. :param how: the recorded start."""
+        self._name = domain.name
+        self._image = image
+        self._how = how
+        self._uid = domain.launch.uid if domain.launch else os.geteuid()
+        self.needs: Needs = recorded_surroundings(domain).needs
+
+    def check(self) -> None:
+        """Look at all of it, and change nothing; it reads files, so it belongs into a thread.
+
+        :raises LaunchError: something is missing that cannot be made again.
+        :raises MismatchError: firmware has another size.
+        """
+        files = missing_files(self.needs.files)
+        if files:
+            raise LaunchError(
+                f"The QEMU of {self._name} cannot be started again without what is not there any more:"
+                f" {_list(f'{file.path} ({file.use})' for file in files)}",
+                cure="Put that back, then restore again",
+            )
+        for file, size in changed_firmware(self.needs.files):
+            what, cure = changed_text(file, size)
+            raise MismatchError(f"{self._name} cannot be restored: {what}", cure=f"{cure}, then restore again")
+        if not self._how.unit:
+            self._check_servers()
+        reason = why_taken(self.needs.directories, {0, os.geteuid(), self._uid})
+        if reason:
+            raise LaunchError(
+                f"The QEMU of {self._name} is not started where others could put sockets in the place of its own:"
+                f" {reason}",
+                cure="Give it back to that user (chown), or remove it; it is made again by the restore",
+            )
+        for server in self.needs.tpms:
+            self._check_tpm(server)
+
+    def _check_servers(self) -> None:
+        taps = missing_taps(self.needs.taps)
+        if taps:
+            bridge = f"; ip link set dev {taps[0].name} master {taps[0].bridge}" if taps[0].bridge else ""
+            raise LaunchError(
+                f"The network interface {taps[0].name} of {self._name}, which stood there without its QEMU, is not"
+                " there any more",
+                cure=f"Make it again (ip tuntap add dev {taps[0].name} mode tap{bridge}), then restore again",
+            )
+        servers = unserved(self.needs.servers)
+        if servers:
+            what, cure = unserved_text(servers)
+            raise LaunchError(f"The QEMU of {self._name} cannot be started again: {what}", cure=cure)
+
+    def _check_tpm(self, server: TpmServer) -> None:
+        if is_listened_at(server.path):
+            self._require_ours(server)
+            return
+        if server.unit:
+            return
+        state = server.state_directory
+        to_be_made = {directory.path for directory in missing_directories(self.needs.directories)}
+        if state and not os.path.isdir(state) and os.path.realpath(state) not in to_be_made:
+            raise LaunchError(
+                f"The directory of the TPM of {self._name}, {state}, is not there any more, and its server (swtpm)"
+                " cannot be started without it",
+                cure=f"Make it, empty and for {user_name(server.uid)} alone: what the TPM held is in the image",
+            )
+        try:
+            server.launch()
+        except ValueError as exc:
+            raise LaunchError(
+                f"The server of the TPM of {self._name} does not answer at {server.path}, and cannot be started from"
+                f" its record: {server.reason or exc}",
+                cure="Start a swtpm that serves there, with the VM's own directory, then restore again",
+            ) from exc
+
+    def _require_ours(self, server: TpmServer) -> None:
+        """:raises LaunchError: somebody else's server answers there, who would be given what the TPM holds."""
+        for pid in listeners_at(server.path):
+            with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+                uid = int(read_status(pid)["Uid"].split()[1])
+                if uid not in (0, os.geteuid(), self._uid, server.uid):
+                    raise LaunchError(
+                        f"{server.path}, where the TPM of {self._name} was served, is served by a process (pid {pid})"
+                        f" of the user {user_name(uid)}, who must not be given what the TPM holds",
+                        cure="End that process, then restore again",
+                    )
+
+    async def make_directories(self) -> list[str]:
+        """Make the directories that are missing; their paths. Raises LaunchError."""
+        return await in_thread(make_directories, self.needs.directories)
+
+    async def start_servers(self, started: t.Callable[[LaunchedQemu], None]) -> None:
+        """Start the servers of the TPM that are not there, and wait for their sockets.
+
+        :param started: called with each before it is started, so that it can be ended.
+        :raises LaunchError: one does not start.
+        :raises UnitError: systemd cannot be told.
+        """
+        for server in self.needs.tpms:
+            if is_listened_at(server.path):
+                self._require_ours(server)
+                continue
+            launched = await self._choose(server)
+            started(launched)
+            await launched.start()
+            await self._wait_for(server, launched)
+
+    async def _choose(self, server: TpmServer) -> LaunchedQemu:
+        if server.unit and systemd.is_running():
+            unit = await systemd.read_unit(server.unit)
+            if unit.load_state != "not-found":
+                return StartedService(Launch(argv=(), unit=server.unit))
+        self._check_tpm(server)
+        await in_thread(_remove_socket, server)
+        return choose_launch(server.launch(), f"{launch_log_path(self._image)[:-4]}.tpm.log", f"{self._name}-tpm")
+
+    async def _wait_for(self, server: TpmServer, launched: LaunchedQemu) -> None:
+        deadline = time.monotonic() + _SERVER_TIMEOUT
+        while not is_listened_at(server.path):
+            if await launched.ended():
+                said = await launched.stderr() or "it said nothing"
+                raise LaunchError(
+                    f"The server of the TPM of {self._name} (swtpm) ended at once: {said}",
+                    cure=f"Correct what it says and restore again; its log is {launched.log}",
+                )
+            if time.monotonic() > deadline:
+                raise LaunchError(
+                    f"The server of the TPM of {self._name} (swtpm) did not serve at {server.path} within"
+                    f" {_SERVER_TIMEOUT:g} seconds",
+                    cure=f"See its log {launched.log}",
+                )
+            await asyncio.sleep(_INTERVAL)
+        self._require_ours(server)
+
+    async def connect_network(self, process: QemuProcess | None) -> list[str]:
+        """Put QEMU's network interfaces into the bridges where they were; sentences of what could not be done."""
+        if process is None or not any(tap.bridge for tap in self.needs.taps):
+            return []
+        return await in_thread(lambda: put_into_bridges(self.needs.taps, find_taps(process)))
+
+
+def _remove_socket(server: TpmServer) -> None:
+    """One at which nobody listens any more would keep a new server from it; as its user, who could do that himself."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if stat.S_ISSOCK(os.lstat(server.path).st_mode):
+            before = [] if server.uid == os.geteuid() else access_words(Rights(server.uid, server.gid))
+            subprocess.run(
+                [*before, "/bin/rm", "-f", "--", server.path],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                cwd="/",
+                env=LAUNCH_ENVIRONMENT,
+                timeout=_REMOVE_TIMEOUT,
+                check=False,
+            )
+
+
+def _list(texts: t.Iterable[str]) -> str:
+    *before, last = list(texts)[:5]
+    return f"{', '.join(before)} and {last}" if before else last

@@ -1,0 +1,77 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a QEMU has of the session of the user who started it: a display, a terminal, a sound server, its very starter.
+
+A restored QEMU is nobody's child, without a terminal, and with an environment of its own (``LAUNCH_ENVIRONMENT``). One
+that its own unit starts has what the unit gives it.
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, Setting
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
+
+#: Displays that are windows of a session, and those that need a terminal.
+_WINDOWS = frozenset(("gtk", "sdl", "cocoa", "default", "spice-app", "dbus"))
+_TERMINALS = frozenset(("curses",))
+
+#: Sound servers of a session; QEMU goes on without one where it cannot reach it (PulseAudio's) or ends.
+_SOUND = frozenset(("pa", "pipewire", "jack", "sndio"))
+
+
+def session_problems(configuration: Configuration, by_unit: bool) -> list[Problem]:
+    """What of a session a restore by the recorded command would not give the VM."""
+    if by_unit:
+        return []
+    return [*_displays(configuration), *_sound(configuration), *_parent(configuration)]
+
+
+def _displays(configuration: Configuration) -> t.Iterator[Problem]:
+    for setting in configuration.settings:
+        kind = _display_of(setting)
+        if kind in _WINDOWS | _TERMINALS:
+            needs = "a terminal" if kind in _TERMINALS else "the windows of the session in which it was started"
+            yield Problem(
+                "session_display",
+                f"its display ({kind}) needs {needs}, which a QEMU that a restore starts does not have",
+                "Start the VM with a display that needs none (-vnc unix:PATH, -display none); or restore it with"
+                " launch: attach, into a QEMU that you start in your session",
+            )
+
+
+def _display_of(setting: Setting) -> str:
+    if setting.option == "display":
+        kind, _comma, options = setting.argument.partition(",")
+        # That of a bus which is named does not need the session's.
+        return "" if kind == "dbus" and re.search(r"\baddr=|\bp2p\b", options) else kind
+    return setting.option if setting.option in ("sdl", "curses") else ""
+
+
+def _sound(configuration: Configuration) -> t.Iterator[Problem]:
+    for setting in configuration.of("audiodev", "audio"):
+        kind = setting.keys.get("driver", "")
+        if kind in _SOUND:
+            yield Problem(
+                "session_sound",
+                f"its sound goes to the session in which it was started ({kind}), which a QEMU that a restore starts"
+                " does not reach",
+                "Start it with a sound server that is there without a session, or restore it with launch: attach",
+                blocks=kind != "pa",
+            )
+
+
+def _parent(configuration: Configuration) -> t.Iterator[Problem]:
+    for setting in configuration.of("run-with"):
+        if setting.keys.get("exit-with-parent") in ("on", "yes", "true", "y"):
+            yield Problem(
+                "ends_with_starter",
+                "its QEMU ends with whoever has started it (-run-with exit-with-parent=on), and one that a restore"
+                " starts does not",
+                "Start it again by what shall end it, from its disks, or with launch: attach",
+                blocks=False,
+            )

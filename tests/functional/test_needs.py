@@ -1,0 +1,482 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a QEMU needs beside its disks to be started again: seen at the save; made again, or named, at the restore."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from support import find_qemu_pids
+from support.observe import VM, Continuity, run_state, wait_until, words
+from support.paused import make_disk
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this")
+
+ROM = Path("/usr/lib/ipxe/qemu/efi-e1000.rom")
+
+
+@pytest.fixture
+def volatile():
+    """A directory on a tmpfs, in which a directory of the VM can be made."""
+    if not os.path.ismount("/dev/shm"):
+        pytest.skip("no tmpfs at /dev/shm")
+    directory = Path(tempfile.mkdtemp(prefix="vmops-needs-", dir="/dev/shm"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+def problems(result, *kinds):
+    return [problem for problem in result["problems"] if problem["kind"] in kinds]
+
+
+def refused(run_module, image, kind, named):
+    """The save is refused; its problem."""
+    result = run_module("qemu_save", name=VM, path=str(image))
+    assert result["error"] == "NotRestorableError", result["msg"]
+    (problem,) = [problem for problem in result["problems"] if problem["blocks"]]
+    assert problem["kind"] == kind
+    assert str(named) in problem["what"]
+    assert words(result) == ("running", "absent")
+    return problem
+
+
+def not_restored(run_module, image, error, *named):
+    """The restore is refused before a QEMU is started, also in check mode; the result."""
+    for check in (True, False):
+        result = run_module("qemu_restore", name=VM, path=str(image), check=check)
+        assert result.get("error") == error, result["msg"]
+        for text in named:
+            assert str(text) in result["msg"]
+        assert words(result) == ("saved", "kept")
+        assert find_qemu_pids(VM) == []
+    return result
+
+
+# --- files ---
+
+
+def secret(place):
+    path = place / "secret"
+    path.write_text("geheim")
+    return path, ["-object", f"secret,id=s0,file={path}"]
+
+
+def table(place):
+    path = place / "text"
+    path.write_text("hello")
+    return path, ["-fw_cfg", f"name=opt/vmops,file={path}"]
+
+
+def initrd(place):
+    path = place / "loaded"
+    path.write_bytes(bytes(512))
+    return path, ["-device", f"loader,file={path},addr=0x3000000,force-raw=on"]
+
+
+@pytest.mark.parametrize("make", [secret, table, initrd])
+def test_file_that_is_not_there_any_more(make_guest, image, run_module, save, restore, tmp_path, make):
+    path, arguments = make(tmp_path)
+    guest = make_guest(extra_args=arguments)
+    path.rename(tmp_path / "away")
+    refused(run_module, image, "start_file_missing", path)
+    (tmp_path / "away").rename(path)
+    before = Continuity(guest)
+    save(name=VM, path=str(image))
+    path.rename(tmp_path / "away")
+    not_restored(run_module, image, "LaunchError", path)
+    (tmp_path / "away").rename(path)
+    restore(name=VM, path=str(image))
+    before.check()
+
+
+def test_content_that_has_changed_is_all_the_same(make_guest, image, save, restore, tmp_path):
+    """As a kernel's, after an update: the guest has its own in its memory."""
+    path, arguments = table(tmp_path)
+    before = Continuity(make_guest(extra_args=arguments))
+    save(name=VM, path=str(image))
+    path.write_text("another text, and a longer one")
+    restore(name=VM, path=str(image))
+    before.check()
+
+
+def rom_of_a_card(place):
+    if not ROM.exists():
+        pytest.skip("no ROMs of ipxe-qemu")
+    path = Path(shutil.copy(ROM, place / "card.rom"))
+    return path, ["-netdev", "user,id=n0", "-device", f"e1000,netdev=n0,romfile={path}"]
+
+
+def firmware(place):
+    path = Path(shutil.copy("/usr/share/seabios/bios-256k.bin", place / "bios.bin"))
+    return path, ["-bios", str(path)]
+
+
+def longer(path):
+    """As that of a later package: its end is what the processor starts with."""
+    content = path.read_bytes()
+    path.write_bytes(bytes(len(content)) + content)
+
+
+@pytest.mark.parametrize("make", [rom_of_a_card, firmware])
+def test_firmware_of_another_size(make_guest, image, run_module, save, restore, tmp_path, make):
+    path, arguments = make(tmp_path)
+    size = path.stat().st_size
+    before = Continuity(make_guest(extra_args=arguments))
+    save(name=VM, path=str(image))
+    shutil.copy(path, tmp_path / "as-it-was")
+    longer(path)
+    result = not_restored(run_module, image, "MismatchError", path, size, 2 * size)
+    assert "of then" in result["cure"]
+    shutil.copy(tmp_path / "as-it-was", path)
+    restore(name=VM, path=str(image))
+    before.check()
+
+
+def test_rom_that_rounds_to_the_same_size(make_guest, image, save, restore, tmp_path):
+    path, arguments = rom_of_a_card(tmp_path)
+    before = Continuity(make_guest(extra_args=arguments))
+    save(name=VM, path=str(image))
+    path.write_bytes(path.read_bytes()[:-512])
+    restore(name=VM, path=str(image))
+    before.check()
+
+
+def test_firmware_that_was_changed_since_the_start(make_guest, image, run_module, tmp_path):
+    path, arguments = firmware(tmp_path)
+    guest = make_guest(extra_args=arguments)
+    longer(path)
+    refused(run_module, image, "firmware_changed", path)
+    assert run_state(guest) == "running"
+
+
+def test_flash_with_another_time(make_guest, image, save, restore, run_module, tmp_path):
+    """The code of OVMF is in the guest's memory: an update of its package, of the same size, is all the same."""
+    path = Path(shutil.copy("/usr/share/seabios/bios-256k.bin", tmp_path / "code.fd"))
+    guest = make_guest(extra_args=["-drive", f"if=pflash,format=raw,readonly=on,file={path}"])
+    before = Continuity(guest)
+    save(name=VM, path=str(image))
+    content = path.read_bytes()
+    path.write_bytes(content)
+    os.utime(path, (1, 1))
+    restore(name=VM, path=str(image))
+    before.check()
+    save(name=VM, path=str(image))
+    longer(path)
+    result = run_module("qemu_restore", name=VM, path=str(image))
+    assert result["error"] == "DiskMismatchError", result["msg"]
+    assert str(path) in result["msg"]
+    path.write_bytes(content)
+    restore(name=VM, path=str(image))
+
+
+# --- directories ---
+
+
+def sockets(directory):
+    return [
+        *("-chardev", f"socket,id=c0,path={directory / 'a' / 'c.sock'},server=on,wait=off"),
+        *("-pidfile", str(directory / "b" / "pid")),
+    ]
+
+
+@pytest.fixture
+def volatile_guest(make_guest, volatile):
+    for name, mode in (("a", 0o750), ("b", 0o700)):
+        (volatile / name).mkdir()
+        (volatile / name).chmod(mode)
+    return make_guest(extra_args=sockets(volatile))
+
+
+def reboot(directory):
+    """As far as a tmpfs is concerned."""
+    for path in directory.iterdir():
+        shutil.rmtree(path)
+
+
+@only_root
+def test_directories_are_made_again(volatile_guest, volatile, image, save, restore):
+    os.chown(volatile / "a", 65534, 12)
+    before = Continuity(volatile_guest)
+    save(name=VM, path=str(image))
+    reboot(volatile)
+    restore(name=VM, path=str(image))
+    before.check()
+    facts = (volatile / "a").stat()
+    assert (facts.st_uid, facts.st_gid, facts.st_mode & 0o7777) == (65534, 12, 0o750)
+    assert (volatile / "b").stat().st_mode & 0o7777 == 0o700
+    assert (volatile / "a" / "c.sock").is_socket()
+
+
+@only_root
+def test_directory_of_another_user_is_made_by_him(make_guest, volatile, image, save, restore):
+    volatile.chmod(0o711)
+    theirs = volatile / "theirs"
+    for path in (theirs, theirs / "vm"):
+        path.mkdir(mode=0o700)
+        os.chown(path, 65534, 65534)
+    before = Continuity(
+        make_guest(extra_args=["-chardev", f"socket,id=c0,path={theirs / 'vm' / 's'},server=on,wait=off"])
+    )
+    save(name=VM, path=str(image))
+    reboot(volatile)
+    restore(name=VM, path=str(image))
+    before.check()
+    assert [path.stat().st_uid for path in (theirs, theirs / "vm")] == [65534, 65534]
+
+
+@only_root
+def test_link_in_the_place_of_a_directory(volatile_guest, volatile, image, save, run_module, tmp_path):
+    save(name=VM, path=str(image))
+    reboot(volatile)
+    (tmp_path / "elsewhere").mkdir()
+    (volatile / "a").symlink_to(tmp_path / "elsewhere")
+    not_restored(run_module, image, "LaunchError", volatile / "a")
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+@only_root
+def test_directory_that_is_another_users_now(volatile_guest, volatile, image, save, run_module):
+    save(name=VM, path=str(image))
+    reboot(volatile)
+    (volatile / "a").mkdir()
+    os.chown(volatile / "a", 65534, 65534)
+    not_restored(run_module, image, "LaunchError", volatile / "a", "nobody's now")
+
+
+@only_root
+def test_directory_below_one_of_another_user(volatile_guest, volatile, image, save, run_module):
+    """He could turn it to another place while it is made."""
+    save(name=VM, path=str(image))
+    reboot(volatile)
+    os.chown(volatile, 65534, 65534)
+    result = run_module("qemu_restore", name=VM, path=str(image))
+    assert result["error"] == "LaunchError", result["msg"]
+    assert os.listdir(volatile) == []
+    os.chown(volatile, 0, 0)
+
+
+# --- servers ---
+
+
+def storage_daemon(place, path):
+    disk = place / "d.raw"
+    disk.write_bytes(bytes(2**20))
+    process = subprocess.Popen(
+        [
+            *("qemu-storage-daemon", "--blockdev", f"driver=file,node-name=n0,filename={disk}"),
+            *("--export", f"type=vhost-user-blk,id=e0,addr.type=unix,addr.path={path},node-name=n0,writable=on"),
+        ],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_until(path.exists)
+    return process
+
+
+def nbd_server(place, path):
+    disk = place / "d.raw"
+    disk.write_bytes(bytes(2**20))
+    process = subprocess.Popen(
+        ["qemu-nbd", "-t", "-f", "raw", "-k", str(path), "--shared=4", str(disk)],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_until(path.exists)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("start", "program", "arguments"),
+    [
+        (
+            storage_daemon,
+            "qemu-storage-da",
+            [
+                *("-object", "memory-backend-memfd,id=mem,size=64M,share=on", "-machine", "memory-backend=mem"),
+                *("-chardev", "socket,id=c0,path=PATH", "-device", "vhost-user-blk-pci,chardev=c0"),
+            ],
+        ),
+        (nbd_server, "qemu-nbd", ["-drive", "if=virtio,format=raw,file=nbd+unix:///?socket=PATH"]),
+        (
+            nbd_server,
+            "qemu-nbd",
+            [
+                "-blockdev",
+                "driver=nbd,node-name=n0,server.type=unix,server.path=PATH",
+                "-device",
+                "virtio-blk-pci,drive=n0",
+            ],
+        ),
+    ],
+    ids=["vhost-user-blk", "nbd-url", "nbd-node"],
+)
+def test_server_behind_a_socket(make_guest, image, run_module, save, restore, tmp_path, start, program, arguments):
+    path = tmp_path / "server.sock"
+    server = start(tmp_path, path)
+    again = None
+    try:
+        guest = make_guest(memory_mib=64, extra_args=[word.replace("PATH", str(path)) for word in arguments])
+        before = Continuity(guest)
+        saved = save(name=VM, path=str(image))
+        (problem,) = problems(saved, "server_needed")
+        assert str(path) in problem["what"]
+        assert program in problem["what"]
+        server.kill()
+        server.wait()
+        path.unlink(missing_ok=True)
+        not_restored(run_module, image, "LaunchError", path, program)
+        again = start(tmp_path, path)
+        result = run_module("qemu_restore", name=VM, path=str(image), disks="ignore")
+        assert not result.get("failed"), result["msg"]
+        before.check()
+    finally:
+        for process in (server, again):
+            if process is not None:
+                process.kill()
+                process.wait()
+
+
+# --- networks ---
+
+
+@pytest.fixture
+def bridge():
+    name = f"vmb{os.getpid() % 100000}{os.urandom(1).hex()}"
+    try:
+        subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no bridge can be made here")
+    yield name
+    subprocess.run(["ip", "link", "delete", name], check=True)
+
+
+def master_of(name):
+    try:
+        return os.path.basename(os.readlink(f"/sys/class/net/{name}/master"))
+    except FileNotFoundError:
+        return ""
+
+
+@pytest.fixture
+def tap_guest(make_guest, bridge):
+    if not os.path.exists("/dev/net/tun"):
+        pytest.skip("no /dev/net/tun")
+    name = f"vmt{os.getpid() % 100000}{os.urandom(1).hex()}"
+    guest = make_guest(
+        extra_args=[
+            *("-netdev", f"tap,id=n0,ifname={name},script=no,downscript=no"),
+            *("-device", "virtio-net-pci,netdev=n0,romfile="),
+        ]
+    )
+    subprocess.run(["ip", "link", "set", "dev", name, "master", bridge], check=True)
+    guest.tap = name
+    return guest
+
+
+@only_root
+def test_tap_that_somebody_put_into_a_bridge(tap_guest, bridge, image, save, restore):
+    before = Continuity(tap_guest)
+    save(name=VM, path=str(image))
+    result = restore(name=VM, path=str(image))
+    before.check()
+    assert master_of(tap_guest.tap) == bridge
+    assert not [text for text in result["warnings"] if tap_guest.tap in text]
+
+
+@only_root
+def test_bridge_that_is_not_there_any_more(tap_guest, bridge, image, save, restore):
+    before = Continuity(tap_guest)
+    save(name=VM, path=str(image))
+    subprocess.run(["ip", "link", "delete", bridge], check=True)
+    try:
+        result = restore(name=VM, path=str(image))
+        before.check()
+        (text,) = [text for text in result["warnings"] if tap_guest.tap in text]
+        assert bridge in text
+    finally:
+        subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], check=True)
+
+
+@only_root
+def test_tap_that_stood_without_qemu(make_guest, bridge, image, save, run_module, restore):
+    name = f"vmp{os.getpid() % 100000}{os.urandom(1).hex()}"
+
+    def make():
+        subprocess.run(["ip", "tuntap", "add", "dev", name, "mode", "tap"], check=True)
+
+    try:
+        make()
+    except subprocess.CalledProcessError:
+        pytest.skip("no tap can be made here")
+    try:
+        guest = make_guest(
+            extra_args=[
+                *("-netdev", f"tap,id=n0,ifname={name},script=no,downscript=no"),
+                *("-device", "virtio-net-pci,netdev=n0,romfile="),
+            ]
+        )
+        before = Continuity(guest)
+        saved = save(name=VM, path=str(image))
+        assert name in problems(saved, "tap_needed")[0]["what"]
+        subprocess.run(["ip", "link", "delete", name], check=True)
+        not_restored(run_module, image, "LaunchError", name)
+        make()
+        restore(name=VM, path=str(image))
+        before.check()
+        guest.end()
+    finally:
+        subprocess.run(["ip", "link", "delete", name], check=True)
+
+
+# --- the directory of relative names ---
+
+
+def test_directory_that_qemu_has_left(make_guest, image, save, restore, tmp_path):
+    """It is found by what QEMU has open: the pid file."""
+    guest = make_guest(start=False, extra_args=["-daemonize", "-pidfile", "vm.pid", "-serial", "file:console"])
+    guest.prepare()
+    subprocess.run(guest.argv(), cwd=guest.workdir, stdin=subprocess.DEVNULL, check=True)
+    guest.wait_restarted()
+    guest.wait_for_counter()
+    before = Continuity(guest)
+    save(name=VM, path=str(image))
+    guest.wait_exit()
+    (guest.workdir / "vm.pid").unlink(missing_ok=True)
+    restore(name=VM, path=str(image))
+    before.check()
+    assert int((guest.workdir / "vm.pid").read_text()) == guest.pid
+    assert not Path("/vm.pid").exists()
+
+
+def test_directory_that_cannot_be_found(make_guest, image, run_module):
+    guest = make_guest(
+        start=False, extra_args=["-daemonize", "-chardev", "socket,id=c0,path=c.sock,server=on,wait=off"]
+    )
+    guest.prepare()
+    subprocess.run(guest.argv(), cwd=guest.workdir, stdin=subprocess.DEVNULL, check=True)
+    guest.wait_restarted()
+    refused(run_module, image, "working_directory", "c.sock")
+
+
+def test_relative_disk_of_a_qemu_that_has_left(make_guest, image, run_module):
+    """QEMU itself cannot save such a VM, which is found out before the guest is stopped."""
+    guest = make_guest(start=False, extra_args=["-daemonize", "-drive", "if=virtio,format=qcow2,file=d.qcow2"])
+    guest.prepare()
+    make_disk(guest.workdir / "d.qcow2", "qcow2", size="8M")
+    subprocess.run(guest.argv(), cwd=guest.workdir, stdin=subprocess.DEVNULL, check=True)
+    guest.wait_restarted()
+    guest.wait_for_counter()
+    for options in ({}, {"require_restorable": False}):
+        result = run_module("qemu_save", name=VM, path=str(image), **options)
+        assert result["error"] == "NotRestorableError", result["msg"]
+        assert "d.qcow2" in result["msg"]
+        assert words(result) == ("running", "absent")
+    guest.wait_for_counter(guest.counters()[-1] + 1)

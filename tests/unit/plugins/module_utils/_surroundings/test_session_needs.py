@@ -1,0 +1,41 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a QEMU has of the session of the user who started it."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.session_needs import session_problems
+
+
+def problems(*words, by_unit=False):
+    found = session_problems(read_configuration(["qemu-system-x86_64", "-no-user-config", *words]), by_unit)
+    return [(problem.kind, problem.blocks) for problem in found]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-display", "gtk,gl=on"], [("session_display", True)]),
+        (["-display", "sdl"], [("session_display", True)]),
+        (["-display", "curses"], [("session_display", True)]),
+        (["-curses"], [("session_display", True)]),
+        (["-display", "none"], []),
+        (["-display", "vnc=unix:/s"], []),
+        (["-display", "spice-app"], [("session_display", True)]),
+        (["-display", "egl-headless"], []),
+        (["-nographic"], []),
+        (["-audiodev", "pa,id=a0"], [("session_sound", False)]),
+        (["-audiodev", '{"driver":"pipewire","id":"a0"}'], [("session_sound", True)]),
+        (["-audio", "driver=pa,model=hda"], [("session_sound", False)]),
+        (["-audiodev", "none,id=a0"], []),
+        (["-run-with", "exit-with-parent=on"], [("ends_with_starter", False)]),
+        (["-run-with", "exit-with-parent=off"], []),
+    ],
+)
+def test_what_needs_a_session(words, expected):
+    assert problems(*words) == expected
+    assert problems(*words, by_unit=True) == []
