@@ -182,7 +182,7 @@ vms:
           description:
             - The kind of the problem, for programs. The following kinds block.
             - Its disks are not those that a restore would open - V(disk_replaced), V(disk_chain), V(disk_added),
-              V(disk_missing), V(disk_unknown).
+              V(disk_missing), V(disk_unknown). With V(disk_name_lost) a save would fail.
             - Its machine differs from its configuration - V(device_plugged), V(device_unplugged), V(cpu_added),
               V(memory_added), V(configuration_unknown).
             - Its start cannot be repeated - V(inherited_descriptor), V(temporary_disks), V(preconfig),

@@ -14,6 +14,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Qe
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import ask_block
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.confinement import confinement_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disk_names import disk_name_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.jobs import job_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.losses import runtime_losses
@@ -71,6 +72,7 @@ async def survey(
         machine_problems(monitor, process.configuration, block.devices),
         runtime_losses(monitor, process.configuration, block),
     )
+    problems += await in_thread(disk_name_problems, block.graph, process)
     needs, missing = await find_needs(monitor, process, unit, block.devices, media)
     problems += [*of_machine, *losses, *missing]
     if not any(problem.kind in _PASSING for problem in problems):
