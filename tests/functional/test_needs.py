@@ -17,6 +17,7 @@ import pytest
 from support import find_qemu_pids
 from support.observe import VM, Continuity, run_state, wait_until, words
 from support.paused import make_disk
+from support.versions import find_qemus
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this")
 
@@ -81,7 +82,19 @@ def initrd(place):
     return path, ["-device", f"loader,file={path},addr=0x3000000,force-raw=on"]
 
 
-@pytest.mark.parametrize("make", [secret, table, initrd])
+def rom_of_a_card(place):
+    if not ROM.exists():
+        pytest.skip("no ROMs of ipxe-qemu")
+    path = Path(shutil.copy(ROM, place / "card.rom"))
+    return path, ["-netdev", "user,id=n0", "-device", f"e1000,netdev=n0,romfile={path}"]
+
+
+def firmware(place):
+    path = Path(shutil.copy("/usr/share/seabios/bios-256k.bin", place / "bios.bin"))
+    return path, ["-bios", str(path)]
+
+
+@pytest.mark.parametrize("make", [secret, table, initrd, rom_of_a_card, firmware])
 def test_file_that_is_not_there_any_more(make_guest, image, run_module, save, restore, tmp_path, make):
     path, arguments = make(tmp_path)
     guest = make_guest(extra_args=arguments)
@@ -107,25 +120,20 @@ def test_content_that_has_changed_is_all_the_same(make_guest, image, save, resto
     before.check()
 
 
-def rom_of_a_card(place):
-    if not ROM.exists():
-        pytest.skip("no ROMs of ipxe-qemu")
-    path = Path(shutil.copy(ROM, place / "card.rom"))
-    return path, ["-netdev", "user,id=n0", "-device", f"e1000,netdev=n0,romfile={path}"]
-
-
-def firmware(place):
-    path = Path(shutil.copy("/usr/share/seabios/bios-256k.bin", place / "bios.bin"))
-    return path, ["-bios", str(path)]
-
-
 def longer(path):
     """As that of a later package: its end is what the processor starts with."""
     content = path.read_bytes()
     path.write_bytes(bytes(len(content)) + content)
 
 
-@pytest.mark.parametrize("make", [rom_of_a_card, firmware])
+def rom_of_qemus_own(place):
+    """Which it finds by itself, in a directory that is looked at first."""
+    path, _arguments = rom_of_a_card(place)
+    path = path.rename(place / ROM.name)
+    return path, ["-L", str(place), "-netdev", "user,id=n0", "-device", "e1000,netdev=n0"]
+
+
+@pytest.mark.parametrize("make", [rom_of_a_card, rom_of_qemus_own, firmware])
 def test_firmware_of_another_size(make_guest, image, run_module, save, restore, tmp_path, make):
     path, arguments = make(tmp_path)
     size = path.stat().st_size
@@ -479,3 +487,50 @@ def test_relative_disk_of_a_qemu_that_has_left(make_guest, image, run_module):
         assert "d.qcow2" in result["msg"]
         assert words(result) == ("running", "absent")
     guest.wait_for_counter(guest.counters()[-1] + 1)
+
+
+# --- who started it ---
+
+
+@pytest.mark.skipif(find_qemus()[-1].version < (10, 2), reason="QEMU has exit-with-parent from 10.2 on")
+def test_qemu_that_ends_with_whoever_started_it(make_guest, image, save, restore):
+    """Started again by the task it would end with that, and the guest with it."""
+    guest = make_guest(qemu=find_qemus()[-1].path, extra_args=["-run-with", "exit-with-parent=on"])
+    before = Continuity(guest)
+    saved = save(name=VM, path=str(image))
+    assert problems(saved, "ends_with_starter")
+    restore(name=VM, path=str(image))
+    before.check()
+
+
+# --- what a reboot takes ---
+
+
+def test_what_is_on_a_tmpfs(make_guest, volatile, image, save):
+    secret(volatile)
+    guest = make_guest(extra_args=secret(volatile)[1])
+    saved = save(name=VM, path=str(volatile / "web1.save"), require_restorable=False, after_save="resume")
+    (problem,) = problems(saved, "on_tmpfs")
+    assert str(volatile / "secret") in problem["what"]
+    (problem,) = problems(saved, "image_on_tmpfs")
+    assert "/dev/shm" in problem["what"]
+    assert not problem["blocks"]
+    assert not problems(save(name=VM, path=str(image), force=True, after_save="resume"), "image_on_tmpfs")
+    guest.wait_for_counter(guest.counters()[-1] + 1)
+
+
+@only_root
+def test_tap_without_a_name_in_a_bridge(make_guest, bridge, image, save):
+    if not os.path.exists("/dev/net/tun"):
+        pytest.skip("no /dev/net/tun")
+    before = set(os.listdir("/sys/class/net"))
+    make_guest(
+        extra_args=[
+            *("-netdev", "tap,id=n0,script=no,downscript=no"),
+            *("-device", "virtio-net-pci,netdev=n0,romfile="),
+        ]
+    )
+    name = next(iter(name for name in set(os.listdir("/sys/class/net")) - before if name.startswith("tap")))
+    subprocess.run(["ip", "link", "set", "dev", name, "master", bridge], check=True)
+    (problem,) = problems(save(name=VM, path=str(image), after_save="resume"), "bridge_lost")
+    assert bridge in problem["what"]

@@ -96,6 +96,29 @@ def test_server_is_started_again(make_tpm, saved, image, restore, options):
     assert len(tpm.pids()) == 1
 
 
+def test_relative_paths(make_tpm, saved, image, restore):
+    tpm = make_tpm(relative=True)
+    before, _result = saved(tpm)
+    restore(name=VM, path=str(image))
+    before.check()
+    assert len(tpm.pids()) == 1
+
+
+def test_server_of_the_same_relative_name(make_tpm, saved, image, restore, tmp_path):
+    """Elsewhere, which is another socket."""
+    tpm = make_tpm(relative=True)
+    (tmp_path / "other").mkdir()
+    other = Swtpm(tmp_path / "other", relative=True)
+    other.start()
+    try:
+        before, _result = saved(tpm)
+        restore(name=VM, path=str(image))
+        before.check()
+        assert len(tpm.pids()) == 1
+    finally:
+        other.kill()
+
+
 def test_server_that_runs_already_is_used(make_tpm, saved, image, restore):
     tpm = make_tpm()
     before, _result = saved(tpm)

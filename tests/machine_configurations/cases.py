@@ -20,6 +20,7 @@ from typing import Any, Optional, Union
 from machine_configurations.place import MIB, Place, Skip, needs_root, replaced, run, wait_for_job
 from support import Monitor
 from support.guest import Guest
+from support.versions import OLD_QEMU
 
 Words = Sequence[object]
 
@@ -266,7 +267,7 @@ case(
 )
 said(
     "nvdimm on tmpfs",
-    "memory_disk_unwatched",
+    ("memory_disk_unwatched", "on_tmpfs"),
     lambda place: nvdimm(file_memory(place, "share=on", name="nv")),
 )
 refused(
@@ -420,8 +421,8 @@ def vhost_user_blk(place: Place) -> Words:
     )
 
 
-case("NBD", nbd)
-case("vhost-user-blk", vhost_user_blk)
+said("NBD", "server_needed", nbd)
+said("vhost-user-blk", "server_needed", vhost_user_blk)
 case("Drive without a medium", "-drive", "if=ide,media=cdrom")
 case(
     "Persistent bitmap",
@@ -688,7 +689,11 @@ said(
 for model in ("e1000", "e1000e", "rtl8139", "vmxnet3", "pcnet", "ne2k_pci", "i82559er"):
     case(model, "-netdev", "user,id=n0", "-device", f"{model},netdev=n0")
 case("-nic", "-nic", "user,model=e1000")
-case("Persistent tap", lambda place: ("-netdev", f"tap,id=n0,ifname={place.tap()},script=no,downscript=no", *NIC))
+said(
+    "Persistent tap",
+    "tap_needed",
+    lambda place: ("-netdev", f"tap,id=n0,ifname={place.tap()},script=no,downscript=no", *NIC),
+)
 case(
     "tap with a script",
     lambda place: ("-netdev", tap_script(place), *NIC),
@@ -764,6 +769,19 @@ not_saved(
 # --- serial ports and other devices ---
 
 group("Serial ports and other devices")
+
+
+def virtiofs(place: Place) -> Words:
+    # Of QEMU 7.2, which had one of its own.
+    program = OLD_QEMU.parent / "root" / "usr" / "lib" / "qemu" / "virtiofsd"
+    path = place / "fs.sock"
+    place.server(program, f"--socket-path={path}", "-o", f"source={place.folder('shared')}", "-f", socket=path)
+    return (
+        *("-object", f"memory-backend-memfd,id=mem,{SIZE},share=on", *BACKEND),
+        *("-chardev", f"socket,id=c0,path={path}", "-device", "vhost-user-fs-pci,chardev=c0,tag=shared"),
+    )
+
+
 case("Second serial port, a pty", "-serial", "pty")
 case("Second serial port, a file", lambda place: ("-serial", f"file:{place / 'console.log'}"))
 case(
@@ -798,41 +816,22 @@ case("virtio-iommu", "-device", "virtio-iommu-pci", machine="q35")
 case("USB hubs and controllers", "-device", "ich9-usb-ehci1", "-device", "piix3-usb-uhci", "-device", "nec-usb-xhci")
 case("Emulated smart card", "-device", "qemu-xhci", "-device", "usb-ccid")
 case("edu, pci-testdev", "-device", "edu", "-device", "pci-testdev")
+refused("virtiofs", "server_state", virtiofs)
 case("9p, not mounted", lambda place: ("-virtfs", f"local,path={place.directory},mount_tag=t0,security_model=none"))
 
 
-def swtpm(place: Place) -> Words:
+def swtpm(place: Place, device: str = "tpm-tis") -> Words:
     path = place / "tpm.sock"
     state = place.folder("tpm")
     place.server(
         "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--ctrl", f"type=unixio,path={path}", socket=path
     )
-    return (
-        "-chardev",
-        f"socket,id=t0,path={path}",
-        "-tpmdev",
-        "emulator,id=tpm0,chardev=t0",
-        "-device",
-        "tpm-tis,tpmdev=tpm0",
-    )
+    chardev = ("-chardev", f"socket,id=t0,path={path}")
+    return (*chardev, "-tpmdev", "emulator,id=tpm0,chardev=t0", "-device", f"{device},tpmdev=tpm0")
 
 
-def swtpm_again(_guest: Guest, place: Place) -> None:
-    path = place / "tpm.sock"
-    path.unlink(missing_ok=True)
-    place.server(
-        "swtpm",
-        "socket",
-        "--tpm2",
-        "--tpmstate",
-        f"dir={place / 'tpm'}",
-        "--ctrl",
-        f"type=unixio,path={path}",
-        socket=path,
-    )
-
-
-case("TPM by swtpm, which ends with QEMU and is started again", swtpm, meanwhile=swtpm_again)
+case("TPM (TIS) by swtpm, which ends with QEMU", swtpm)
+case("TPM (CRB) by swtpm", lambda place: swtpm(place, "tpm-crb"), machine="q35")
 
 # --- names and monitors ---
 
@@ -968,6 +967,10 @@ def jail(place: Place) -> Words:
     return ("-run-with", f"chroot={place.folder('jail')}")
 
 
+def relative_pid_file(place: Place) -> Words:
+    return ("-daemonize", "-pidfile", "vm.pid", "-serial", "file:console.log", *nodes(place))
+
+
 def own_user(_place: Place) -> Words:
     needs_root()
     return ("-run-with", "user=nobody")
@@ -990,11 +993,14 @@ case("-pidfile, -msg", lambda place: ("-pidfile", place / "pid", "-msg", "timest
 said("A log by -D", "log_begun_anew", lambda place: ("-D", place / "log", "-d", "guest_errors"))
 case("-run-with async-teardown=on", "-run-with", "async-teardown=on")
 case("In a jail, -run-with chroot=", jail)
+case("In a jail, with a disk as a node", lambda place: (*jail(place), *nodes(place)))
+refused("In a jail, with a disk by -drive", "disk_name_lost", lambda place: (*jail(place), *qcow2(place)))
 refused(
     "Relative paths with -daemonize",
-    "disk_unknown",
+    ("disk_name_lost", "disk_unknown"),
     lambda place: ("-daemonize", *virtio(f"format=qcow2,file={os.path.join('..', place.disk('d.qcow2').name)}")),
 )
+case("Relative paths with -daemonize, found by what is open", relative_pid_file)
 refused(
     "In a mount namespace",
     "mount_namespace",

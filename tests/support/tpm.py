@@ -21,8 +21,15 @@ from .process import read_argv
 class Swtpm:
     """A swtpm beside a guest; one that somebody else has started again in its place is found by its socket's path."""
 
-    def __init__(self, directory: Path, prefix: Sequence[str] = (), options: Sequence[str] = ()) -> None:
-        """Nothing is started yet. prefix: what executes it, options: more of its own."""
+    def __init__(
+        self, directory: Path, prefix: Sequence[str] = (), options: Sequence[str] = (), relative: bool = False
+    ) -> None:
+        """Nothing is started yet.
+
+        prefix: what executes it; options: more of its own; relative: its paths count from the directory.
+        """
+        self._directory = directory
+        self._relative = relative
         self.socket = directory / "tpm.sock"
         self.state = directory / "tpm"
         self.state.mkdir(exist_ok=True, mode=0o700)
@@ -32,14 +39,17 @@ class Swtpm:
 
     def argv(self) -> list[str]:
         """Its command line."""
-        own = ["--tpm2", "--tpmstate", f"dir={self.state}", "--ctrl", f"type=unixio,path={self.socket}"]
+        state, path = (self.state.name, self.socket.name) if self._relative else (self.state, self.socket)
+        own = ["--tpm2", "--tpmstate", f"dir={state}", "--ctrl", f"type=unixio,path={path}"]
         return [*self._prefix, "swtpm", "socket", *own, *self._options]
 
     def start(self) -> None:
         """Start it, and wait until it serves."""
         if self._process is not None:
             self._process.wait()  # its QEMU has told it to end
-        self._process = subprocess.Popen(self.argv(), stdin=subprocess.DEVNULL, start_new_session=True)
+        self._process = subprocess.Popen(
+            self.argv(), stdin=subprocess.DEVNULL, cwd=self._directory, start_new_session=True
+        )
         wait_until(self.socket.exists)
 
     def qemu_args(self, device: str = "tpm-tis") -> list[str]:
@@ -49,14 +59,20 @@ class Swtpm:
 
     def pids(self) -> list[int]:
         """The processes that serve at its socket, whoever started them."""
-        word = f"type=unixio,path={self.socket}"
+        word = next(word for word in self.argv() if word.startswith("type=unixio,path="))
         found = []
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 argv = read_argv(int(entry))
-                if word in argv and os.path.basename(argv[0]) == "swtpm":
+                if word in argv and os.path.basename(argv[0]) == "swtpm" and self._is_here(entry):
                     found.append(int(entry))
         return found
+
+    def _is_here(self, pid: str) -> bool:
+        try:
+            return not self._relative or os.path.samefile(f"/proc/{pid}/cwd", self._directory)
+        except FileNotFoundError:
+            return False
 
     def kill(self) -> None:
         """End it, whoever has started it."""

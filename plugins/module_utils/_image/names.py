@@ -11,6 +11,7 @@ An image is ``web1.save``. Beside it there may be, of the same directory and so 
 - ``web1.save.tar.zst`` and so on: an archive of it (``archive``), which is ``.web1.save.tar.zst.partial`` in the making
 - ``.web1.save.archiving``: how far archiving went that punches holes into the image (``archive_record``)
 - ``web1.save.log``: what QEMU said when the image was restored (``launch_log``)
+- ``web1.save.tpm.log``: what the server of its TPM said then
 - ``.web1.save.expanding``: the image, while its archive is expanded (``expand``)
 """
 

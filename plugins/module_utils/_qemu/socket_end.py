@@ -34,7 +34,9 @@ _ALL_STATES = 0xFFFFFFFF
 #: Seconds for the kernel's answer, which is there at once.
 _TIMEOUT = 1.0
 
+_UDIAG_SHOW_VFS = 2
 _UDIAG_SHOW_PEER = 4
+_UNIX_DIAG_VFS = 1
 _UNIX_DIAG_PEER = 2
 _UNIX_ANSWER = struct.Struct("=4B3I")
 _INET_ANSWER = struct.Struct("=4B48s5I")
@@ -101,18 +103,31 @@ def _birth(connection: socket.socket, pid: int) -> int | None:
 
 def unix_peer(own_inode: int) -> int | None:
     """The inode of the UNIX socket that is connected to the one with this inode, in this network namespace."""
-    answer = _ask(
-        struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _ALL_STATES, own_inode, _UDIAG_SHOW_PEER, *_ANY_COOKIE)
-    )
-    if len(answer) < _UNIX_ANSWER.size or _UNIX_ANSWER.unpack_from(answer)[4] != own_inode:
+    found = _unix_attribute(own_inode, _UDIAG_SHOW_PEER, _UNIX_DIAG_PEER)
+    return int(struct.unpack_from("=I", found)[0]) or None if len(found) >= 4 else None
+
+
+def bound_file(inode: int) -> tuple[int, int] | None:
+    """The file to which the UNIX socket with this inode was bound: its device, and the lower half of its inode."""
+    found = _unix_attribute(inode, _UDIAG_SHOW_VFS, _UNIX_DIAG_VFS)
+    if len(found) < 8:
         return None
+    file, device = struct.unpack_from("=II", found)
+    return os.makedev(device >> 20, device & 0xFFFFF), file  # as the kernel has it (MAJOR, MINOR in kdev_t.h)
+
+
+def _unix_attribute(inode: int, show: int, wanted: int) -> bytes:
+    """What the kernel says of a UNIX socket of this network namespace; empty where it does not."""
+    answer = _ask(struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _ALL_STATES, inode, show, *_ANY_COOKIE))
+    if len(answer) < _UNIX_ANSWER.size or _UNIX_ANSWER.unpack_from(answer)[4] != inode:
+        return b""
     position = _UNIX_ANSWER.size
-    while position + 8 <= len(answer):
+    while position + 4 <= len(answer):
         size, kind = struct.unpack_from("=HH", answer, position)
-        if kind == _UNIX_DIAG_PEER:
-            return int(struct.unpack_from("=I", answer, position + 4)[0]) or None
+        if kind == wanted:
+            return answer[position + 4 : position + size]
         position += max(4, (size + 3) & ~3)
-    return None
+    return b""
 
 
 def _tcp_end(connection: socket.socket) -> tuple[int | None, int | None]:

@@ -22,7 +22,6 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError, MismatchError
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
-from ansible_collections.vmops.qemu.plugins.module_utils._image.names import launch_log_path
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import read_status
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import LAUNCH_ENVIRONMENT, Launch, LaunchedQemu
@@ -174,7 +173,7 @@ class Provision:
                 return StartedService(Launch(argv=(), unit=server.unit))
         self._check_tpm(server)
         await in_thread(_remove_socket, server)
-        return choose_launch(server.launch(), f"{launch_log_path(self._image)[:-4]}.tpm.log", f"{self._name}-tpm")
+        return choose_launch(server.launch(), f"{self._image}.tpm.log", f"{self._name}-tpm")
 
     async def _wait_for(self, server: TpmServer, launched: LaunchedQemu) -> None:
         deadline = time.monotonic() + _SERVER_TIMEOUT

@@ -54,6 +54,9 @@ class Tap:
 
 def find_taps(process: QemuProcess) -> list[Tap]:
     """Those of a running QEMU, in the network namespace of this process; never raises."""
+    settings = process.configuration.of("netdev", "nic", "net")
+    if not any(setting.keys.get("type") in ("tap", "bridge") for setting in settings):
+        return []
     names: list[str] = []
     with contextlib.suppress(OSError):
         if os.readlink(proc_path(process.pid, "ns/net")) != os.readlink(proc_path("self", "ns/net")):
@@ -62,7 +65,7 @@ def find_taps(process: QemuProcess) -> list[Tap]:
             with contextlib.suppress(OSError):
                 text = read_proc(process.pid, f"fdinfo/{entry}").decode("utf-8", "replace")
                 names += re.findall(r"^iff:\s*([^\s/]+)$", text, re.MULTILINE)
-    given = {setting.keys.get("ifname", "") for setting in process.configuration.of("netdev", "nic", "net")}
+    given = {setting.keys.get("ifname", "") for setting in settings}
     return [
         Tap(
             name,

@@ -24,7 +24,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration imp
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.unix_sockets import (
     is_listened_at,
-    leads_to,
+    server_at,
     servers_behind,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -63,7 +63,7 @@ def find_servers(process: QemuProcess) -> list[Server]:
     behind = servers_behind(process.pid)
     found = []
     for path, use in wanted.items():
-        pid = next((pid for bound, pid in behind.items() if leads_to(path, bound)), None)
+        pid = server_at(path, behind)
         program = unit = ""
         if pid is not None:
             try:

@@ -56,7 +56,6 @@ _KEYS = {
     "smbios": ("file", "path"),
     "acpitable": ("file",),
     "fw_cfg": ("file",),
-    "device": (),
     "virtfs": ("path",),
     "fsdev": ("path",),
     "plugin": ("file",),
@@ -163,14 +162,18 @@ def _names_in(setting: Setting) -> list[tuple[str, str]]:
     if option in _OPTIONS:
         names = _modules(setting.argument) if option == "initrd" else [setting.argument]
         return [(name, f"-{option}") for name in names]
+    if option == "bios" and "/" in setting.argument:
+        return [(setting.argument, "-bios")]
     wanted = _KEYS.get(option, ())
     label = keys.get("id", "")
     if option == "object":
         kind = keys.get("qom-type", "")
         wanted = next((known for prefix, known in _OBJECTS.items() if kind.startswith(prefix)), ())
         return [(keys[key], f"its {kind} {label}".rstrip()) for key in wanted if key in keys]
-    if option == "device" and keys.get("driver") in _LOADERS:
-        wanted = ("file", "kernel", "initrd")
+    if option == "device":
+        # One without a directory may be in a place of QEMU's own that is not known here.
+        rom = ("romfile",) if "/" in keys.get("romfile", "") else ()
+        wanted = ("file", "kernel", "initrd") if keys.get("driver") in _LOADERS else rom
     if option in ("netdev", "nic") and keys.get("type") not in ("tap", "bridge"):
         return []
     if option == "smbios" or option == "acpitable":

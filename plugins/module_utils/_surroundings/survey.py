@@ -68,12 +68,12 @@ async def survey(
     problems = [*jobs, *await in_stoppable_thread(memory_problems, files, sparse), *of_process]
     if process is None or unit is None:
         return Surroundings(tuple(media), tuple(problems))
-    of_machine, losses = await asyncio.gather(
+    of_machine, losses, (needs, missing) = await asyncio.gather(
         machine_problems(monitor, process.configuration, block.devices),
         runtime_losses(monitor, process.configuration, block),
+        find_needs(monitor, process, unit, block.devices, media),
     )
     problems += await in_thread(disk_name_problems, block.graph, process)
-    needs, missing = await find_needs(monitor, process, unit, block.devices, media)
     problems += [*of_machine, *losses, *missing]
     if not any(problem.kind in _PASSING for problem in problems):
         problems += await replaced_media(media, block.devices, process.configuration, process)

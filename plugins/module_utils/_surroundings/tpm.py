@@ -38,7 +38,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import (
     rights_of,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.servers import tpm_sockets
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.unix_sockets import leads_to, servers_behind
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.unix_sockets import server_at, servers_behind
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 _PROGRAM = "swtpm"
@@ -127,7 +127,7 @@ async def find_tpm_servers(
                 )
             )
             continue
-        pid = next((pid for bound, pid in behind.items() if leads_to(path, bound)), None)
+        pid = server_at(path, behind)
         if pid is not None and by_unit and systemd.unit_of_process(pid) == by_unit:
             continue  # which starts it again, too
         server = _read_server(path, pid) if pid is not None else TpmServer(path, reason="it is not known who serves it")

@@ -16,10 +16,11 @@ import dataclasses
 import itertools
 import os
 import re
+import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import TooLongError
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import all_pids, descriptors_of, read_proc
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.socket_end import unix_peer
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.socket_end import bound_file, unix_peer
 
 #: Bytes of the list of UNIX sockets.
 _MAX_SOCKETS = 4 * 1024 * 1024
@@ -72,36 +73,54 @@ def socket_inodes(pid: int) -> set[int]:
     return found
 
 
-def leads_to(path: str, bound: str) -> bool:
-    """Whether a socket that was bound to one name may be the one at an absolute path."""
-    if not os.path.isabs(bound):
-        return path == bound or path.endswith("/" + os.path.normpath(bound).lstrip("./"))
-    return path == bound or os.path.realpath(path) == os.path.realpath(bound)
+def leads_to(path: str, bound: UnixSocket) -> bool:
+    """Whether a socket is the one at an absolute path: whoever bound it may have given it another name.
+
+    It is told by the file; by the names only where the kernel does not say that.
+    """
+    file = bound_file(bound.inode)
+    if file is None:
+        return os.path.isabs(bound.path) and os.path.realpath(path) == os.path.realpath(bound.path)
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        return False
+    return file == (facts.st_dev, facts.st_ino & 0xFFFFFFFF)
 
 
-def servers_behind(pid: int) -> dict[str, int]:
-    """The processes at the other ends of a process's connections, by the paths to which they had bound their sockets.
+def servers_behind(pid: int) -> list[tuple[UnixSocket, int]]:
+    """The other ends of a process's connections, where they have a path, and the processes that hold them.
 
     Only those that this user may look at, in the same network namespace.
     """
-    paths = {entry.inode: entry.path for entry in read_unix_sockets(pid)}
-    peers = {peer for peer in map(unix_peer, socket_inodes(pid)) if peer in paths}
-    found: dict[str, int] = {}
-    if not peers:
-        return found
-    for other in all_pids():
+    sockets = {entry.inode: entry for entry in read_unix_sockets(pid)}
+    peers = {peer for peer in map(unix_peer, socket_inodes(pid)) if peer in sockets}
+    found: dict[int, int] = {}
+    for other in all_pids() if peers else []:
         if other != pid:
             for inode in peers & socket_inodes(other):
-                found.setdefault(paths[inode], other)
-    return found
+                found.setdefault(inode, other)
+    return [(sockets[inode], other) for inode, other in found.items()]
+
+
+def server_at(path: str, behind: t.Iterable[tuple[UnixSocket, int]]) -> int | None:
+    """Which of the processes that :func:`servers_behind` gives serves at a path."""
+    return next((pid for entry, pid in behind if leads_to(path, entry)), None)
 
 
 def listeners_at(path: str) -> list[int]:
     """The processes that hold a socket which waits for connections at a path, as far as this user sees them."""
-    wanted = {entry.inode for entry in read_unix_sockets() if entry.listens and leads_to(path, entry.path)}
+    wanted = {entry.inode for entry in _listening_at(path)}
     return [pid for pid in all_pids() if wanted & socket_inodes(pid)] if wanted else []
 
 
 def is_listened_at(path: str) -> bool:
     """Whether somebody in this network namespace waits for connections at a path."""
-    return any(entry.listens and leads_to(path, entry.path) for entry in read_unix_sockets())
+    return bool(_listening_at(path))
+
+
+def _listening_at(path: str) -> list[UnixSocket]:
+    # What is not even bound to the same last name is another one, unless a link leads to it.
+    names = {os.path.basename(path), os.path.basename(os.path.realpath(path))}
+    candidates = [entry for entry in read_unix_sockets() if entry.listens and os.path.basename(entry.path) in names]
+    return [entry for entry in candidates if leads_to(path, entry)]
