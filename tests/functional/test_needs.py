@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import subprocess
 import tempfile
@@ -501,6 +502,27 @@ def test_qemu_that_ends_with_whoever_started_it(make_guest, image, save, restore
     assert problems(saved, "ends_with_starter")
     restore(name=VM, path=str(image))
     before.check()
+
+
+def test_display_that_needs_a_terminal(make_guest, image, run_module):
+    """As somebody starts it who sits there."""
+    ours, theirs = pty.openpty()
+    guest = make_guest(start=False, extra_args=["-display", "curses"])
+    guest.prepare()
+    environment = {**os.environ, "TERM": "xterm"}
+    qemu = subprocess.Popen(
+        guest.argv(), stdin=theirs, stdout=theirs, stderr=theirs, cwd=guest.workdir, env=environment
+    )
+    try:
+        wait_until(lambda: guest.qmp_socket.exists() or qemu.poll() is not None)
+        if qemu.poll() is not None:
+            pytest.skip("this QEMU has no curses")
+        refused(run_module, image, "session_display", "curses")
+    finally:
+        qemu.kill()
+        qemu.wait()
+        os.close(theirs)
+        os.close(ours)
 
 
 # --- what a reboot takes ---

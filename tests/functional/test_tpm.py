@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -183,20 +185,26 @@ def test_socket_that_somebody_else_serves(make_tpm, saved, image, run_module, pl
         stranger.kill()
 
 
-def test_server_ends_with_a_restore_that_fails(make_guest, make_tpm, image, save, run_module, restore, tmp_path):
+@pytest.fixture
+def logs():
+    """A directory that is not made again, as it is on a disk."""
+    directory = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def test_server_ends_with_a_restore_that_fails(make_guest, make_tpm, image, save, run_module, restore, logs):
     tpm = make_tpm()
-    logs = tmp_path / "logs"
-    logs.mkdir()
     guest = make_guest(extra_args=[*tpm.qemu_args(), "-serial", f"file:{logs / 'console'}"])
     before = Continuity(guest)
     save(name=VM, path=str(image))
     wait_until(lambda: not tpm.pids())
-    logs.rename(tmp_path / "away")
+    shutil.rmtree(logs)
     result = run_module("qemu_restore", name=VM, path=str(image))
     assert result["error"] == "LaunchError", result["msg"]
     assert words(result) == ("saved", "kept")
     assert tpm.pids() == []
-    (tmp_path / "away").rename(logs)
+    logs.mkdir()
     restore(name=VM, path=str(image))
     before.check()
 

@@ -65,7 +65,8 @@ class Provision:
         """:param domain: that of an image for which somebody vouches. :param how: the recorded start."""
         self._name = domain.name
         self._image = image
-        self._how = how
+        #: Whether the VM's own unit executes QEMU, and what that needs before it.
+        self._by_unit = bool(how.unit and how.unit_argv)
         self._uid = domain.launch.uid if domain.launch else os.geteuid()
         self.needs: Needs = recorded_surroundings(domain).needs
 
@@ -76,7 +77,7 @@ class Provision:
         :raises MismatchError: firmware has another size.
         """
         files = missing_files(self.needs.files)
-        if files:
+        if files and not self._by_unit:
             raise LaunchError(
                 f"The QEMU of {self._name} cannot be started again without what is not there any more:"
                 f" {_list(f'{file.path} ({file.use})' for file in files)}",
@@ -85,8 +86,13 @@ class Provision:
         for file, size in changed_firmware(self.needs.files):
             what, cure = changed_text(file, size)
             raise MismatchError(f"{self._name} cannot be restored: {what}", cure=f"{cure}, then restore again")
-        if not self._how.unit:
+        if not self._by_unit:
+            self._check_directories()
             self._check_servers()
+        for server in self.needs.tpms:
+            self._check_tpm(server)
+
+    def _check_directories(self) -> None:
         reason = why_taken(self.needs.directories, {0, os.geteuid(), self._uid})
         if reason:
             raise LaunchError(
@@ -94,8 +100,6 @@ class Provision:
                 f" {reason}",
                 cure="Give it back to that user (chown), or remove it; it is made again by the restore",
             )
-        for server in self.needs.tpms:
-            self._check_tpm(server)
 
     def _check_servers(self) -> None:
         taps = missing_taps(self.needs.taps)
@@ -148,7 +152,7 @@ class Provision:
 
     async def make_directories(self) -> list[str]:
         """Make the directories that are missing; their paths. Raises LaunchError."""
-        return await in_thread(make_directories, self.needs.directories)
+        return [] if self._by_unit else await in_thread(make_directories, self.needs.directories)
 
     async def start_servers(self, started: t.Callable[[LaunchedQemu], None]) -> None:
         """Start the servers of the TPM that are not there, and wait for their sockets.

@@ -5,10 +5,10 @@
 """Disks whose names lead QEMU nowhere any more, so that a save would fail when all of the memory is written.
 
 When a migration has written all, QEMU lets go of its disks. A disk of ``-drive`` is then opened again, read-only, by
-its name (``auto-read-only``, on for those, in block/file-posix.c). Where the file was moved or removed, or QEMU has left
-the directory from which that counts (``-daemonize``) or gone into a jail (``-run-with chroot=``), it ends the migration
-with "Bad address" or "Block inactivate failed" (tried with QEMU 7.2, 10.0 and 11.1), and the guest, which stood still
-all the time, goes on. A node of ``-blockdev`` is not opened again.
+its name (``auto-read-only``, on for those, in block/file-posix.c). Where the file was moved or removed, or QEMU has
+left the directory from which that counts (``-daemonize``) or gone into a jail (``-run-with chroot=``), it ends the
+migration with "Bad address" or "Block inactivate failed" (tried with QEMU 7.2, 10.0 and 11.1), and the guest, which
+stood still all the time, goes on. A node of ``-blockdev`` is not opened again.
 """
 
 from __future__ import annotations

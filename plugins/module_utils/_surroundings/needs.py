@@ -32,7 +32,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.servers i
     server_problems,
     state_problems,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.session_needs import session_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.session_needs import display_of, session_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import started_by_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start_files import StartFile, find_start_files
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.tpm import TpmServer, find_tpm_servers
@@ -157,5 +157,5 @@ async def find_needs(
         *directory_problems(directories, by_unit),
         *await in_thread(volatile_problems, kept),
         *tap_problems(taps, process, by_unit),
-        *session_problems(process.configuration, by_unit),
+        *session_problems(process.configuration, by_unit, await display_of(monitor)),
     ]

@@ -14,6 +14,7 @@ import re
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, Setting
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 #: Displays that are windows of a session, and those that need a terminal.
@@ -24,16 +25,28 @@ _TERMINALS = frozenset(("curses",))
 _SOUND = frozenset(("pa", "pipewire", "jack", "sndio"))
 
 
-def session_problems(configuration: Configuration, by_unit: bool) -> list[Problem]:
-    """What of a session a restore by the recorded command would not give the VM."""
+async def display_of(monitor: Monitor) -> str:
+    """The kind of a QEMU's display, also of one that it has chosen by itself; empty where it does not say.
+
+    :raises MonitorError: QEMU cannot be asked.
+    """
+    answer = await monitor.execute_if_known("query-display-options")
+    return str(answer["type"]) if answer else ""
+
+
+def session_problems(configuration: Configuration, by_unit: bool, display: str = "") -> list[Problem]:
+    """What of a session a restore by the recorded command would not give the VM.
+
+    :param display: what :func:`display_of` has told.
+    """
     if by_unit:
         return []
-    return [*_displays(configuration), *_sound(configuration), *_parent(configuration)]
+    return [*_displays(configuration, display), *_sound(configuration), *_parent(configuration)]
 
 
-def _displays(configuration: Configuration) -> t.Iterator[Problem]:
-    for setting in configuration.settings:
-        kind = _display_of(setting)
+def _displays(configuration: Configuration, display: str) -> t.Iterator[Problem]:
+    given = [_display_of(setting) for setting in configuration.of("display", "sdl", "curses")]
+    for kind in given[-1:] or [display]:  # the last one counts
         if kind in _WINDOWS | _TERMINALS:
             needs = "a terminal" if kind in _TERMINALS else "the windows of the session in which it was started"
             yield Problem(
@@ -49,7 +62,7 @@ def _display_of(setting: Setting) -> str:
         kind, _comma, options = setting.argument.partition(",")
         # That of a bus which is named does not need the session's.
         return "" if kind == "dbus" and re.search(r"\baddr=|\bp2p\b", options) else kind
-    return setting.option if setting.option in ("sdl", "curses") else ""
+    return setting.option
 
 
 def _sound(configuration: Configuration) -> t.Iterator[Problem]:

@@ -151,7 +151,7 @@ def _named_files(process: QemuProcess) -> list[tuple[str, str]]:
     found = []
     for setting in process.configuration.settings:
         for name, use in _names_in(setting):
-            if name and name != "no" and not re.match(r"[\w+.-]+://|/dev/(?:fdset|fd)/|fd:", name):
+            if name and name != "no" and not re.match(r"[\w+.-]+://|/dev/(?:fdset|fd|std)|/proc/|fd:", name):
                 found.append((name, use))
     directories = data_directories(process)
     return [(_resolved(name, use, process.cwd, directories), use) for name, use in found]

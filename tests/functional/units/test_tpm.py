@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -65,15 +66,21 @@ def test_unit_of_its_own(make_service, make_guest, tpm, tpm_service, image, save
     assert systemd.unit_of_process(pid) == tpm_service
 
 
+@pytest.fixture
+def logs():
+    """A directory that is not made again, as it is on a disk."""
+    directory = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def test_unit_of_its_own_is_stopped_with_a_restore_that_fails(
-    make_guest, tpm, tpm_service, image, save, run_module, tmp_path
+    make_guest, tpm, tpm_service, image, save, run_module, logs
 ):
-    logs = tmp_path / "logs"
-    logs.mkdir()
     make_guest(extra_args=[*tpm.qemu_args(), "-serial", f"file:{logs / 'console'}"])
     save(name=VM, path=str(image))
     wait_until(lambda: is_inactive(tpm_service))
-    logs.rename(tmp_path / "away")
+    shutil.rmtree(logs)
     result = run_module("qemu_restore", name=VM, path=str(image))
     assert result["error"] == "LaunchError", result["msg"]
     assert words(result) == ("saved", "kept")

@@ -27,6 +27,9 @@ def problems(*words, by_unit=False):
         (["-display", "vnc=unix:/s"], []),
         (["-display", "spice-app"], [("session_display", True)]),
         (["-display", "egl-headless"], []),
+        (["-display", "dbus"], [("session_display", True)]),
+        (["-display", "dbus,p2p=on"], []),
+        (["-display", "none", "-display", "curses"], [("session_display", True)]),
         (["-nographic"], []),
         (["-audiodev", "pa,id=a0"], [("session_sound", False)]),
         (["-audiodev", '{"driver":"pipewire","id":"a0"}'], [("session_sound", True)]),
@@ -39,3 +42,9 @@ def problems(*words, by_unit=False):
 def test_what_needs_a_session(words, expected):
     assert problems(*words) == expected
     assert problems(*words, by_unit=True) == []
+
+
+def test_display_that_it_has_chosen_by_itself():
+    found = read_configuration(["qemu-system-x86_64", "-no-user-config"])
+    assert [problem.kind for problem in session_problems(found, False, "gtk")] == ["session_display"]
+    assert session_problems(found, False, "none") == []
