@@ -32,7 +32,8 @@ Row = tuple[str, str, str]  # result, kinds, what was said
 
 
 def steady(why: str) -> str:
-    """What was said, without the numbers that are other ones in each run: those of QEMU's nodes, and free ports."""
+    """What was said, without what is another in each run: numbers of QEMU's nodes, free ports, names of taps."""
+    why = re.sub(r"the network interface \S+|its network interface \S+", "its network interface tapN", why)
     return re.sub(r"the host's port \d+/", "the host's port N/", re.sub(r"#block\d+", "#blockN", why))
 
 

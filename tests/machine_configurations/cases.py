@@ -997,7 +997,7 @@ case("In a jail, with a disk as a node", lambda place: (*jail(place), *nodes(pla
 refused("In a jail, with a disk by -drive", "disk_name_lost", lambda place: (*jail(place), *qcow2(place)))
 refused(
     "Relative paths with -daemonize",
-    ("disk_name_lost", "disk_unknown"),
+    ("disk_name_lost", "disk_unknown", "working_directory"),
     lambda place: ("-daemonize", *virtio(f"format=qcow2,file={os.path.join('..', place.disk('d.qcow2').name)}")),
 )
 case("Relative paths with -daemonize, found by what is open", relative_pid_file)
@@ -1027,7 +1027,7 @@ case("Paused", change=lambda guest, _place: qmp(guest, "stop"), paused=True)
 case("-no-shutdown, -no-reboot", "-no-shutdown", "-no-reboot")
 not_saved(
     "Shut down, with -no-shutdown",
-    "ConflictError",
+    "GuestGoneError",
     "-no-shutdown",
     change=shut_down,
 )
