@@ -27,9 +27,9 @@ options:
         user, and that nobody else can write to them. It also requires that the task's user vouches for the record, as
         M(vmops.qemu.qemu_save) did on this host. Use O(vmops.qemu.qemu_save_image#module:vouch) to vouch for an image
         from another host.
-      - With V(recorded), the files and servers that QEMU needs beside its disks are checked before it is started. Missing
-        directories of its sockets on a tmpfs are made again, and the server of an emulated TPM (C(swtpm)) is started
-        again.
+      - With V(recorded), the files and servers that QEMU needs beside its disks are checked before it is started.
+        Missing directories of its sockets on a tmpfs are made again, and the server of an emulated TPM (C(swtpm)) is
+        started again.
       - V(command) starts QEMU with O(vmops.qemu.qemu_restore#module:command), also in a transient unit or as a daemon.
       - With V(command) and V(attach), the image may also belong to the user that QEMU runs as.
       - V(attach) expects a QEMU that already waits (C(-incoming defer)), or that someone else starts within
