@@ -218,7 +218,7 @@ class VmSession:
             await self.twice(lambda: self.monitor.execute("quit"))
         try:
             # Its end is what counts: the connection may lead through another process, which keeps it open.
-            ended = watch.wait() if watch and watch.follows else self.monitor.wait_for_end()
+            ended = watch.wait() if watch else self.monitor.wait_for_end()
             await asyncio.wait_for(ended, QUIT_TIMEOUT)
         except asyncio.TimeoutError:
             raise MonitorError(
