@@ -14,6 +14,7 @@ import typing as t
 class _Mount(t.NamedTuple):
     device: bytes
     place: str
+    kind: str = ""
 
 
 def mount_point(directory: str) -> str:
@@ -29,6 +30,11 @@ def file_system(directory: str) -> str:
     mounts = _mounts()
     mount = _mount_of(directory, mounts)
     return next((other.place for other in mounts if other.device == mount.device), mount.place)
+
+
+def file_system_type(path: str) -> str:
+    """The type of a path's file system, such as ``tmpfs``; the empty string where that cannot be told."""
+    return _mount_of(path, _mounts()).kind
 
 
 def _mount_of(directory: str, mounts: list[_Mount]) -> _Mount:
@@ -48,7 +54,13 @@ def _mounts() -> list[_Mount]:
             fields = [line.split(b" ") for line in lines]
     except OSError:
         return []
-    return [_Mount(line[2], os.fsdecode(_unescaped(line[4]))) for line in fields]
+    return [_Mount(line[2], os.fsdecode(_unescaped(line[4])), _kind_of(line)) for line in fields]
+
+
+def _kind_of(line: list[bytes]) -> str:
+    """The type, which comes after any number of optional fields and a dash."""
+    after = line[line.index(b"-") :] if b"-" in line else []
+    return os.fsdecode(after[1]) if len(after) > 1 else ""
 
 
 def _unescaped(path: bytes) -> bytes:

@@ -472,7 +472,7 @@ async def _open_unix_socket(path: str, busy: MonitorBusyError) -> socket.socket:
     try:
         # A UNIX connect either succeeds at once or fails at once: EAGAIN is a full backlog, which on a monitor
         # means that others wait already. (asyncio's sock_connect takes EAGAIN for "in progress".)
-        with _reachable(path) as name:
+        with reachable(path) as name:
             connection.connect(name)
     except OSError as exc:
         connection.close()
@@ -494,7 +494,7 @@ async def _open_unix_socket(path: str, busy: MonitorBusyError) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _reachable(path: str) -> t.Iterator[str]:
+def reachable(path: str) -> t.Iterator[str]:
     """A name for the socket that fits sun_path (108 bytes), also for a long path."""
     if len(os.fsencode(path)) < 108:
         yield path

@@ -25,7 +25,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import i
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process_watch import ProcessWatch, is_alive
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm, query_run_state, read_vm
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
+    LIVE_STATES,
+    RunningVm,
+    query_run_state,
+    read_vm,
+)
 
 #: Seconds that a QEMU that was told to quit may take to end.
 QUIT_TIMEOUT = 60.0
@@ -183,7 +188,7 @@ class VmSession:
         :raises MonitorError: QEMU refused, or was lost.
         """
         deadline = time.monotonic() + _FINALIZE_TIMEOUT
-        while run_state == "running":
+        while run_state in LIVE_STATES:  # a sleeping one sleeps again
             try:
                 await self.monitor.execute("cont")
                 break
@@ -193,7 +198,7 @@ class VmSession:
                     raise
                 await asyncio.sleep(0.05)
         now = await self.run_state()
-        if run_state != "running" and now == "postmigrate":
+        if run_state not in LIVE_STATES and now == "postmigrate":
             # Only a guest that goes on leaves this state, in which it could not be saved again. Both commands are sent
             # at once, so that it runs for no longer than QEMU takes from the one to the other.
             await asyncio.gather(self.monitor.execute("cont"), self.monitor.execute("stop"))
@@ -202,7 +207,7 @@ class VmSession:
 
     async def stop_if_running(self) -> bool:
         """Stop the guest; whether it ran. Raises as :meth:`Monitor.execute`."""
-        if await self.run_state() != "running":
+        if await self.run_state() not in LIVE_STATES:
             return False
         await self.stop()
         return True

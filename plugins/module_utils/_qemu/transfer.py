@@ -17,6 +17,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandE
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import Migration, MigrationSettings
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES
 
 
 class Transfer:
@@ -54,7 +55,7 @@ class Transfer:
         :returns: the run state now.
         :raises MonitorError: it could not be done.
         """
-        if run_state == "running" and await self.migration.is_active():
+        if run_state in LIVE_STATES and await self.migration.is_active():
             # At the migration's very end QEMU refuses; then it is asked again.
             with contextlib.suppress(CommandError):
                 await self.session.monitor.execute("cont")

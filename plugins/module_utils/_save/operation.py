@@ -34,6 +34,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImagePartialError,
     MismatchError,
     MonitorMissingError,
+    UnsupportedByQemuError,
     VmNotFoundError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS
@@ -47,9 +48,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import P
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import flush_image, require_replaceable
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import recorded_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import read_support
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, doubtful_note, running_note
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES, RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import InterruptedRestore
 from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import end_save, guard, unit_of
 from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import (
@@ -69,7 +71,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_cha
 
 #: Run states in which a guest can be saved. The others mean that QEMU is busy with another migration or snapshot, or
 #: that the guest is gone.
-_SAVABLE_STATES = frozenset(("running", "paused", "prelaunch", "io-error", "watchdog"))
+_SAVABLE_STATES = LIVE_STATES | {"paused", "prelaunch", "io-error", "watchdog"}
 _GONE_STATES = frozenset(("shutdown", "guest-panicked", "internal-error"))
 
 _RUN_STATE_CURES = {
@@ -77,7 +79,6 @@ _RUN_STATE_CURES = {
     "postmigrate": "An earlier migration stopped it, and no image at this path is of that one: if the guest runs"
     " nowhere else, let it run on (QMP cont) and save again",
     "finish-migrate": "Another migration is just ending: wait for it",
-    "suspended": "The guest sleeps (S3), a state that QEMU does not restore: wake it (QMP system_wakeup)",
     "shutdown": "The guest has shut down: there is nothing to save",
     "guest-panicked": "The guest has crashed: reset it, or end it",
     "internal-error": "The guest has crashed in a way that QEMU or KVM cannot handle: reset it, or end it",
@@ -176,12 +177,22 @@ class SaveOperation(SaveRun):
                 return is_image_of(head, vm.name, vm.uuid, None) and await is_last_migration(session.monitor, head)
         return False
 
-    def _require_savable(self, vm: RunningVm) -> None:
+    async def _require_savable(self, session: VmSession) -> None:
         """Refuse a run state.
 
         :raises GuestGoneError: there is no guest any more.
         :raises ConflictError: QEMU cannot save a guest in this state.
+        :raises UnsupportedByQemuError: this QEMU cannot, and a newer one could.
         """
+        vm = session.vm
+        if vm.run_state == "suspended":
+            support = await read_support(session.monitor)
+            if not support.suspended:
+                raise UnsupportedByQemuError(
+                    f"{vm.label} sleeps (S3, QEMU's run state suspended), and QEMU {support.version} would wake it to"
+                    " save it: it keeps a guest asleep from version 9.0 on",
+                    cure="Wake the guest (QMP system_wakeup) and save it then",
+                )
         if vm.run_state not in _SAVABLE_STATES:
             kind = GuestGoneError if vm.run_state in _GONE_STATES else ConflictError
             raise kind(
@@ -252,7 +263,7 @@ class SaveOperation(SaveRun):
                 await self._undo(session, interrupted, partial)
         if await self._is_finished_save(session):
             return await self._finish_earlier_save(session, interrupted)
-        self._require_savable(session.vm)
+        await self._require_savable(session)
         self._require_replaceable(session.vm)
         started = time.monotonic()
         plan = await plan_save(self, session)
@@ -276,7 +287,7 @@ class SaveOperation(SaveRun):
         restore = await InterruptedRestore.find(session)
         if restore is None:
             return
-        if session.vm.run_state != "running":
+        if session.vm.run_state not in LIVE_STATES:
             raise ConflictError(
                 f"{session.label} was being restored from {restore.record.image} by a run that was cut off",
                 cure=f"Run qemu_restore with path {restore.record.image}, which ends that restore, then save",
@@ -334,5 +345,8 @@ class SaveOperation(SaveRun):
             await despite_cancellation(interrupted.transfer.clean())
         await despite_cancellation(end_save(self, session, vm.run_state))
         done = "now QEMU has quit" if after_save == "quit" else "now the guest runs again"
-        result = self.result(f"{reason}; {done}", vm, self.outcome())
-        return {**result, "vm": vm.as_result(self.outcome()["vm"])}
+        after = self.outcome()
+        if after_save == "resume":
+            after["vm"] = await session.run_state()
+        result = self.result(f"{reason}; {done}", vm, after)
+        return {**result, "vm": vm.as_result(after["vm"])}

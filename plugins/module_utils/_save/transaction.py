@@ -46,6 +46,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import event_seconds
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES
 from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import end_save, guard
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave, SaveRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._save.plan import SavePlan, adopted_plan, bytes_needed
@@ -164,6 +165,7 @@ class SaveTransaction:
                 self.run.path,
                 parallel_channels=access.parallel_channels or 0,
                 migration=fingerprint(state),
+                memory_written=int(state.get("ram", {}).get("normal-bytes", 0)),
                 digest=digest,
                 surroundings=surroundings.dump(),
             )
@@ -220,7 +222,7 @@ class SaveTransaction:
         label = self.session.label
         self.since = self.session.monitor.mark()
         self.in_qemu.push_async_callback(self._put_guest_back)
-        if self.session.vm.run_state == "running" and not self.run.request.live:
+        if self.session.vm.run_state in LIVE_STATES and not self.run.request.live:
             self.run.situation = Situation(f"{label} is being stopped")
             await self._stop()
         self.run.situation = Situation(f"{label} is being saved")
@@ -230,7 +232,7 @@ class SaveTransaction:
         """Wait until QEMU has written everything; returns its last ``query-migrate``."""
         waiting = asyncio.ensure_future(self.transfer.migration.wait())
         try:
-            if await self.session.run_state() == "running":
+            if await self.session.run_state() in LIVE_STATES:
                 done, _pending = await asyncio.wait({waiting}, timeout=self.run.request.live_timeout)
                 if not done:
                     # It dirties its memory faster than the disk takes it: stopped, it cannot.
@@ -326,7 +328,7 @@ class SaveTransaction:
         """
         stop = self.session.monitor.find_event("STOP", since=self.since)
         if stop is None:
-            return None if self.adopted and self.session.vm.run_state == "running" else 0
+            return None if self.adopted and self.session.vm.run_state in LIVE_STATES else 0
         end = self.session.monitor.find_event("RESUME", "SHUTDOWN", since=self.since)
         finished = event_seconds(end) if end else time.time()
         return max(0, round((finished - event_seconds(stop)) * 1000))  # the clock may have been set between them
@@ -352,6 +354,8 @@ class SaveTransaction:
         self.run.situation = Situation(
             f"{label} runs again"
             if run_state == "running"
+            else f"{label} sleeps again (S3)"
+            if run_state == "suspended"
             else f"{label} is stopped as before (QEMU's run state is {run_state})",
             guest_in(run_state),
         )
