@@ -184,11 +184,15 @@ class VmSession:
     async def put_guest_back(self, run_state: str) -> str:
         """Bring the guest into a run state in which it was, as far as QEMU allows; the run state then.
 
+        A sleeping guest whose migration is over cannot be let go on (``LIVE_STATES``), and stays in ``postmigrate``.
+
         :param run_state: QEMU's run state before a save, or ``paused`` after a load.
         :raises MonitorError: QEMU refused, or was lost.
         """
         deadline = time.monotonic() + _FINALIZE_TIMEOUT
-        while run_state in LIVE_STATES:  # a sleeping one sleeps again
+        if run_state == "suspended" and await self.run_state() == "postmigrate":
+            return "postmigrate"
+        while run_state in LIVE_STATES:
             try:
                 await self.monitor.execute("cont")
                 break

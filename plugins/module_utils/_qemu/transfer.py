@@ -17,7 +17,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandE
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import DescriptorSet
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import Migration, MigrationSettings
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES
 
 
 class Transfer:
@@ -55,7 +54,8 @@ class Transfer:
         :returns: the run state now.
         :raises MonitorError: it could not be done.
         """
-        if run_state in LIVE_STATES and await self.migration.is_active():
+        # Not a sleeping one, which must not be let go on should the migration be over in this very moment.
+        if run_state == "running" and await self.migration.is_active():
             # At the migration's very end QEMU refuses; then it is asked again.
             with contextlib.suppress(CommandError):
                 await self.session.monitor.execute("cont")

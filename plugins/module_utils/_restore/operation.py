@@ -403,8 +403,18 @@ class RestoreOperation(RestoreRun):
     async def _continue_saved_vm(
         self, session: VmSession, head: ImageHead, interrupted: InterruptedSave | None
     ) -> dict[str, t.Any]:
-        """A VM that was saved, but whose QEMU has not ended: it goes on there, and the image is done with."""
+        """A VM that was saved, but whose QEMU has not ended: it goes on there, and the image is done with.
+
+        One that sleeps cannot go on there, but in a new QEMU.
+        """
         vm = session.vm
+        if self.was_suspended(head):
+            if self.request.check_mode:
+                return self._would_restore(head, vm)
+            started = time.monotonic()
+            await session.quit()
+            await session.close()
+            return await self._without_vm(head, head.domain(), started)
         running = self.wants_running(head)
         after = self.outcome(running, self.was_suspended(head))
         reason = f"{vm.label} was saved, but its QEMU had not ended"

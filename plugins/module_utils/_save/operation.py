@@ -40,6 +40,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result, image_state
@@ -193,6 +194,15 @@ class SaveOperation(SaveRun):
                     " save it: it keeps a guest asleep from version 9.0 on",
                     cure="Wake the guest (QMP system_wakeup) and save it then",
                 )
+            image_format = ImageFormat.from_label(self.request.format) if self.request.format else None
+            if self.request.after_save != "quit" or image_format in COMPRESSORS:
+                wanted = f"after_save: {self.request.after_save}"
+                raise UnsupportedByQemuError(
+                    f"{vm.label} sleeps (S3), and QEMU cannot let it go on in the same process once it is saved, so it"
+                    f" is not saved with {f'format: {image_format.label}' if image_format in COMPRESSORS else wanted}",
+                    cure="Save it with after_save: quit and format: sparse or raw, or wake it first (QMP"
+                    " system_wakeup)",
+                )
         if vm.run_state not in _SAVABLE_STATES:
             kind = GuestGoneError if vm.run_state in _GONE_STATES else ConflictError
             raise kind(
@@ -307,6 +317,12 @@ class SaveOperation(SaveRun):
             )
         try:
             self._require_replaceable(session.vm)
+            if interrupted.record.run_state == "suspended" and self.request.after_save != "quit":
+                raise ConflictError(
+                    f"{session.label} sleeps (S3) and is being saved by an earlier run, and QEMU cannot let it go on"
+                    " there",
+                    cure="Run the task with after_save: quit, and restore the image then",
+                )
         except ConflictError:
             partial.release()
             raise
@@ -333,6 +349,12 @@ class SaveOperation(SaveRun):
             if interrupted and not self.request.check_mode:
                 await despite_cancellation(interrupted.transfer.clean())
             return self.result(reason, vm)
+        facts = read_image_head(self.path).domain().save_facts
+        if after_save == "resume" and facts and facts.suspended:
+            raise ConflictError(
+                f"{reason}; it sleeps (S3), and QEMU cannot let it go on there",
+                cure="Restore it (qemu_restore), which lets it sleep on in a new QEMU",
+            )
         if self.request.check_mode:
             return self.result(f"{reason}: would {after_save}", vm, self.outcome())
         # That run may have been cut short before its last flush.

@@ -96,6 +96,8 @@ class SaveTransaction:
         self.started = started
         self.adopted = adopted
         self.since = session.monitor.mark()
+        #: Whether what was written stays for the next run, as the guest cannot go on without it.
+        self.kept = False
         self.in_qemu, self.beside = WayBack(), WayBack()
         self.beside.push_async_exit(self._tell_end)
         self.beside.callback(self._discard)
@@ -351,6 +353,16 @@ class SaveTransaction:
             self.in_qemu.pop_all()
             self._tell_failure(Situation(f"What {label} does now is not known"), exc)
             return
+        if self.session.vm.run_state == "suspended" and run_state == "postmigrate":
+            # With the note in QEMU, by which the next run knows of it.
+            self.in_qemu.pop_all()
+            self.kept = True
+            self.run.situation = Situation(
+                f"{label} sleeps (S3) in a QEMU that cannot let it go on after a save, and its partial image is kept:"
+                " the same task, run again, finishes it",
+                "paused",
+            )
+            return
         self.run.situation = Situation(
             f"{label} runs again"
             if run_state == "running"
@@ -373,6 +385,9 @@ class SaveTransaction:
 
     def _discard(self) -> None:
         """What cannot be removed now is a leftover that the next save removes."""
+        if self.kept:
+            self.partial.release()
+            return
         with contextlib.suppress(ImageError):
             self.partial.discard()
 
