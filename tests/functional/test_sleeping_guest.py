@@ -55,7 +55,7 @@ class Sleeper(LinuxGuest):
 @pytest.fixture(scope="module")
 def sleepers(tmp_path_factory):
     """Those of this file: one, and after each test that leaves it otherwise than awake another one."""
-    made = []
+    made: list[Sleeper] = []
     yield made
     for guest in made:
         guest.close()

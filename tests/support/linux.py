@@ -77,8 +77,8 @@ def _fetch(package: str) -> Path:
     with tempfile.TemporaryDirectory(dir=_CACHE) as scratch:
         # apt's own user cannot write here, and says so at length
         run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package], "Linux guest", cwd=scratch)
-        (package,) = Path(scratch).glob("*.deb")
-        run(["dpkg", "-x", str(package), os.path.join(scratch, "root")], "Linux guest")
+        (archive,) = Path(scratch).glob("*.deb")
+        run(["dpkg", "-x", str(archive), os.path.join(scratch, "root")], "Linux guest")
         try:
             os.rename(os.path.join(scratch, "root"), final)
         except OSError:

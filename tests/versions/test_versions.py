@@ -253,7 +253,7 @@ def test_save_after_a_failed_migration(qemu, make_guest, image, save, restore):
 @pytest.fixture
 def make_sleeper(tmp_path):
     """Make Linux guests that sleep (S3)."""
-    guests = []
+    guests: list[LinuxGuest] = []
 
     def make(**options):
         guests.append(LinuxGuest(tmp_path / f"linux-{len(guests)}", f"linux-{VM}", observer=True, **options))

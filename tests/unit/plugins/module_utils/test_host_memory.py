@@ -40,7 +40,7 @@ def ledger(files):
 
 
 def test_this_host_has_some():
-    assert available_memory() > 0
+    assert (available_memory() or 0) > 0
 
 
 def test_swap_counts(files):

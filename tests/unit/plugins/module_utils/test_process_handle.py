@@ -67,7 +67,7 @@ def test_pidfd_by_its_number_is_the_same(way, sleeper):
 
 def test_killed_and_seen_to_end(way, sleeper):
     handle = ProcessHandle(sleeper.pid)
-    assert not handle.ended
+    states = [handle.ended]
 
     async def end():
         waiting = asyncio.ensure_future(handle.wait())
@@ -77,9 +77,9 @@ def test_killed_and_seen_to_end(way, sleeper):
 
     asyncio.run(end())
     # Nobody has reaped it yet.
-    assert handle.ended
+    states.append(handle.ended)
     assert sleeper.wait() == -signal.SIGKILL
-    assert handle.ended
+    assert [*states, handle.ended] == [False, True, True]
     handle.kill()
     handle.close()
 
@@ -94,7 +94,7 @@ def test_end_that_nobody_waited_for(way, sleeper):
 
 
 def test_another_of_its_number_is_not_killed(way, sleeper):
-    handle = ProcessHandle(sleeper.pid, birth_of(sleeper.pid) + 1)
+    handle = ProcessHandle(sleeper.pid, (birth_of(sleeper.pid) or 0) + 1)
     assert handle.ended
     handle.kill()
     with pytest.raises(subprocess.TimeoutExpired):
@@ -106,7 +106,7 @@ def test_number_that_came_around_is_not_killed(way, sleeper, monkeypatch):
     if way not in ("old-kernel", "filtered"):
         pytest.skip("a pidfd is of one process for ever")
     handle = ProcessHandle(sleeper.pid)
-    handle._birth += 1
+    handle._birth = 1
     handle.kill()
     assert handle.ended
     with pytest.raises(subprocess.TimeoutExpired):
@@ -125,6 +125,8 @@ def test_no_such_process(way, sleeper):
 def test_one_whose_main_thread_has_ended_lives(way):
     command = [sys.executable, "-c", WITHOUT_MAIN_THREAD]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
         process.stdout.readline()
         handle = ProcessHandle(process.pid)
         while b") Z " not in read_proc(process.pid, "stat"):

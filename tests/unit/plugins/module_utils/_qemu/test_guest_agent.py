@@ -37,7 +37,7 @@ class FakeAgent:
         given = self.answers.get(command.replace("-", "_"))
         if given is not None:
             return given if isinstance(given, bytes) else json.dumps(given).encode() + b"\n"
-        found = {}
+        found: object = {}
         if command == "guest-sync-delimited":
             return b"\xff" + json.dumps({"return": arguments["id"]}).encode() + b"\n"
         if command == "guest-info":
@@ -112,12 +112,12 @@ def test_error_after_the_clock_was_set(tmp_path, trusted):
 
 
 def test_answers_to_others_are_left_behind(tmp_path, trusted):
-    agent = FakeAgent(tmp_path / "a")
-    plain = agent.answer
-    agent.answer = lambda command, arguments: (
-        (b'{"return": 1}\n{"ret' if "sync" in command else b"") + plain(command, arguments)
-    )
-    assert agent.run() is None
+    class Interrupted(FakeAgent):
+        def answer(self, command, arguments):
+            before = b'{"return": 1}\n{"ret' if "sync" in command else b""
+            return before + super().answer(command, arguments)
+
+    assert Interrupted(tmp_path / "a").run() is None
 
 
 @pytest.mark.parametrize(
