@@ -48,6 +48,10 @@ def prefix(request, tmp_path):
     return [*python, *kernel]
 
 
+#: The others differ from these in nothing that comes after the look whether there is a pidfd.
+worst = pytest.mark.parametrize("prefix", ["python-and-ENOSYS", "EPERM"], indirect=True)
+
+
 @pytest.mark.parametrize("image_format", ["sparse", "zstd"])
 def test_saved_and_restored(prefix, image_format, guest, image, start_module):
     continuity = Continuity(guest)
@@ -62,6 +66,7 @@ def test_saved_and_restored(prefix, image_format, guest, image, start_module):
     assert not image.exists()
 
 
+@worst
 def test_qemu_of_no_use_is_ended(prefix, guest, image, start_module, save):
     """It was started for the image, and does not fit it."""
     save(name=VM, path=str(image))
@@ -74,6 +79,7 @@ def test_qemu_of_no_use_is_ended(prefix, guest, image, start_module, save):
     assert image.exists()
 
 
+@worst
 def test_tool_is_ended_with_its_save(prefix, big_guest, image, start_module):
     """The time is up while a tool compresses: tool and save are ended, and the guest goes on."""
     continuity = Continuity(big_guest)
