@@ -17,7 +17,7 @@ import pytest
 
 from support import LinuxGuest, Monitor, gaps
 from support.module_run import check_error
-from support.observe import VM, run_state, settings, wait_until
+from support.observe import VM, migration_is_active, run_state, settings, wait_until
 
 NAME = f"linux-{VM}"
 
@@ -151,6 +151,23 @@ def test_save_that_fails_when_qemu_is_done_is_finished_by_the_next(sleeper, imag
     saved = save(name=NAME, path=str(image))
     assert "taking over" in saved["msg"]
     restore(name=NAME, path=str(image))
+    sleeper.wake()
+
+
+@pytest.mark.parametrize("after_save", ["quit", "resume"])
+def test_guest_that_falls_asleep_while_it_is_saved(after_save, sleeper, image, start_module, run_module, restore):
+    sleeper.wake()
+    slow = {"live": True, "bandwidth": "12M", "after_save": after_save}
+    run = start_module("qemu_save", name=NAME, path=str(image), **slow)
+    wait_until(lambda: migration_is_active(sleeper), 60)
+    sleeper.sleep_again()
+    assert migration_is_active(sleeper)
+    result = run.result()
+    if after_save == "resume":
+        check_error(result, "ConflictError", "fell asleep", "qemu_restore", guest="paused")
+    else:
+        assert result["changed"], result["msg"]
+    assert restore(name=NAME, path=str(image))["vm"]["run_state"] == "suspended"
     sleeper.wake()
 
 

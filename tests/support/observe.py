@@ -77,7 +77,7 @@ def run_state(guest: Guest) -> str:
         return str(monitor.execute("query-status")["status"])
 
 
-def migration_is_active(guest: CounterGuest) -> bool:
+def migration_is_active(guest: Guest) -> bool:
     """Whether QEMU writes or reads a stream, by the observing monitor."""
     with Monitor(guest.observer_socket) as monitor:
         return bool(monitor.execute("query-migrate").get("status") == "active")

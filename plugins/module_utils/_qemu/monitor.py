@@ -66,7 +66,7 @@ Event = t.Dict[str, t.Any]
 _LIBRARY_LOG = logging.getLogger(QMPClient.__module__.rpartition(".")[0])
 
 #: The events that are looked for, and how many of them are kept: a save has some ten. Others are dropped as they come.
-_KEPT_EVENTS = frozenset(("MIGRATION", "RESUME", "SHUTDOWN", "STOP"))
+_KEPT_EVENTS = frozenset(("MIGRATION", "RESUME", "SHUTDOWN", "STOP", "SUSPEND", "WAKEUP"))
 _MAX_EVENTS = 1000
 
 #: Characters of a cause in a message: the library's own show what has come.
@@ -317,6 +317,10 @@ class Monitor:
     def find_event(self, *names: str, since: int = 0) -> Event | None:
         """The first recorded event of one of these names after ``since``, or None."""
         return next((event for event in self._since(since) if event["event"] in names), None)
+
+    def last_event(self, *names: str) -> Event | None:
+        """The last recorded event of one of these names, or None."""
+        return next((event for event in reversed(self._events) if event["event"] in names), None)
 
     async def wait_for_event(self, accept: t.Callable[[Event], bool], since: int = 0) -> Event:
         """Wait for the first event after ``since`` that ``accept`` takes.

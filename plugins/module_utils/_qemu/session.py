@@ -104,6 +104,12 @@ class VmSession:
         """QEMU's run state now; raises as :meth:`Monitor.execute`."""
         return await query_run_state(self.monitor)
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether the guest sleeps (S3), also while it is stopped: as it was read, or as it has told since."""
+        event = self.monitor.last_event("SUSPEND", "WAKEUP")
+        return self.vm.run_state == "suspended" if event is None else bool(event["event"] == "SUSPEND")
+
     async def has_ended(self, lost: bool = False) -> bool:
         """Whether the VM's QEMU, where it is known, is gone.
 

@@ -45,13 +45,19 @@ async def end_save(run: SaveRun, session: VmSession, run_state: str) -> None:
 
     :param run_state: QEMU's run state before the save.
     :raises MonitorError: QEMU does not do it.
-    :raises ConflictError: somebody has started the VM again, beside its image.
+    :raises ConflictError: somebody has started the VM again, beside its image; or it sleeps, and cannot go on.
     """
     label = session.label
     image_is_safe = f"the image {run.path} is complete"
     after_save = run.request.after_save
     if after_save == "pause":
         run.situation = Situation(f"{label} is paused (QEMU's run state postmigrate; cont continues it)", "paused")
+    elif after_save == "resume" and run_state == "suspended":
+        run.situation = Situation(f"{label} is stopped and {image_is_safe}", "paused")
+        raise ConflictError(
+            f"{label} fell asleep (S3) while it was saved, and QEMU cannot let it go on there",
+            cure="Restore it (qemu_restore), which lets it sleep on in a new QEMU",
+        )
     elif after_save == "resume":
         if run_state in LIVE_STATES or run_state == "postmigrate":
             run.situation = Situation(f"The image {run.path} is complete; whether {label} runs is not known")

@@ -167,6 +167,7 @@ class SaveTransaction:
                 self.run.path,
                 parallel_channels=access.parallel_channels or 0,
                 migration=fingerprint(state),
+                suspended=self._run_state == "suspended",
                 memory_written=int(state.get("ram", {}).get("normal-bytes", 0)),
                 digest=digest,
                 surroundings=surroundings.dump(),
@@ -294,7 +295,7 @@ class SaveTransaction:
         )
         if self.run.request.after_save != "quit":
             await self.session.twice(self.transfer.clean)
-        await end_save(self.run, self.session, self.session.vm.run_state)
+        await end_save(self.run, self.session, self._run_state)
         bytes_written = int(written.state.get("ram", {}).get("transferred", 0))
         outcome = self.run.outcome()
         if self.run.request.after_save != "quit":
@@ -340,6 +341,14 @@ class SaveTransaction:
         stop = self.session.monitor.find_event("STOP", since=self.since)
         return round(event_seconds(stop), 3) if stop else None
 
+    @property
+    def _run_state(self) -> str:
+        """QEMU's run state before the save, but for a guest that has fallen asleep since, or woken."""
+        run_state = self.session.vm.run_state
+        if run_state not in LIVE_STATES:
+            return run_state
+        return "suspended" if self.session.sleeps else "running"
+
     # --- the way back ---
 
     async def _put_guest_back(self) -> None:
@@ -347,13 +356,13 @@ class SaveTransaction:
         label = self.session.label
         try:
             with self.session.patience(way_back=True):
-                run_state = await self.session.twice(lambda: self.transfer.call_off(self.session.vm.run_state))
+                run_state = await self.session.twice(lambda: self.transfer.call_off(self._run_state))
         except MonitorError as exc:
             # What is noted in QEMU stays there, for the next run to put back.
             self.in_qemu.pop_all()
             self._tell_failure(Situation(f"What {label} does now is not known"), exc)
             return
-        if self.session.vm.run_state == "suspended" and run_state == "postmigrate":
+        if self._run_state == "suspended" and run_state == "postmigrate":
             # With the note in QEMU, by which the next run knows of it.
             self.in_qemu.pop_all()
             self.kept = True
