@@ -14,6 +14,8 @@ options:
   state:
     description:
       - Whether the guest runs or is paused after the restore. With V(as_saved), the image decides.
+      - A guest that slept when it was saved (S3) is not woken. With V(running), it sleeps again, and what wakes it is
+        what would have woken it before (C(system_wakeup), its network card, its clock).
     type: str
     choices: [as_saved, running, paused]
     default: as_saved
@@ -81,4 +83,28 @@ options:
     type: str
     choices: [check, ignore]
     default: check
+  memory:
+    description:
+      - With V(check), a restore for which the host has not enough memory is refused before anything is started, rather
+        than that the kernel ends other programs for it. The restore takes what the image holds of the guest's memory.
+        If the command line allocates all memory in advance or locks it, the restore takes all of it. Huge pages are
+        compared with those that are free, and the limit of the VM's systemd service is considered.
+      - What the guest may write to later is not counted.
+      - V(ignore) skips this check.
+    type: str
+    choices: [check, ignore]
+    default: check
+  sync_time:
+    description:
+      - Whether the guest's clock is set to the host's time when the guest runs again. Without that, it is as late as
+        the guest was stopped, unless the guest corrects it itself.
+      - This needs the QEMU guest agent in the guest. V(auto) sets the clock if the agent answers, and is silent
+        otherwise. V(true) does the same, but warns if the clock was not set. V(false) leaves the clock as it is.
+      - With V(auto), a guest whose clock is not meant to be the host's (C(-rtc base=) with a time, C(-rtc clock=vm)) is
+        left alone.
+      - The restore never fails because of the clock. RV(ignore:time_sync) says what became of it. An agent that does
+        not answer takes ten seconds at most.
+    type: str
+    choices: [auto, "true", "false"]
+    default: auto
 """

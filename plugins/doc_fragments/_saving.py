@@ -39,6 +39,7 @@ options:
         V(resume) lets the guest run on if it ran before.
       - After V(resume), the VM's disks change while the image does not. Restore such an image only together with disks
         of the same moment.
+      - A guest that sleeps (S3) is saved with V(quit) only, as QEMU cannot let it go on after that.
     type: str
     choices: [quit, pause, resume]
     default: quit

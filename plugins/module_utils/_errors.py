@@ -35,6 +35,7 @@ An error says what happened and to what, how guest and image are now, and what t
             MonitorBusyError
             MonitorLostError
             CommandError                ... QEMU's own words
+        GuestAgentError                 the program in the guest
         UnsupportedByQemuError
         MigrationError
         MismatchError                   the image and the process
@@ -42,6 +43,7 @@ An error says what happened and to what, how guest and image are now, and what t
             DiskMismatchError
         UnitError                       systemd
         LaunchError
+        HostMemoryError                 the host
         OperationTimeoutError           the run itself
         InterruptedOperationError
         NotBegunError                   ... of one VM of several
@@ -247,6 +249,10 @@ class CommandError(MonitorError):
         self.description = description
 
 
+class GuestAgentError(VmopsError):
+    """The guest's agent cannot be reached, or does not do what it is asked: told in a result, and never a failure."""
+
+
 class UnsupportedByQemuError(VmopsError):
     """This QEMU lacks what the request needs."""
 
@@ -273,6 +279,10 @@ class UnitError(VmopsError):
 
 class LaunchError(VmopsError):
     """A QEMU for the restore could not be started, or ended before it answered."""
+
+
+class HostMemoryError(VmopsError):
+    """The host, or the VM's place in it, has not the memory that a restore takes; nothing was started."""
 
 
 class OperationTimeoutError(VmopsError):

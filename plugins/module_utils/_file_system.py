@@ -14,11 +14,11 @@ import typing as t
 class _Mount(t.NamedTuple):
     device: bytes
     place: str
-    kind: bytes = b""
+    kind: str = ""
 
 
 #: File systems that a reboot of the host empties.
-_VOLATILE = frozenset((b"tmpfs", b"ramfs", b"devtmpfs", b"hugetlbfs"))
+_VOLATILE = frozenset(("tmpfs", "ramfs", "devtmpfs", "hugetlbfs"))
 
 
 def mount_point(directory: str) -> str:
@@ -42,6 +42,11 @@ def volatile_mount(path: str) -> str:
     return mount.place if mount.kind in _VOLATILE else ""
 
 
+def file_system_type(path: str) -> str:
+    """The type of a path's file system, such as ``tmpfs``; the empty string where that cannot be told."""
+    return _mount_of(path, _mounts()).kind
+
+
 def _mount_of(directory: str, mounts: list[_Mount]) -> _Mount:
     """The mount with the longest path on the way to a directory; of two on one place, the later."""
     place = f"{os.path.realpath(directory)}/"
@@ -59,7 +64,13 @@ def _mounts() -> list[_Mount]:
             fields = [line.split(b" ") for line in lines]
     except OSError:
         return []
-    return [_Mount(line[2], os.fsdecode(_unescaped(line[4])), line[line.index(b"-") + 1]) for line in fields]
+    return [_Mount(line[2], os.fsdecode(_unescaped(line[4])), _kind_of(line)) for line in fields]
+
+
+def _kind_of(line: list[bytes]) -> str:
+    """The type, which comes after any number of optional fields and a dash."""
+    after = line[line.index(b"-") :] if b"-" in line else []
+    return os.fsdecode(after[1]) if len(after) > 1 else ""
 
 
 def _unescaped(path: bytes) -> bytes:

@@ -52,8 +52,10 @@ RESTORING: Spec = {
     "launch": {"type": "str", "choices": ["recorded", "command", "attach"], "default": "recorded"},
     "attach_timeout": {"type": "float", "default": 0},
     "disks": {"type": "str", "choices": ["check", "ignore"], "default": "check"},
+    "memory": {"type": "str", "choices": ["check", "ignore"], "default": "check"},
     "verify": {"type": "str", "choices": ["full", "structure", "none"], "default": "structure"},
     "remove_image": {"type": "bool", "default": True},
+    "sync_time": {"type": "str", "choices": ["auto", "true", "false"], "default": "auto"},
 }
 
 #: Which VMs of a host, and how many at a time.

@@ -86,6 +86,20 @@ def birth_of(pid: int) -> int | None:
         return None
 
 
+def is_over(pid: int, birth: int | None) -> bool:
+    """Whether the process that began then has ended, reaped or not; never an error.
+
+    A main thread that has ended before its others looks like a process that nobody has reaped yet.
+    """
+    try:
+        state = read_proc(pid, "stat").rpartition(b")")[2].split()[:1]
+        if birth_of(pid) != birth:
+            return True
+        return state in ([b"Z"], [b"X"], [b"x"]) and threads_of(pid) == [pid]
+    except OSError:
+        return birth_of(pid) != birth
+
+
 def read_status(pid: Pid) -> dict[str, str]:
     """The keys and values of a process's status."""
     text = read_proc(pid, "status", _MAX_STATUS).decode("ascii", "replace")

@@ -6,7 +6,7 @@
 
 ============ ==========================================================================================================
 ``guest``
-``running``  it runs in a QEMU
+``running``  it runs in a QEMU, or sleeps there (S3)
 ``paused``   a QEMU has it, and it stands still
 ``saved``    no QEMU has it, its image has: it can be restored
 ``ended``    no QEMU has it, and no image is known to be its last state
@@ -58,4 +58,5 @@ def guest_in(run_state: str, before_load: str = "unknown") -> str:
     """
     if run_state in _NO_GUEST_YET:
         return before_load
-    return "running" if run_state == "running" else "paused"
+    # Nobody has stopped one that sleeps, and what wakes it is not the operator's cont.
+    return "running" if run_state in ("running", "suspended") else "paused"

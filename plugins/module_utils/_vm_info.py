@@ -214,6 +214,7 @@ class _Vm:
             "save_support": {
                 "mapped_ram": support.mapped_ram,
                 "direct_io": support.direct_io,
+                "suspended": support.suspended,
                 "formats": _formats(support.mapped_ram) if monitor.passes_descriptors else [],
             },
             "blockers": blockers,

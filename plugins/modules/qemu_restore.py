@@ -159,6 +159,14 @@ running_at:
       paused.
   type: float
   returned: when the VM was restored
+time_sync:
+  description:
+    - What became of the guest's clock (O(sync_time)); V(null) if the guest does not run.
+    - V(done); V(no agent), if no guest agent listens in the guest; V(off) with O(sync_time=false); otherwise C(failed)
+      or C(left alone), with the reason after a colon.
+  type: str
+  returned: when the VM was restored
+  sample: done
 unit:
   description: The systemd unit in whose control group the VM runs; V(null) if there is none.
   type: str

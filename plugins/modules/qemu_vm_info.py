@@ -159,6 +159,9 @@ vms:
         direct_io:
           description: Whether it can bypass the page cache.
           type: bool
+        suspended:
+          description: Whether the guest can be saved while it sleeps (S3, RV(ignore:run_state=suspended)).
+          type: bool
         formats:
           description:
             - The formats in which M(vmops.qemu.qemu_save) can save it on this host. Empty if its monitor is not a UNIX

@@ -61,6 +61,7 @@ RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
         "vm": "dict",
         "launched": "bool",
         "running_at": "float",
+        "time_sync": "str",
         "problems": "list",
         "unit": "str",
         "duration": "float",

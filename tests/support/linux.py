@@ -21,7 +21,8 @@ from typing import Any, ClassVar, Optional, Union
 from .guest import REPOSITORY, SOURCES, Guest, GuestError, escaped, gaps, run
 
 _META_PACKAGE = "linux-image-cloud-amd64"
-_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "ext4")
+_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "ext4")
+_AGENT_PACKAGE = "qemu-guest-agent"
 _CACHE = REPOSITORY / ".cache" / "guests"  # what was downloaded
 _BUILD = REPOSITORY / "build" / "guests"  # what was made of it
 _INIT = SOURCES / "tests" / "guests" / "linux" / "init"
@@ -61,13 +62,23 @@ def fetch_kernel() -> Path:
     match = re.search(r"Depends: (linux-image-\S+-cloud-amd64)\s", depends)
     if match is None:
         raise GuestError(f"Linux guest: {_META_PACKAGE} is not known to apt; try apt-get update")
+    return _fetch(match.group(1))
+
+
+def _fetch(package: str) -> Path:
+    """Download a package into the cache, unless it is there; the directory that it is unpacked in. It is not installed.
+
+    Raises GuestError where there is no apt or no network.
+    """
+    final = _CACHE / package
+    if final.is_dir():
+        return final
     _CACHE.mkdir(parents=True, exist_ok=True)
-    final = _CACHE / match.group(1)
     with tempfile.TemporaryDirectory(dir=_CACHE) as scratch:
         # apt's own user cannot write here, and says so at length
-        run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", match.group(1)], "Linux guest", cwd=scratch)
-        (package,) = Path(scratch).glob("*.deb")
-        run(["dpkg", "-x", str(package), os.path.join(scratch, "root")], "Linux guest")
+        run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package], "Linux guest", cwd=scratch)
+        (archive,) = Path(scratch).glob("*.deb")
+        run(["dpkg", "-x", str(archive), os.path.join(scratch, "root")], "Linux guest")
         try:
             os.rename(os.path.join(scratch, "root"), final)
         except OSError:
@@ -105,14 +116,32 @@ def _module_files(kernel: Path) -> list[tuple[str, bytes]]:
     return list(found.values())
 
 
-def build_linux() -> tuple[Path, Path]:
-    """Make the kernel and initramfs of the Linux guest, unless that was done; their paths."""
+def _agent_files() -> dict[str, Path]:
+    """The guest agent and the libraries that it needs, by where they are in the guest.
+
+    They are this host's, as QEMU needs most of them, too. Raises GuestError where one is not there.
+    """
+    program = _fetch(_AGENT_PACKAGE) / "usr" / "sbin" / "qemu-ga"
+    libraries = run(["ldd", str(program)], "Linux guest's agent").stdout.decode()
+    if "not found" in libraries:
+        raise GuestError(f"Linux guest: its agent needs other libraries than this host has: {libraries}")
+    files = {"usr/sbin/qemu-ga": program}
+    for path in re.findall(r"(?:=>|^)\s+(/\S+) \(0x", libraries, re.MULTILINE):
+        files[path.lstrip("/")] = Path(path)
+    return files
+
+
+def build_linux(agent: bool = False) -> tuple[Path, Path]:
+    """Make the kernel and initramfs of the Linux guest, unless that was done; their paths.
+
+    agent: with QEMU's guest agent in it.
+    """
     kernel = fetch_kernel()
     try:
         (vmlinuz,) = (kernel / "boot").glob("vmlinuz-*")
     except ValueError as error:
         raise GuestError(f"Linux guest: not one kernel in {kernel}/boot") from error
-    initramfs = _BUILD / f"{kernel.name}.cpio"
+    initramfs = _BUILD / f"{kernel.name}{'-agent' if agent else ''}.cpio"
     busybox = shutil.which("busybox")
     if busybox is None:
         raise GuestError("Linux guest: no busybox")
@@ -130,6 +159,12 @@ def build_linux() -> tuple[Path, Path]:
     archive.add("bin/busybox", stat.S_IFREG | 0o755, program)
     archive.add("bin/sh", stat.S_IFLNK | 0o777, b"busybox")
     archive.add("init", stat.S_IFREG | 0o755, _INIT.read_bytes())
+    files = _agent_files() if agent else {}
+    parents = {str(parent) for name in files for parent in Path(name).parents if parent.name}
+    for directory in sorted(parents - {"bin", "dev", "modules"}):
+        archive.add(directory, stat.S_IFDIR | 0o755)
+    for name, path in files.items():
+        archive.add(name, stat.S_IFREG | 0o755, path.read_bytes())
     modules = _module_files(kernel)
     for name, content in modules:
         archive.add(f"modules/{name}", stat.S_IFREG | 0o644, content)
@@ -165,8 +200,12 @@ class LinuxGuest(Guest):
         machine: str = "pc",
         accel: str = "tcg",
         observer: bool = False,
+        agent: bool = False,
     ) -> None:
-        """Describe the guest; block_mib: size of the file in memory that is checksummed, disk_mib: of its disk."""
+        """Describe the guest; block_mib: size of the file in memory that is checksummed, disk_mib: of its disk.
+
+        agent: whether QEMU's guest agent runs in it.
+        """
         super().__init__(
             workdir,
             name,
@@ -180,16 +219,22 @@ class LinuxGuest(Guest):
         )
         self.block_mib = block_mib
         self.disk_mib = disk_mib
+        self.agent = agent
         self.disk = self.workdir / "disk.img"
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments beside workdir."""
-        return {**super().config(), "block_mib": self.block_mib, "disk_mib": self.disk_mib}
+        return {**super().config(), "block_mib": self.block_mib, "disk_mib": self.disk_mib, "agent": self.agent}
+
+    @property
+    def agent_socket(self) -> Path:
+        """The socket of the guest agent, of a guest that has one."""
+        return self._socket_dir / "agent.sock"
 
     def prepare(self) -> None:
         """Build the kernel's files and make the disk, if there is none yet."""
         super().prepare()
-        build_linux()
+        build_linux(self.agent)
         if not self.disk.exists():
             new = self.disk.with_suffix(".new")
             new.unlink(missing_ok=True)
@@ -198,13 +243,30 @@ class LinuxGuest(Guest):
 
     def device_args(self) -> list[str]:
         """Kernel, disk and card. The card's network is QEMU's own, cut off from the host's."""
-        vmlinuz, initramfs = build_linux()
+        vmlinuz, initramfs = build_linux(self.agent)
         words = f"console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off vmops.block={self.block_mib}"
         argv = ["-kernel", str(vmlinuz), "-initrd", str(initramfs), "-append", words]
         argv += ["-drive", f"if=none,id=disk0,format=raw,file={escaped(self.disk)}"]
         argv += ["-device", "virtio-blk-pci,drive=disk0"]
         argv += ["-netdev", "user,id=net0,restrict=on", "-device", "virtio-net-pci,netdev=net0,romfile="]
+        if self.agent:
+            socket = f"socket,id=agent0,path={escaped(self.agent_socket)},server=on,wait=off"
+            argv += ["-device", "virtio-serial-pci", "-chardev", socket]
+            argv += ["-device", "virtserialport,chardev=agent0,name=org.qemu.guest_agent.0"]
         return argv
+
+    def clock(self, timeout: float = 15.0) -> tuple[int, int]:
+        """The guest's clocks, in seconds since the epoch: the system's, and its RTC's."""
+        found = self.command(b"clock\n", r"^clock=(\d+) rtc=(\d+)\r?$", timeout)
+        return int(found.group(1)), int(found.group(2))
+
+    def set_clock(self, seconds: int, timeout: float = 15.0) -> None:
+        """Set the system's clock, to seconds since the epoch."""
+        self.command(f"set-clock {seconds}\n", r"^clock-set\r?$", timeout)
+
+    def sleep(self, timeout: float = 15.0) -> None:
+        """Have the guest sleep (S3); it does so a moment later, until something wakes it."""
+        self.command(b"sleep\n", r"^sleeping\r?$", timeout)
 
     def network(self, timeout: float = 15.0) -> bool:
         """Whether the guest's card works: whether a ping to QEMU's side is answered."""

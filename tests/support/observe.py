@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .counter import CounterGuest
-from .guest import gaps
+from .guest import Guest, gaps
 from .monitor import Monitor
 
 #: The tests' VM: a name that neither another run of the tests nor an operator's VM on this host has.
@@ -71,13 +71,13 @@ def words(result: dict[str, Any]) -> tuple[str, str]:
     return result["guest"], result["image"]["state"]
 
 
-def run_state(guest: CounterGuest) -> str:
+def run_state(guest: Guest) -> str:
     """QEMU's run state, through the observing monitor."""
     with Monitor(guest.observer_socket) as monitor:
         return str(monitor.execute("query-status")["status"])
 
 
-def migration_is_active(guest: CounterGuest) -> bool:
+def migration_is_active(guest: Guest) -> bool:
     """Whether QEMU writes or reads a stream, by the observing monitor."""
     with Monitor(guest.observer_socket) as monitor:
         return bool(monitor.execute("query-migrate").get("status") == "active")

@@ -15,9 +15,9 @@ import time
 
 import pytest
 
-from support import Monitor
+from support import LinuxGuest, Monitor, gaps
 from support.compatibility import record
-from support.observe import VM, Continuity, settings
+from support.observe import VM, Continuity, run_state, settings, wait_until
 from support.versions import Qemu, common_machine, find_qemus
 
 QEMUS = find_qemus()
@@ -248,6 +248,72 @@ def test_save_after_a_failed_migration(qemu, make_guest, image, save, restore):
     save(name=VM, path=str(image), force=True)
     restore(path=str(image), launch="command", command=guest.argv())
     continuity.check()
+
+
+@pytest.fixture
+def make_sleeper(tmp_path):
+    """Make Linux guests that sleep (S3)."""
+    guests: list[LinuxGuest] = []
+
+    def make(**options):
+        guests.append(LinuxGuest(tmp_path / f"linux-{len(guests)}", f"linux-{VM}", observer=True, **options))
+        guests[-1].start()
+        guests[-1].wait_for_counter(3)
+        guests[-1].sleep()
+        wait_until(lambda: run_state(guests[-1]) == "suspended", 60)
+        return guests[-1]
+
+    yield make
+    for guest in guests:
+        guest.adopt_restarted()
+        guest.close()
+
+
+def wake(guest):
+    known = guest.counters()[-1]
+    with Monitor(guest.observer_socket) as monitor:
+        monitor.execute("system_wakeup")
+    guest.wait_for_counter(known + 3, timeout=60)
+    assert guest.boots() == 1
+    assert gaps(guest.counters()) == []
+
+
+@by_version
+def test_sleeping_guest(qemu, make_sleeper, image, restore, run_module):
+    """From QEMU 9.0 on it is restored asleep; an older one would wake it, and does not touch it."""
+    guest = make_sleeper(qemu=qemu.path)
+    (vm,) = run_module("qemu_vm_info", name=[guest.name])["vms"]
+    assert vm["save_support"]["suspended"] == (qemu.version >= (9, 0))
+    result = run_module("qemu_save", name=guest.name, path=str(image))
+    if qemu.version >= (9, 0):
+        assert not result.get("failed"), result["msg"]
+        restored = restore(path=str(image), launch="command", command=guest.argv())
+        assert restored["vm"]["run_state"] == "suspended"
+        guest.wait_restarted()
+    else:
+        assert result["error"] == "UnsupportedByQemuError"
+        assert "system_wakeup" in result["cure"]
+        assert not image.exists()
+    assert run_state(guest) == "suspended"
+    wake(guest)
+
+
+@pytest.mark.parametrize(
+    ("writer", "reader"),
+    [pair for pair in itertools.permutations(QEMUS, 2) if pair[0].version >= (9, 0) > pair[1].version],
+    ids=lambda qemu: qemu.label,
+)
+def test_sleeping_guest_is_not_loaded_by_an_older_qemu(writer, reader, make_sleeper, image, save, restore, run_module):
+    guest = make_sleeper(qemu=writer.path, machine=common_machine(writer, reader))
+    save(name=guest.name, path=str(image), format="raw")
+    guest.wait_exit()
+    command = [reader.path, *guest.argv()[1:]]
+    result = run_module("qemu_restore", path=str(image), launch="command", command=command)
+    assert result["error"] == "UnsupportedByQemuError"
+    assert f"QEMU {reader.label}" in result["msg"]
+    restore(path=str(image), launch="command", command=guest.argv())
+    guest.wait_restarted()
+    wake(guest)
 
 
 # --- from one QEMU to another ---

@@ -21,8 +21,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
 def request_of(settings: t.Mapping[str, t.Any]) -> HostRestoreRequest:
     """What settings, as they stand in a file, ask for: all VMs that have an image.
 
-    :param settings: ``save_dir``; ``order``, the groups, each as shell patterns; ``parallel``; and ``timeout``, in
-        seconds for each VM.
+    :param settings: ``save_dir``; ``order``, the groups, each as shell patterns; ``parallel``; ``timeout``, in
+        seconds for each VM; and ``sync_time``, which older files lack.
     :raises KeyError: a setting is missing.
     :raises ValueError: one has a value that makes no sense, as TypeError.
     """
@@ -34,10 +34,23 @@ def request_of(settings: t.Mapping[str, t.Any]) -> HostRestoreRequest:
         images="all",
         order=[[str(pattern) for pattern in patterns] for patterns in settings["order"]],
         parallel=int(settings["parallel"]),
-        common={"timeout": float(settings["timeout"]), "health_check": [], "health_check_timeout": 0.0},
+        common={
+            "timeout": float(settings["timeout"]),
+            "health_check": [],
+            "health_check_timeout": 0.0,
+            "sync_time": _choice(settings.get("sync_time", "auto"), ("auto", "true", "false")),
+        },
         by_vm={},
         check_mode=False,
     )
+
+
+def _choice(value: object, choices: t.Sequence[str]) -> str:
+    """:raises ValueError: it is none of them."""
+    text = str(value).lower()
+    if text not in choices:
+        raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+    return text
 
 
 def main(settings: str) -> int:

@@ -50,6 +50,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
     outcome_of,
     to_the_end,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._host_memory import MemoryLedger
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import list_processes
@@ -80,6 +81,7 @@ class HostRestoreOperation:
         self._unhealthy: list[str] = []
         self._stopped_by = ""
         self._clock = Clock()
+        self._memory = MemoryLedger()
 
     async def run(self) -> dict[str, t.Any]:
         """Do it.
@@ -187,14 +189,19 @@ class HostRestoreOperation:
         self.situation = Situation("Some of the VMs may have been restored")
         request = self.request.of(task.name, task.path)
         size = _allocated(task.path)
+        tried: list[RestoreOperation] = []
+
+        def make() -> RestoreOperation:
+            tried.append(RestoreOperation(request, self._memory, sets_clock=False))
+            return tried[-1]
+
         result = await outcome_of(
-            turns.take(
-                lambda: RestoreOperation(request),
-                self.request.option(task.name, "timeout"),
-                lambda: os.path.exists(task.path),
-            ),
+            turns.take(make, self.request.option(task.name, "timeout"), lambda: os.path.exists(task.path)),
             f"{task.path}: another run has restored it",
         )
+        if tried and not result["failed"]:
+            # Its turn is over: an agent that does not answer keeps no other VM waiting.
+            result = await tried[-1].set_clock(result)
         state = state_of(result, "predicted" if self.request.check_mode else "restored")
         vm = {**result, "name": task.label, "path": task.path, "state": state, "image_bytes": size}
         self._vms.append(vm)

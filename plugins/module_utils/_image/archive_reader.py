@@ -13,6 +13,7 @@ import stat
 import subprocess
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._anonymous_file import anonymous_file
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError, ImageFormatError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, running_tool
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import MAX_TEXT_SIZE, ImageHead
@@ -39,7 +40,7 @@ def read_archive_head(path: str) -> ImageHead:
     :raises ImageFormatError: it is no archive of a save image.
     """
     _image, image_format = image_of_archive(path)
-    with ImageFile.open(path) as archive, ImageFile(path, os.memfd_create("vmops-image-head", os.MFD_CLOEXEC)) as head:
+    with ImageFile.open(path) as archive, ImageFile(path, anonymous_file("vmops-image-head")) as head:
         facts = archive.facts()
         with expanding(archive, image_format, partly=True, head=True) as reader:
             for offset, data in reader.pieces(64 * 1024):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 
+from ansible_collections.vmops.qemu.plugins.module_utils._anonymous_file import anonymous_file
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import (
     COMPRESSORS,
@@ -41,7 +42,7 @@ def read_compressed_head(path: str, header: SaveImageHeader) -> StreamFacts | No
         raise ImageFormatError(
             path, f"{compressor.program} cannot expand the stream: {how_it_ended(code)} after {len(data)} bytes"
         )
-    with ImageFile(path, os.memfd_create("vmops-stream-head", os.MFD_CLOEXEC)) as head:
+    with ImageFile(path, anonymous_file("vmops-stream-head")) as head:
         head.write(data, 0)
         return read_plain_head(head)
 

@@ -30,6 +30,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
+from ansible_collections.vmops.qemu.plugins.module_utils._process_handle import ProcessHandle
 
 #: Where tools are looked for beside PATH: what a shell without a login has there is often less.
 _SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -100,10 +101,7 @@ class Filter:
         self.program = program
         self._process = process
         # Not asyncio's own way to kill it: that would look whether it has ended, and so reap it before asyncio does.
-        try:
-            self._pidfd = os.pidfd_open(process.pid)
-        except ProcessLookupError:
-            self._pidfd = -1
+        self._handle = ProcessHandle(process.pid)
         self._said = asyncio.ensure_future(self._read_stderr())
 
     @classmethod
@@ -152,18 +150,14 @@ class Filter:
 
     async def end(self) -> None:
         """Kill it, where it still runs, and reap it."""
-        if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._handle.kill()
         await self._end()
         await self._said
 
     async def _end(self) -> int:
         """Its exit code, when it has ended."""
         code = await self._process.wait()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        self._handle.close()
         return code
 
     async def _read_stderr(self) -> str:

@@ -64,7 +64,9 @@ class SaveFacts:
     ``parallel_channels`` is 0 where it is not known. ``migration`` holds QEMU's own figures of the migration that wrote
     the stream, by which a QEMU that still stands there is recognised as the one that wrote it. ``surroundings`` is the
     JSON text of what surrounded the VM, its disks above all, which only ``_surroundings`` can read. ``managed`` is
-    whether a run over the whole host saved it, to be restored by one.
+    whether a run over the whole host saved it, to be restored by one. ``suspended`` is whether the guest slept (S3) and
+    was not stopped: it is to sleep again. ``memory_written`` is how many bytes of memory the stream holds, as far as
+    QEMU tells; 0 where it is not known.
     """
 
     collection_version: str
@@ -75,6 +77,8 @@ class SaveFacts:
     migration: str = ""
     surroundings: str = ""
     managed: bool = False
+    suspended: bool = False
+    memory_written: int = 0
 
     @property
     def saved_seconds(self) -> float | None:

@@ -89,11 +89,11 @@ _ANSWERS: dict[str, Shape] = {
         }
     ],
     "query-block-exports": [{"id": _WORD, "type": _WORD, "node-name": _WORD}],
+    "query-chardev": [{"label": _WORD, "filename": _PATH, "frontend-open?": bool}],
     "query-cpus-fast": [dict],
     "query-fdsets": [
         {"fdset-id": Number(0, 2**63 - 1), "fds": [{"fd": Number(0, 2**31 - 1), "opaque?": _PATH}]},
     ],
-    "query-chardev": [{"label": _WORD, "filename": _PATH}],
     "query-display-options": {"type": _WORD},
     "query-jobs": [{"id": _WORD, "type": _WORD, "status": _WORD}],
     "query-kvm": {"enabled": bool},
@@ -106,7 +106,7 @@ _ANSWERS: dict[str, Shape] = {
         "status?": _WORD,
         "error-desc?": _PATH,
         "blocked-reasons?": [_PATH],
-        "ram?": {"total?": _SIZE, "remaining?": _SIZE, "transferred?": _SIZE, "normal?": _SIZE},
+        "ram?": {"total?": _SIZE, "remaining?": _SIZE, "transferred?": _SIZE, "normal?": _SIZE, "normal-bytes?": _SIZE},
         "total-time?": _SIZE,
         "setup-time?": _SIZE,
     },

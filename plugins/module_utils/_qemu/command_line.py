@@ -159,15 +159,9 @@ def qmp_addresses(argv: t.Sequence[str], cwd: str) -> list[str]:
     ``-qmp``, ``-qmp-pretty``, and with their ``-chardev socket`` ``-mon`` in control mode and, from QEMU 11.1 on,
     ``-object monitor-qmp``. An address that begins with a NUL is one of the abstract namespace.
     """
-    parsed = options(argv)
-    chardevs = {}
-    for option in parsed:
-        if option.name == "chardev" and option.argument:
-            keys = parse_option_string(option.argument, "backend")
-            if keys.get("backend") == "socket":
-                chardevs[keys.get("id", "")] = _socket_address(keys, cwd)
+    chardevs = chardev_addresses(argv, cwd)
     found: list[str | None] = []
-    for option in parsed:
+    for option in options(argv):
         if not option.argument:
             continue
         if option.name in ("qmp", "qmp-pretty"):
@@ -184,10 +178,48 @@ def qmp_addresses(argv: t.Sequence[str], cwd: str) -> list[str]:
     return sorted((address for address in found if address), key=lambda address: address[0] not in "/\0")
 
 
-def _object_keys(argument: str) -> dict[str, str]:
+def chardev_addresses(argv: t.Sequence[str], cwd: str) -> dict[str, str | None]:
+    """By id, where each ``-chardev socket`` listens, as :func:`qmp_addresses` has it; None where it does not."""
+    found = {}
+    for option in options(argv):
+        if option.name == "chardev" and option.argument:
+            keys = parse_option_string(option.argument, "backend")
+            if keys.get("backend") == "socket":
+                found[keys.get("id", "")] = _socket_address(keys, cwd)
+    return found
+
+
+#: The name of the port at which a guest agent listens, wherever it was configured.
+_AGENT_PORT = "org.qemu.guest_agent.0"
+
+
+def agent_chardev(argv: t.Sequence[str]) -> str:
+    """The id of the character device to which the guest agent's port is connected; empty where there is no port."""
+    for option in options(argv):
+        if option.name == "device" and option.argument:
+            keys = _object_keys(option.argument, "driver")
+            if keys.get("driver") == "virtserialport" and keys.get("name") == _AGENT_PORT:
+                return keys.get("chardev", "")
+    return ""
+
+
+def own_clock(argv: t.Sequence[str]) -> str:
+    """Why the guest's clock is meant to be another one than the host's (``-rtc``), as a clause, or the empty string."""
+    keys: dict[str, str] = {}
+    for option in options(argv):
+        if option.name == "rtc" and option.argument:
+            keys.update(parse_option_string(option.argument))
+    if keys.get("base", "utc") not in ("utc", "localtime"):
+        return "its clock began at a time of its own (-rtc base=)"
+    if keys.get("clock", "host") != "host":
+        return f"its clock is not the host's (-rtc clock={keys['clock'][:20]})"
+    return ""
+
+
+def _object_keys(argument: str, implied: str = "qom-type") -> dict[str, str]:
     """What ``-object`` says of its object: a ``key=value`` list, or JSON, of which the values that are text."""
     if not argument.startswith("{"):
-        return parse_option_string(argument, "qom-type")
+        return parse_option_string(argument, implied)
     try:
         found = json.loads(argument)
     except (ValueError, RecursionError):
@@ -288,6 +320,82 @@ def memory_size(argv: t.Sequence[str]) -> int | None:
             text = parse_option_string(option.argument or "", "size").get("size", "")
             match = re.fullmatch(r"([0-9]{1,19})([bkmgtpe]?)", text, re.IGNORECASE)
             size = int(match.group(1)) << 10 * "bkmgtpe".index(match.group(2).lower() or "m") if match else size
+    return size if size is None or size < MAX_MEMORY else None
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryBackend:
+    """Memory of a VM, and where it comes from."""
+
+    #: Bytes.
+    size: int
+    #: The file or directory that it is mapped from; empty for none.
+    path: str = ""
+    shared: bool = False
+    #: Whether all of it is allocated at QEMU's start, or locked.
+    prealloc: bool = False
+    #: Whether it is in huge pages, and the bytes of each; None for the usual size.
+    hugetlb: bool = False
+    page_size: int | None = None
+
+
+def memory_backends(argv: t.Sequence[str], memory: int) -> list[MemoryBackend]:
+    """The memory that a command line says more of than its size.
+
+    :param memory: bytes of all of the VM's memory.
+    """
+    found = []
+    prealloc = locked = False
+    path = ""
+    for option in options(argv):
+        if option.name == "mem-prealloc":
+            prealloc = True
+        elif option.name == "mem-path":
+            path = option.argument or ""
+        elif option.name == "overcommit":
+            locked = locked or parse_option_string(option.argument or "").get("mem-lock") in _ON
+        elif option.name == "object" and option.argument:
+            keys = _object_words(option.argument)
+            kind = keys.get("qom-type", "")
+            size = _size(keys.get("size", ""), "b")
+            if kind.startswith("memory-backend-") and size:
+                found.append(
+                    MemoryBackend(
+                        size,
+                        keys.get("mem-path", ""),
+                        keys.get("share") in _ON,
+                        keys.get("prealloc") in _ON,
+                        kind == "memory-backend-memfd" and keys.get("hugetlb") in _ON,
+                        _size(keys.get("hugetlbsize", ""), "b"),
+                    )
+                )
+    if path:
+        found.append(MemoryBackend(memory, path, prealloc=prealloc))
+    elif prealloc and not found:
+        found.append(MemoryBackend(memory, prealloc=True))
+    if locked:
+        return [dataclasses.replace(each, prealloc=True) for each in found] or [MemoryBackend(memory, prealloc=True)]
+    return found
+
+
+def _object_words(argument: str) -> dict[str, str]:
+    """As :func:`_object_keys`, with the values that are no text as in a ``key=value`` list."""
+    if not argument.startswith("{"):
+        return _object_keys(argument)
+    try:
+        found = json.loads(argument)
+    except (ValueError, RecursionError):
+        return {}
+    return {key: ("off", "on")[value] if isinstance(value, bool) else str(value) for key, value in found.items()}
+
+
+def _size(text: str, unit: str) -> int | None:
+    """Bytes of a size as QEMU writes it; None where it is none, or more than any host has.
+
+    :param unit: of a number without one.
+    """
+    match = re.fullmatch(r"([0-9]{1,19})([bkmgtpe]?)", text, re.IGNORECASE)
+    size = int(match.group(1)) << 10 * "bkmgtpe".index(match.group(2).lower() or unit) if match else None
     return size if size is None or size < MAX_MEMORY else None
 
 

@@ -32,6 +32,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     list_processes,
     read_process,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.socket_end import SocketEnd
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 #: Seconds within which a QEMU that was just started opens its monitors, and between two looks for them.
@@ -58,7 +59,11 @@ def process_behind(monitor: Monitor) -> QemuProcess | None:
     of the user who opened that, or of anyone where root or the caller did: others cannot have passed it on to another
     user's QEMU for an answer that is not theirs.
     """
-    end = monitor.end
+    return process_at(monitor.end)
+
+
+def process_at(end: SocketEnd) -> QemuProcess | None:
+    """The QEMU at the other end of a connection, as :func:`process_behind`."""
     listener = read_process(end.listener) if end.listener is not None else None
     if listener is not None and _is_of_opener(listener, end.uid):
         if end.listener_birth is not None:

@@ -71,6 +71,9 @@ class MigrationSupport:
     #: ``file:`` URIs with ``offset`` that keep what stands before it, and fdsets in them (QEMU 9.1). QEMU 9.0 knows
     #: mapped-ram but wipes the whole file; the direct-io parameter came with the release that does not.
     file_uri: bool
+    #: That a guest sleeps (S3) is in what it writes and reads (QEMU 9.0, which brought mapped-ram, too, by which it is
+    #: known). An older one wakes the guest, and what it loads neither sleeps nor wakes.
+    suspended: bool
 
 
 async def read_support(monitor: Monitor) -> MigrationSupport:
@@ -84,6 +87,7 @@ async def read_support(monitor: Monitor) -> MigrationSupport:
         mapped_ram="mapped-ram" in capabilities and direct_io,
         direct_io=direct_io,
         file_uri=direct_io,
+        suspended="mapped-ram" in capabilities,
     )
 
 

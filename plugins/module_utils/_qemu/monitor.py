@@ -66,7 +66,7 @@ Event = t.Dict[str, t.Any]
 _LIBRARY_LOG = logging.getLogger(QMPClient.__module__.rpartition(".")[0])
 
 #: The events that are looked for, and how many of them are kept: a save has some ten. Others are dropped as they come.
-_KEPT_EVENTS = frozenset(("MIGRATION", "RESUME", "SHUTDOWN", "STOP"))
+_KEPT_EVENTS = frozenset(("MIGRATION", "RESUME", "SHUTDOWN", "STOP", "SUSPEND", "WAKEUP"))
 _MAX_EVENTS = 1000
 
 #: Characters of a cause in a message: the library's own show what has come.
@@ -318,6 +318,10 @@ class Monitor:
         """The first recorded event of one of these names after ``since``, or None."""
         return next((event for event in self._since(since) if event["event"] in names), None)
 
+    def last_event(self, *names: str) -> Event | None:
+        """The last recorded event of one of these names, or None."""
+        return next((event for event in reversed(self._events) if event["event"] in names), None)
+
     async def wait_for_event(self, accept: t.Callable[[Event], bool], since: int = 0) -> Event:
         """Wait for the first event after ``since`` that ``accept`` takes.
 
@@ -472,7 +476,7 @@ async def _open_unix_socket(path: str, busy: MonitorBusyError) -> socket.socket:
     try:
         # A UNIX connect either succeeds at once or fails at once: EAGAIN is a full backlog, which on a monitor
         # means that others wait already. (asyncio's sock_connect takes EAGAIN for "in progress".)
-        with _reachable(path) as name:
+        with reachable(path) as name:
             connection.connect(name)
     except OSError as exc:
         connection.close()
@@ -494,7 +498,7 @@ async def _open_unix_socket(path: str, busy: MonitorBusyError) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _reachable(path: str) -> t.Iterator[str]:
+def reachable(path: str) -> t.Iterator[str]:
     """A name for the socket that fits sun_path (108 bytes), also for a long path."""
     if len(os.fsencode(path)) < 108:
         yield path

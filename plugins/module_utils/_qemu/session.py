@@ -25,7 +25,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import i
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process_watch import ProcessWatch, is_alive
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm, query_run_state, read_vm
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import (
+    LIVE_STATES,
+    RunningVm,
+    query_run_state,
+    read_vm,
+)
 
 #: Seconds that a QEMU that was told to quit may take to end.
 QUIT_TIMEOUT = 60.0
@@ -98,6 +103,12 @@ class VmSession:
     async def run_state(self) -> str:
         """QEMU's run state now; raises as :meth:`Monitor.execute`."""
         return await query_run_state(self.monitor)
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether the guest sleeps (S3), also while it is stopped: as it was read, or as it has told since."""
+        event = self.monitor.last_event("SUSPEND", "WAKEUP")
+        return self.vm.run_state == "suspended" if event is None else bool(event["event"] == "SUSPEND")
 
     async def has_ended(self, lost: bool = False) -> bool:
         """Whether the VM's QEMU, where it is known, is gone.
@@ -179,11 +190,15 @@ class VmSession:
     async def put_guest_back(self, run_state: str) -> str:
         """Bring the guest into a run state in which it was, as far as QEMU allows; the run state then.
 
+        A sleeping guest whose migration is over cannot be let go on (``LIVE_STATES``), and stays in ``postmigrate``.
+
         :param run_state: QEMU's run state before a save, or ``paused`` after a load.
         :raises MonitorError: QEMU refused, or was lost.
         """
         deadline = time.monotonic() + _FINALIZE_TIMEOUT
-        while run_state == "running":
+        if run_state == "suspended" and await self.run_state() == "postmigrate":
+            return "postmigrate"
+        while run_state in LIVE_STATES:
             try:
                 await self.monitor.execute("cont")
                 break
@@ -193,7 +208,7 @@ class VmSession:
                     raise
                 await asyncio.sleep(0.05)
         now = await self.run_state()
-        if run_state != "running" and now == "postmigrate":
+        if run_state not in LIVE_STATES and now == "postmigrate":
             # Only a guest that goes on leaves this state, in which it could not be saved again. Both commands are sent
             # at once, so that it runs for no longer than QEMU takes from the one to the other.
             await asyncio.gather(self.monitor.execute("cont"), self.monitor.execute("stop"))
@@ -202,7 +217,7 @@ class VmSession:
 
     async def stop_if_running(self) -> bool:
         """Stop the guest; whether it ran. Raises as :meth:`Monitor.execute`."""
-        if await self.run_state() != "running":
+        if await self.run_state() not in LIVE_STATES:
             return False
         await self.stop()
         return True
@@ -218,7 +233,7 @@ class VmSession:
             await self.twice(lambda: self.monitor.execute("quit"))
         try:
             # Its end is what counts: the connection may lead through another process, which keeps it open.
-            ended = watch.wait() if watch and watch.follows else self.monitor.wait_for_end()
+            ended = watch.wait() if watch else self.monitor.wait_for_end()
             await asyncio.wait_for(ended, QUIT_TIMEOUT)
         except asyncio.TimeoutError:
             raise MonitorError(

@@ -54,6 +54,7 @@ class Transfer:
         :returns: the run state now.
         :raises MonitorError: it could not be done.
         """
+        # Not a sleeping one, which must not be let go on should the migration be over in this very moment.
         if run_state == "running" and await self.migration.is_active():
             # At the migration's very end QEMU refuses; then it is asked again.
             with contextlib.suppress(CommandError):

@@ -17,6 +17,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Qe
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
+#: Run states of a guest that nobody has stopped: it runs, or sleeps (S3) until something wakes it. From QEMU 9.0 on a
+#: sleeping one is stopped and let go on as any other, and then sleeps again; but not after a migration: a QEMU (10.0,
+#: 11.1) that is told to let one go on from ``postmigrate`` ends at once ("invalid runstate transition").
+LIVE_STATES = frozenset(("running", "suspended"))
+
 #: A row of ``x-query-ramblock``: name (which a block that does not migrate has not), page size, offset, used length,
 #: maximum length; QEMU 8.0 adds the host address, QEMU 9.0 "ro" or "rw".
 _RAM_BLOCK_ROW = re.compile(

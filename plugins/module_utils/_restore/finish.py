@@ -17,6 +17,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.place import rem
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.guest_clock import look_at_clock
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 
@@ -46,22 +48,29 @@ async def finish_restore(
     run.situation = Situation(f"{label} is in its QEMU, and its image was kept; whether it runs is not known")
     with session.patience(way_back=True):
         run_state = await session.twice(lambda: _let_go_on(session, transfer, running))
-    if (run_state == "running") != running:
+    if (run_state in LIVE_STATES) != running:
         raise MigrationError(
             f"{label} was loaded, but is in QEMU's run state {run_state}",
             situation=Situation(f"{label} is loaded; its image {run.path} was kept", guest_in(run_state)),
             cure="Look at the guest; let it go on with QMP cont",
         )
-    run.situation = Situation(f"{label} {'runs' if running else 'is paused'}", guest_in(run_state))
+    run.situation = Situation(f"{label} {words_for(run_state)}", guest_in(run_state))
     session.vm = dataclasses.replace(session.vm, run_state=run_state)
     removed = head is not None and await _see_image_off(run, head)
     _changed, problem = await free_units(recorded_unit, session.process, run.path)
     if problem:
         run.warnings.append(f"Its unit may still be kept from starting {run.subject} from its disks: {problem}")
+    if run_state == "running":
+        run.clock = await look_at_clock(session, run.request.sync_time)
     if transfer:
         # Last, as the note tells a later run that the image is used up.
         await session.twice(transfer.descriptors.remove)
     return removed
+
+
+def words_for(run_state: str) -> str:
+    """What a restored guest does, as the rest of a sentence."""
+    return {"running": "runs", "suspended": "sleeps (S3)"}.get(run_state, "is paused")
 
 
 async def _let_go_on(session: VmSession, transfer: Transfer | None, running: bool) -> str:
@@ -69,7 +78,7 @@ async def _let_go_on(session: VmSession, transfer: Transfer | None, running: boo
     if transfer:
         await transfer.settings.restore()
     run_state = await session.put_guest_back("running" if running else "paused")
-    if run_state == "running" and not running:
+    if run_state in LIVE_STATES and not running:
         # An earlier run had let it go.
         await session.monitor.execute("stop")
         run_state = await session.run_state()

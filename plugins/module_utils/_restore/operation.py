@@ -22,6 +22,7 @@ none                      not running                                      refus
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 import typing as t
@@ -35,6 +36,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorProtocolError,
     VmNotFoundError,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._host_memory import MemoryLedger
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
@@ -51,9 +53,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_li
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import doubtful_note
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import doubtful_note, resident_bytes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES, RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.disks import (
     require_last_save,
     require_same_disks,
@@ -65,13 +67,20 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.fit import (
     require_same_vm,
     require_trusted,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.guest_clock import DONE
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.image import (
     check_image,
     read_complete_head,
     require_loadable,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import InterruptedRestore
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.memory_need import (
+    MemoryNeed,
+    memory_need,
+    require_within_limits,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.needs import Provision
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.transaction import RestoreTransaction
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave
@@ -84,13 +93,33 @@ _ATTACH_INTERVAL = 0.25
 class RestoreOperation(RestoreRun):
     """One restore, from the look at image and VM to the result."""
 
+    def __init__(self, request: RestoreRequest, memory: MemoryLedger | None = None, sets_clock: bool = True) -> None:
+        """:param memory: as for RestoreRun.
+
+        :param sets_clock: whether :meth:`run` calls :meth:`set_clock`; else whoever calls it does.
+        """
+        super().__init__(request, memory)
+        self._sets_clock = sets_clock
+
     async def run(self) -> dict[str, t.Any]:
         """Do it; as :meth:`Run.run`."""
         try:
-            return await super().run()
+            result = await super().run()
         except ImageFormatError as exc:
             exc.cure = exc.cure or "Restore an intact copy, or start the VM from its disks"
             raise
+        # The guest runs: what interrupts the run now, or ends its time, comes too late.
+        return await despite_cancellation(self.set_clock(result)) if self._sets_clock else result
+
+    async def set_clock(self, result: dict[str, t.Any]) -> dict[str, t.Any]:
+        """The result of :meth:`run`, with what became of the guest's clock; it takes some seconds at most."""
+        if self.clock is None:  # nothing runs that did not before
+            return result
+        outcome = await self.clock.set()
+        warnings = result["warnings"]
+        if self.request.sync_time == "true" and outcome != DONE:
+            warnings = [*warnings, f"{self.subject} runs, but its clock was not set: {outcome}"]
+        return {**result, "time_sync": outcome, "warnings": warnings}
 
     async def _run(self) -> dict[str, t.Any]:
         started = time.monotonic()
@@ -143,11 +172,13 @@ class RestoreOperation(RestoreRun):
         if head is None or domain is None:
             raise self._no_image()
         stream = await self._check(head, domain, vm)
-        if self.request.check_mode:
-            await require_fit(session, head, domain, stream)
-            await require_same_media(self, session, head)
-            return self._would_restore(head, vm)
-        return await RestoreTransaction(self, head, domain, stream, started).attach(session)
+        held = resident_bytes(session.pid) if session.pid is not None else None
+        async with self._memory_for(memory_need(head, domain.memory, stream), held=held or 0):
+            if self.request.check_mode:
+                await require_fit(session, head, domain, stream)
+                await require_same_media(self, session, head)
+                return self._would_restore(head, vm)
+            return await RestoreTransaction(self, head, domain, stream, started).attach(session)
 
     async def _without_vm(
         self, head: ImageHead | None, domain: domain_xml.ParsedDomain | None, started: float
@@ -162,9 +193,33 @@ class RestoreOperation(RestoreRun):
             require_vouched(self.path, domain)
         stream = await self._check(head, domain, None)
         how = await self._how_to_launch(domain, stream.machine if stream and stream.machine else domain.machine)
+        async with self._memory_for(memory_need(head, domain.memory, stream, how), how):
+            if self.request.check_mode:
+                return self._would_restore(head, None)
+            return await RestoreTransaction(self, head, domain, stream, started).launch(how)
+
+    @contextlib.asynccontextmanager
+    async def _memory_for(self, need: MemoryNeed, how: Launch | None = None, held: int = 0) -> t.AsyncIterator[None]:
+        """The host has the memory that the restore takes, and for the body no other restore of this run gets it.
+
+        :param how: how the QEMU is started; None where it is there.
+        :param held: bytes that it has already.
+        :raises HostMemoryError: the host has not so much.
+        """
+        if self.request.memory == "ignore":
+            yield
+            return
+        subject = f"The restore of {self.subject}"
+        if how and how.argv:
+            await require_within_limits(need, how, subject)
+        wanted = max(0, need.ordinary - held)
         if self.request.check_mode:
-            return self._would_restore(head, None)
-        return await RestoreTransaction(self, head, domain, stream, started).launch(how)
+            # For the whole run: the others have to do with what is left.
+            self.memory.claim(wanted, subject)
+            yield
+            return
+        with self.memory.claimed(wanted, subject):
+            yield
 
     async def _check(
         self, head: ImageHead, domain: domain_xml.ParsedDomain, vm: RunningVm | None
@@ -177,7 +232,7 @@ class RestoreOperation(RestoreRun):
         return await check_image(self, head)
 
     def _would_restore(self, head: ImageHead, vm: RunningVm | None) -> dict[str, t.Any]:
-        after = self.outcome(self.wants_running(head))
+        after = self.outcome(self.wants_running(head), self.was_suspended(head))
         return self.result(f"{self.subject} would be restored from {self.path}", vm, after)
 
     def _no_image(self) -> ImageNotFoundError:
@@ -271,7 +326,7 @@ class RestoreOperation(RestoreRun):
                 f"{vm.label} was being restored from {image} by a run that was cut off",
                 cure=f"Run the task with path {image}, which ends that restore",
             )
-        wanted = self.wants_running(head) if head and of_this else vm.run_state == "running"
+        wanted = self.wants_running(head) if head and of_this else vm.run_state in LIVE_STATES
         if self.request.check_mode:
             after = self.outcome(wanted)
             return self.result(f"{vm.label}: the restore of an earlier run from {image} would be ended", vm, after)
@@ -286,10 +341,10 @@ class RestoreOperation(RestoreRun):
             await session.close()
             self._require_launch()
             return None
-        run_state = "running" if wanted else "paused"
         used = head if of_this else None
         finish = finish_restore(self, session, used, wanted, transfer=interrupted.transfer)
         removed = await despite_cancellation(finish)
+        run_state = session.vm.run_state
         after = {"image": "absent" if removed or not of_this else "complete", "vm": run_state}
         return self.result(f"{vm.label} was restored by an earlier run that was cut off: it is {run_state}", vm, after)
 
@@ -351,10 +406,20 @@ class RestoreOperation(RestoreRun):
     async def _continue_saved_vm(
         self, session: VmSession, head: ImageHead, interrupted: InterruptedSave | None
     ) -> dict[str, t.Any]:
-        """A VM that was saved, but whose QEMU has not ended: it goes on there, and the image is done with."""
+        """A VM that was saved, but whose QEMU has not ended: it goes on there, and the image is done with.
+
+        One that sleeps cannot go on there, but in a new QEMU.
+        """
         vm = session.vm
+        if self.was_suspended(head):
+            if self.request.check_mode:
+                return self._would_restore(head, vm)
+            started = time.monotonic()
+            await session.quit()
+            await session.close()
+            return await self._without_vm(head, head.domain(), started)
         running = self.wants_running(head)
-        after = self.outcome(running)
+        after = self.outcome(running, self.was_suspended(head))
         reason = f"{vm.label} was saved, but its QEMU had not ended"
         if self.request.check_mode:
             return self.result(f"{reason}: would go on with it", vm, after)

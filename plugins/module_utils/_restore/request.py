@@ -26,4 +26,6 @@ class RestoreRequest:
     verify: str = "structure"
     remove_image: bool = True
     disks: str = "check"
+    memory: str = "check"
+    sync_time: str = "auto"
     check_mode: bool = False

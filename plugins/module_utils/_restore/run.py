@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._host_memory import MemoryLedger
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run, ended_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.guest_clock import GuestClock
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.needs import Provision
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
@@ -22,13 +24,17 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record im
 class RestoreRun(Run):
     """One restore."""
 
-    def __init__(self, request: RestoreRequest) -> None:
+    def __init__(self, request: RestoreRequest, memory: MemoryLedger | None = None) -> None:
+        """:param memory: what the other restores of this run take of the host's memory."""
         path = image_path(request.path, request.save_dir, request.name)
         super().__init__(path, request.name or path)
         self.request = request
+        self.memory = memory or MemoryLedger()
         self.reasons: dict[str, str] = {}
         #: Whether this run has removed the image.
         self.removed = False
+        #: The clock of the guest, where it runs again.
+        self.clock: GuestClock | None = None
         #: What surrounded the VM when it was saved, where the image records it and it is to be compared.
         self.surroundings: Surroundings | None = None
         #: What is seen to before QEMU is started by its recorded start; None where it is not.
@@ -55,11 +61,19 @@ class RestoreRun(Run):
         """Whether the guest runs after it."""
         return head.header.was_running if self.request.state == "as_saved" else self.request.state == "running"
 
-    def outcome(self, running: bool) -> dict[str, str]:
-        """How image and VM are after a restore, for diff mode."""
+    def was_suspended(self, head: ImageHead) -> bool:
+        """Whether the guest slept when it was saved (S3), as far as the image says it."""
+        facts = head.domain().save_facts
+        return facts is not None and facts.suspended
+
+    def outcome(self, running: bool, suspended: bool = False) -> dict[str, str]:
+        """How image and VM are after a restore, for diff mode.
+
+        :param running: whether the guest is let go. :param suspended: whether it sleeps then.
+        """
         return {
             "image": "absent" if self.request.remove_image else "complete",
-            "vm": "running" if running else "paused",
+            "vm": "paused" if not running else "suspended" if suspended else "running",
         }
 
     def result(self, msg: str, vm: RunningVm | None, after: dict[str, str] | None = None) -> dict[str, t.Any]:

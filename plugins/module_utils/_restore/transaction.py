@@ -59,7 +59,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import un
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import choose_launch
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.disks import require_same_media
-from ansible_collections.vmops.qemu.plugins.module_utils._restore.finish import finish_restore
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.finish import finish_restore, words_for
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.fit import require_fit, require_same_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import RestoreRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
@@ -204,6 +204,12 @@ class RestoreTransaction:
             raise UnsupportedByQemuError(
                 f"QEMU {support.version} cannot read the sparse format of {self.head.path}: it needs mapped-ram with"
                 " direct-io, as in QEMU 9.1 and later",
+                cure="Use the QEMU that saved it, or a newer one",
+            )
+        if self.run.was_suspended(self.head) and not support.suspended:
+            raise UnsupportedByQemuError(
+                f"The guest of {self.head.path} sleeps (S3), and QEMU {support.version} would load one that neither"
+                " sleeps nor wakes: it knows of a sleeping guest from version 9.0 on",
                 cure="Use the QEMU that saved it, or a newer one",
             )
         access = choose_access(
@@ -360,18 +366,22 @@ class RestoreTransaction:
         return {
             "changed": True,
             "msg": f"{label} was restored from {self.head.path} in {duration:.1f} s and"
-            f" {'runs' if running else 'is paused'}; the image was {kept}",
+            f" {words_for(session.vm.run_state)}; the image was {kept}",
             "image": image,
             "vm": session.vm.as_result(),
             "launched": launched is not None,
             "running_at": round(event_seconds(resume), 3) if resume else None,
+            "time_sync": None,
             "unit": (unit_of_process(session.process.pid) if session.process else "") or None,
             "duration": round(duration, 3),
             "parallel_channels": loaded.access.parallel_channels,
             "bypass_cache": loaded.access.bypass_cache,
             "reasons": self.run.reasons,
             "warnings": self.run.warnings,
-            "diff": {"before": self.run.before, "after": self.run.outcome(running)},
+            "diff": {
+                "before": self.run.before,
+                "after": self.run.outcome(running, session.vm.run_state == "suspended"),
+            },
         }
 
     # --- the way back ---

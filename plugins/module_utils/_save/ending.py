@@ -13,7 +13,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Qe
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.revival import boot_time, look_for_revival, was_reaped
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_unit, read_vm_unit
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES, RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._save.run import SaveRun
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import waits_for
@@ -45,15 +45,21 @@ async def end_save(run: SaveRun, session: VmSession, run_state: str) -> None:
 
     :param run_state: QEMU's run state before the save.
     :raises MonitorError: QEMU does not do it.
-    :raises ConflictError: somebody has started the VM again, beside its image.
+    :raises ConflictError: somebody has started the VM again, beside its image; or it sleeps, and cannot go on.
     """
     label = session.label
     image_is_safe = f"the image {run.path} is complete"
     after_save = run.request.after_save
     if after_save == "pause":
         run.situation = Situation(f"{label} is paused (QEMU's run state postmigrate; cont continues it)", "paused")
+    elif after_save == "resume" and run_state == "suspended":
+        run.situation = Situation(f"{label} is stopped and {image_is_safe}", "paused")
+        raise ConflictError(
+            f"{label} fell asleep (S3) while it was saved, and QEMU cannot let it go on there",
+            cure="Restore it (qemu_restore), which lets it sleep on in a new QEMU",
+        )
     elif after_save == "resume":
-        if run_state in ("running", "postmigrate"):
+        if run_state in LIVE_STATES or run_state == "postmigrate":
             run.situation = Situation(f"The image {run.path} is complete; whether {label} runs is not known")
             with session.patience(way_back=True):
                 await session.twice(lambda: session.put_guest_back("running"))

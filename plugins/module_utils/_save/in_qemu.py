@@ -16,7 +16,7 @@ import dataclasses
 import json
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError, ImageNotFoundError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, ImageError, ImageNotFoundError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import target_of_partial
 from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
@@ -97,7 +97,17 @@ class InterruptedSave:
         """Put guest, QEMU and files back to where they were before it; raises as :meth:`Monitor.execute`.
 
         :param partial: what :meth:`adopt_file` gave.
+        :raises ConflictError: the guest sleeps, and its QEMU cannot let it go on any more.
         """
+        if self.record.run_state == "suspended" and await self._session.run_state() == "postmigrate":
+            if partial:
+                partial.release()
+            path = target_of_partial(self.record.partial)
+            raise ConflictError(
+                f"{self._session.label} sleeps (S3) and was saved by a run that was cut off before its end, and QEMU"
+                " cannot let it go on there",
+                cure=f"Run qemu_save with path {path}, which finishes that save, and restore it then",
+            )
         await self.transfer.call_off(self.record.run_state)
         await self.transfer.clean()
         if partial:

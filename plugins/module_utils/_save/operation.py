@@ -34,11 +34,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImagePartialError,
     MismatchError,
     MonitorMissingError,
+    UnsupportedByQemuError,
     VmNotFoundError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
+from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result, image_state
@@ -47,9 +49,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import P
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import flush_image, require_replaceable
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import recorded_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import read_support
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, doubtful_note, running_note
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES, RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import InterruptedRestore
 from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import end_save, guard, unit_of
 from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import (
@@ -69,7 +72,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_cha
 
 #: Run states in which a guest can be saved. The others mean that QEMU is busy with another migration or snapshot, or
 #: that the guest is gone.
-_SAVABLE_STATES = frozenset(("running", "paused", "prelaunch", "io-error", "watchdog"))
+_SAVABLE_STATES = LIVE_STATES | {"paused", "prelaunch", "io-error", "watchdog"}
 _GONE_STATES = frozenset(("shutdown", "guest-panicked", "internal-error"))
 
 _RUN_STATE_CURES = {
@@ -77,7 +80,6 @@ _RUN_STATE_CURES = {
     "postmigrate": "An earlier migration stopped it, and no image at this path is of that one: if the guest runs"
     " nowhere else, let it run on (QMP cont) and save again",
     "finish-migrate": "Another migration is just ending: wait for it",
-    "suspended": "The guest sleeps (S3), a state that QEMU does not restore: wake it (QMP system_wakeup)",
     "shutdown": "The guest has shut down: there is nothing to save",
     "guest-panicked": "The guest has crashed: reset it, or end it",
     "internal-error": "The guest has crashed in a way that QEMU or KVM cannot handle: reset it, or end it",
@@ -176,12 +178,31 @@ class SaveOperation(SaveRun):
                 return is_image_of(head, vm.name, vm.uuid, None) and await is_last_migration(session.monitor, head)
         return False
 
-    def _require_savable(self, vm: RunningVm) -> None:
+    async def _require_savable(self, session: VmSession) -> None:
         """Refuse a run state.
 
         :raises GuestGoneError: there is no guest any more.
         :raises ConflictError: QEMU cannot save a guest in this state.
+        :raises UnsupportedByQemuError: this QEMU cannot, and a newer one could.
         """
+        vm = session.vm
+        if vm.run_state == "suspended":
+            support = await read_support(session.monitor)
+            if not support.suspended:
+                raise UnsupportedByQemuError(
+                    f"{vm.label} sleeps (S3, QEMU's run state suspended), and QEMU {support.version} would wake it to"
+                    " save it: it keeps a guest asleep from version 9.0 on",
+                    cure="Wake the guest (QMP system_wakeup) and save it then",
+                )
+            image_format = ImageFormat.from_label(self.request.format) if self.request.format else None
+            if self.request.after_save != "quit" or image_format in COMPRESSORS:
+                wanted = f"after_save: {self.request.after_save}"
+                raise UnsupportedByQemuError(
+                    f"{vm.label} sleeps (S3), and QEMU cannot let it go on in the same process once it is saved, so it"
+                    f" is not saved with {f'format: {image_format.label}' if image_format in COMPRESSORS else wanted}",
+                    cure="Save it with after_save: quit and format: sparse or raw, or wake it first (QMP"
+                    " system_wakeup)",
+                )
         if vm.run_state not in _SAVABLE_STATES:
             kind = GuestGoneError if vm.run_state in _GONE_STATES else ConflictError
             raise kind(
@@ -252,7 +273,7 @@ class SaveOperation(SaveRun):
                 await self._undo(session, interrupted, partial)
         if await self._is_finished_save(session):
             return await self._finish_earlier_save(session, interrupted)
-        self._require_savable(session.vm)
+        await self._require_savable(session)
         self._require_replaceable(session.vm)
         started = time.monotonic()
         plan = await plan_save(self, session)
@@ -276,7 +297,7 @@ class SaveOperation(SaveRun):
         restore = await InterruptedRestore.find(session)
         if restore is None:
             return
-        if session.vm.run_state != "running":
+        if session.vm.run_state not in LIVE_STATES:
             raise ConflictError(
                 f"{session.label} was being restored from {restore.record.image} by a run that was cut off",
                 cure=f"Run qemu_restore with path {restore.record.image}, which ends that restore, then save",
@@ -296,6 +317,12 @@ class SaveOperation(SaveRun):
             )
         try:
             self._require_replaceable(session.vm)
+            if interrupted.record.run_state == "suspended" and self.request.after_save != "quit":
+                raise ConflictError(
+                    f"{session.label} sleeps (S3) and is being saved by an earlier run, and QEMU cannot let it go on"
+                    " there",
+                    cure="Run the task with after_save: quit, and restore the image then",
+                )
         except ConflictError:
             partial.release()
             raise
@@ -322,6 +349,12 @@ class SaveOperation(SaveRun):
             if interrupted and not self.request.check_mode:
                 await despite_cancellation(interrupted.transfer.clean())
             return self.result(reason, vm)
+        facts = read_image_head(self.path).domain().save_facts
+        if after_save == "resume" and facts and facts.suspended:
+            raise ConflictError(
+                f"{reason}; it sleeps (S3), and QEMU cannot let it go on there",
+                cure="Restore it (qemu_restore), which lets it sleep on in a new QEMU",
+            )
         if self.request.check_mode:
             return self.result(f"{reason}: would {after_save}", vm, self.outcome())
         # That run may have been cut short before its last flush.
@@ -334,5 +367,8 @@ class SaveOperation(SaveRun):
             await despite_cancellation(interrupted.transfer.clean())
         await despite_cancellation(end_save(self, session, vm.run_state))
         done = "now QEMU has quit" if after_save == "quit" else "now the guest runs again"
-        result = self.result(f"{reason}; {done}", vm, self.outcome())
-        return {**result, "vm": vm.as_result(self.outcome()["vm"])}
+        after = self.outcome()
+        if after_save == "resume":
+            after["vm"] = await session.run_state()
+        result = self.result(f"{reason}; {done}", vm, after)
+        return {**result, "vm": vm.as_result(after["vm"])}

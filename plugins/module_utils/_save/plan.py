@@ -47,7 +47,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import resident_bytes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit, require_guardable
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import read_ram_blocks
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES, read_ram_blocks
 from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import unit_of
 from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import is_image_of, recorded_surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._save.run import SaveRun
@@ -171,6 +171,7 @@ class _Planner:
             saved_at=now(),
             surroundings=self.surroundings.dump(),
             managed=self.request.managed,
+            suspended=self.session.vm.run_state == "suspended",
         )
         xml = _with_record(self._compose_xml(facts), facts, self.launch_record, self.key, self.run.path)
         await self._require_own_xml()
@@ -236,7 +237,7 @@ class _Planner:
         return chosen
 
     def _compose_header(self, image_format: ImageFormat) -> SaveImageHeader:
-        running = {"as_is": self.session.vm.run_state == "running", "running": True, "paused": False}
+        running = {"as_is": self.session.vm.run_state in LIVE_STATES, "running": True, "paused": False}
         return SaveImageHeader(
             version=self.request.image_version,
             format=image_format,

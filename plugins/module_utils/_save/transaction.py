@@ -46,6 +46,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import event_seconds
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES
 from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import end_save, guard
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave, SaveRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._save.plan import SavePlan, adopted_plan, bytes_needed
@@ -95,6 +96,8 @@ class SaveTransaction:
         self.started = started
         self.adopted = adopted
         self.since = session.monitor.mark()
+        #: Whether what was written stays for the next run, as the guest cannot go on without it.
+        self.kept = False
         self.in_qemu, self.beside = WayBack(), WayBack()
         self.beside.push_async_exit(self._tell_end)
         self.beside.callback(self._discard)
@@ -164,6 +167,8 @@ class SaveTransaction:
                 self.run.path,
                 parallel_channels=access.parallel_channels or 0,
                 migration=fingerprint(state),
+                suspended=self._run_state == "suspended",
+                memory_written=int(state.get("ram", {}).get("normal-bytes", 0)),
                 digest=digest,
                 surroundings=surroundings.dump(),
             )
@@ -220,7 +225,7 @@ class SaveTransaction:
         label = self.session.label
         self.since = self.session.monitor.mark()
         self.in_qemu.push_async_callback(self._put_guest_back)
-        if self.session.vm.run_state == "running" and not self.run.request.live:
+        if self.session.vm.run_state in LIVE_STATES and not self.run.request.live:
             self.run.situation = Situation(f"{label} is being stopped")
             await self._stop()
         self.run.situation = Situation(f"{label} is being saved")
@@ -230,7 +235,7 @@ class SaveTransaction:
         """Wait until QEMU has written everything; returns its last ``query-migrate``."""
         waiting = asyncio.ensure_future(self.transfer.migration.wait())
         try:
-            if await self.session.run_state() == "running":
+            if await self.session.run_state() in LIVE_STATES:
                 done, _pending = await asyncio.wait({waiting}, timeout=self.run.request.live_timeout)
                 if not done:
                     # It dirties its memory faster than the disk takes it: stopped, it cannot.
@@ -290,7 +295,7 @@ class SaveTransaction:
         )
         if self.run.request.after_save != "quit":
             await self.session.twice(self.transfer.clean)
-        await end_save(self.run, self.session, self.session.vm.run_state)
+        await end_save(self.run, self.session, self._run_state)
         bytes_written = int(written.state.get("ram", {}).get("transferred", 0))
         outcome = self.run.outcome()
         if self.run.request.after_save != "quit":
@@ -326,7 +331,7 @@ class SaveTransaction:
         """
         stop = self.session.monitor.find_event("STOP", since=self.since)
         if stop is None:
-            return None if self.adopted and self.session.vm.run_state == "running" else 0
+            return None if self.adopted and self.session.vm.run_state in LIVE_STATES else 0
         end = self.session.monitor.find_event("RESUME", "SHUTDOWN", since=self.since)
         finished = event_seconds(end) if end else time.time()
         return max(0, round((finished - event_seconds(stop)) * 1000))  # the clock may have been set between them
@@ -336,6 +341,14 @@ class SaveTransaction:
         stop = self.session.monitor.find_event("STOP", since=self.since)
         return round(event_seconds(stop), 3) if stop else None
 
+    @property
+    def _run_state(self) -> str:
+        """QEMU's run state before the save, but for a guest that has fallen asleep since, or woken."""
+        run_state = self.session.vm.run_state
+        if run_state not in LIVE_STATES:
+            return run_state
+        return "suspended" if self.session.sleeps else "running"
+
     # --- the way back ---
 
     async def _put_guest_back(self) -> None:
@@ -343,15 +356,27 @@ class SaveTransaction:
         label = self.session.label
         try:
             with self.session.patience(way_back=True):
-                run_state = await self.session.twice(lambda: self.transfer.call_off(self.session.vm.run_state))
+                run_state = await self.session.twice(lambda: self.transfer.call_off(self._run_state))
         except MonitorError as exc:
             # What is noted in QEMU stays there, for the next run to put back.
             self.in_qemu.pop_all()
             self._tell_failure(Situation(f"What {label} does now is not known"), exc)
             return
+        if self._run_state == "suspended" and run_state == "postmigrate":
+            # With the note in QEMU, by which the next run knows of it.
+            self.in_qemu.pop_all()
+            self.kept = True
+            self.run.situation = Situation(
+                f"{label} sleeps (S3) in a QEMU that cannot let it go on after a save, and its partial image is kept:"
+                " the same task, run again, finishes it",
+                "paused",
+            )
+            return
         self.run.situation = Situation(
             f"{label} runs again"
             if run_state == "running"
+            else f"{label} sleeps again (S3)"
+            if run_state == "suspended"
             else f"{label} is stopped as before (QEMU's run state is {run_state})",
             guest_in(run_state),
         )
@@ -369,6 +394,9 @@ class SaveTransaction:
 
     def _discard(self) -> None:
         """What cannot be removed now is a leftover that the next save removes."""
+        if self.kept:
+            self.partial.release()
+            return
         with contextlib.suppress(ImageError):
             self.partial.discard()
 

@@ -68,7 +68,9 @@ class ShutdownOperation(Run):
             if run_state != "running":
                 raise ConflictError(
                     f"{name} is in QEMU's run state {run_state}, and only a guest that runs can shut down",
-                    cure="Let the guest run (QMP cont), or end it by hand",
+                    cure="Wake it (QMP system_wakeup)"
+                    if run_state == "suspended"
+                    else "Let the guest run (QMP cont), or end it by hand",
                 )
             vm = await self._vm(self.session, unit)
             if self._check_mode:

@@ -31,6 +31,7 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._holes import data_ranges, punch
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import open_again
+from ansible_collections.vmops.qemu.plugins.module_utils._process_handle import open_pidfd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RamBlock, parse_ram_blocks
@@ -42,9 +43,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict i
 _CHUNK = 1024 * 1024
 _ZEROS = bytes(_CHUNK)
 
-#: System calls that Python has no function for, or (``pidfd_open``) not every build of it; the numbers are the same on
-#: all of Linux's architectures on which QEMU's are.
-_PIDFD_OPEN = 434
+#: A system call that Python has no function for; its number is the same on all of Linux's architectures on which QEMU's
+#: is.
 _PIDFD_GETFD = 438
 
 #: File systems on which a write through a mapping changes the file's time of modification, if the file was flushed
@@ -350,9 +350,7 @@ def _copy_descriptor(pid: int, number: int) -> int:
     :raises OSError: it may not be had.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    process = libc.syscall(_PIDFD_OPEN, pid, 0)
-    if process < 0:
-        raise _last_error()
+    process = open_pidfd(pid)
     try:
         copy = int(libc.syscall(_PIDFD_GETFD, process, number, 0))
         if copy >= 0:

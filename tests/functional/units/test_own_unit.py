@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 
 from support import Monitor, find_qemu_pids
+from support.module_run import check_error
 from support.observe import VM, Continuity
 from support.process import read_argv
 from support.units import ALWAYS, UNAVAILABLE, quoted, systemctl
@@ -48,6 +49,24 @@ def test_saved_and_restored_by_its_unit(make_service, image, save, restore):
     while service.guest.boots() < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_unit_that_may_not_have_the_memory(make_service, image, save, restore, run_module):
+    """Its limit is less than what the image holds: the guest would be ended while it is loaded."""
+    service = make_service(guest={"memory_mib": 256, "block_mib": 100})
+    continuity = Continuity(service.guest)
+    save(name=VM, path=str(image))
+    text = service.fragment.read_text()
+    service.fragment.write_text(text.replace("[Service]", "[Service]\nMemoryMax=90M", 1))
+    systemctl("daemon-reload")
+    for check in (True, False):
+        result = run_module("qemu_restore", name=VM, path=str(image), check=check)
+        check_error(result, "HostMemoryError", service.name, "90 MiB", guest="saved")
+        assert find_qemu_pids(VM) == []
+    service.fragment.write_text(text)
+    systemctl("daemon-reload")
+    restore(name=VM, path=str(image))
+    continuity.check()
 
 
 def test_unit_with_an_escaped_name(make_service, image, save, restore):

@@ -33,7 +33,17 @@ def test_settings(settings):
     assert read_settings(settings(SETTINGS), request_of).save_dir == "/save"
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "[]", {**SETTINGS, "timeout": "soon"}])
+@pytest.mark.parametrize(
+    ("given", "asked"), [({}, "auto"), ({"sync_time": "false"}, "false"), ({"sync_time": True}, "true")]
+)
+def test_clocks(settings, given, asked):
+    """Settings of an earlier version say nothing of them."""
+    assert read_settings(settings({**SETTINGS, **given}), request_of).of("web1", "/save/web1.save").sync_time == asked
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "{}", "[]", {**SETTINGS, "timeout": "soon"}, {**SETTINGS, "sync_time": "perhaps"}]
+)
 def test_settings_that_cannot_be_read(settings, text):
     with pytest.raises(VmopsError, match="cannot be read"):
         read_settings(settings(text), request_of)

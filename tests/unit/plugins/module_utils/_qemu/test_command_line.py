@@ -10,12 +10,16 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import (
     HIDDEN,
     CommandOption,
+    MemoryBackend,
+    agent_chardev,
     changes_user,
     daemonizes,
     guest_name,
     machine_type,
+    memory_backends,
     memory_size,
     options,
+    own_clock,
     parse_option_string,
     qmp_addresses,
     redact_argument,
@@ -656,3 +660,69 @@ def test_redacting_takes_time_in_proportion(piece):
     started = time.monotonic()
     redact_argument(argument)
     assert time.monotonic() - started < 5
+
+
+# --- the guest's clock, and where its memory comes from ---
+
+
+@pytest.mark.parametrize(
+    ("device", "chardev"),
+    [
+        ("virtserialport,chardev=a0,name=org.qemu.guest_agent.0", "a0"),
+        ("driver=virtserialport,name=org.qemu.guest_agent.0,bus=s.0,chardev=a0,id=x", "a0"),
+        ('{"driver": "virtserialport", "name": "org.qemu.guest_agent.0", "chardev": "a0", "nr": 1}', "a0"),
+        ("virtserialport,chardev=a0,name=com.redhat.spice.0", ""),
+        ("virtconsole,chardev=a0,name=org.qemu.guest_agent.0", ""),
+        ("virtserialport,name=org.qemu.guest_agent.0", ""),
+        ("{", ""),
+    ],
+)
+def test_agent_chardev(device, chardev):
+    assert agent_chardev([QEMU, "-device", "virtio-serial-pci", "-device", device]) == chardev
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], ""),
+        (["-rtc", "base=utc"], ""),
+        (["-rtc", "base=localtime,clock=host,driftfix=slew"], ""),
+        (["-rtc", "base=2001-01-01"], "base="),
+        (["--rtc", "clock=vm"], "clock=vm"),
+        (["-rtc", "base=2001-01-01", "-rtc", "base=utc"], ""),
+    ],
+)
+def test_own_clock(words, told):
+    assert bool(own_clock([QEMU, *words])) == bool(told)
+    assert told in own_clock([QEMU, *words])
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ([], []),
+        (["-mem-prealloc"], [MemoryBackend(4 * GIB, prealloc=True)]),
+        (["-mem-path", "/dev/hugepages", "-mem-prealloc"], [MemoryBackend(4 * GIB, "/dev/hugepages", prealloc=True)]),
+        (["-overcommit", "mem-lock=on"], [MemoryBackend(4 * GIB, prealloc=True)]),
+        (["-overcommit", "cpu-pm=on"], []),
+        (["-object", "memory-backend-ram,id=m,size=2G,prealloc=on"], [MemoryBackend(2 * GIB, prealloc=True)]),
+        (
+            [
+                "-object",
+                '{"qom-type": "memory-backend-file", "id": "m", "size": 2147483648, "share": true,'
+                ' "mem-path": "/dev/shm/x"}',
+            ],
+            [MemoryBackend(2 * GIB, "/dev/shm/x", shared=True)],
+        ),
+        (
+            ["-object", "memory-backend-memfd,id=m,size=2G,hugetlb=on,hugetlbsize=1G", "-overcommit", "mem-lock=on"],
+            [MemoryBackend(2 * GIB, prealloc=True, hugetlb=True, page_size=GIB)],
+        ),
+        (["-object", "rng-random,id=r", "-object", "memory-backend-ram,id=m,size=x"], []),
+    ],
+)
+def test_memory_backends(words, found):
+    assert memory_backends([QEMU, "-m", "4G", *words], 4 * GIB) == found
