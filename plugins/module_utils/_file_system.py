@@ -14,6 +14,7 @@ import typing as t
 class _Mount(t.NamedTuple):
     device: bytes
     place: str
+    kind: str = ""
 
 
 def mount_point(directory: str) -> str:
@@ -29,6 +30,11 @@ def file_system(directory: str) -> str:
     mounts = _mounts()
     mount = _mount_of(directory, mounts)
     return next((other.place for other in mounts if other.device == mount.device), mount.place)
+
+
+def file_system_type(directory: str) -> str:
+    """The kind of a directory's file system, as the kernel calls it; empty where that cannot be told."""
+    return _mount_of(directory, _mounts()).kind
 
 
 def _mount_of(directory: str, mounts: list[_Mount]) -> _Mount:
@@ -48,7 +54,12 @@ def _mounts() -> list[_Mount]:
             fields = [line.split(b" ") for line in lines]
     except OSError:
         return []
-    return [_Mount(line[2], os.fsdecode(_unescaped(line[4]))) for line in fields]
+    return [_Mount(line[2], os.fsdecode(_unescaped(line[4])), _kind(line)) for line in fields]
+
+
+def _kind(fields: list[bytes]) -> str:
+    """The type of a mount's file system, which follows the optional fields and a dash."""
+    return os.fsdecode(fields[fields.index(b"-") + 1]) if b"-" in fields[6:-1] else ""
 
 
 def _unescaped(path: bytes) -> bytes:

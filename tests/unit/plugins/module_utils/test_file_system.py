@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system, mount_point
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system, file_system_type, mount_point
 
 
 def test_mount_points():
@@ -20,6 +20,12 @@ def test_mount_points():
         assert ask("/proc") == "/proc"
         assert ask("/proc/self") == "/proc"
         assert ask("/procedures") == "/"
+
+
+def test_types():
+    assert file_system_type("/proc/self") == "proc"
+    assert file_system_type("/sys") == "sysfs"
+    assert file_system_type("/") not in ("", "proc")
 
 
 def test_links_on_the_way(tmp_path):
