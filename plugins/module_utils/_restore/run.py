@@ -21,6 +21,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record im
 class RestoreRun(Run):
     """One restore."""
 
+    kind = "restore"
+
     def __init__(self, request: RestoreRequest) -> None:
         path = image_path(request.path, request.save_dir, request.name)
         super().__init__(path, request.name or path)
@@ -30,6 +32,11 @@ class RestoreRun(Run):
         self.removed = False
         #: What surrounded the VM when it was saved, where the image records it and it is to be compared.
         self.surroundings: Surroundings | None = None
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether it is only to be told what it would do."""
+        return self.request.check_mode
 
     def _ended(self) -> Situation:
         image = "removed already" if self.removed else "kept"
