@@ -142,7 +142,9 @@ def _tell_images(out: Exposition, images: list[t.Mapping[str, t.Any]], processes
     told = images[:_MOST_IMAGES]
     out.gauge("vmops_qemu_image_timestamp_seconds", "When the VM of an image was saved.")
     for image in told:
-        out.sample(round(_saved_at(image), 3), **_labels(image), state=image["state"])
+        moment = _saved_at(image)
+        if moment:
+            out.sample(round(moment, 3), **_labels(image), state=image["state"])
     out.gauge("vmops_qemu_image_bytes", "Bytes that an image takes on the disk.")
     for image in told:
         out.sample(image["allocated"] or 0, **_labels(image))
@@ -159,7 +161,10 @@ def _labels(image: t.Mapping[str, t.Any]) -> dict[str, str]:
 
 
 def _saved_at(image: t.Mapping[str, t.Any]) -> float:
-    """When it was saved, in seconds since the epoch; where that is not recorded, when it was last written."""
+    """When it was saved, in seconds since the epoch; where that is not recorded, when it was last written.
+
+    0 where neither is known, as of a damaged one.
+    """
     try:
         whole, _point, fraction = (image["saved_at"] or "").rstrip("Z").partition(".")
         moment = calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S"))

@@ -91,6 +91,11 @@ def test_time_that_is_not_recorded(saved_at):
     assert value == 1000.5
 
 
+def test_time_that_nothing_tells():
+    found = read([image(saved_at=None, mtime=None, state="invalid", name=None, allocated=None)])
+    assert found["vmops_qemu_image_timestamp_seconds"] == []
+
+
 @pytest.mark.parametrize(("state", "value"), [("failed", 1), ("active", 0), ("inactive", 0)])
 def test_restore_at_boot(state, value):
     assert read(boot_restore=state)["vmops_qemu_boot_restore_failed"] == [({}, value)]
