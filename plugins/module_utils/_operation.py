@@ -26,6 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_state, image_word
+from ansible_collections.vmops.qemu.plugins.module_utils._last_run import note_run
 from ansible_collections.vmops.qemu.plugins.module_utils._lock import LOCK_TIMEOUT
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import (
     RecordedIdentity,
@@ -87,6 +88,9 @@ class Run(abc.ABC):
     How the image is, is looked at where that is to be told, at the end.
     """
 
+    #: ``save`` or ``restore``, where it is kept when such a run last ended; empty where not.
+    kind = ""
+
     def __init__(self, path: str, subject: str) -> None:
         """:param path: the image's; empty where it is not known yet. :param subject: who it is about, for messages."""
         self.path = path
@@ -110,8 +114,12 @@ class Run(abc.ABC):
         """
         try:
             with self.locks:
-                return await self._run()
+                result = await self._run()
+            if result.get("changed"):
+                self._note(True)
+            return result
         except BaseException as exc:
+            self._note(False)
             if isinstance(exc, VmopsError) and exc.situation:
                 self.situation = exc.situation
             elif await despite_cancellation(self._has_lost_qemu(isinstance(exc, MonitorLostError))):
@@ -121,6 +129,15 @@ class Run(abc.ABC):
             if isinstance(exc, VmopsError):
                 exc.situation = self.situation
             raise
+
+    def _note(self, succeeded: bool) -> None:
+        if self.kind and not self.is_planned:
+            note_run(self.kind, succeeded)
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether it is only to be told what it would do."""
+        return False
 
     @abc.abstractmethod
     async def _run(self) -> dict[str, t.Any]:

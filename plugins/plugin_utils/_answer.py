@@ -70,6 +70,7 @@ RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
         "reasons": "dict",
     },
     "qemu_vm_info": {**ERROR, "msg": "str", "vms": "list"},
+    "qemu_host_info": {**ERROR, "msg": "str", "ready": "bool", "problems": "list", "table": "list", "host": "dict"},
     "qemu_save_image_info": {**ERROR, "msg": "str", "images": "list"},
     "qemu_save_image": {**ERROR, "msg": "str"},
     "qemu_managed_save": {**ERROR, **_HOST_RUN, "unsaved": "list", "predicted": "dict"},

@@ -24,6 +24,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record im
 class RestoreRun(Run):
     """One restore."""
 
+    kind = "restore"
+
     def __init__(self, request: RestoreRequest, memory: MemoryLedger | None = None) -> None:
         """:param memory: what the other restores of this run take of the host's memory."""
         path = image_path(request.path, request.save_dir, request.name)
@@ -39,6 +41,11 @@ class RestoreRun(Run):
         self.surroundings: Surroundings | None = None
         #: What is seen to before QEMU is started by its recorded start; None where it is not.
         self.provision: Provision | None = None
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether it is only to be told what it would do."""
+        return self.request.check_mode
 
     def _ended(self) -> Situation:
         image = "removed already" if self.removed else "kept"

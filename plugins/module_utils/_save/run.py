@@ -19,6 +19,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situa
 class SaveRun(Run):
     """One save."""
 
+    kind = "save"
+
     def __init__(self, request: SaveRequest) -> None:
         super().__init__(
             image_path(request.path, request.save_dir, request.name) if request.path or request.name else "",
@@ -27,6 +29,11 @@ class SaveRun(Run):
         self.request = request
         #: Whether the image is complete.
         self.written = False
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether it is only to be told what it would do."""
+        return self.request.check_mode
 
     def _ended(self) -> Situation:
         if self.written:

@@ -12,7 +12,10 @@ import pytest
 
 ESCAPE = "\x1b[2J\x1b]0;title\x07"
 JOB = {"ansible_job_id": "j1", "started": 1, "finished": 0, "results_file": "/root/.ansible_async/j1"}
-MODULES = ("qemu_save", "qemu_restore", "qemu_vm_info", "qemu_save_image_info", "qemu_save_image", "qemu_progress_info")
+MODULES = (
+    *("qemu_save", "qemu_restore", "qemu_vm_info", "qemu_save_image_info", "qemu_save_image", "qemu_progress_info"),
+    "qemu_host_info",
+)
 #: Those that do all VMs of a host: in check mode at once, else in a background job that is followed.
 RUNS = ("qemu_managed_save", "qemu_managed_restore")
 OPTIONS = {

@@ -11,11 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._file_system import (
-    file_system,
-    file_system_type,
-    mount_point,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system, file_system_type, mount_point
 
 
 def test_mount_points():

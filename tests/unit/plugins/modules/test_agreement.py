@@ -18,6 +18,7 @@ import pytest
 import yaml
 from ansible_collections.vmops.qemu.plugins import doc_fragments, modules
 from ansible_collections.vmops.qemu.plugins.module_utils import _options
+from ansible_collections.vmops.qemu.plugins.module_utils._host.info import HostInfoRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._options import SAVE_DIR, TIMEOUT, changed, without
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest
@@ -131,6 +132,7 @@ REQUESTS: list[tuple[str, typing.Any, tuple[typing.Any, ...], set[str]]] = [
     ("qemu_restore", RestoreRequest, (TIMEOUT,), {"check_mode"}),
     ("qemu_save_image", SaveImageRequest, (), {"check_mode"}),
     ("qemu_vm_info", VmInfoRequest, (), set()),
+    ("qemu_host_info", HostInfoRequest, (), set()),
 ]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.vmops.qemu.plugins.module_utils._host.table import table
+from ansible_collections.vmops.qemu.plugins.module_utils._host.table import problem_table, table
 
 
 def test_columns_stand_below_each_other():
@@ -23,3 +23,27 @@ def test_columns_stand_below_each_other():
 
 def test_no_vms_make_no_table():
     assert table([]) == []
+
+
+def test_problems_with_long_texts():
+    problems = [
+        {
+            "subject": "web1",
+            "kind": "disk",
+            "what": "it\x1b[2J " + "was gone " * 12,
+            "cure": "Put it back",
+            "blocks": True,
+        },
+        {"subject": "/srv/" + "x" * 40, "kind": "old", "what": "is left", "cure": "Take it " * 11, "blocks": False},
+    ]
+    gap = " " * 38
+    assert problem_table(problems) == [
+        "WHERE                         BLOCKS  WHAT",
+        f"web1                          yes     disk: it\\x1b[2J {'was gone ' * 7}was",
+        f"{gap}{('gone ' + 'was gone ' * 4).strip()}",
+        f"{gap}-> Put it back",
+        f"/srv/{'x' * 23}  no      old: is left",
+        f"{'x' * 17}                     -> {('Take it ' * 10).strip()}",
+        f"{gap}   Take it",
+    ]
+    assert problem_table([]) == []

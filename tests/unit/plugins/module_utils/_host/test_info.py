@@ -1,0 +1,98 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._host.info import (
+    _MONITOR_CURES,
+    image_problems,
+    space_problems,
+    vm_problems,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._vm_info import _MONITOR_STATES
+
+PROBLEM = {"kind": "disk_replaced", "what": "it was", "cure": "Put it back", "blocks": True}
+WARNING = {"kind": "throttle", "what": "is lost", "cure": "Set it again", "blocks": False}
+
+
+def vm(**facts):
+    known = {"name": "web1", "pid": 7, "run_state": "running", "monitor": "answers", "reason": "", "image": None}
+    support = {"formats": ["sparse", "raw"]}
+    more = {"problems": [], "blockers": [], "save_support": support, "qemu_version": "10.0.2"}
+    return {**known, **more, **facts}
+
+
+def image(path="/s/web1.save", **facts):
+    known = {"path": path, "name": "web1", "state": "complete", "superseded_by": None, "copy_of": None, "problems": []}
+    return {**known, "restorable": True, "restore_problems": [], "vouched": True, "launch": None, **facts}
+
+
+def told(problems):
+    return [(problem.kind, problem.blocks) for problem in problems]
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({}, []),
+        ({"name": ""}, [("name", True)]),
+        ({"problems": [PROBLEM, WARNING]}, [("disk_replaced", True), ("throttle", False)]),
+        ({"blockers": ["VFIO"]}, [("blocker", True)]),
+        (
+            {"monitor": "busy", "reason": "by others", "problems": None, "blockers": None, "save_support": None},
+            [("monitor", True)],
+        ),
+        ({"save_support": {"formats": ["raw", "gzip"]}}, [("no_mapped_ram", False)]),
+        ({"save_support": {"formats": []}}, [("monitor_remote", True)]),
+        ({"image": {"path": "/s", "state": "complete", "checkpoint": False}}, [("image_beside", True)]),
+        ({"image": {"path": "/s", "state": "complete", "checkpoint": True}}, []),
+        ({"image": {"path": "/s", "state": "partial", "checkpoint": None}}, []),
+        ({"image": {"path": "/s", "state": "complete", "checkpoint": False}, "run_state": "postmigrate"}, []),
+    ],
+)
+def test_problems_of_a_vm(facts, expected):
+    found = vm_problems(vm(**facts))
+    assert told(found) == expected
+    assert all(problem.what and problem.cure for problem in found)
+
+
+def test_each_state_of_a_monitor_has_a_cure():
+    assert set(_MONITOR_CURES) == {state for _error, state in _MONITOR_STATES} - {"answers"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({}, []),
+        ({"restorable": None}, []),
+        ({"superseded_by": "/s/new.save"}, [("image_superseded", False)]),
+        ({"superseded_by": "/s/new.save", "state": "invalid"}, [("image_superseded", False)]),
+        ({"copy_of": "/s/new.save", "restorable": False}, []),
+        ({"state": "invalid", "name": None, "problems": ["no magic"]}, [("image_invalid", True)]),
+        ({"state": "partial"}, [("image_partial", True)]),
+        ({"state": "partial", "name": "db1"}, []),
+        ({"state": "archived", "restorable": False}, []),
+        ({"restorable": False, "restore_problems": [PROBLEM, WARNING]}, [("image_not_restorable", True)]),
+        ({"restorable": False, "vouched": False}, [("image_not_restorable", True)]),
+        ({"restorable": False, "launch": {"reason": "it has no command"}}, [("image_not_restorable", True)]),
+    ],
+)
+def test_problems_of_an_image(facts, expected):
+    found = image_problems([image(**facts)], {"db1"})
+    assert told(found) == expected
+    assert all(problem.what and problem.cure and problem.subject == "/s/web1.save" for problem in found)
+
+
+def test_cure_of_an_image_that_nobody_vouches_for():
+    (found,) = image_problems([image(restorable=False, vouched=False)], ())
+    assert "vouch: true" in found.cure
+
+
+@pytest.mark.parametrize(
+    ("free", "needed", "expected"),
+    [(None, 2**40, []), (2**30, 2**30, []), (2**30, 2**30 + 1, [("space", True)]), (0, 1, [("space", True)])],
+)
+def test_space(free, needed, expected):
+    assert told(space_problems("/s", free, needed)) == expected
