@@ -31,6 +31,11 @@ def file_system(directory: str) -> str:
     return next((other.place for other in mounts if other.device == mount.device), mount.place)
 
 
+def mount_points() -> set[str]:
+    """Every place where something is mounted; none where that cannot be told."""
+    return {mount.place for mount in _mounts()}
+
+
 def _mount_of(directory: str, mounts: list[_Mount]) -> _Mount:
     """The mount with the longest path on the way to a directory; of two on one place, the later."""
     place = f"{os.path.realpath(directory)}/"

@@ -128,7 +128,7 @@ vms:
           does), V(invalid) (what answers does not speak QMP) or V(lost) (QEMU ended in the meantime).
       type: str
     reason:
-      description: Why the VM cannot be queried; empty if it can.
+      description: Why the VM cannot be queried, and, if it has no monitor, how to give it one; empty if it can.
       type: str
     unit:
       description: The systemd unit in whose control group its QEMU runs. It may be that of a session or a container.
@@ -201,7 +201,7 @@ vms:
             - The following kinds do not block. Something is lost - V(vnc_password), V(spice_password), V(host_forward),
               V(throttle), V(write_threshold), V(object_added), V(netdev_added), V(dirty_bitmap), V(finished_job),
               V(cpu_affinity), V(priority), V(resource_limits), V(oom_score), V(memory_policy), V(log_begun_anew),
-              V(groups), V(capabilities).
+              V(groups), V(capabilities), V(pid_file).
             - Something cannot be known - V(supervisor_unknown), V(unit_helper_unknown), V(memory_disk_unwatched).
             - Only a restore returns V(disk_written), V(disk_gone) and V(disk_unchecked).
           type: str

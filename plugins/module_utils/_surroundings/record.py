@@ -4,8 +4,9 @@
 
 """What an image keeps of what surrounded its VM: a JSON text, of which only this file knows the shape.
 
-``{"version": 1, "media": [MEDIUM, …], "problems": [PROBLEM, …]}``; the keys of a medium are those of ``Medium``, those
-of a problem are ``kind``, ``what``, ``cure`` and ``blocks``. It is read from images that others may have written, so
+``{"version": 1, "media": [MEDIUM, …], "problems": [PROBLEM, …], "pid_files": {"pid": PID, "files": [FILE, …]}}``; the
+keys of a medium are those of ``Medium``, those of a problem are ``kind``, ``what``, ``cure`` and ``blocks``, those of a
+file ``path`` and ``uid``. Older images lack ``pid_files``. It is read from images that others may have written, so
 everything in it is bounded.
 """
 
@@ -17,6 +18,11 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_record import parse_media, record_media
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.pid_files import (
+    PidFiles,
+    parse_pid_files,
+    record_pid_files,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 _VERSION = 1
@@ -32,6 +38,7 @@ class Surroundings:
 
     media: tuple[Medium, ...]
     problems: tuple[Problem, ...]
+    pid_files: PidFiles = dataclasses.field(default_factory=PidFiles)
 
     def dump(self) -> str:
         """The text for an image."""
@@ -40,6 +47,7 @@ class Surroundings:
                 "version": _VERSION,
                 "media": record_media(self.media),
                 "problems": [problem.as_result() for problem in self.problems],
+                "pid_files": record_pid_files(self.pid_files),
             },
             separators=(",", ":"),
         )
@@ -56,7 +64,11 @@ class Surroundings:
             raise ValueError("it has too many levels") from exc
         if not isinstance(value, dict) or value.get("version") != _VERSION:
             raise ValueError("its version is not known here")
-        return cls(tuple(parse_media(value.get("media"))), _parse_problems(value.get("problems")))
+        return cls(
+            tuple(parse_media(value.get("media"))),
+            _parse_problems(value.get("problems")),
+            parse_pid_files(value.get("pid_files")),
+        )
 
 
 def _parse_problems(value: object) -> tuple[Problem, ...]:
