@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import pytest
 
 from support.process import Process
 
-#: What stands before the real QEMU in a runner's PATH: the tests' guests run without KVM, on which some runners insist.
+#: What stands before the real QEMU in a runner's PATH: the tests' guests run without KVM and vsock, on which some
+#: runners insist, and are reached by nobody on the network.
 _WITHOUT_KVM = """\
 #!/bin/bash
 words=()
@@ -26,7 +28,9 @@ for word in "$@"; do
         */-enable-kvm) continue ;;
         -cpu/host*) word=max ;;
         -accel/kvm*) word=tcg ;;
+        -device/vhost-vsock-*) unset 'words[-1]'; continue ;;
         -machine/*) word=${word//accel=kvm/accel=tcg} ;;
+        -netdev/*) word=${word//hostfwd=tcp::/hostfwd=tcp:127.0.0.1:} ;;
     esac
     words+=("$word")
     previous=$word
@@ -42,17 +46,24 @@ PATH=/usr/bin:/bin lscpu "$@" | sed 's/^Flags: */&vmx svm /'
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def short_directory() -> Iterator[Path]:
+    """A directory in which runners may make sockets, whose paths have 107 bytes at most."""
+    path = Path(tempfile.mkdtemp(prefix="vmops-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def environment(tmp_path: Path, short_directory: Path) -> dict[str, str]:
     """What runners are started with: directories of their own for all that they keep."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, text in (("qemu-system-x86_64", _WITHOUT_KVM), ("lscpu", _CPU_WITH_KVM)):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    home = tmp_path / "home"
-    home.mkdir()
+    home = short_directory
     places = {f"XDG_{kind}_HOME": str(home / kind.lower()) for kind in ("DATA", "CONFIG", "STATE", "CACHE")}
-    runtime = tmp_path / "runtime"
+    runtime = home / "run"
     runtime.mkdir(mode=0o700)
     return {
         "PATH": f"{tools}:{os.environ['PATH']}",
@@ -75,10 +86,10 @@ def start_runner(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callab
             process = subprocess.Popen(
                 [str(word) for word in argv],
                 stdin=options.pop("stdin", subprocess.DEVNULL),
-                stdout=log,
+                stdout=options.pop("stdout", log),
                 stderr=log,
                 cwd=cwd,
-                env={**environment, **options.pop("env", {})},
+                env=environment,
                 start_new_session=True,
                 **options,
             )
