@@ -46,10 +46,11 @@ def service(make_guest, tmp_path, start_runner, run_runner):
     wait_until(lambda: ready.exists() or holder.poll() is not None)
     if holder.poll() is not None:
         pytest.skip(f"no host for OpenRC: {(tmp_path / 'runner.log').read_text()}")
-    guest = make_guest(start=False)
-    guest.prepare()
+    vm = make_guest(start=False)
+    vm.prepare()
 
     class Service:
+        guest = vm
         #: What executes a command on that host.
         prefix = ("nsenter", f"--target={holder.pid}", "--mount")
         script = tmp_path / VM
@@ -71,7 +72,6 @@ def service(make_guest, tmp_path, start_runner, run_runner):
             return int(done.stdout)
 
     service = Service()
-    service.guest = guest
     yield service
     if service.script.exists():
         subprocess.run(

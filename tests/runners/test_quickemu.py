@@ -19,10 +19,11 @@ from support.observe import VM, Continuity
 def quickemu(make_guest, run_runner, tmp_path):
     """Start a VM: ``quickemu(monitor=False)``; quickemu itself is called with the words of ``quickemu.call``."""
     path = program("quickemu")
-    guest = make_guest(start=False)
-    guest.prepare()
+    vm = make_guest(start=False)
+    vm.prepare()
 
     class Quickemu:
+        guest = vm
         directory = tmp_path
         files = tmp_path / VM
 
@@ -36,18 +37,17 @@ def quickemu(make_guest, run_runner, tmp_path):
             subprocess.run(
                 ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=full", disk, "8M"], check=True
             )
-            words = " ".join(words_of(guest, monitor, serial=False))
+            words = " ".join(words_of(vm, monitor, serial=False))
             (tmp_path / f"{VM}.conf").write_text(
                 'guest_os="linux"\nboot="legacy"\ncpu_cores="1"\nram="256M"\nserial="none"\nnetwork="none"\n'
                 f'disk_img="{VM}/disk.qcow2"\nextra_args="{words}"\n'
             )
             said = self.call()
-            guest.wait_restarted() if monitor else None
+            if monitor:
+                vm.wait_restarted()
             return said
 
-    machine = Quickemu()
-    machine.guest = guest
-    return machine
+    return Quickemu()
 
 
 def test_saved_and_restored(quickemu, image, save, restore):

@@ -167,7 +167,8 @@ async def connect_without_name(
         reach = functools.partial(name_of_listener, process.pid, address, process.cwd)
         return await _answered(process, await Monitor.connect(address, timeout, reach))
     except NamelessSocketError as reason:
-        if reason.listens:
+        # Who answers at the path has a socket there, too.
+        if reason.sockets > (not isinstance(problem, MonitorMissingError)):
             problem.what += (
                 f". {process.name or 'The VM'} ({process.who}) listens there all the same, on a socket that has lost"
                 f" its name{when_taken(address)}; {reason}"

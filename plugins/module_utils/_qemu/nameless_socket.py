@@ -43,10 +43,10 @@ _MAX_DESCRIPTORS = 65536
 class NamelessSocketError(Exception):
     """It cannot be reached; the text says why, as a clause."""
 
-    def __init__(self, reason: str, listens: bool) -> None:
+    def __init__(self, reason: str, sockets: int = 0) -> None:
         super().__init__(reason)
-        #: Whether the process is known to listen on it.
-        self.listens = listens
+        #: How many sockets listen that were bound to its path and may be the process's; one may have the path still.
+        self.sockets = sockets
 
 
 @contextlib.contextmanager
@@ -68,13 +68,13 @@ def name_of_listener(pid: int, address: str, directory: str) -> t.Iterator[str]:
         file = _file_of(copy)
     except OSError as exc:
         reason = "only root may reach it" if exc.errno in (errno.EPERM, errno.EACCES) else exc.strerror or str(exc)
-        raise NamelessSocketError(reason, listens=True) from exc
+        raise NamelessSocketError(reason, 1) from exc
     finally:
         if copy >= 0:
             os.close(copy)
     try:
         if _has_path(file, address):
-            raise NamelessSocketError("it has its path", listens=False)
+            raise NamelessSocketError("it has its path")
         yield proc_path("self", f"fd/{file}")
     finally:
         os.close(file)
@@ -89,11 +89,9 @@ def _has_path(descriptor: int, path: str) -> bool:
 
 def _descriptor_of(pid: int, address: str, directory: str) -> int:
     """The process's descriptor of the socket; raises NamelessSocketError."""
-    listens = False
+    bound: set[int] = set()
     try:
         bound = {inode for inode, path in _listening(pid).items() if os.path.join(directory, path) == address}
-        # Another process's may be bound to the same path.
-        listens = bool(bound)
         for link in descriptors_of(pid)[:_MAX_DESCRIPTORS]:
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
                 found = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(link))
@@ -101,8 +99,8 @@ def _descriptor_of(pid: int, address: str, directory: str) -> int:
                     return int(os.path.basename(link))
     except OSError as exc:
         reason = "only root may look for it" if exc.errno in (errno.EPERM, errno.EACCES) else exc.strerror or str(exc)
-        raise NamelessSocketError(reason, listens) from exc
-    raise NamelessSocketError("it does not listen there any more", listens=False)
+        raise NamelessSocketError(reason, len(bound)) from exc
+    raise NamelessSocketError("it does not listen there any more")
 
 
 def _listening(pid: int) -> dict[int, str]:
