@@ -39,9 +39,11 @@ def listen(tmp_path):
 
     def start(path, says="hello", cwd=tmp_path):
         words = [sys.executable, "-c", LISTEN, str(path), says]
-        started.append(subprocess.Popen(words, stdout=subprocess.PIPE, cwd=cwd))
-        assert started[-1].stdout.readline()
-        return started[-1].pid
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, cwd=cwd)
+        started.append(process)
+        assert process.stdout
+        assert process.stdout.readline()
+        return process.pid
 
     yield start
     for process in started:
