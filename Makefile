@@ -166,6 +166,11 @@ test-machines: ## Many VM configurations, saved and restored or refused, then do
 	@python -m pytest $(or $(TESTS),tests/machine_configurations) $(ARGS)
 	@python scripts/machines_table.py
 
+.PHONY: test-runners
+test-runners: ## VMs of quickemu, OpenRC, supervisors and others, by the programs themselves: make test-runners ARGS='-k openrc'
+	@scripts/setup runners
+	@python -m pytest $(or $(TESTS),tests/runners) $(ARGS)
+
 # --- molecule -----------------------------------------------------------------------------------------------------
 
 # What molecule runs: make molecule SCENARIOS='hosts default' ARGS=--destroy=never

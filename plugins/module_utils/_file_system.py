@@ -47,6 +47,11 @@ def file_system_type(path: str) -> str:
     return _mount_of(path, _mounts()).kind
 
 
+def mount_points() -> set[str]:
+    """Every place where something is mounted; none where that cannot be told."""
+    return {mount.place for mount in _mounts()}
+
+
 def _mount_of(directory: str, mounts: list[_Mount]) -> _Mount:
     """The mount with the longest path on the way to a directory; of two on one place, the later."""
     place = f"{os.path.realpath(directory)}/"

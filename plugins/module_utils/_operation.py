@@ -32,7 +32,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import (
     RecordedIdentity,
     choose_process,
     connect_by_process,
+    connect_without_name,
     is_trusted,
+    when_taken,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.lock import vm_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import fingerprint, query_state
@@ -198,7 +200,7 @@ async def connect_to_vm(
         if len(listening) == 1:
             await locks.take_vm(listening[0])
         try:
-            return await Monitor.connect(address)
+            return await _connect_by_socket(address, listening, warnings)
         except MonitorMissingError as exc:
             found = [
                 process
@@ -220,11 +222,34 @@ async def connect_to_vm(
         return None
     await locks.take_vm(process)
     try:
-        return await connect_by_process(process)
+        return _told(await connect_by_process(process), warnings)
     except MonitorError:
         if is_alive(process):
             raise
         return None  # it ended just now, as after a save of another run
+
+
+async def _connect_by_socket(address: str, listening: t.Sequence[QemuProcess], warnings: list[str]) -> Monitor:
+    """A session on the server at an address; raises MonitorError.
+
+    :param listening: the QEMUs whose configuration opens it.
+    """
+    try:
+        return await Monitor.connect(address)
+    except MonitorMissingError as exc:
+        if len(listening) != 1:
+            raise
+        return _told(await connect_without_name(listening[0], address, exc), warnings)
+
+
+def _told(monitor: Monitor, warnings: list[str]) -> Monitor:
+    """The session; ``warnings`` gets a sentence where nobody else can have one."""
+    if monitor.has_lost_its_name:
+        warnings.append(
+            f"The QMP socket {monitor.shown_address} has lost its name{when_taken(monitor.address)}, as when the VM"
+            " is started a second time. Only root reaches it, until the VM is restored or started anew"
+        )
+    return monitor
 
 
 def ended_vm(name: str | None, uuid: str | None) -> dict[str, t.Any]:

@@ -178,7 +178,10 @@ class _Vm:
         except VmopsError as exc:
             states = (state for error, state in _MONITOR_STATES if isinstance(exc, error))
             self.result["monitor"] = next(states, "invalid")
-            self.result["reason"] = one_line(exc.what)
+            # Where it has no monitor, nothing but its cure is of use.
+            self.result["reason"] = one_line(
+                f"{exc.what}. {exc.cure}" if isinstance(exc, VmNotFoundError) else exc.what
+            )
         self.result["image"] = self._find_image()
 
     def give_up(self, reason: str) -> None:

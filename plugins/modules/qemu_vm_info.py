@@ -128,7 +128,7 @@ vms:
           does), V(invalid) (what answers does not speak QMP) or V(lost) (QEMU ended in the meantime).
       type: str
     reason:
-      description: Why the VM cannot be queried; empty if it can.
+      description: Why the VM cannot be queried, and, if it has no monitor, how to give it one; empty if it can.
       type: str
     unit:
       description: The systemd unit in whose control group its QEMU runs. It may be that of a session or a container.
@@ -206,7 +206,7 @@ vms:
             - The following kinds do not block. Something is lost - V(vnc_password), V(spice_password), V(host_forward),
               V(throttle), V(write_threshold), V(object_added), V(netdev_added), V(dirty_bitmap), V(finished_job),
               V(cpu_affinity), V(priority), V(resource_limits), V(oom_score), V(memory_policy), V(log_begun_anew),
-              V(groups), V(capabilities), V(bridge_lost), V(ends_with_starter).
+              V(groups), V(capabilities), V(bridge_lost), V(ends_with_starter), V(pid_file).
             - Something has to be there at the restore that the restore does not see to - V(server_needed),
               V(tap_needed), V(session_directory), V(on_tmpfs), V(image_on_tmpfs).
             - Something cannot be known - V(supervisor_unknown), V(unit_helper_unknown), V(memory_disk_unwatched).

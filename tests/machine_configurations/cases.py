@@ -1009,6 +1009,65 @@ refused(
 said("Under nice and taskset", ("cpu_affinity", "priority"), rewrite=by("taskset", "-c", "0", "nice", "-n", "3"))
 refused("A socket that was inherited", "inherited_descriptor", inherited_socket)
 
+# --- other programs' command lines ---
+
+group("As programs that start VMs do")
+
+
+def qmp_path(argv: Sequence[str]) -> str:
+    """Where the usual monitor is."""
+    return argv[argv.index("-qmp") + 1].split(",")[0][len("unix:") :]
+
+
+def with_monitor(*words: str) -> Callable[[list[str]], list[str]]:
+    """With these words in the place of the usual monitor; ``PATH`` is where that is."""
+
+    def rewrite(argv: list[str]) -> list[str]:
+        return replaced(argv, "-qmp", *(word.replace("PATH", qmp_path(argv)) for word in words))
+
+    return rewrite
+
+
+#: Starts a program with an end of a connection as its descriptor 3, as podman does for gvproxy.
+WITH_CONNECTION = """
+import os, socket, sys
+here, there = socket.socketpair()
+os.dup2(there.fileno(), 3)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def podman_network(place: Place) -> Words:
+    place.prefix = (sys.executable, "-c", WITH_CONNECTION)
+    return ("-netdev", "socket,id=vlan,fd=3", "-device", "virtio-net-pci,netdev=vlan")
+
+
+case(
+    "microvm.nix",
+    *("-nographic", "-no-reboot", "-sandbox", "on"),
+    *("-device", "virtio-serial-device", "-chardev", "stdio,mux=on,id=virtiocon0,signal=off"),
+    *("-device", "virtconsole,chardev=virtiocon0", "-device", "virtio-rng-device"),
+    machine="microvm,x-option-roms=off,isa-serial=off,pit=off,pic=off,rtc=off",
+    boot="",
+    rewrite=with_monitor("-qmp", "unix:PATH,server,nowait"),
+)
+case(
+    "Proxmox VE, where nobody has the second monitor's socket",
+    lambda place: (
+        *("-no-shutdown", "-daemonize", "-pidfile", place / "100.pid", "-nodefaults"),
+        *("-chardev", f"socket,id=qmp-event,path={place / 'qmeventd.sock'},reconnect-ms=5000"),
+        *("-mon", "chardev=qmp-event,mode=control"),
+    ),
+    rewrite=with_monitor("-chardev", "socket,id=qmp,path=PATH,server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
+)
+case(
+    "Lima",
+    lambda place: ("-no-user-config", "-parallel", "none", "-pidfile", place / "qemu.pid"),
+    rewrite=with_monitor("-chardev", "socket,id=char-qmp,path=PATH,server=on,wait=off", "-qmp", "chardev:char-qmp"),
+)
+refused("podman machine: its network is a descriptor", "inherited_descriptor", podman_network)
+
+
 # --- states ---
 
 group("States of the guest")

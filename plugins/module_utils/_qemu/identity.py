@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import os
+import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
@@ -21,17 +23,23 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorError,
     MonitorForeignError,
     MonitorMissingError,
+    MonitorProtocolError,
     VmAmbiguousError,
     VmNotFoundError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.nameless_socket import (
+    NamelessSocketError,
+    name_of_listener,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
     age,
     list_processes,
     read_process,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.runner import how_to_add_a_monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.socket_end import SocketEnd
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
@@ -124,7 +132,7 @@ async def connect_by_process(process: QemuProcess, timeout: float | None = None)
         raise problems[0]
     raise VmNotFoundError(
         f"{process.name} runs (pid {process.pid}), but its configuration opens no QMP server that can be reached",
-        cure="Start it with -qmp unix:PATH,server=on,wait=off, or name its socket in qmp_socket",
+        cure=f"{how_to_add_a_monitor(process)}; or name its socket in qmp_socket",
     )
 
 
@@ -132,15 +140,69 @@ async def _first_free(process: QemuProcess, timeout: float | None, problems: lis
     """A session on the first server that this process answers within the timeout; ``problems`` gets those before it."""
     for address in process.qmp_addresses:
         try:
-            monitor = await Monitor.connect(address, timeout)
+            return await _connect_by_address(process, address, timeout)
         except MonitorError as exc:
             problems.append(exc)
-            continue
-        if is_behind(monitor, process):
-            return monitor
-        problems.append(_foreign(monitor, process))
-        await monitor.close()
     return None
+
+
+async def _connect_by_address(process: QemuProcess, address: str, timeout: float | None) -> Monitor:
+    """A session with this process on one of its QMP servers, also where that has lost its name.
+
+    :raises MonitorForeignError: someone else answers there.
+    :raises MonitorError: it cannot be used.
+    """
+    try:
+        return await _answered(process, await Monitor.connect(address, timeout))
+    except (MonitorMissingError, MonitorForeignError, MonitorBusyError, MonitorProtocolError) as exc:
+        return await connect_without_name(process, address, exc, timeout)
+
+
+async def connect_without_name(
+    process: QemuProcess, address: str, problem: MonitorError, timeout: float | None = None
+) -> Monitor:
+    """A session with this process on a socket to which its path does not lead any more.
+
+    :param problem: what is at that path; it is raised where the socket cannot be reached.
+    :raises MonitorError: it cannot be used.
+    """
+    try:
+        if not address.startswith("/"):
+            raise problem
+        reach = functools.partial(name_of_listener, process.pid, address, process.cwd)
+        return await _answered(process, await Monitor.connect(address, timeout, reach))
+    except NamelessSocketError as reason:
+        # Who answers at the path has a socket there, too.
+        if reason.sockets > (not isinstance(problem, MonitorMissingError)):
+            problem.what += (
+                f". {process.name or 'The VM'} ({process.who}) listens there all the same, on a socket that has lost"
+                f" its name{when_taken(address)}; {reason}"
+            )
+            problem.cure = (
+                "Run the task as root, who reaches a socket without a name; or name another one in qmp_socket"
+            )
+        raise problem from None
+
+
+def when_taken(address: str) -> str:
+    """When the name of a socket was given to another one, as a clause; or the empty string."""
+    try:
+        made = os.lstat(address).st_ctime
+    except OSError:
+        return ""
+    return f" (another one was made at its path at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(made))})"
+
+
+async def _answered(process: QemuProcess, monitor: Monitor) -> Monitor:
+    """The session, where this process answers in it; else it is closed.
+
+    :raises MonitorForeignError: another process does.
+    """
+    if is_behind(monitor, process):
+        return monitor
+    error = _foreign(monitor, process)
+    await monitor.close()
+    raise error
 
 
 def _foreign(monitor: Monitor, process: QemuProcess) -> MonitorForeignError:

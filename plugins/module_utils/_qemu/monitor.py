@@ -65,6 +65,9 @@ Event = t.Dict[str, t.Any]
 #: What the library says to developers, in which there may be what QEMU has said.
 _LIBRARY_LOG = logging.getLogger(QMPClient.__module__.rpartition(".")[0])
 
+Reach = t.Callable[[], t.ContextManager[str]]
+"""Gives a path by which one can connect to a UNIX socket that has lost its own (:mod:`nameless_socket`)."""
+
 #: The events that are looked for, and how many of them are kept: a save has some ten. Others are dropped as they come.
 _KEPT_EVENTS = frozenset(("MIGRATION", "RESUME", "SHUTDOWN", "STOP", "SUSPEND", "WAKEUP"))
 _MAX_EVENTS = 1000
@@ -128,8 +131,9 @@ class _Session(t.NamedTuple):
 class Monitor:
     """A QMP session; made by :meth:`connect`, ended by :meth:`close` (or as an asynchronous context manager)."""
 
-    def __init__(self, address: str, session: _Session) -> None:
+    def __init__(self, address: str, session: _Session, reach: Reach | None = None) -> None:
         self.address = address
+        self._reach = reach
         #: The last events that are looked for, oldest first, without the data that nobody asks for.
         self._events: collections.deque[Event] = collections.deque(maxlen=_MAX_EVENTS)
         #: How many there were in all.
@@ -157,15 +161,17 @@ class Monitor:
     # --- the session ---
 
     @classmethod
-    async def connect(cls, address: str, timeout: float | None = None) -> Monitor:
+    async def connect(cls, address: str, timeout: float | None = None, reach: Reach | None = None) -> Monitor:
         """Connect to the QMP server at a UNIX socket's path, or at ``host:port``.
 
         :param timeout: seconds until the greeting must have come; None for the usual.
+        :param reach: what gives another path for the UNIX socket, as one that leads to it; None for its own.
         :raises MonitorMissingError: nothing listens there.
         :raises MonitorBusyError: it accepts, but does not greet: another client holds it, or QEMU hangs.
         :raises MonitorProtocolError: it does not speak QMP.
         """
-        return cls(address, await _open_session(address, GREETING_TIMEOUT if timeout is None else timeout))
+        limit = GREETING_TIMEOUT if timeout is None else timeout
+        return cls(address, await _open_session(address, limit, reach), reach)
 
     async def connect_again(self) -> None:
         """Begin a new session with the same server in place of one that was lost; the events of both are kept.
@@ -174,7 +180,7 @@ class Monitor:
         :raises MonitorError: as :meth:`connect`.
         """
         await self.close()
-        session = await _open_session(self.address, GREETING_TIMEOUT)
+        session = await _open_session(self.address, GREETING_TIMEOUT, self._reach)
         listener = (self.end.listener, self.end.listener_birth, self.end.uid)
         changed = (session.end.listener, session.end.listener_birth, session.end.uid) != listener
         self._begin(session)
@@ -227,6 +233,11 @@ class Monitor:
     def peer_uid(self) -> int | None:
         """The user that this process was when it began to listen; over TCP, who accepted the connection, if known."""
         return self.end.uid
+
+    @property
+    def has_lost_its_name(self) -> bool:
+        """Whether the socket was reached by another way than its path, which does not lead to it any more."""
+        return self._reach is not None
 
     @property
     def lost(self) -> bool:
@@ -391,7 +402,7 @@ class Monitor:
         return MonitorLostError(f"QEMU's connection at {shown} ended {when}", cure=cure)
 
 
-async def _open_session(address: str, timeout: float) -> _Session:
+async def _open_session(address: str, timeout: float, reach: Reach | None = None) -> _Session:
     """As :meth:`Monitor.connect`."""
     _LIBRARY_LOG.addHandler(logging.NullHandler())
     _LIBRARY_LOG.propagate = False
@@ -404,7 +415,7 @@ async def _open_session(address: str, timeout: float) -> _Session:
         cure="End the other client (libvirt, a monitoring agent, another save), or give the VM a second"
         " monitor (-qmp unix:…) and name it in qmp_socket",
     )
-    connection = await _open_socket(address, timeout, busy)
+    connection = await _open_socket(address, timeout, busy, reach)
     client = _Client(f"vmops.qemu {shown}")
     try:
         await within(timeout, client.connect(connection))
@@ -438,11 +449,13 @@ def event_seconds(event: Event) -> float:
     return float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
 
 
-async def _open_socket(address: str, timeout: float, busy: MonitorBusyError) -> socket.socket:
+async def _open_socket(
+    address: str, timeout: float, busy: MonitorBusyError, reach: Reach | None = None
+) -> socket.socket:
     """A connected, non-blocking socket."""
     host, colon, port = address.rpartition(":")
     if "/" in address or address.startswith("\0") or not (colon and port.isdigit()):
-        return await _open_unix_socket(address, busy)
+        return await _open_unix_socket(address, busy, reach)
     loop = asyncio.get_running_loop()
     missing = MonitorMissingError(
         f"Nothing answers at the QMP address {address}",
@@ -469,14 +482,14 @@ async def _open_socket(address: str, timeout: float, busy: MonitorBusyError) -> 
     raise missing from problem
 
 
-async def _open_unix_socket(path: str, busy: MonitorBusyError) -> socket.socket:
+async def _open_unix_socket(path: str, busy: MonitorBusyError, reach: Reach | None = None) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     connection.setblocking(False)
     shown = _shown(path)
     try:
         # A UNIX connect either succeeds at once or fails at once: EAGAIN is a full backlog, which on a monitor
         # means that others wait already. (asyncio's sock_connect takes EAGAIN for "in progress".)
-        with reachable(path) as name:
+        with reach() if reach else reachable(path) as name:
             connection.connect(name)
     except OSError as exc:
         connection.close()

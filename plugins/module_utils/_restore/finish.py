@@ -14,13 +14,17 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import mark_superseded
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import remove_image
+from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.guest_clock import look_at_clock
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.pid_files import update_pid_files
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 
 async def finish_restore(
@@ -62,6 +66,8 @@ async def finish_restore(
         run.warnings.append(f"Its unit may still be kept from starting {run.subject} from its disks: {problem}")
     if run_state == "running":
         run.clock = await look_at_clock(session, run.request.sync_time)
+    if head and session.process:
+        run.warnings += await in_thread(_bring_up_to_date, head, session.process)
     if transfer:
         # Last, as the note tells a later run that the image is used up.
         await session.twice(transfer.descriptors.remove)
@@ -83,6 +89,21 @@ async def _let_go_on(session: VmSession, transfer: Transfer | None, running: boo
         await session.monitor.execute("stop")
         run_state = await session.run_state()
     return run_state
+
+
+def _bring_up_to_date(head: ImageHead, process: QemuProcess) -> list[str]:
+    """Have the pid files that others keep of the VM name its new process; what could not be done, in sentences.
+
+    Only those that a save of this user's, or root's, has found: others could have any file written to.
+    """
+    domain = head.domain()
+    if domain.save_facts is None or not is_vouched(domain):
+        return []
+    try:
+        recorded = Surroundings.parse(domain.save_facts.surroundings)
+    except ValueError:
+        return []
+    return update_pid_files(recorded.pid_files, process)
 
 
 async def _mark_used(run: RestoreRun, head: ImageHead) -> None:

@@ -323,7 +323,8 @@ class _Planner:
             if not final:
                 cures.append("Or save it with require_restorable: false, if you know how it comes back")
             raise NotRestorableError(
-                f"{label} was not saved, as it could not be restored: {'; '.join(each.what for each in refused)}",
+                f"{label} was not saved, as it could not be restored:"
+                f" {'; '.join(dict.fromkeys(each.what for each in refused))}",
                 cure=". ".join(cures),
                 problems=[problem.as_result() for problem in problems],
             )

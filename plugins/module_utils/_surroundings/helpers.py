@@ -17,8 +17,7 @@ import re
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.shell_text import (
+from ansible_collections.vmops.qemu.plugins.module_utils._shell_text import (
     SHELLS,
     WRAPPERS,
     assignments,
@@ -27,6 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.shell_tex
     split_commands,
     split_words,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium
 
 #: Programs that change the files which they are given.
 _WRITERS = frozenset(

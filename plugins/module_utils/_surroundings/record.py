@@ -4,10 +4,10 @@
 
 """What an image keeps of what surrounded its VM: a JSON text, of which only this file knows the shape.
 
-``{"version": 1, "media": [MEDIUM, …], "problems": [PROBLEM, …], "needs": NEEDS}``; the keys of a medium are those of
-``Medium``, those of a problem are ``kind``, ``what``, ``cure`` and ``blocks``; images of earlier versions have no
-``needs`` (:mod:`needs`). It is read from images that others may have written, so
-everything in it is bounded.
+``{"version": 1, "media": [MEDIUM, …], "problems": [PROBLEM, …], "needs": NEEDS, "pid_files": {"pid": PID, "files":
+[FILE, …]}}``; the keys of a medium are those of ``Medium``, those of a problem are ``kind``, ``what``, ``cure`` and
+``blocks``, those of a file ``path`` and ``uid``. Older images lack ``needs`` (:mod:`needs`) and ``pid_files``. It is
+read from images that others may have written, so everything in it is bounded.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_record import parse_media, record_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.needs import Needs
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.pid_files import (
+    PidFiles,
+    parse_pid_files,
+    record_pid_files,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 _VERSION = 1
@@ -36,6 +41,8 @@ class Surroundings:
     problems: tuple[Problem, ...]
     #: What its QEMU needs beside them to be started again.
     needs: Needs = dataclasses.field(default_factory=Needs)
+    #: The pid files of others that name it.
+    pid_files: PidFiles = dataclasses.field(default_factory=PidFiles)
 
     def dump(self) -> str:
         """The text for an image."""
@@ -45,6 +52,7 @@ class Surroundings:
                 "media": record_media(self.media),
                 "problems": [problem.as_result() for problem in self.problems],
                 "needs": self.needs.dump(),
+                "pid_files": record_pid_files(self.pid_files),
             },
             separators=(",", ":"),
         )
@@ -61,8 +69,12 @@ class Surroundings:
             raise ValueError("it has too many levels") from exc
         if not isinstance(value, dict) or value.get("version") != _VERSION:
             raise ValueError("its version is not known here")
-        media, problems = tuple(parse_media(value.get("media"))), _parse_problems(value.get("problems"))
-        return cls(media, problems, Needs.parse(value.get("needs")))
+        return cls(
+            tuple(parse_media(value.get("media"))),
+            _parse_problems(value.get("problems")),
+            Needs.parse(value.get("needs")),
+            parse_pid_files(value.get("pid_files")),
+        )
 
 
 def _parse_problems(value: object) -> tuple[Problem, ...]:

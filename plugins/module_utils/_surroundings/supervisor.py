@@ -11,22 +11,19 @@ pretends to be something else, is only seen afterwards (:mod:`_qemu.revival`).
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
 import re
 
-from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import TooLongError, read_bounded
-from ansible_collections.vmops.qemu.plugins.module_utils._proc import (
-    executable_of,
-    proc_path,
-    read_command_line,
-    read_environment,
-    read_proc,
-    read_stat,
+from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import proc_path, read_environment
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.ancestry import (
+    Ancestor,
+    ancestors_of,
+    is_interpreter,
+    printable,
+    read_words,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.shell_text import (
-    SHELLS,
+from ansible_collections.vmops.qemu.plugins.module_utils._shell_text import (
     WRAPPERS,
     command_text,
     is_readable,
@@ -59,72 +56,16 @@ _NOBODY = frozenset(
     )
 )
 
-_INTERPRETERS = re.compile(r"(?:python|pypy|ruby|perl|node|nodejs|lua|php|tclsh|wish|java)[\d.]*")
-
-#: Bytes of a command line and of a script that are read.
-_MAX_COMMAND_LINE = 64 * 1024
+#: Bytes of a script that are read.
 _MAX_SCRIPT = 256 * 1024
-
-_MAX_ANCESTORS = 64
 
 _UNREADABLE = " (its script cannot be read)"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Ancestor:
-    """A process above QEMU."""
-
-    pid: int
-    parent: int
-    session: int
-    has_terminal: bool
-    #: The name that the kernel shows.
-    comm: str
-    argv: tuple[str, ...]
-    executable: str
-
-    @property
-    def names(self) -> set[str]:
-        """What it may be known by: of a script in another language the script's name."""
-        found = {self.comm, os.path.basename(self.executable)}
-        if self.argv:
-            found.add(os.path.basename(self.argv[0]).lstrip("-"))
-        if self.is_interpreted:
-            words = [word for word in self.argv[1:] if word == "-m" or not word.startswith("-")]
-            if words[:1] == ["-m"] and len(words) > 1:
-                found.add(words[1].rpartition(".")[2])
-            elif words:
-                found.add(os.path.basename(words[0]))
-        return {name for name in found if name}
-
-    @property
-    def is_interpreted(self) -> bool:
-        """Whether it is a program in an interpreted language."""
-        return any(_INTERPRETERS.fullmatch(os.path.basename(name)) for name in (self.executable, *self.argv[:1]))
-
-    @property
-    def is_shell(self) -> bool:
-        """Whether it is a shell."""
-        name = os.path.basename(self.executable) or (os.path.basename(self.argv[0]) if self.argv else "")
-        return name.lstrip("-") in SHELLS
-
-    @property
-    def is_supervisor(self) -> bool:
-        """Whether it is known for starting things again."""
-        cut = {name[:15] for name in _SUPERVISORS}
-        known = self.names & _SUPERVISORS or self.comm in cut
-        return bool(known) or any(_SUPERVISOR_TITLE.match(name) for name in (self.comm, *self.argv[:1]))
-
-    @property
-    def label(self) -> str:
-        """It as messages name it."""
-        return f"{_printable(self.comm)} (pid {self.pid})"
-
-
 def supervisor_problem(pid: int) -> Problem | None:
     """Who would start the VM again when this QEMU quits, if somebody may; never raises."""
-    ancestors, own_session = _ancestors(pid)
-    argv = _read_argv(pid)
+    ancestors, own_session = ancestors_of(pid)
+    argv = read_words(pid)
     starters = [os.path.basename(argv[0])] if argv else []
     unknown = ""
     #: Whether what waits for QEMU is known to end with it, so that what stands above learns of it.
@@ -133,7 +74,7 @@ def supervisor_problem(pid: int) -> Problem | None:
     for number, ancestor in enumerate(ancestors):
         if ancestor.pid == 1 and (ancestor.session != own_session or ancestor.names & _NOBODY):
             break  # what is left behind becomes its child
-        if ancestor.is_supervisor:
+        if _is_supervisor(ancestor):
             if transparent:
                 return _supervised(ancestor, f"{ancestor.label} starts again what has ended")
             unknown = unknown or f"{ancestor.label} may start it again"
@@ -168,7 +109,7 @@ def supervisor_problem(pid: int) -> Problem | None:
 
 def waits_for(pid: int) -> bool:
     """Whether somebody may be waiting for this process who could start it again."""
-    ancestors, _session = _ancestors(pid)
+    ancestors, _session = ancestors_of(pid)
     return bool(ancestors) and ancestors[0].pid != 1 and not ancestors[0].names & _NOBODY
 
 
@@ -177,7 +118,7 @@ def ends_with(pid: int, other: int) -> bool | None:
 
     It is taken to, where there is nothing but shells and the like from there on.
     """
-    ancestors, _session = _ancestors(pid)
+    ancestors, _session = ancestors_of(pid)
     transparent = True
     for ancestor in ancestors:
         transparent = transparent and (ancestor.is_shell or bool(ancestor.names & WRAPPERS))
@@ -186,64 +127,28 @@ def ends_with(pid: int, other: int) -> bool | None:
     return None
 
 
-def _supervised(ancestor: _Ancestor, what: str) -> Problem:
+def _is_supervisor(ancestor: Ancestor) -> bool:
+    """Whether it is known for starting things again."""
+    cut = {name[:15] for name in _SUPERVISORS}
+    known = ancestor.names & _SUPERVISORS or ancestor.comm in cut
+    return bool(known) or any(_SUPERVISOR_TITLE.match(name) for name in (ancestor.comm, *ancestor.argv[:1]))
+
+
+def _supervised(ancestor: Ancestor, what: str) -> Problem:
     return Problem(
         "supervisor",
         f"{what}, and would start the VM from its disks, beside its image, as soon as QEMU quits",
-        f"Have {_printable(ancestor.comm)} let go of the VM before it is saved, without ending QEMU; or run the VM as"
+        f"Have {printable(ancestor.comm)} let go of the VM before it is saved, without ending QEMU; or run the VM as"
         " the main process of a systemd unit, which is kept from that",
     )
 
 
-def _words_of_a_start(ancestor: _Ancestor) -> list[str]:
+def _words_of_a_start(ancestor: Ancestor) -> list[str]:
     """The names by which a script above it would start this one: its script's, or its own."""
     if ancestor.is_shell:
         _text, path = command_text(list(ancestor.argv))
         return [os.path.basename(path)] if path else []
-    return [name for name in sorted(ancestor.names) if not _INTERPRETERS.fullmatch(name) and name not in WRAPPERS]
-
-
-def _ancestors(pid: int) -> tuple[list[_Ancestor], int]:
-    """The processes above one, the nearest first, and its session."""
-    found: list[_Ancestor] = []
-    session = 0
-    with contextlib.suppress(OSError):
-        figures = read_stat(pid)
-        session, parent = figures.session, figures.parent
-        while parent > 0 and len(found) < _MAX_ANCESTORS:
-            ancestor = _read_ancestor(parent)
-            found.append(ancestor)
-            parent = ancestor.parent
-    return found, session
-
-
-def _read_ancestor(pid: int) -> _Ancestor:
-    """Raises OSError where there is none."""
-    figures = read_stat(pid)
-    executable = ""
-    with contextlib.suppress(OSError):
-        executable = executable_of(pid)
-    return _Ancestor(
-        pid=pid,
-        parent=figures.parent,
-        session=figures.session,
-        has_terminal=figures.terminal != 0,
-        comm=os.fsdecode(read_proc(pid, "comm")).rstrip("\n"),
-        argv=tuple(_read_argv(pid)),
-        executable=executable,
-    )
-
-
-def _read_argv(pid: int) -> list[str]:
-    """The words of a process, those of a long command line as far as they are read."""
-    data = b""
-    try:
-        data = read_command_line(pid, _MAX_COMMAND_LINE)
-    except TooLongError as exc:
-        data = exc.beginning
-    except OSError:
-        pass
-    return [os.fsdecode(word) for word in data.split(b"\0")[:-1]]
+    return [name for name in sorted(ancestor.names) if not is_interpreter(name) and name not in WRAPPERS]
 
 
 def _environment(pid: int) -> bytes | None:
@@ -254,7 +159,7 @@ def _environment(pid: int) -> bytes | None:
         return None
 
 
-def _script(shell: _Ancestor) -> tuple[str | None, str]:
+def _script(shell: Ancestor) -> tuple[str | None, str]:
     """What a shell runs; None for an interactive one, and where it cannot be read, with the reason as a clause."""
     text, path = command_text(list(shell.argv))
     if text is not None:
@@ -280,8 +185,3 @@ def _link(path: str) -> str:
         return os.readlink(path)
     except OSError:
         return ""
-
-
-def _printable(text: str) -> str:
-    """A name that a process gave itself, for a message."""
-    return "".join(char if char.isprintable() else "?" for char in text)

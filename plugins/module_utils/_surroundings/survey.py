@@ -27,6 +27,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory im
     memory_problems,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.needs import find_needs
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.pid_files import find_pid_files
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.process import process_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.replaced_disks import replaced_media
@@ -78,7 +79,8 @@ async def survey(
     if not any(problem.kind in _PASSING for problem in problems):
         problems += await replaced_media(media, block.devices, process.configuration, process)
     problems += await in_thread(unit_problems, unit, process, guards and unit.starts_vm, media)
-    return Surroundings(tuple(media), tuple(problems), needs)
+    pid_files, stale = await in_stoppable_thread(find_pid_files, process)
+    return Surroundings(tuple(media), (*problems, *stale), needs, pid_files)
 
 
 async def look_at_process(monitor: Monitor, process: QemuProcess | None, unit: VmUnit | None) -> list[Problem]:

@@ -8,6 +8,7 @@ import os
 import time
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._shell_text import is_readable, starts_in_a_loop
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.helpers import (
     DiskFiles,
     Effect,
@@ -15,7 +16,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.helpers i
     judge_script,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium, MediumFile
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.shell_text import is_readable, starts_in_a_loop
 from hypothesis import given
 from hypothesis import strategies as st
 

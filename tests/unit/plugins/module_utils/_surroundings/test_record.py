@@ -13,6 +13,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.bridges i
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.directories import Directory
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium, MediumFile
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.needs import Needs
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.pid_files import PidFile, PidFiles
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.servers import Server
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start_files import StartFile
@@ -36,6 +37,7 @@ RECORDED = Surroundings(
         tpms=(TpmServer("/run/vm/tpm.sock", ("swtpm", "socket", "--tpm2"), "/vm", "/usr/bin/swtpm", 107, 107),),
         taps=(Tap("tap0", "br0", persists=True),),
     ),
+    PidFiles(4711, (PidFile("/run/web1.pid", 0),)),
 )
 VALUES = some.recursive(
     some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=20),
@@ -92,6 +94,14 @@ def test_another_value_anywhere(data):
     assert Surroundings.parse(parsed.dump()) == parsed
     for medium in parsed.media:
         assert all(isinstance(file.mtime_ns, int) and isinstance(file.path, str) for file in medium.files)
+    assert all(file.path.startswith("/") and file.uid >= 0 for file in parsed.pid_files.files)
+
+
+def test_older_image():
+    record = json.loads(RECORDED.dump())
+    del record["pid_files"]
+    parsed = Surroundings.parse(json.dumps(record))
+    assert (parsed.media, parsed.pid_files) == (RECORDED.media, PidFiles())
 
 
 @given(some.text(max_size=200))

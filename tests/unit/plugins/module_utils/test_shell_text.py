@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.shell_text import (
+from ansible_collections.vmops.qemu.plugins.module_utils._shell_text import (
     command_text,
     split_commands,
     starts_in_a_loop,
