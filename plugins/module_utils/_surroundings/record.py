@@ -15,6 +15,7 @@ import dataclasses
 import json
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.circumstances import Circumstances
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_record import parse_media, record_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -32,6 +33,8 @@ class Surroundings:
 
     media: tuple[Medium, ...]
     problems: tuple[Problem, ...]
+    #: Where its QEMU runs, and with what; how it is started again is recorded elsewhere.
+    circumstances: Circumstances | None = None
 
     def dump(self) -> str:
         """The text for an image."""
