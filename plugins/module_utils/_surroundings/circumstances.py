@@ -27,6 +27,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.resources import 
     read_resources,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.threads import named_threads
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, start_user
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.network_use import has_network, serves_network
 
 
@@ -53,13 +54,18 @@ def starter_of_vms() -> int:
     return 1 if systemd.is_running() and os.geteuid() == 0 else os.getpid()
 
 
-def read_circumstances(process: QemuProcess) -> Circumstances:
-    """Look at a process in /proc; never raises."""
+def read_circumstances(process: QemuProcess, unit: VmUnit | None = None) -> Circumstances:
+    """Look at a process in /proc; never raises.
+
+    :param unit: its unit, in which a restore may start it.
+    """
     pid, starter = process.pid, starter_of_vms()
     resources = read_resources(pid)
     words = process.configuration.words
     same_network, same_mounts = (_same_namespace(pid, starter, kind) for kind in ("net", "mnt"))
     namespace = "" if same_network else name_of(pid, starter)
+    if _starts_as_user(unit):
+        same_network, namespace = True, ""  # which only root enters, or makes
     if not (namespace or same_network or has_network(words) or serves_network(words)):
         namespace = FRESH  # which is one of the ways to be sure that a VM reaches nothing
     odd = odd_threads(pid, resources.scheduling)
@@ -67,7 +73,7 @@ def read_circumstances(process: QemuProcess) -> Circumstances:
         resources=resources,
         odd_threads=tuple(odd.items()),
         network_namespace=namespace,
-        network_mounts=not same_mounts and has_mounts_of_ip(pid, starter, namespace),
+        network_mounts=bool(namespace) and not same_mounts and has_mounts_of_ip(pid, starter, namespace),
         stdout=output_file(pid, 1),
         stderr=output_file(pid, 2),
         slice=systemd.slice_of_process(pid),
@@ -81,12 +87,19 @@ def _same_namespace(pid: int, starter: int, kind: str) -> bool:
         return True  # it has ended, or may not be looked at, which is told elsewhere
 
 
-async def ask_circumstances(monitor: Monitor, process: QemuProcess) -> Circumstances:
+def _starts_as_user(unit: VmUnit | None) -> bool:
+    """Whether a restore executes QEMU in a unit that is another user's than root's."""
+    if unit is None or not (unit.starts_vm and unit.facts and unit.command):
+        return False
+    return start_user(unit.facts, unit.command) != 0
+
+
+async def ask_circumstances(monitor: Monitor, process: QemuProcess, unit: VmUnit) -> Circumstances:
     """As :func:`read_circumstances`, with the names that QEMU has for its threads.
 
     :raises MonitorError: QEMU cannot be asked.
     """
-    found = await in_thread(read_circumstances, process)
+    found = await in_thread(read_circumstances, process, unit)
     if not found.odd_threads or found.resources is None:
         return found
     names = {thread: name for name, thread in (await named_threads(monitor)).items()}

@@ -35,7 +35,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.circumsta
     read_circumstances,
     starter_of_vms,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.network_use import has_network
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.network_use import has_network, serves_network
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import supervisor_problem
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
@@ -61,7 +61,7 @@ def process_problems(
         QEMU in that program's place, so that what the unit makes is made again, and what the program makes is not.
     :param circumstances: what is recorded of it, where that was looked at.
     """
-    around = circumstances or read_circumstances(process)
+    around = circumstances or read_circumstances(process, unit)
     if by_unit:
         # Nobody else can be its parent, and whatever differs from the host's is the unit's doing.
         return _thread_problems(process.pid, around)
@@ -176,6 +176,8 @@ def _network_problems(process: QemuProcess) -> list[Problem]:
                 cure,
             )
         ]
+    if not serves_network(process.configuration.words):
+        return []
     return [
         Problem(
             "network_namespace",

@@ -92,7 +92,7 @@ async def look_at_process(
     """
     if process is None or unit is None:
         return [_NO_PROCESS], None
-    circumstances = await ask_circumstances(monitor, process)
+    circumstances = await ask_circumstances(monitor, process, unit)
     return [
         *start_problems(process, unit),
         *await in_thread(process_problems, process, started_by_unit(unit), unit, circumstances),
