@@ -33,8 +33,10 @@ _TAIL = 4096
 _LOG_TIMEOUT = 2.0
 
 #: Writes the beginning of its input to its output at once, and swallows the rest: QEMU must never wait for a reader.
+#: The limit, in units of 512 bytes, is that of the file's size.
 _BEGINNING = """
-dd bs=65536 count="$1" iflag=count_bytes status=none
+trap '' XFSZ
+(ulimit -f "$1"; exec cat)
 exec cat >/dev/null
 """
 
@@ -145,7 +147,7 @@ class LaunchLog:
             try:
                 # Of no session or group of others', since it must live as long as QEMU does.
                 self._writer = subprocess.Popen(
-                    ["/bin/sh", "-c", _BEGINNING, "sh", str(LOG_LIMIT)],
+                    ["/bin/sh", "-c", _BEGINNING, "sh", str(LOG_LIMIT // 512)],
                     stdin=output,
                     stdout=log,
                     stderr=subprocess.DEVNULL,
