@@ -72,7 +72,7 @@ def launch_record(
     by_unit = started_by_unit(unit) and unit.command is not None
     around = circumstances or Circumstances()
     resources = around.resources
-    if resources and started_by_unit(unit):
+    if started_by_unit(unit):
         # All else is the unit's affair, but no unit can say on which CPU one thread of QEMU runs.
         around = Circumstances()
     namespace = "" if unit.starts_vm and unit.facts and unit.facts.private_network else around.network_namespace
