@@ -200,8 +200,8 @@ vms:
             - Its memory is stored where it outlives QEMU - V(memory_file), V(memory_read_only), V(memory_disk_lost).
             - The following kinds do not block. Something is lost - V(vnc_password), V(spice_password), V(host_forward),
               V(throttle), V(write_threshold), V(object_added), V(netdev_added), V(dirty_bitmap), V(finished_job),
-              V(cpu_affinity), V(priority), V(resource_limits), V(oom_score), V(memory_policy), V(log_begun_anew),
-              V(groups), V(capabilities).
+              V(cpu_affinity), V(priority), V(resource_limits), V(oom_score), V(memory_policy), V(control_group),
+              V(log_begun_anew), V(groups), V(capabilities).
             - Something cannot be known - V(supervisor_unknown), V(unit_helper_unknown), V(memory_disk_unwatched).
             - Only a restore returns V(disk_written), V(disk_gone) and V(disk_unchecked).
           type: str

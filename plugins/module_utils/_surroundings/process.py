@@ -35,6 +35,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.circumsta
     read_circumstances,
     starter_of_vms,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.control_group import control_group_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.network_use import has_network, serves_network
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import supervisor_problem
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -71,6 +72,7 @@ def process_problems(
         *_namespace_problems(process, starter, around),
         *_what_is_lost(process.pid, starter, around),
         *_thread_problems(process.pid, around),
+        *(() if unit and unit.starts_vm else control_group_problems(process.pid, starter)),
     ]
     if unit and unit.starts_vm:
         problems = _without_the_units_own(problems, unit)

@@ -165,6 +165,24 @@ def test_output_that_went_nowhere_goes_to_the_journal(make_guest, image, save, r
     continuity.check()
 
 
+def test_limits_of_a_scope(make_guest, image, save):
+    """It goes with its QEMU."""
+    if not Path("/sys/fs/cgroup/init.scope/memory.max").exists():
+        pytest.skip("no controllers here")
+    guest = make_guest(start=False)
+    guest.prepare()
+    command = ["systemd-run", "--quiet", "--scope", "-p", "MemoryMax=1G", "-p", "CPUQuota=150%", *guest.argv()]
+    process = subprocess.Popen(command, cwd=guest.workdir, stdin=subprocess.DEVNULL)
+    guest.wait_restarted()
+    guest.wait_for_counter()
+    saved = save(name=VM, path=str(image))
+    process.wait()
+    (problem,) = [problem for problem in saved["problems"] if problem["kind"] == "control_group"]
+    assert not problem["blocks"]
+    assert "memory.max 1073741824" in problem["what"]
+    assert "cpu.max 150000 100000" in problem["what"]
+
+
 def test_slice_and_what_it_may_use(make_guest, image, save, restore):
     """Of a slice that is configured, as its limits are those of a group of VMs."""
     name = f"vmops{os.getpid()}.slice"
