@@ -17,14 +17,21 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml import ParsedDomain
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import launch_log_path
 from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import require_safe_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, why_not_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd, unit_command
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import (
+    appending_settings,
+    read_configuration,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, startable_program
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import is_usable
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.network_namespace import namespace_words
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import DEFAULT_UMASK, QemuProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.resources import parse_resources
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Rights, parse_capabilities, parse_groups
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
     VmUnit,
@@ -35,6 +42,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
     require_startable,
     start_user,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.circumstances import Circumstances
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start import started_by_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem, blocking
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
@@ -47,15 +55,27 @@ _VOUCH_CURE = (
 )
 
 
-def launch_record(process: QemuProcess, unit: VmUnit, problems: t.Sequence[Problem]) -> LaunchRecord:
+def launch_record(
+    process: QemuProcess,
+    unit: VmUnit,
+    problems: t.Sequence[Problem],
+    circumstances: Circumstances | None = None,
+) -> LaunchRecord:
     """How a running QEMU is started again: as the user that it is now, and with what it may do now.
 
     :param unit: its unit.
     :param problems: what was found to stand between the VM and its return.
+    :param circumstances: where it runs and with what, where that was looked at.
     """
     obstacles = blocking(problems)
     rights = process.rights
     by_unit = started_by_unit(unit) and unit.command is not None
+    around = circumstances or Circumstances()
+    resources = around.resources
+    if started_by_unit(unit):
+        # All else is the unit's affair, but no unit can say on which CPU one thread of QEMU runs.
+        around = Circumstances()
+    namespace = "" if unit.starts_vm and unit.facts and unit.facts.private_network else around.network_namespace
     return LaunchRecord(
         argv=list(process.argv),
         cwd=process.cwd,
@@ -70,6 +90,12 @@ def launch_record(process: QemuProcess, unit: VmUnit, problems: t.Sequence[Probl
         no_new_privileges=bool(rights and rights.no_new_privileges),
         capabilities=str(rights.capabilities) if rights else "",
         unit_argv=list(unit.command.words or ()) if by_unit and unit.command else [],
+        resources=resources.dump() if resources and (around.resources or resources.threads) else "",
+        network_namespace=namespace,
+        network_mounts=bool(namespace) and around.network_mounts,
+        stdout=around.stdout,
+        stderr=around.stderr,
+        slice=around.slice,
     )
 
 
@@ -161,22 +187,57 @@ async def recorded_launch(
             " be there after the host's next reboot"
         )
     argv, rights = _recorded_words(record, domain.name)
-    return _launch_of(record, command_line.restore_command(argv, machine), rights), warning
+    command = _waiting(argv, record.cwd, machine)
+    return _launch_of(record, command, rights, own_log=launch_log_path(path)), warning
 
 
-def launch_from_disks(record: LaunchRecord, name: str) -> Launch:
+def launch_from_disks(record: LaunchRecord, name: str, image: str = "") -> Launch:
     """The recorded command, as a VM that starts from its disks.
 
     :param name: the VM's.
+    :param image: the path of its image, were there one.
     :raises LaunchError: it cannot be used again.
     """
     argv, rights = _recorded_words(record, name)
-    return _launch_of(record, command_line.start_command(argv), rights)
+    return _launch_of(
+        record,
+        command_line.start_command([*argv, *appending_settings(argv, record.cwd)]),
+        rights,
+        own_log=launch_log_path(image),
+    )
 
 
-def _launch_of(record: LaunchRecord, command: t.Sequence[str], rights: Rights) -> Launch:
+def _waiting(argv: t.Sequence[str], cwd: str, machine: str, daemonize: bool = False) -> list[str]:
+    """A command line that waits for its state, and appends to what it would begin anew; raises LaunchError."""
+    return command_line.restore_command([*argv, *appending_settings(argv, cwd)], machine, daemonize)
+
+
+def _launch_of(
+    record: LaunchRecord, command: t.Sequence[str], rights: Rights, unit: str = "", own_log: str = ""
+) -> Launch:
+    """:param own_log: where earlier versions of this collection had its output; it is not to grow there.
+
+    :raises LaunchError: where it ran is not there any more.
+    """
     umask = int(record.umask, 8) if re.fullmatch("0?[0-7]{3}", record.umask) else DEFAULT_UMASK
-    return Launch(argv=tuple(command), cwd=record.cwd, rights=rights, umask=umask)
+    resources = parse_resources(record.resources) if record.resources else None
+    # Before anything is started.
+    namespace_words(record.network_namespace, record.network_mounts)
+    files = [path if path and path != own_log and is_usable(path) else "" for path in (record.stdout, record.stderr)]
+    return Launch(
+        argv=tuple(command),
+        cwd=record.cwd,
+        rights=rights,
+        umask=umask,
+        resources=resources,
+        threads=resources.threads if resources else (),
+        network_namespace=record.network_namespace,
+        network_mounts=record.network_mounts,
+        stdout=files[0],
+        stderr=files[1],
+        slice=record.slice,
+        unit=unit,
+    )
 
 
 def _recorded_words(record: LaunchRecord, name: str, by_unit: bool = False) -> tuple[list[str], Rights]:
@@ -239,9 +300,11 @@ async def _launch_by_unit(
             )
         daemonize = forks and command_line.daemonizes(record.argv)
         # By the recorded words it is known where its monitor is.
-        known = command_line.restore_command(record.argv, machine, daemonize)
-        words = command_line.restore_command(own.words, machine, daemonize)
-        return Launch(argv=tuple(known), cwd=record.cwd, unit=unit.name, unit_argv=tuple(words))
+        known = _waiting(record.argv, record.cwd, machine, daemonize)
+        words = _waiting(own.words, record.cwd, machine, daemonize)
+        resources = parse_resources(record.resources)
+        threads = resources.threads if resources else ()
+        return Launch(argv=tuple(known), cwd=record.cwd, threads=threads, unit=unit.name, unit_argv=tuple(words))
     argv, rights = _recorded_words(record, name, by_unit=True)
     uid = start_user(unit, own)
     if uid not in (0, record.uid) and not unit.dynamic_user:
@@ -250,8 +313,8 @@ async def _launch_by_unit(
             " saved",
             cure=f"Give {unit.name} that user (User=); or: {_CURE[0].lower()}{_CURE[1:]}",
         )
-    command = command_line.restore_command(argv, machine, forks and command_line.daemonizes(argv))
-    return Launch(argv=tuple(command), cwd=record.cwd, rights=rights, unit=unit.name)
+    command = _waiting(argv, record.cwd, machine, forks and command_line.daemonizes(argv))
+    return _launch_of(record, command, rights, unit=unit.name)
 
 
 def freeable_unit(domain: ParsedDomain, image: str) -> str:

@@ -10,8 +10,8 @@ who has not logged in, ``/tmp/vmops.qemu-UID``. It belongs to its user alone, wh
 - ``<VM>.progress``: how far the run on a VM has come (``_progress``)
 - ``<pid>.host-run``: how far a run over all VMs of this host has come (``_host/progress``)
 - ``locks/<name>``: the lock of this name, such as ``vm-<pid>-<start>`` (``_lock``)
-- ``logs/<VM>.log``: what a VM's QEMU says, where its image's directory is no safe place for it (``launch_log``); root's
-  are in ``/var/log/vmops.qemu``
+- ``logs/<VM>.log``: what a VM's QEMU says, where that goes nowhere else (``launch_log``); root's are in
+  ``/var/log/vmops.qemu``
 """
 
 from __future__ import annotations

@@ -15,8 +15,11 @@ description:
   - QEMU loads some images that do not match its configuration and reports success. So, before QEMU reads a byte, the
     module checks the image's structure and compares the image's machine type and memory with those of the QEMU.
   - A QEMU that the module starts keeps running after the module and the connection have ended. It has no terminal. Its
-    output goes into a log beside the image, named like it with C(.log) appended, or into C(/var/log/vmops.qemu) if
-    others can change names in the image's directory, or to where its systemd service sends it.
+    output goes to the files to which the saved QEMU wrote, if nobody else could have put them there, or to where its
+    systemd service sends it. Otherwise, it goes to the journal, or, without systemd, into a log of 1 MiB at most in
+    C(/var/log/vmops.qemu). Nothing is written beside the image.
+  - A QEMU that is started with the recorded command line has the network namespace, CPUs, priorities, limits, OOM
+    score and umask that the saved one had.
   - The image is removed only when the VM is in the requested state. On any failure, the image is kept, and a QEMU that
     failed to load it is ended.
 options:

@@ -540,7 +540,6 @@ def test_restore_whose_module_meets_an_io_error(
     assert result["error"] in error.split("|"), result["msg"]
     check_error(result, result["error"], str(image), said, guest=is_now)
     assert find_qemu_pids(VM) == []
-    image.with_name(f"{image.name}.log").unlink(missing_ok=True)
     assert contents(image.parent) == before
     restore(name=VM, path=str(image))
     continuity.check()
@@ -563,7 +562,6 @@ def test_restore_whose_tool_gives_nothing(guest, image, save, start_module, rest
     assert time.monotonic() - started < BOUND
     check_error(result, "ImageError", str(image), "zstd", "Input/output error", guest="saved")
     assert find_qemu_pids(VM) == []
-    image.with_name(f"{image.name}.log").unlink()
     assert contents(image.parent) == before
     restore(name=VM, path=str(image))
     continuity.check()

@@ -345,7 +345,7 @@ class Stand:
         return self.image.exists() and read_image_head(str(self.image)).header.checkpoint
 
     def leftovers(self) -> set[str]:
-        return set(os.listdir(self.image.parent)) - {self.image.name, f"{self.image.name}.log"}
+        return set(os.listdir(self.image.parent)) - {self.image.name}
 
     def converge(self, operation: Operation, proxy: MonitorProxy) -> None:
         """The same task again, without proxy and fault."""

@@ -70,8 +70,8 @@ def test_restored_vm_outlives_the_module_in_a_session_of_its_own(guest, image, s
     assert int(fields[3]) == pid, "it leads its own session"
     assert int(fields[4]) == 0, "it has no terminal"
     assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
-    assert os.readlink(f"/proc/{pid}/fd/2") == f"{image}.log"
-    assert (os.stat(f"{image}.log").st_mode & 0o777) == 0o600
+    assert os.readlink(f"/proc/{pid}/fd/2") == str(guest.stderr_log)
+    assert list(image.parent.iterdir()) == []
     environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
     assert sorted(entry.split("=")[0] for entry in environment if entry) == ["LANG", "PATH"]
 

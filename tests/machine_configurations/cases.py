@@ -725,12 +725,33 @@ case(
 case("hubport", "-netdev", "hubport,id=n0,hubid=0", *NIC)
 
 
-def in_namespace(place: Place) -> Words:
-    place.prefix = ("ip", "netns", "exec", place.network_namespace())
+def in_namespace(*before: str) -> Callable[[Place], Words]:
+    """In a network namespace; NAME stands for its own."""
+
+    def words(place: Place) -> Words:
+        name = place.network_namespace()
+        place.prefix = tuple(word.replace("NAME", name) for word in before)
+        return ("-netdev", "tap,id=n0,ifname=vmt0,script=no,downscript=no", *NIC)
+
+    return words
+
+
+def without_network(place: Place) -> Words:
+    needs_root()
+    place.prefix = ("unshare", "--net")
+    return ("-nic", "none")
+
+
+def nameless_namespace(place: Place) -> Words:
+    needs_root()
+    place.prefix = ("unshare", "--net")
     return ("-netdev", "user,id=n0", *NIC)
 
 
-refused("By ip netns exec", ("mount_namespace", "network_namespace"), in_namespace)
+case("By ip netns exec", in_namespace("ip", "netns", "exec", "NAME"))
+case("By nsenter, in a named network namespace", in_namespace("nsenter", "--net=/run/netns/NAME"))
+case("In a network namespace of its own, without a network", without_network)
+refused("In a network namespace without a name", "network_namespace", nameless_namespace)
 
 # --- displays, input, sound ---
 
@@ -758,8 +779,9 @@ case(
     *(w for d in ("keyboard", "mouse", "tablet") for w in ("-device", f"virtio-{d}-pci")),
 )
 case("Sound: HDA", "-audiodev", "none,id=a0", "-device", "intel-hda", "-device", "hda-duplex,audiodev=a0")
-case(
+said(
     "Sound: AC97, to a file",
+    "log_begun_anew",
     lambda place: ("-audiodev", f"wav,id=a0,path={place / 'a.wav'}", "-device", "AC97,audiodev=a0"),
 )
 not_saved(
@@ -788,6 +810,14 @@ case(
     "Chardev to a file with a log",
     lambda place: ("-chardev", f"file,id=c1,path={place / 'c.log'},logfile={place / 'd.log'}", "-serial", "chardev:c1"),
 )
+case("Console to a file by -readconfig", lambda place: ("-readconfig", console_configuration(place)))
+
+
+def console_configuration(place: Place) -> Path:
+    chardev = f'[chardev "c1"]\n  backend = "file"\n  path = "{place / "e.log"}"\n'
+    return place.text("console.conf", f'{chardev}[device "s1"]\n  driver = "isa-serial"\n  chardev = "c1"\n')
+
+
 case("-debugcon", lambda place: ("-debugcon", f"file:{place / 'debug.log'}"))
 case("Ring buffer", "-chardev", "ringbuf,id=c1,size=4096", "-serial", "chardev:c1")
 case(
@@ -1006,7 +1036,19 @@ refused(
     "mount_namespace",
     in_mount_namespace,
 )
-said("Under nice and taskset", ("cpu_affinity", "priority"), rewrite=by("taskset", "-c", "0", "nice", "-n", "3"))
+case("Under nice and taskset", rewrite=by("taskset", "-c", "0", "nice", "-n", "3"))
+case("Under ionice, chrt and choom", rewrite=by("ionice", "-c", "3", "chrt", "--batch", "0", "choom", "-n", "99", "--"))
+case("Under prlimit", rewrite=by("prlimit", "--nofile=1777", "--core=0", "--memlock=1048576"))
+
+
+def pin(guest: Guest, _place: Place) -> None:
+    """Each virtual CPU on one of the host's, as a script does it that asks QEMU for its threads."""
+    cpus = sorted(os.sched_getaffinity(0))
+    for entry in guest.qmp("query-cpus-fast"):
+        os.sched_setaffinity(entry["thread-id"], {cpus[entry["cpu-index"] % len(cpus)]})
+
+
+case("Virtual CPUs on CPUs of their own", "-smp", "2", change=pin)
 refused("A socket that was inherited", "inherited_descriptor", inherited_socket)
 
 # --- other programs' command lines ---

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog, safe_log_path
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog, is_usable
 
 from support import CounterGuest
 from support.attacker import Attacker
@@ -45,27 +45,35 @@ def test_directory_of_his(
     shutil.move(image, moved)
     log = Path(f"{moved}.log")
     plant(log, victim)
+    log_of_root = Path("/var/log/vmops.qemu", f"{VM}.log")
+    log_of_root.unlink(missing_ok=True)
     started = time.monotonic()
     # Not with bounded memory, which the QEMU that it starts would inherit.
     result = run_module("qemu_restore", path=str(moved), launch="command", command=guest.argv())
     assert result["error"] == "ImageUnsafeError", result["msg"]
     assert victim.read_text() == "precious"
     assert time.monotonic() - started < 40
-    # Nor would it get its log there.
-    written = LaunchLog(safe_log_path(str(log), VM))
-    assert Path(written.path) == Path("/var/log/vmops.qemu") / f"{VM}.log"
-    os.close(written.open())
+    # Nor would its QEMU write there, whatever an image records.
+    assert not is_usable(str(log))
+    written = LaunchLog(VM)
+    for descriptor in written.open():
+        os.close(descriptor)
+    assert Path(written.path) == log_of_root
     written.close()
-    assert (os.stat(written.path).st_uid, os.stat(written.path).st_mode & 0o777) == (0, 0o600)
-    assert os.stat(os.path.dirname(written.path)).st_mode & 0o777 == 0o700
-    os.unlink(written.path)
+    assert (log_of_root.stat().st_uid, log_of_root.stat().st_mode & 0o777) == (0, 0o600)
+    assert log_of_root.parent.stat().st_mode & 0o777 == 0o700
+    log_of_root.unlink()
 
 
 def test_log_that_is_put_aside_while_qemu_runs(attacker: Attacker) -> None:
-    path = attacker.home / "web1.save.log"
-    log = LaunchLog(str(path))
-    os.write(log.open(), b"said\n")
+    path = attacker.home / "console.log"
+    path.touch()
+    log = LaunchLog(VM, str(path), str(path))
+    stdout, stderr = log.open()
+    os.write(stdout, b"said\n")
     path.unlink()
     os.mkfifo(path)
     assert log.tail() == "said"
+    for descriptor in (stdout, stderr):
+        os.close(descriptor)
     log.close()

@@ -107,7 +107,7 @@ class HostTorture:
             assert self.has_image(guest), self.story
         self.disturb("qemu_managed_restore")
         self.succeed("qemu_managed_restore")
-        left = [name for name in os.listdir(self.directory) if not name.endswith(".log")]
+        left = os.listdir(self.directory)
         assert left == [], self.story
         for guest, before in zip(self.guests, self.settings):
             check_back(guest, before, self.story)

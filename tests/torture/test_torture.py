@@ -87,7 +87,7 @@ class Torture:
             assert self.leftovers() == set(), self.story
 
     def leftovers(self) -> set[str]:
-        return set(os.listdir(self.image.parent)) - {self.image.name, f"{self.image.name}.log"}
+        return set(os.listdir(self.image.parent)) - {self.image.name}
 
     def round(self) -> None:
         """A save that is disturbed and done again, then a restore likewise."""

@@ -10,8 +10,7 @@ An image is ``web1.save``. Beside it there may be, of the same directory and so 
 - ``.web1.save.<inode>.head``: the old head, during a change of it (``edit``)
 - ``web1.save.tar.zst`` and so on: an archive of it (``archive``), which is ``.web1.save.tar.zst.partial`` in the making
 - ``.web1.save.archiving``: how far archiving went that punches holes into the image (``archive_record``)
-- ``web1.save.log``: what QEMU said when the image was restored (``launch_log``)
-- ``web1.save.tpm.log``: what the server of its TPM said then
+- ``web1.save.log``: what a QEMU says into which an earlier version of this collection restored the image
 - ``.web1.save.expanding``: the image, while its archive is expanded (``expand``)
 """
 
@@ -54,7 +53,7 @@ def image_path(path: str | None, save_dir: str, name: str | None) -> str:
 
 
 def launch_log_path(path: str) -> str:
-    """Where a QEMU that is started for the image's restore writes what it has to say, where that is a safe place."""
+    """Where earlier versions of this collection had a restored QEMU write, for all its life."""
     return f"{path}.log"
 
 

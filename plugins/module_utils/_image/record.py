@@ -39,7 +39,11 @@ class LaunchRecord:
     ``umask`` is octal; empty where it is not known. ``replayable`` is false where running ``argv`` again cannot work,
     and ``reason`` says why. ``groups`` are the supplementary groups, numbers joined by blanks, and ``capabilities`` the
     process's sets; where these are empty neither they nor ``no_new_privileges`` were recorded. ``unit_argv`` is what
-    the unit had for its QEMU, with its variables; empty where the unit does not execute QEMU itself.
+    the unit had for its QEMU, with its variables; empty where the unit does not execute QEMU itself. ``resources`` is
+    what of its host the process might use, as a text of which ``_qemu/resources`` knows the shape.
+    ``network_namespace`` is where that is mounted, ``none`` for one without a network, and empty for that of the host;
+    ``network_mounts`` is whether it had the mounts that ``ip netns exec`` makes. ``stdout`` and ``stderr`` are the
+    files to which it wrote, ``slice`` that of its control group; empty where there is none to be used again.
     """
 
     argv: list[str]
@@ -55,6 +59,12 @@ class LaunchRecord:
     no_new_privileges: bool = False
     capabilities: str = ""
     unit_argv: list[str] = dataclasses.field(default_factory=list)
+    resources: str = ""
+    network_namespace: str = ""
+    network_mounts: bool = False
+    stdout: str = ""
+    stderr: str = ""
+    slice: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,6 +95,7 @@ _ANSWERS: dict[str, Shape] = {
         {"fdset-id": Number(0, 2**63 - 1), "fds": [{"fd": Number(0, 2**31 - 1), "opaque?": _PATH}]},
     ],
     "query-display-options": {"type": _WORD},
+    "query-iothreads": [dict],
     "query-jobs": [{"id": _WORD, "type": _WORD, "status": _WORD}],
     "query-kvm": {"enabled": bool},
     "query-memdev": [{"id?": _WORD, "prealloc": bool}],

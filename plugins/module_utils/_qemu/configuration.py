@@ -83,6 +83,9 @@ _IMPLIED_KEYS = {
 }
 _OTHER_LISTS = frozenset(("acpitable", "action", "add-fd", "drive", "global", "overcommit", "run-with", "spice"))
 
+#: What QEMU takes for an id (util/id.c).
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+
 #: C's white space, which is what separates words in such a file.
 _SPACE = b" \t\n\v\f\r"
 #: Characters of a name, and of a line, in QEMU's buffers for them.
@@ -182,6 +185,25 @@ def read_configuration(argv: t.Sequence[str], cwd: str = "/", pid: int | None = 
             settings.append(Setting("hda", argv[position]))
             words.append(argv[position])
     return Configuration(tuple(settings), tuple(words), tuple(unknown))
+
+
+def appending_settings(argv: t.Sequence[str], cwd: str) -> list[str]:
+    """The words that have QEMU append to what files of its configuration have it truncate: a console's, and its log.
+
+    They go behind a command line, whose own options are changed by ``command_line.start_command``.
+    """
+    words: list[str] = []
+    for setting in read_configuration(argv, cwd).settings:
+        keys = setting.keys
+        name = keys.get("id", "")
+        if setting.option != "chardev" or not setting.origin or not _ID.fullmatch(name):
+            continue
+        truncated = ("append" if keys.get("backend") == "file" else "", "logappend" if keys.get("logfile") else "")
+        for switch in filter(None, truncated):
+            word = f"chardev.{name}.{switch}=on"
+            if keys.get(switch) not in ("on", "yes", "true", "y") and word not in (*argv, *words):
+                words += ["-set", word]
+    return words
 
 
 def _own_file(program: str) -> str:

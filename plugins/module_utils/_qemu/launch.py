@@ -13,13 +13,21 @@ import signal
 import subprocess
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import (
     read_stat,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.network_namespace import namespace_words
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import DEFAULT_UMASK, is_emulator
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process_watch import ProcessWatch
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.resources import (
+    Resources,
+    Scheduling,
+    read_resources,
+    resource_words,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import (
     Rights,
     read_rights,
@@ -76,18 +84,48 @@ class Launch:
     #: As whom, and with what; None for what whoever starts it has: this process, systemd, or the unit.
     rights: Rights | None = None
     umask: int = DEFAULT_UMASK
+    #: What of the host it may use; None for what whoever starts it has.
+    resources: Resources | None = None
+    #: What only some of its threads have, by their names.
+    threads: tuple[tuple[str, Scheduling], ...] = ()
+    #: Where its network namespace is mounted (``network_namespace``), and whether it has the mounts of ``ip`` there.
+    network_namespace: str = ""
+    network_mounts: bool = False
+    #: The files to which its stdout and stderr go; empty where they go to a log, or to the journal.
+    stdout: str = ""
+    stderr: str = ""
+    #: The slice in which systemd shall start it; empty for the usual one.
+    slice: str = ""
     #: The systemd service that shall start it; empty for none.
     unit: str = ""
     #: The unit's own words, in which systemd expands variables; empty where it executes ``argv``.
     unit_argv: tuple[str, ...] = ()
 
 
+def words_before(how: Launch, starter: Resources, rights: Rights | None, cwd: str) -> tuple[list[str], bool]:
+    """The words before a QEMU's with which it is executed where it ran, and with what it had; none where it is so.
+
+    And whether they enter its directory, rather than being executed there.
+
+    :param starter: what whoever executes these words has; without limits where those are not known.
+    :param rights: what that one may do; None where that is not known.
+    :param cwd: where QEMU is started; the empty string for where its starter is.
+    :raises LaunchError: that cannot be given.
+    """
+    # The namespace first, and the user last, since each of them needs what the next one takes away.
+    namespace = namespace_words(how.network_namespace, how.network_mounts)
+    identity = start_words(how.rights, rights, cwd)
+    return [*namespace, *resource_words(how.resources, starter), *identity], bool(identity)
+
+
 class LaunchedQemu(t.Protocol):
     """A QEMU that is started and then outlives this process, whoever starts it."""
 
     how: Launch
-    #: Where to look for what it says.
-    log: str
+
+    @property
+    def log(self) -> str:
+        """Where to look for what it says."""
 
     async def start(self) -> None:
         """Start it; raises LaunchError, or UnitError where systemd cannot be told."""
@@ -114,12 +152,16 @@ class LaunchedQemu(t.Protocol):
 class LaunchedProcess:
     """A QEMU that this process starts: in a session of its own, without a terminal."""
 
-    def __init__(self, how: Launch, log_path: str) -> None:
+    def __init__(self, how: Launch, vm_name: str) -> None:
         self.how = how
-        self.log = log_path
-        self._log = LaunchLog(log_path)
+        self._log = LaunchLog(vm_name, how.stdout, how.stderr)
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: ProcessWatch | None = None
+
+    @property
+    def log(self) -> str:
+        """Where to look for what it says."""
+        return self._log.path
 
     async def start(self) -> None:
         """Start it.
@@ -131,15 +173,15 @@ class LaunchedProcess:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         how = self.how
-        before = start_words(how.rights, read_rights("self"), how.cwd)
-        log = self._log.open()
+        before, enters = words_before(how, read_resources(os.getpid()), read_rights("self"), how.cwd)
+        stdout, stderr = self._log.open()
         try:
             return subprocess.Popen(
                 [*before, *how.argv],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/" if before else how.cwd,
+                stdout=stdout,
+                stderr=stderr,
+                cwd="/" if enters else how.cwd,
                 env=LAUNCH_ENVIRONMENT,
                 close_fds=True,
                 start_new_session=True,
@@ -151,7 +193,8 @@ class LaunchedProcess:
                 cure="Check that the emulator is installed where the command says, and that its directory is there",
             ) from exc
         finally:
-            os.close(log)
+            os.close(stdout)
+            os.close(stderr)
 
     def is_or_started(self, pid: int) -> bool:
         """Whether a process is this one, or was started by it (a wrapper that waits for its QEMU)."""
@@ -175,6 +218,8 @@ class LaunchedProcess:
 
     async def stderr(self) -> str:
         """What it wrote since its start, the end at most (4 KiB), its lines in one."""
+        if await self.ended():
+            await in_thread(self._log.settle)
         return self._log.tail()
 
     async def end(self) -> None:

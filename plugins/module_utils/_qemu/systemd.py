@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -47,6 +48,9 @@ _MAX_DROP_IN = 1024 * 1024
 
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_@\\][A-Za-z0-9:_.\\@-]*\.[a-z]+")
 _MAX_UNIT_NAME = 255
+
+#: Those of services, of machines that are registered, and of sessions.
+_USUAL_SLICE = re.compile(r"(?:system|machine|user|user-[0-9]+)\.slice")
 
 #: The settings of a service with commands that run beside its main process, in the order in which they do.
 HELPER_SETTINGS = ("ExecCondition", "ExecStartPre", "ExecStartPost", "ExecStop", "ExecStopPost")
@@ -189,20 +193,32 @@ def unit_of_cgroup(text: str, root_text: str = "") -> str:
     :param root_text: the same file of process 1, which is systemd: its control group is the root, or, in a container,
         what stands for it.
     """
+    for names in _names_in_cgroups(text, root_text):
+        unit = next((name for name in names if not name.endswith(".slice")), "")
+        if is_unit_name(unit):
+            return unit
+    return ""
+
+
+def slice_of_process(pid: int) -> str:
+    """The slice that somebody has chosen for a process; the empty string for those in which systemd puts all others."""
+    for names in _names_in_cgroups(_read_cgroups(pid), _read_cgroups(1)):
+        slices = list(itertools.takewhile(lambda name: name.endswith(".slice"), names))
+        if slices and is_unit_name(slices[-1]) and not _USUAL_SLICE.fullmatch(slices[-1]):
+            return slices[-1]
+    return ""
+
+
+def _names_in_cgroups(text: str, root_text: str) -> t.Iterator[list[str]]:
+    """The names in the path of a process's control group, of each hierarchy that may be systemd's own."""
     paths, roots = _cgroup_paths(text), _cgroup_paths(root_text)
     for hierarchy in ("name=systemd", ""):
         path = paths.get(hierarchy, "")
         root = re.sub(r"/(init\.scope|system)$", "", roots.get(hierarchy, "")).rstrip("/")
         if root and (path == root or path.startswith(root + "/")):
             path = path[len(root) :]
-        for part in path.split("/"):
-            # An underscore stands before a name that the kernel would take for its own.
-            name = part[1:] if part.startswith("_") else part
-            if name and not name.endswith(".slice"):
-                if is_unit_name(name):
-                    return name
-                break
-    return ""
+        # An underscore stands before a name that the kernel would take for its own.
+        yield [part[1:] if part.startswith("_") else part for part in path.split("/") if part not in ("", "_")]
 
 
 def _cgroup_paths(text: str) -> dict[str, str]:

@@ -28,6 +28,8 @@ _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _REFERENCE = re.compile(rf"\$\$|\$\{{({_NAME})\}}")
 _LONE = re.compile(rf"\$({_NAME})")
 
+_ADDITION = re.compile(r"chardev\.[^=]+\.(?:append|logappend)=on")
+
 #: A line of a file with variables whose value has nothing that is quoted.
 _PLAIN_LINE = re.compile(rf"^[ \t]*({_NAME})=([\w./:,=+@-]*)[ \t]*$", re.MULTILINE)
 
@@ -91,7 +93,7 @@ def first_difference(unit_words: t.Sequence[str], words: t.Sequence[str]) -> str
     :param words: a running QEMU's, or those that the unit had.
     """
     own, running = (command_line.start_command(given) for given in (unit_words, words))
-    if own[1:] in (running[1:], _without_pin(running)[1:]):
+    if _without_additions(own)[1:] in (_without_additions(running)[1:], _without_additions(_without_pin(running))[1:]):
         return ""
     place = next((number for number in range(1, min(len(own), len(running))) if own[number] != running[number]), 0)
     place = place or min(len(own), len(running))
@@ -102,6 +104,13 @@ def _without_pin(words: list[str]) -> list[str]:
     """A command line without the machine type that a restore has appended."""
     pinned = len(words) > 2 and words[-2] == "-machine" and not set(words[-1]) & set("=,")
     return words[:-2] if pinned else words
+
+
+def _without_additions(words: list[str]) -> list[str]:
+    """A command line without what a restore has appended for the consoles of its files (``appending_settings``)."""
+    while len(words) > 2 and words[-2] == "-set" and _ADDITION.fullmatch(words[-1]):
+        words = words[:-2]
+    return words
 
 
 def _option_at(words: t.Sequence[str], place: int) -> str:

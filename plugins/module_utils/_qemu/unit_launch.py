@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import time
@@ -18,14 +19,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import (
     Launch,
     LaunchedProcess,
     LaunchedQemu,
+    words_before,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog, in_one_line, safe_log_path
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog, in_one_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process_watch import ProcessWatch
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.resources import Resources, read_resources
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import (
     Capabilities,
     Rights,
     read_rights,
-    start_words,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
     guard_path,
@@ -57,25 +59,19 @@ _EXEC_FAILURES = {
 }
 
 
-def choose_launch(how: Launch, log_path: str, vm_name: str) -> LaunchedQemu:
-    """What starts a QEMU: its own unit, a transient one, or this process, where there is no systemd, or no root.
-
-    :param log_path: a file for what QEMU writes to stdout and stderr, where that does not go to the journal; another
-        one is taken where others can change names in its directory.
-    :raises LaunchError: there is no safe place for it.
-    """
+def choose_launch(how: Launch, vm_name: str) -> LaunchedQemu:
+    """What starts a QEMU: its own unit, a transient one, or this process, where there is no systemd, or no root."""
     if how.unit:
         return LaunchedService(how)
-    log_path = safe_log_path(log_path, vm_name)
-    if systemd.is_running() and os.geteuid() == 0 and _fits_in_transient_unit(how, log_path):
-        return LaunchedTransientUnit(how, log_path, vm_name)
-    return LaunchedProcess(how, log_path)
+    if systemd.is_running() and os.geteuid() == 0 and _fits_in_transient_unit(how):
+        return LaunchedTransientUnit(how, vm_name)
+    return LaunchedProcess(how, vm_name)
 
 
-def _fits_in_transient_unit(how: Launch, log_path: str) -> bool:
+def _fits_in_transient_unit(how: Launch) -> bool:
     """Whether systemd takes it: over D-Bus only UTF-8."""
     try:
-        for word in (*how.argv, how.cwd, log_path):
+        for word in (*how.argv, how.cwd, how.stdout, how.stderr, how.network_namespace):
             word.encode()
     except UnicodeEncodeError:
         return False
@@ -88,6 +84,8 @@ class _LaunchedUnit:
     def __init__(self, how: Launch, name: str) -> None:
         self.how = how
         self.name = name
+        #: When it was started, in seconds since the epoch.
+        self._since = time.time()
         self._watch: ProcessWatch | None = None
         #: Whether systemd was told to start it, so that there may be something to end.
         self._started = False
@@ -136,6 +134,18 @@ class _LaunchedUnit:
     async def clean(self) -> None:
         """Remove what was changed for this start."""
 
+    @property
+    def log(self) -> str:
+        """Where to look for what it says."""
+        return f"the journal (journalctl -u {self.name})"
+
+    async def _journal(self, *matches: str) -> str:
+        """The last lines of the journal, the end at most (4 KiB), in one; raises UnitError."""
+        await systemd.run_tool("journalctl", "--sync", timeout=_JOURNAL_TIMEOUT)
+        journal = ("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=20")
+        text = await systemd.run_tool(*journal, *matches, timeout=_JOURNAL_TIMEOUT)
+        return in_one_line(text.strip()[-4096:])
+
     def release(self) -> None:
         """Let it go its own way."""
         if self._watch is not None:
@@ -147,7 +157,6 @@ class StartedService(_LaunchedUnit):
 
     def __init__(self, how: Launch) -> None:
         super().__init__(how, how.unit)
-        self.log = f"the journal (journalctl -u {how.unit})"
 
     async def start(self) -> None:
         """Have it started; on return it may not be up yet.
@@ -168,11 +177,8 @@ class StartedService(_LaunchedUnit):
         with contextlib.suppress(UnitError):
             unit = await systemd.read_unit(self.name)
             ended = _how_it_ended(unit)
-            await systemd.run_tool("journalctl", "--sync", timeout=_JOURNAL_TIMEOUT)
-            journal = ("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=20")
-            invocation = f"_SYSTEMD_INVOCATION_ID={unit.invocation}"
-            text = await systemd.run_tool(*journal, invocation, timeout=_JOURNAL_TIMEOUT)
-        return in_one_line(text.strip()[-4096:]) or ended
+            text = await self._journal(f"_SYSTEMD_INVOCATION_ID={unit.invocation}")
+        return text or ended
 
 
 class LaunchedService(StartedService):
@@ -240,8 +246,9 @@ def restore_text(how: Launch, unit: systemd.Unit, own: systemd.StartCommand) -> 
         named = [own.program, program] if "@" in flags else [own.program]
         command = f"{flags}{' '.join([*map(systemd.quote_word, named), systemd.quote_words(words, variables=True)])}"
         return "\n".join([*lines, "ExecStart=", f"ExecStart={command}", ""])
-    before = start_words(how.rights, _given_by(unit, own), "" if daemonizes else how.cwd)
-    if not before and os.path.realpath(own.program) != os.path.realpath(how.argv[0]) and not daemonizes:
+    # What the unit gives is given once more.
+    before, enters = words_before(how, Resources(), _given_by(unit, own), "" if daemonizes else how.cwd)
+    if not enters and os.path.realpath(own.program) != os.path.realpath(how.argv[0]) and not daemonizes:
         # The program that became QEMU may have gone elsewhere; a QEMU that daemonizes has gone to the root itself.
         lines.append(f"WorkingDirectory={systemd.escape_specifiers(how.cwd)}")
     return "\n".join([*lines, "ExecStart=", f"ExecStart={own.prefix}{systemd.quote_words([*before, *how.argv])}", ""])
@@ -279,10 +286,14 @@ def _how_it_ended(unit: systemd.Unit) -> str:
 class LaunchedTransientUnit(_LaunchedUnit):
     """A QEMU in a unit that is made for it and goes with it, so that it does not end with whoever ran the restore."""
 
-    def __init__(self, how: Launch, log_path: str, vm_name: str) -> None:
+    def __init__(self, how: Launch, vm_name: str) -> None:
         super().__init__(how, _transient_name(vm_name))
-        self._log = LaunchLog(log_path)
-        self.log = log_path
+        self._log = LaunchLog(vm_name, how.stdout, how.stderr) if how.stderr else None
+
+    @property
+    def log(self) -> str:
+        """Where to look for what it says."""
+        return self._log.path if self._log else super().log
 
     async def start(self) -> None:
         """Have it started: its program is executed on return.
@@ -294,45 +305,63 @@ class LaunchedTransientUnit(_LaunchedUnit):
         path = os.path.join(self.how.cwd, program) if "/" in program else program
         found = shutil.which(path, path=LAUNCH_ENVIRONMENT["PATH"])
         # Of the directory of another user's QEMU it is that user who must find it.
-        before = start_words(self.how.rights, read_rights(1), self.how.cwd)
-        if found is None or not (before or os.path.isdir(self.how.cwd)):
+        # The limits of services are not those of systemd itself.
+        starter = dataclasses.replace(read_resources(1), limits=())
+        before, enters = words_before(self.how, starter, read_rights(1), self.how.cwd)
+        if found is None or not (enters or os.path.isdir(self.how.cwd)):
             raise LaunchError(
                 f"{program} could not be started in {self.how.cwd}: there is no such program or directory",
                 cure="Check that the emulator is installed where the command says, and that its directory is there",
             )
-        os.close(self._log.open())
+        if self._log:
+            self._log.follow()
         self._started = True
         try:
             if (await systemd.read_unit(self.name)).load_state != "not-found":
                 # Another VM of this name, or one that is just ending.
                 self.name = f"{self.name[: -len('.service')]}-{os.getpid()}.service"
             command = [systemd.escape_environment(word) for word in (*before, found, *arguments)]
-            await systemd.run_tool("systemd-run", *self._options("/" if before else self.how.cwd), "--", *command)
+            await systemd.run_tool("systemd-run", *await self._options("/" if enters else self.how.cwd), "--", *command)
         except UnitError as exc:
             raise LaunchError(
                 f"{program} could not be started in the unit {self.name}: {exc.what}",
                 cure=f"See systemctl status {self.name} and the journal",
             ) from exc
 
-    def _options(self, cwd: str) -> list[str]:
+    async def _options(self, cwd: str) -> list[str]:
+        places = (("StandardOutput", self.how.stdout), ("StandardError", self.how.stderr))
         return [
             *("--quiet", "--collect", "--no-ask-password", f"--unit={self.name}", "--service-type=exec"),
             "--description=QEMU VM that vmops.qemu has restored",
             f"--property=WorkingDirectory={cwd}",
-            f"--property=StandardOutput=append:{self.log}",
-            f"--property=StandardError=append:{self.log}",
+            # A guest's console has no end, and the journal has one.
+            *(f"--property={name}={f'append:{path}' if path else 'journal'}" for name, path in places),
+            *([f"--slice={self.how.slice}"] if await _has_slice(self.how.slice) else []),
             f"--property=UMask={self.how.umask:04o}",
             *(f"--setenv={key}={value}" for key, value in LAUNCH_ENVIRONMENT.items()),
         ]
 
     async def stderr(self) -> str:
-        """What QEMU wrote since its start, the end at most (4 KiB)."""
-        return self._log.tail()
+        """What QEMU wrote since its start, the end at most (4 KiB), its lines in one."""
+        if self._log:
+            return self._log.tail()
+        # It is asked for an error, whose place no other error shall take. A unit that has failed is gone.
+        with contextlib.suppress(UnitError):
+            return await self._journal(f"--since=@{self._since:.3f}", f"_SYSTEMD_UNIT={self.name}")
+        return ""
 
     def release(self) -> None:
         """Let it go its own way."""
         super().release()
-        self._log.close()
+        if self._log:
+            self._log.close()
+
+
+async def _has_slice(name: str) -> bool:
+    """Whether a slice is configured on this host, so that its limits hold there; one that is not is made without."""
+    if not name.endswith(".slice") or not systemd.is_unit_name(name):
+        return False
+    return bool((await systemd.read_unit(name)).fragment)
 
 
 def _transient_name(vm_name: str) -> str:

@@ -61,10 +61,9 @@ _REMOVE_TIMEOUT = 10.0
 class Provision:
     """What one restore sees to."""
 
-    def __init__(self, domain: domain_xml.ParsedDomain, how: Launch, image: str) -> None:
+    def __init__(self, domain: domain_xml.ParsedDomain, how: Launch) -> None:
         """:param domain: that of an image for which somebody vouches. :param how: the recorded start."""
         self._name = domain.name
-        self._image = image
         #: Whether the VM's own unit executes QEMU, and what that needs before it.
         self._by_unit = bool(how.unit and how.unit_argv)
         self._uid = domain.launch.uid if domain.launch else os.geteuid()
@@ -177,7 +176,7 @@ class Provision:
                 return StartedService(Launch(argv=(), unit=server.unit))
         self._check_tpm(server)
         await in_thread(_remove_socket, server)
-        return choose_launch(server.launch(), f"{self._image}.tpm.log", f"{self._name}-tpm")
+        return choose_launch(server.launch(), f"{self._name}-tpm")
 
     async def _wait_for(self, server: TpmServer, launched: LaunchedQemu) -> None:
         deadline = time.monotonic() + _SERVER_TIMEOUT

@@ -302,7 +302,7 @@ class RestoreOperation(RestoreRun):
             return Launch(argv=tuple(command_line.restore_command(self.request.command or [], machine)), cwd="/")
         how, warning = await recorded_launch(self.path, domain, machine, self.request.check_mode)
         self.warnings += [warning] if warning else []
-        self.provision = Provision(domain, how, self.path)
+        self.provision = Provision(domain, how)
         await in_thread(self.provision.check)
         return how
 

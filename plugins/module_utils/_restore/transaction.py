@@ -39,7 +39,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import 
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import direct_read_reason, open_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
-from ansible_collections.vmops.qemu.plugins.module_utils._image.names import launch_log_path
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import freeable_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Measure, Publisher
@@ -56,6 +55,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import ev
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import bytes_read
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import unit_of_process
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.threads import complete_resources
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import choose_launch
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.disks import require_same_media
@@ -141,6 +141,10 @@ class RestoreTransaction:
                 session = await VmSession.open(monitor)
                 afterwards.push_async_callback(session.close)
                 self.run.session = session
+                self.run.warnings += [
+                    f"{self.domain.name} has not got all that its QEMU had: {problem}"
+                    for problem in await complete_resources(session.monitor, how, session.pid)
+                ]
                 loaded = await self._restore(session, Transfer(session))
                 self.way_back.pop_all()
             afterwards.callback(launched.release)
@@ -177,7 +181,7 @@ class RestoreTransaction:
         """
         wanted = self.run.request.qmp_socket
         addresses = [wanted] if wanted else addresses_of(how, self.domain.name)
-        return choose_launch(how, launch_log_path(self.head.path), self.domain.name), addresses
+        return choose_launch(how, self.domain.name), addresses
 
     async def _provide(self, afterwards: contextlib.AsyncExitStack) -> None:
         """Make again what QEMU needs to be started: directories, and the server of its TPM, which ends if this fails.

@@ -339,7 +339,7 @@ class _Planner:
             return None
         # Where the image lies, and who vouches for it, is looked at by each restore: it may be moved, and vouched for.
         lasting = [problem for problem in self.surroundings.problems if problem.kind not in _OF_THE_IMAGE]
-        record = launch_record(process, unit, lasting)
+        record = launch_record(process, unit, lasting, self.surroundings.circumstances)
         self.launch = launch_result(record, unit, unvouched)
         if record.replayable and unit.starter:
             self.warnings.append(starter_reason(unit))

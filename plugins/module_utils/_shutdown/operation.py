@@ -110,7 +110,8 @@ class ShutdownOperation(Run):
         if unit.starts_vm:  # by its own words
             systemd.require_root(f"start {unit.name}, which is how {name} was started")
             return ShutDownVm(name, time.time(), launch_record(process, unit, ()))
-        record = launch_record(process, unit, await look_at_process(session.monitor, process, unit))
+        problems, circumstances = await look_at_process(session.monitor, process, unit)
+        record = launch_record(process, unit, problems, circumstances)
         reason = record.reason
         if not reason:
             try:

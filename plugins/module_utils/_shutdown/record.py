@@ -126,7 +126,8 @@ def _read(path: str) -> ShutDownVm:
 
 def _is_whole(launch: LaunchRecord) -> bool:
     texts = [*launch.argv, *launch.unit_argv, launch.cwd, launch.executable, launch.unit, launch.umask]
-    texts += [launch.groups, launch.capabilities]
+    texts += [launch.groups, launch.capabilities, launch.resources, launch.network_namespace, launch.slice]
+    texts += [launch.stdout, launch.stderr]
     numbers = [launch.uid, launch.gid]
     return (
         isinstance(launch.argv, list)
@@ -135,4 +136,5 @@ def _is_whole(launch: LaunchRecord) -> bool:
         and all(isinstance(text, str) and "\0" not in text for text in texts)
         and all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
         and isinstance(launch.no_new_privileges, bool)
+        and isinstance(launch.network_mounts, bool)
     )

@@ -12,7 +12,7 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import BusyError, ImageError, LaunchError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
-from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path, launch_log_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_from_disks
 from ansible_collections.vmops.qemu.plugins.module_utils._lock import named_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run
@@ -23,6 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import R
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import find_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.threads import complete_resources
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import StartedService, choose_launch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_restart import release_restart
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, forget
@@ -42,7 +43,6 @@ class StartOperation(Run):
         self.situation = Situation(f"{vm.name} was shut down and does not run", "ended")
         self._vm = vm
         self._image = image_path(None, save_dir, vm.name)
-        self._log = launch_log_path(self._image)
         self._check_mode = check_mode
 
     async def _run(self) -> dict[str, t.Any]:
@@ -103,8 +103,8 @@ class StartOperation(Run):
         await self._start(StartedService(how), how)
 
     async def _start_command(self) -> None:
-        how = launch_from_disks(self._vm.launch, self.subject)
-        await self._start(choose_launch(how, self._log, self.subject), how)
+        how = launch_from_disks(self._vm.launch, self.subject, self._image)
+        await self._start(choose_launch(how, self.subject), how)
 
     async def _start(self, launched: LaunchedQemu, how: Launch) -> None:
         """A QEMU that does not answer is left as it is: its guest may have begun to boot."""
@@ -119,6 +119,10 @@ class StartOperation(Run):
             try:
                 self.session = session
                 self.situation = Situation(f"{self.subject} was started", guest_in(session.vm.run_state))
+                self.warnings += [
+                    f"{self.subject} has not got all that its QEMU had: {problem}"
+                    for problem in await complete_resources(monitor, how, session.pid)
+                ]
             finally:
                 await session.close()
         finally:

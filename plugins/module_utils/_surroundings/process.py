@@ -2,12 +2,13 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Where a QEMU runs: what of its namespaces, its place on the CPUs, and its limits its recorded command does not give.
+"""Where a QEMU runs: what of its namespaces, its place on the CPUs, and its limits a restore would not give it again.
 
 The VM's own unit gives all of it again. Else QEMU is started by systemd in a transient unit, where systemd runs the
-host and the caller is root, or by the module itself: with those it is compared, as they are what it would get.
+host and the caller is root, or by the module itself, and what it had is given to it (:mod:`circumstances`) as far as
+that is possible.
 
-Sources: proc(5), namespaces(7), sched(7), setrlimit(2), set_mempolicy(2).
+Sources: proc(5), namespaces(7), sched(7), getrlimit(2), set_mempolicy(2).
 """
 
 from __future__ import annotations
@@ -15,57 +16,46 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_up_to
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import (
     proc_path,
-    read_proc,
     read_stat,
     read_status,
-    threads_of,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.file_names import own_jail, relative_names
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.resources import (
+    Scheduling,
+    read_limits,
+    read_resources,
+    refused,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import read_rights
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.circumstances import (
+    Circumstances,
+    read_circumstances,
+    starter_of_vms,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.control_group import control_group_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.network_use import has_network, serves_network
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import supervisor_problem
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
-#: Threads that are looked at: each virtual CPU may have been put on a CPU of its own.
-_MAX_THREADS = 1024
+#: Processes that are looked at above this one.
+_MAX_ANCESTORS = 1024
 
 #: Programs by which somebody starts QEMU in other namespaces than their own.
 _MAKES_NAMESPACES = frozenset(("unshare", "nsenter", "ip", "bwrap", "firejail", "chroot", "systemd-nspawn", "runc"))
 
-#: The lines of /proc/PID/limits that somebody sets for a VM, and which of its two values counts: QEMU raises its
-#: descriptors to the hard limit by itself. How many processes, signals and locks a user may have differs between
-#: sessions and services, and no QEMU comes near it.
-_LIMITS = {
-    "Max cpu time": 0,
-    "Max file size": 0,
-    "Max data size": 0,
-    "Max core file size": 0,
-    "Max resident set": 0,
-    "Max open files": 1,
-    "Max locked memory": 0,
-    "Max address space": 0,
-    "Max nice priority": 0,
-    "Max realtime priority": 0,
-}
-
 _BY_UNIT = "Run the VM as the main process of a systemd unit that sets it, which a restore then starts"
 
-#: Options, and parts of others' arguments, by which a VM has to do with the network beside its network cards.
-_NETWORK_DISK = re.compile(
-    r"(?:^|[=:,\"'])(?:nbd|iscsi|https?|ftps?|ssh|sftp|rbd|gluster|nfs|ceph)(?:\+\w+)?(?::|\"|$|,)"
-)
-_NETWORK_SERVER = re.compile(r"(?:^|[,:])(?:tcp|telnet|websocket|tn3270|udp):|(?:^|[,.])(?:host|port|tls-port)=")
 
-
-def process_problems(process: QemuProcess, by_unit: bool, unit: VmUnit | None = None) -> list[Problem]:
+def process_problems(
+    process: QemuProcess, by_unit: bool, unit: VmUnit | None = None, circumstances: Circumstances | None = None
+) -> list[Problem]:
     """What a restore of this VM would not give again of where its QEMU runs, and who would start it beside its image.
 
     It reads a few small files in /proc, and the script of a shell that started QEMU. Never raises.
@@ -73,14 +63,20 @@ def process_problems(process: QemuProcess, by_unit: bool, unit: VmUnit | None = 
     :param by_unit: whether the VM's own unit starts QEMU itself, so that a restore starts it there again.
     :param unit: the VM's unit, where it starts another program that becomes QEMU (``VmUnit.starter``): a restore starts
         QEMU in that program's place, so that what the unit makes is made again, and what the program makes is not.
+    :param circumstances: what is recorded of it, where that was looked at.
     """
+    around = circumstances or read_circumstances(process, unit)
     if by_unit:
         # Nobody else can be its parent, and whatever differs from the host's is the unit's doing.
-        return []
-    # systemd and its children have the namespaces of the host; a module may run in those of its session.
-    starter = 1 if systemd.is_running() and os.geteuid() == 0 else os.getpid()
+        return _thread_problems(process.pid, around)
+    starter = starter_of_vms()
     supervisor = supervisor_problem(process.pid)
-    problems = [*_namespace_problems(process, starter), *_what_is_lost(process.pid, starter)]
+    problems = [
+        *_namespace_problems(process, starter, around),
+        *_what_is_lost(process.pid, starter, around),
+        *_thread_problems(process.pid, around),
+        *(() if unit and unit.starts_vm else control_group_problems(process.pid, starter)),
+    ]
     if unit and unit.starts_vm:
         problems = _without_the_units_own(problems, unit)
     return [
@@ -93,7 +89,7 @@ def process_problems(process: QemuProcess, by_unit: bool, unit: VmUnit | None = 
 # --- namespaces -------------------------------------------------------------------------------------------------
 
 
-def _namespace_problems(process: QemuProcess, starter: int) -> list[Problem]:
+def _namespace_problems(process: QemuProcess, starter: int, around: Circumstances) -> list[Problem]:
     found = {kind: _foreign_namespace(process.pid, starter, kind) for kind in ("mnt", "net", "user")}
     if any(foreign is None for foreign in found.values()):
         return [
@@ -105,7 +101,7 @@ def _namespace_problems(process: QemuProcess, starter: int) -> list[Problem]:
             )
         ]
     problems = []
-    if found["mnt"]:
+    if found["mnt"] and not around.network_mounts:
         problems.append(
             Problem(
                 "mount_namespace",
@@ -123,9 +119,9 @@ def _namespace_problems(process: QemuProcess, starter: int) -> list[Problem]:
                 "Save it from within the container, or start it on the host",
             )
         )
-    if found["net"]:
+    if found["net"] and (found["user"] or not around.network_namespace):
         problems += _network_problems(process)
-    if found["mnt"] or found["user"]:
+    if (found["mnt"] and not around.network_mounts) or found["user"]:
         return problems  # which have all of its names for files and processes
     own = [kind for kind in ("pid", "ipc") if _foreign_namespace(process.pid, starter, kind)]
     if own:
@@ -171,10 +167,13 @@ def _foreign_namespace(pid: int, starter: int, kind: str) -> bool | None:
 
 
 def _network_problems(process: QemuProcess) -> list[Problem]:
-    """A network namespace of its own: for a VM without network it is one of the ways to be sure of that."""
-    where = f"its QEMU (pid {process.pid}) runs in a network namespace of its own{_network_namespace_name(process.pid)}"
-    cure = "Run it as the main process of a systemd unit with NetworkNamespacePath=, or in the host's network namespace"
-    if _has_network(process.configuration.words):
+    """A network namespace that goes with QEMU."""
+    where = f"its QEMU (pid {process.pid}) runs in a network namespace that goes with it"
+    cure = (
+        f"Give that a name, by which a restore enters it again (ip netns attach NAME {process.pid}); or run the VM as"
+        " the main process of a systemd unit with NetworkNamespacePath=, or in the host's network namespace"
+    )
+    if has_network(process.configuration.words):
         return [
             Problem(
                 "network_namespace",
@@ -182,58 +181,17 @@ def _network_problems(process: QemuProcess) -> list[Problem]:
                 cure,
             )
         ]
-    if any(_is_on_network(option) for option in command_line.options(process.configuration.words)):
-        return [
-            Problem(
-                "network_namespace",
-                f"{where}; a restore starts it in that of the host, where what it serves or connects to over TCP is"
-                " reached by others",
-                cure,
-                blocks=False,
-            )
-        ]
-    return []
-
-
-def _is_on_network(option: command_line.CommandOption) -> bool:
-    """Whether an option is for a server on the network, or for a client of one."""
-    argument = option.argument or ""
-    if option.name == "vnc":
-        return ":" in argument and not argument.startswith("unix:")
-    return option.name not in ("name", "append") and _NETWORK_SERVER.search(argument) is not None
-
-
-def _network_namespace_name(pid: int) -> str:
-    """The name that ``ip netns`` has for it, as a clause; or the empty string."""
-    with contextlib.suppress(OSError):
-        own = os.stat(proc_path(pid, "ns/net"))
-        for name in os.listdir("/run/netns")[:_MAX_THREADS]:
-            with contextlib.suppress(OSError):
-                if os.path.samestat(own, os.stat(f"/run/netns/{name}")):
-                    return f" ({name})"
-    return ""
-
-
-def _has_network(argv: t.Sequence[str]) -> bool:
-    """Whether the guest, or a disk of its, reaches a network: also by the card that QEMU gives it by itself."""
-    default = True
-    for option in command_line.options(argv):
-        argument = option.argument or ""
-        if option.name in ("nic", "net"):
-            default = False
-            kind = command_line.parse_option_string(argument, "type").get("type", "")
-            # A card of -net is on no network before another -net says of which.
-            if kind != "none" and (option.name, kind) != ("net", "nic"):
-                return True
-        elif option.name == "netdev":
-            return True
-        elif option.name == "nodefaults":
-            default = False
-        elif option.name == "readconfig":
-            return True  # what is in that file is not known
-        elif _NETWORK_DISK.search(argument) and option.name in ("drive", "blockdev", "cdrom", "hda", "hdb"):
-            return True
-    return default
+    if not serves_network(process.configuration.words):
+        return []
+    return [
+        Problem(
+            "network_namespace",
+            f"{where}; a restore starts it in that of the host, where what it serves or connects to over TCP is reached"
+            " by others",
+            cure,
+            blocks=False,
+        )
+    ]
 
 
 # --- the root directory -----------------------------------------------------------------------------------------
@@ -285,127 +243,65 @@ def _root_problems(process: QemuProcess, starter: int) -> list[Problem]:
 # --- what is lost -----------------------------------------------------------------------------------------------
 
 
-def _what_is_lost(pid: int, starter: int) -> list[Problem]:
-    """What somebody gave this QEMU that one which is started by its command does not get."""
-    threads = _threads(pid)
-    found = (
-        ("cpu_affinity", _affinity(threads, starter)),
-        ("priority", _priority(threads, starter)),
-        ("resource_limits", _limits(pid)),
-        ("oom_score", _oom_score(pid, starter)),
-        ("memory_policy", _memory_policy(pid, starter)),
-    )
+def _what_is_lost(pid: int, starter: int, around: Circumstances) -> list[Problem]:
+    """What somebody gave this QEMU that one which is started by its recorded command cannot get again."""
+    found: dict[str, list[str]] = {}
+    if around.resources:
+        wanted = dataclasses.replace(around.resources, limits=_own_limits(around.resources.limits))
+        for kind, what in refused(wanted, read_resources(starter), read_rights(starter)):
+            found.setdefault(kind, []).append(what)
+    nodes = _nodes(pid, starter)
+    if nodes:
+        found.setdefault("memory_policy", []).append(nodes)
     return [
-        Problem(kind, f"{what} of its QEMU (pid {pid}) would be lost at a restore", _BY_UNIT, blocks=False)
-        for kind, what in found
-        if what
+        Problem(kind, f"{', '.join(parts)} of its QEMU (pid {pid}) would be lost at a restore", _BY_UNIT, blocks=False)
+        for kind, parts in found.items()
     ]
 
 
-def _threads(pid: int) -> list[int]:
-    """The process first, and its threads."""
-    try:
-        return [pid, *(thread for thread in threads_of(pid)[:_MAX_THREADS] if thread != pid)]
-    except OSError:
-        return []
+def _thread_problems(pid: int, around: Circumstances) -> list[Problem]:
+    """Threads that run otherwise than the others, and that no later QEMU has by a name."""
+    for thread, own in around.odd_threads:
+        usual = around.resources.scheduling if around.resources else Scheduling()
+        pinned = own.cpus != usual.cpus
+        what = (
+            f"the CPUs {own.cpus or 'of all its host'}" if pinned else f"the priority ({own.policy}, nice {own.nice})"
+        )
+        return [
+            Problem(
+                "cpu_affinity" if pinned else "priority",
+                f"{what} of the thread {thread} of its QEMU (pid {pid}) would be lost at a restore",
+                "Set it again afterwards; that of virtual CPUs and I/O threads (-object iothread) is given again",
+                blocks=False,
+            )
+        ]
+    return []
 
 
-def _affinity(threads: t.Sequence[int], starter: int) -> str:
-    with contextlib.suppress(OSError):
-        usual = os.sched_getaffinity(starter)
-        for thread in threads:
-            own: set[int] = set()
-            with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
-                own = os.sched_getaffinity(thread)
-            if own and own != usual:
-                which = "" if thread == threads[0] else f" of the thread {thread}"
-                return f"the CPUs {_ranges(own)}{which}"
-    return ""
-
-
-def _ranges(numbers: t.Collection[int]) -> str:
-    """Numbers as the kernel lists CPUs: ``0-3,8``."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1] = [parts[-1][0], number]
-        else:
-            parts.append([number])
-    return ",".join("-".join(map(str, part)) for part in parts)
-
-
-def _priority(threads: t.Sequence[int], starter: int) -> str:
-    usual: int | None = None
-    with contextlib.suppress(OSError):
-        # systemd's own, where it runs in a container say, is what its services have, too.
-        usual = read_stat(starter).nice
-    for thread in threads:
-        with contextlib.suppress(OSError):
-            which = "" if thread == threads[0] else f" of the thread {thread}"
-            policy = os.sched_getscheduler(thread)
-            if policy != os.SCHED_OTHER and thread == threads[0]:
-                return f"the scheduling policy {_POLICIES.get(policy, str(policy))}"
-            nice = read_stat(thread).nice
-            if usual is not None and nice != usual:
-                return f"the nice value {nice}{which}"
-    return ""
-
-
-_POLICIES = {os.SCHED_FIFO: "FIFO", os.SCHED_RR: "RR", os.SCHED_BATCH: "batch", os.SCHED_IDLE: "idle", 6: "deadline"}
-
-
-def _limits(pid: int) -> str:
+def _own_limits(limits: tuple[tuple[str, str, str], ...]) -> tuple[tuple[str, str, str], ...]:
     """The limits that neither this process has nor one of those that led to it, of which one is a service."""
-    changed = _read_limits(pid)
     # Those above are read one by one: mostly nothing was changed, and the first of them says so.
     for other in _with_ancestors(os.getpid()):
-        limits = _read_limits(other)
-        changed = {name: limit for name, limit in changed.items() if not limits or limits.get(name, limit) != limit}
-        if not changed:
-            return ""
-    shown = (f"{name[len('Max ') :]} {changed[name]}" for name in _LIMITS if name in changed)
-    return f"the limits ({', '.join(shown)})" if changed else ""
+        usual = read_limits(other)
+        limits = tuple(limit for limit in limits if limit not in usual) if usual else limits
+        if not limits:
+            break
+    return limits
 
 
 def _with_ancestors(pid: int) -> t.Iterator[int]:
     """A process, and those that led to it, the nearest first."""
     yield pid
     with contextlib.suppress(OSError):
-        for _step in range(_MAX_THREADS):
+        for _step in range(_MAX_ANCESTORS):
             pid = read_stat(pid).parent
             if pid < 1:
                 return
             yield pid
 
 
-def _read_limits(pid: int) -> dict[str, str]:
-    """The limits that count, by the kernel's names; empty where they cannot be read."""
-    found = {}
-    with contextlib.suppress(OSError):
-        for line in read_proc(pid, "limits").decode("ascii", "replace").splitlines():
-            row = re.match(r"(Max .*?)\s{2,}(\w+)\s+(\w+)", line)
-            if row and row.group(1) in _LIMITS:
-                found[row.group(1)] = row.group(2 + _LIMITS[row.group(1)])
-    return found
-
-
-def _oom_score(pid: int, starter: int) -> str:
-    own, usual = (_read_small(number, "oom_score_adj") for number in (pid, starter))
-    return f"the OOM score adjustment {own.decode()}" if own and usual and own != usual else ""
-
-
-def _memory_policy(pid: int, starter: int) -> str:
-    """The NUMA policy, or the nodes to which the process is confined."""
-    # Only its first mapping is asked for, as the kernel walks the page tables of each: one without a policy of its own
-    # shows that of the process.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(proc_path(pid, "numa_maps"), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            words = read_up_to(descriptor, 64).split()
-        finally:
-            os.close(descriptor)
-        if len(words) > 1 and words[1] != b"default" and not words[1].startswith(b"default"):
-            return f"the NUMA memory policy {words[1].decode('ascii', 'replace')}"
+def _nodes(pid: int, starter: int) -> str:
+    """The NUMA nodes to which a control group confines the process."""
     own, usual = (_allowed_nodes(number) for number in (pid, starter))
     return f"the NUMA nodes {own}" if own and usual and own != usual else ""
 
@@ -416,26 +312,24 @@ def _allowed_nodes(pid: int) -> str:
     return ""
 
 
-def _read_small(pid: int, name: str) -> bytes:
-    with contextlib.suppress(OSError):
-        return read_proc(pid, name).strip()
-    return b""
-
-
 # --- files that are begun anew ----------------------------------------------------------------------------------
 
 
 def _log_problems(process: QemuProcess) -> list[Problem]:
     """Files that QEMU truncates at its start, and that nothing makes it append to."""
     found = []
-    for option in command_line.options(process.configuration.words):
-        keys = command_line.parse_option_string(option.argument or "", "implied")
-        if option.name == "D" and option.argument:
-            found.append((option.argument, "QEMU's own log"))
-        elif option.name == "trace" and keys.get("file"):
+    for setting in process.configuration.settings:
+        keys, name = setting.keys, setting.option
+        if name == "D" and "%d" not in setting.argument:  # which is the number of the process
+            found.append((setting.argument, "QEMU's own log"))
+        elif name == "trace" and keys.get("file"):
             found.append((keys["file"], "QEMU's own log"))
-        elif option.name == "object" and keys.get("implied", keys.get("qom-type")) == "filter-dump":
+        elif name == "object" and keys.get("qom-type") == "filter-dump":
             found.append((keys.get("file", "a file"), "the guest's network packets"))
+        elif name in ("audiodev", "audio") and keys.get("driver") == "wav":
+            found.append((keys.get("path", "qemu.wav"), "the guest's sound"))
+        elif name == "icount" and keys.get("rr") == "record":
+            found.append((keys.get("rrfile", "a file"), "the record of the guest's execution"))
     return [
         Problem(
             "log_begun_anew",

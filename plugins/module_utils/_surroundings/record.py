@@ -16,6 +16,7 @@ import dataclasses
 import json
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.circumstances import Circumstances
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_record import parse_media, record_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.needs import Needs
@@ -43,6 +44,8 @@ class Surroundings:
     needs: Needs = dataclasses.field(default_factory=Needs)
     #: The pid files of others that name it.
     pid_files: PidFiles = dataclasses.field(default_factory=PidFiles)
+    #: Where its QEMU runs, and with what; how it is started again is recorded elsewhere.
+    circumstances: Circumstances | None = None
 
     def dump(self) -> str:
         """The text for an image."""

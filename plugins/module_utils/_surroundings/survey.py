@@ -13,6 +13,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Mo
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import ask_block
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.circumstances import (
+    Circumstances,
+    ask_circumstances,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.confinement import confinement_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disk_names import disk_name_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
@@ -61,14 +65,14 @@ async def survey(
     :raises MonitorError: QEMU cannot be asked.
     """
     # What the kernel tells is read while QEMU looks at its disks.
-    block, files, of_process = await asyncio.gather(
+    block, files, (of_process, circumstances) = await asyncio.gather(
         ask_block(monitor), memory_files(monitor, process), look_at_process(monitor, process, unit)
     )
     jobs, media = await asyncio.gather(job_problems(monitor, block), read_media(monitor, process, block))
     media += await in_thread(memory_media, files)
     problems = [*jobs, *await in_stoppable_thread(memory_problems, files, sparse), *of_process]
     if process is None or unit is None:
-        return Surroundings(tuple(media), tuple(problems))
+        return Surroundings(tuple(media), tuple(problems), circumstances=circumstances)
     of_machine, losses, (needs, missing) = await asyncio.gather(
         machine_problems(monitor, process.configuration, block.devices),
         runtime_losses(monitor, process.configuration, block),
@@ -80,18 +84,26 @@ async def survey(
         problems += await replaced_media(media, block.devices, process.configuration, process)
     problems += await in_thread(unit_problems, unit, process, guards and unit.starts_vm, media)
     pid_files, stale = await in_stoppable_thread(find_pid_files, process)
-    return Surroundings(tuple(media), (*problems, *stale), needs, pid_files)
+    return Surroundings(tuple(media), (*problems, *stale), needs, pid_files, circumstances)
 
 
-async def look_at_process(monitor: Monitor, process: QemuProcess | None, unit: VmUnit | None) -> list[Problem]:
-    """What of the process alone, and of who started it, stands between the VM and a start by its recorded words."""
+async def look_at_process(
+    monitor: Monitor, process: QemuProcess | None, unit: VmUnit | None
+) -> tuple[list[Problem], Circumstances | None]:
+    """What of the process alone, and of who started it, stands between the VM and a start by its recorded words.
+
+    And where it runs, with what, as far as that start gives it again.
+
+    :raises MonitorError: QEMU cannot be asked.
+    """
     if process is None or unit is None:
-        return [_NO_PROCESS]
+        return [_NO_PROCESS], None
+    circumstances = await ask_circumstances(monitor, process, unit)
     return [
         *start_problems(process, unit),
-        *await in_thread(process_problems, process, started_by_unit(unit), unit),
+        *await in_thread(process_problems, process, started_by_unit(unit), unit, circumstances),
         *await in_thread(confinement_problems, process, unit, monitor.peer_pid, monitor.peer_uid),
-    ]
+    ], circumstances
 
 
 async def read_all_media(monitor: Monitor, process: QemuProcess | None) -> list[Medium]:

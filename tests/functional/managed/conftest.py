@@ -61,4 +61,4 @@ def states(result: Result) -> dict[str, str]:
 
 def files(save_dir: Path) -> list[str]:
     """What is there besides the logs of QEMUs that were started from images."""
-    return sorted(name for name in os.listdir(save_dir) if not name.endswith(".log"))
+    return sorted(os.listdir(save_dir))

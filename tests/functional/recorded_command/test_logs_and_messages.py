@@ -29,41 +29,71 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make fi
 # --- what is left in logs and results ---
 
 
-def log_of(image):
-    return Path(f"{image}.log")
+@pytest.fixture
+def log():
+    """Where QEMU's output goes that goes to no file which an image records."""
+    path = Path("/var/log/vmops.qemu", f"{VM}.log")
+    path.unlink(missing_ok=True)
+    yield path
+    path.unlink(missing_ok=True)
 
 
 LOGS = {
-    "link": lambda log, victim: log.symlink_to(victim),
-    "second-name": lambda log, victim: os.link(victim, log),
-    "fifo": lambda log, victim: os.mkfifo(log),
-    "directory": lambda log, victim: log.mkdir(),
-    "device": lambda log, victim: os.mknod(log, stat.S_IFCHR | 0o600, os.makedev(1, 5)),
+    "link": lambda planted, victim: planted.symlink_to(victim),
+    "second-name": lambda planted, victim: os.link(victim, planted),
+    "fifo": lambda planted, victim: os.mkfifo(planted),
+    "directory": lambda planted, victim: planted.mkdir(),
+    "device": lambda planted, victim: os.mknod(planted, stat.S_IFCHR | 0o600, os.makedev(1, 5)),
 }
 
 
 @pytest.mark.parametrize("plant", LOGS.values(), ids=LOGS.keys())
-@pytest.mark.parametrize("launch", ["recorded", "command"])
-def test_planted_log(forged, canary, run_module, tmp_path, plant, launch):
+def test_planted_log(forge, canary, run_module, tmp_path, log, plant):
+    """In the place of the file to which the saved QEMU wrote, and of the one that this run makes."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    plant(log_of(forged), victim)
-    command = {"command": [str(canary.program), "-qmp", "unix:/x,server=on"]} if launch == "command" else {}
-    result = run_module("qemu_restore", name=VM, path=str(forged), launch=launch, **command)
-    check_refused(result, "LaunchError", str(log_of(forged)), image=forged, canary=canary)
-    assert victim.read_text() == "precious"
-
-
-def test_log_is_its_owners_alone(forged, canary, run_module):
-    log_of(forged).write_text("earlier\n")
-    log_of(forged).chmod(0o644)
+    planted = tmp_path / "planted"
+    plant(planted, victim)
     with open(canary.program, "a") as program:
         program.write("echo said\n")
-    result = run_module("qemu_restore", name=VM, path=str(forged))
+    argv = [str(canary.program), "-name", VM, "-qmp", f"unix:{canary.file.parent}/qmp,server=on"]
+    image = forge(argv=argv, executable=str(canary.program), stdout=str(planted), stderr=str(planted))
+    result = run_module("qemu_restore", name=VM, path=str(image))
+    assert "said" in result["msg"]
+    assert log.read_text() == "said\n"
+    assert victim.read_text() == "precious"
+    log.unlink()
+    if plant is not LOGS["directory"]:
+        plant(log, victim)
+        run_module("qemu_restore", name=VM, path=str(image))
+        assert log.read_text() == "said\n"
+        assert victim.read_text() == "precious"
+
+
+def test_log_that_cannot_be_made(forged, canary, run_module, log):
+    log.mkdir(parents=True)
+    command = [str(canary.program), "-qmp", "unix:/x,server=on"]
+    try:
+        result = run_module("qemu_restore", name=VM, path=str(forged), launch="command", command=command)
+        check_refused(result, "LaunchError", str(log), image=forged, canary=canary)
+    finally:
+        log.rmdir()
+
+
+def test_log_is_its_owners_alone(forge, canary, run_module, log):
+    log.parent.mkdir(mode=0o700, exist_ok=True)
+    log.write_text("earlier\n")
+    log.chmod(0o644)
+    with open(canary.program, "a") as program:
+        program.write("echo said\n")
+    argv = [str(canary.program), "-name", VM, "-qmp", f"unix:{canary.file.parent}/qmp,server=on"]
+    image = forge(argv=argv, executable=str(canary.program), stdout="", stderr="")
+    result = run_module("qemu_restore", name=VM, path=str(image))
     assert "said" in result["msg"]
     assert "earlier" not in result["msg"], "what an earlier one said is no reason for this failure"
-    assert log_of(forged).read_text() == "earlier\nsaid\n"
-    assert stat.S_IMODE(log_of(forged).stat().st_mode) == 0o600
+    assert log.read_text() == "said\n"
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert list(image.parent.iterdir()) == [image]
 
 
 SECRET = "hunter2hunter2"
@@ -101,8 +131,8 @@ def host_log(tmp_path):
         os.unlink("/dev/log")
 
 
-def test_secrets_of_a_command_are_in_no_result_and_no_log(make_guest, image, start_module, host_log):
-    log, prefix = host_log
+def test_secrets_of_a_command_are_in_no_result_and_no_log(make_guest, image, start_module, host_log, log):
+    said, prefix = host_log
     guest = make_guest(extra_args=WITH_SECRET)
     continuity = Continuity(guest)
     xml = f"<domain type='qemu'><name>{VM}</name><devices><graphics passwd='{SECRET}'/></devices></domain>"
@@ -119,9 +149,9 @@ def test_secrets_of_a_command_are_in_no_result_and_no_log(make_guest, image, sta
         result = start_module(module, diff=True, prefix=prefix, **options).result()
         assert not result.get("failed"), result["msg"]
         assert SECRET not in json.dumps(result), module
-    assert len([line for line in log if "Invoked with" in line]) == len(runs)
-    assert SECRET not in "".join(log)
-    assert stat.S_IMODE(log_of(image).stat().st_mode) == 0o600
+    assert len([line for line in said if "Invoked with" in line]) == len(runs)
+    assert SECRET not in "".join(said)
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
     continuity.check()
 
 
@@ -140,29 +170,29 @@ def test_the_rest_of_a_command_is_seen(forge, canary, run_module):
 
 
 @pytest.mark.parametrize("launch", ["recorded", "command"])
-def test_secrets_that_qemu_repeats_at_its_start_are_hidden(forge, saved_launch, run_module, launch):
+def test_secrets_that_qemu_repeats_at_its_start_are_hidden(forge, saved_launch, run_module, log, launch):
     """QEMU quotes the words that it does not like, and the message quotes QEMU."""
     argv = [*saved_launch.argv, "-object", f"secret,id=s0,data={SECRET},format=nonsense"]
-    image = forge(argv=argv)
+    image = forge(argv=argv, stdout="", stderr="")
     command = {"command": argv} if launch == "command" else {}
     result = run_module("qemu_restore", path=str(image), launch=launch, **command)
     check_refused(result, "LaunchError", "nonsense", image=image)
-    assert SECRET in log_of(image).read_text(), "QEMU did repeat it"
+    assert SECRET in log.read_text(), "QEMU did repeat it"
     assert SECRET not in json.dumps(result)
 
 
 @pytest.mark.parametrize("launch", ["recorded", "command"])
-def test_secrets_that_qemu_repeats_while_it_loads_are_hidden(forge, saved_launch, run_module, tmp_path, launch):
+def test_secrets_that_qemu_repeats_while_it_loads_are_hidden(forge, saved_launch, run_module, tmp_path, log, launch):
     program = tmp_path / "qemu-system-x86_64"
     program.write_text(f'#!/bin/sh\necho "$@" >&2\nexec {QEMU} "$@"\n')
     program.chmod(0o755)
     argv = [str(program), *saved_launch.argv[1:], *WITH_SECRET]
-    image = forge(argv=argv, executable=str(program))
+    image = forge(argv=argv, executable=str(program), stdout="", stderr="")
     image.write_bytes(image.read_bytes()[:-100_000])
     command = {"command": argv} if launch == "command" else {}
     result = run_module("qemu_restore", path=str(image), launch=launch, verify="none", **command)
     check_refused(result, "MigrationError", "QEMU said", image=image)
-    assert SECRET in log_of(image).read_text()
+    assert SECRET in log.read_text()
     assert SECRET not in json.dumps(result)
 
 

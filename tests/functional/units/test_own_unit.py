@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -329,3 +330,50 @@ def test_monitor_is_there(make_service):
     service = make_service()
     with Monitor(service.guest.observer_socket) as monitor:
         assert monitor.execute("query-name")["name"] == VM
+
+
+def test_virtual_cpu_on_a_cpu_of_its_own(make_service, image, save, restore):
+    """As no unit can say: it is recorded with the VM."""
+    cpu = min(os.sched_getaffinity(0))
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one CPU")
+    guest = make_service(service="Nice=3").guest
+    (thread,) = (entry["thread-id"] for entry in guest.qmp("query-cpus-fast"))
+    os.sched_setaffinity(thread, {cpu})
+    continuity = Continuity(guest)
+    saved = save(name=VM, path=str(image))
+    assert saved["problems"] == []
+    restored = restore(name=VM, path=str(image))
+    continuity.check()
+    assert not restored.get("warnings")
+    (thread,) = (entry["thread-id"] for entry in guest.qmp("query-cpus-fast"))
+    assert os.sched_getaffinity(thread) == {cpu}
+    assert os.sched_getaffinity(guest.pid) != {cpu}
+    assert os.getpriority(os.PRIO_PROCESS, guest.pid) == 3
+
+
+def test_unit_that_starts_it_in_a_network_namespace(make_service, image, save, restore):
+    """By programs that become QEMU, in whose place a restore executes it."""
+    place = Path(f"/run/vmops-test-{os.getpid()}")
+    place.touch()
+    subprocess.run(["unshare", f"--net={place}", "true"], check=True)
+    try:
+        service = make_service(start=False, guest={"extra_args": ["-nic", "user"]})
+        prefix = f"/usr/bin/nsenter --net={place} /usr/bin/nice -n 4 "
+        service.fragment.write_text(service.fragment.read_text().replace("ExecStart=", f"ExecStart={prefix}"))
+        systemctl("daemon-reload")
+        service.start()
+        guest = service.guest
+        continuity = Continuity(guest)
+        network, nice = os.readlink(f"/proc/{guest.pid}/ns/net"), os.getpriority(os.PRIO_PROCESS, guest.pid)
+        for _time in range(2):
+            saved = save(name=VM, path=str(image))
+            assert saved["problems"] == []
+            assert restore(name=VM, path=str(image))["unit"] == service.name
+            continuity.check()
+            assert os.readlink(f"/proc/{guest.pid}/ns/net") == network == f"net:[{place.stat().st_ino}]"
+            assert os.getpriority(os.PRIO_PROCESS, guest.pid) == nice
+        guest.end()
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+        place.unlink()

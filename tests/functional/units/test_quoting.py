@@ -66,7 +66,7 @@ def test_words_arrive_in_a_transient_unit(tmp_path):
     how = Launch(argv=(sys.executable, "-c", _DUMP, str(result), *words), cwd=str(tmp_path))
 
     async def run() -> None:
-        launched = LaunchedTransientUnit(how, str(tmp_path / "log"), f"vmops test {os.getpid()}")
+        launched = LaunchedTransientUnit(how, f"vmops test {os.getpid()}")
         await launched.start()
         deadline = time.monotonic() + 20
         while not await launched.ended():

@@ -30,8 +30,8 @@ def test_started_by_hand_goes_into_a_transient_unit(guest, image, save, restore)
     unit = restored["unit"]
     assert unit == f"vmops-qemu-{systemd.escape_unit_name(VM)}.service" == systemd.unit_of_process(pid)
     assert Path(f"/proc/{pid}/cgroup").read_text() != Path("/proc/self/cgroup").read_text()
-    assert os.readlink(f"/proc/{pid}/fd/2") == f"{image}.log"
-    assert (os.stat(f"{image}.log").st_mode & 0o777) == 0o600
+    assert os.readlink(f"/proc/{pid}/fd/2") == str(guest.stderr_log), "where it wrote before"
+    assert list(image.parent.iterdir()) == []
     environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
     assert "HOME" not in {entry.split("=")[0] for entry in environment if entry}
     assert "LANG=C.UTF-8" in environment
@@ -134,12 +134,82 @@ def test_vm_that_a_service_starts_among_others(make_guest, image, save, restore)
         systemctl("daemon-reload")
 
 
-def test_log_with_an_odd_path(guest, save, restore, tmp_path):
-    continuity = Continuity(guest)
+def test_output_to_an_odd_path(make_guest, save, restore, image, tmp_path):
     directory = tmp_path / "sp ace %i $UNSET \"q\" 'a'"
     directory.mkdir(mode=0o700)
-    image = directory / "web1.save"
+    guest = make_guest(start=False, workdir=directory.name)
+    guest.start()
+    continuity = Continuity(guest)
     save(name=VM, path=str(image))
     pid = restore(name=VM, path=str(image))["vm"]["pid"]
-    assert os.readlink(f"/proc/{pid}/fd/2") == f"{image}.log"
+    assert os.readlink(f"/proc/{pid}/fd/2") == str(guest.stderr_log)
     continuity.check()
+
+
+def test_output_that_went_nowhere_goes_to_the_journal(make_guest, image, save, run_module, restore):
+    """Which has an end; what a QEMU says that fails is read there."""
+    guest = make_guest(start=False)
+    guest.prepare()
+    process = subprocess.Popen(guest.argv(), cwd=guest.workdir, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    guest.wait_restarted()
+    guest.wait_for_counter()
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    process.wait()
+    command = [*guest.argv(), "-object", "no-such-thing,id=o"]
+    failed = run_module("qemu_restore", path=str(image), launch="command", command=command)
+    assert "no-such-thing" in failed["msg"]
+    pid = restore(name=VM, path=str(image))["vm"]["pid"]
+    assert os.readlink(f"/proc/{pid}/fd/1").startswith("socket:")
+    assert list(image.parent.iterdir()) == []
+    continuity.check()
+
+
+def test_limits_of_a_scope(make_guest, image, save):
+    """It goes with its QEMU."""
+    if not Path("/sys/fs/cgroup/init.scope/memory.max").exists():
+        pytest.skip("no controllers here")
+    guest = make_guest(start=False)
+    guest.prepare()
+    command = ["systemd-run", "--quiet", "--scope", "-p", "MemoryMax=1G", "-p", "CPUQuota=150%", *guest.argv()]
+    process = subprocess.Popen(command, cwd=guest.workdir, stdin=subprocess.DEVNULL)
+    guest.wait_restarted()
+    guest.wait_for_counter()
+    saved = save(name=VM, path=str(image))
+    process.wait()
+    (problem,) = [problem for problem in saved["problems"] if problem["kind"] == "control_group"]
+    assert not problem["blocks"]
+    assert "memory.max 1073741824" in problem["what"]
+    assert "cpu.max 150000 100000" in problem["what"]
+
+
+def test_slice_and_what_it_may_use(make_guest, image, save, restore):
+    """Of a slice that is configured, as its limits are those of a group of VMs."""
+    name = f"vmops{os.getpid()}.slice"
+    path = Path("/run/systemd/system", name)
+    path.write_text("[Slice]\nMemoryMax=2G\n")
+    systemctl("daemon-reload")
+    guest = make_guest(start=False)
+    guest.prepare()
+    command = ["systemd-run", "--quiet", "--scope", f"--slice={name}", "nice", "-n", "5", "prlimit", "--nofile=1777"]
+    process = subprocess.Popen([*command, *guest.argv()], cwd=guest.workdir, stdin=subprocess.DEVNULL)
+    try:
+        guest.wait_restarted()
+        guest.wait_for_counter()
+        continuity = Continuity(guest)
+        limits, nice = Path(f"/proc/{guest.pid}/limits").read_text(), os.getpriority(os.PRIO_PROCESS, guest.pid)
+        for _time in range(2):
+            saved = save(name=VM, path=str(image))
+            assert {problem["kind"] for problem in saved["problems"]} <= {"supervisor_unknown"}
+            restored = restore(name=VM, path=str(image))
+            assert not restored.get("warnings")
+            pid = restored["vm"]["pid"]
+            assert f"/{name}/vmops-qemu-" in Path(f"/proc/{pid}/cgroup").read_text()
+            assert os.getpriority(os.PRIO_PROCESS, pid) == nice != os.getpriority(os.PRIO_PROCESS, 1)
+            assert Path(f"/proc/{pid}/limits").read_text() == limits
+            continuity.check()
+        guest.end()
+    finally:
+        process.wait()
+        path.unlink()
+        systemctl("daemon-reload")

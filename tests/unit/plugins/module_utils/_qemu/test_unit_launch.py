@@ -131,17 +131,17 @@ def test_program_that_becomes_qemu_may_have_gone_elsewhere():
 )
 def test_what_systemd_does_not_take_is_started_without_it(monkeypatch, how):
     monkeypatch.setattr(systemd, "is_running", lambda: True)
-    assert isinstance(choose_launch(how, "/x.log", "web1"), LaunchedProcess)
+    assert isinstance(choose_launch(how, "web1"), LaunchedProcess)
 
 
 def test_who_starts_a_command(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     for running, kind in ((False, "LaunchedProcess"), (True, "LaunchedTransientUnit")):
         monkeypatch.setattr(systemd, "is_running", lambda running=running: running)
-        assert type(choose_launch(Launch(argv=ARGV), "/x.log", "web1")).__name__ == kind
-    assert type(choose_launch(Launch(argv=ARGV, unit="a.service"), "/x.log", "a")).__name__ == "LaunchedService"
+        assert type(choose_launch(Launch(argv=ARGV), "web1")).__name__ == kind
+    assert type(choose_launch(Launch(argv=ARGV, unit="a.service"), "a")).__name__ == "LaunchedService"
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert type(choose_launch(Launch(argv=ARGV), "/x.log", "web1")).__name__ == "LaunchedProcess"
+    assert type(choose_launch(Launch(argv=ARGV), "web1")).__name__ == "LaunchedProcess"
 
 
 @pytest.mark.parametrize("name", ["web1", "a b", "é" * 100, "-", "\n"])
