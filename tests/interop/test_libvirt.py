@@ -441,3 +441,28 @@ def test_libvirt_refuses_a_partial_image(libvirt, guest, image, save):
     with open(image, "r+b") as file:
         file.write(b"LibvirtQemudPart")
     assert "save image is incomplete" in libvirt.refusal("restore", image)
+
+
+# --- beside libvirt ---
+
+
+@pytest.mark.parametrize("forget", [True, False], ids=["forgotten", "not-forgotten"])
+def test_managed_save_that_we_restored_is_forgotten_by_libvirt(libvirt, guest, restore, forget):
+    """Until then libvirt takes it for one that is still to be restored."""
+    continuity = Continuity(guest)
+    libvirt.virsh("managedsave", VM)
+    guest.wait_exit()
+    image = libvirt.managed_save(VM)
+    restore(path=str(image), launch="command", command=guest.argv(), remove_image=not forget)
+    guest.wait_restarted()
+    assert has_managed_save(libvirt)
+    libvirt.virsh("managedsave-remove", VM) if forget else libvirt.refusal("undefine", VM)
+    assert has_managed_save(libvirt) is not forget
+    continuity.check()
+    if not forget:
+        libvirt.virsh("undefine", "--managed-save", VM)
+
+
+def has_managed_save(libvirt: Libvirt) -> bool:
+    """What libvirt says of its domain."""
+    return "Managed save:   yes" in libvirt.virsh("dominfo", VM)

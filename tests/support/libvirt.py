@@ -48,6 +48,8 @@ stdio_handler = "file"
 _NO_DEVICES = """\
     <controller type='usb' model='none'/>
     <memballoon model='none'/>"""
+# The secret that libvirt hands over, and the two parts of its monitor; as key=value or in JSON.
+_OF_LIBVIRT = re.compile(r"""masterKey0|\b(?:id|chardev)(?:=|["']\s*:\s*["'])charmonitor\b""")
 # In the namespace: $1 is the directory with what is mounted over the host's.
 _ENTER = """
 set -eu
@@ -194,6 +196,30 @@ class Libvirt:
         return path.read_text(errors="replace") if path.exists() else ""
 
 
+def without_libvirt(argv: list[str], serial_socket: Path, serial_log: Path) -> list[str]:
+    """A command line of libvirt's without what only libvirt can hand to QEMU.
+
+    Its monitor is a chardev named charmonitor, with -mon or, from libvirt 12.8 on with QEMU 11.1, with an object. The
+    serial port that it has opened is replaced by one at serial_socket.
+    """
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word in ("-add-fd", "-mon", "-msg", "-pidfile"):
+            next(words)
+            continue
+        if word in ("-S", "-daemonize"):
+            continue
+        value = next(words) if word in ("-object", "-chardev", "-incoming") else ""
+        if word == "-incoming" or _OF_LIBVIRT.search(value):
+            continue
+        if "id=charserial0" in value:
+            socket = f"socket,id=charserial0,path={escaped(serial_socket)},server=on,wait=off"
+            value = f"{socket},logfile={escaped(serial_log)},logappend=on"
+        kept += [word, value] if value else [word]
+    return kept
+
+
 class LibvirtGuest(CounterGuest):
     """A counter guest that is a persistent domain of libvirt's, with a QMP monitor beside libvirt's own.
 
@@ -283,26 +309,8 @@ class LibvirtGuest(CounterGuest):
         self.libvirt.virsh("define", definition)
         self.libvirt.virsh("start", self.name)
         self.wait_restarted()
-        self._argv = self._without_libvirt(read_argv(self.pid or 0))
+        self._argv = without_libvirt(read_argv(self.pid or 0), self.serial_socket, self.serial_log)
         self._wait(lambda: self.boots() > boots, deadline, "its boot line")
-
-    def _without_libvirt(self, argv: list[str]) -> list[str]:
-        kept: list[str] = []
-        words = iter(argv)
-        for word in words:
-            if word in ("-add-fd", "-mon", "-msg", "-pidfile"):
-                next(words)
-                continue
-            if word in ("-S", "-daemonize"):
-                continue
-            value = next(words) if word in ("-object", "-chardev", "-incoming") else ""
-            if word == "-incoming" or "masterKey0" in value or "id=charmonitor" in value:
-                continue
-            if "id=charserial0" in value:
-                socket = f"socket,id=charserial0,path={escaped(self.serial_socket)},server=on,wait=off"
-                value = f"{socket},logfile={escaped(self.serial_log)},logappend=on"
-            kept += [word, value] if value else [word]
-        return kept
 
     def end(self) -> None:
         """Kill QEMU, whoever started it, and wait until libvirt has seen its domain end."""
