@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import json
 import os
 import re
 import stat
@@ -33,6 +32,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line impo
     option_pairs,
     options,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.json_text import read_json
 
 #: Bytes of a file that are read at most, and files of a command line that are looked at.
 _MAX_BYTES = 1024 * 1024
@@ -125,7 +125,7 @@ class Setting:
         """As ``keys``, with all values of a key that is there several times (``hostfwd=``)."""
         if self.argument.startswith("{"):
             with contextlib.suppress(ValueError, RecursionError):
-                return list(_flattened(json.loads(self.argument), ""))
+                return list(_flattened(read_json(self.argument), ""))
         if self.option in _IMPLIED_KEYS:
             return option_pairs(self.argument, _IMPLIED_KEYS[self.option])
         return option_pairs(self.argument) if self.option in _OTHER_LISTS else []

@@ -12,12 +12,12 @@ the same kind as the one that a running QEMU reports.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration, Setting
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.json_text import read_json
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import (
     FILTERS,
     PROTOCOLS,
@@ -375,7 +375,7 @@ def _below(keys: Keys, name: str) -> Keys:
 def _json_keys(name: str) -> Keys:
     keys = Setting("blockdev", name[len("json:") :].lstrip()).keys
     try:
-        valid = isinstance(json.loads(name[len("json:") :]), dict)
+        valid = isinstance(read_json(name[len("json:") :]), dict)
     except (ValueError, RecursionError):
         valid = False
     if not valid:
