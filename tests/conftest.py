@@ -100,9 +100,16 @@ def make_guest(tmp_path: Path, vouching_key: None) -> Iterator[Callable[..., Cou
     """Make counter guests that are ended after the test, whoever started their QEMU last."""
     guests: list[CounterGuest] = []
 
-    def make(name: str = VM, *, start: bool = True, workdir: str | None = None, **options: Any) -> CounterGuest:
+    def make(
+        name: str = VM,
+        *,
+        start: bool = True,
+        workdir: str | None = None,
+        kind: type[CounterGuest] = CounterGuest,
+        **options: Any,
+    ) -> CounterGuest:
         options.setdefault("block_mib", 8)
-        guest = CounterGuest(tmp_path / (workdir or f"guest-{len(guests)}"), name, **options)
+        guest = kind(tmp_path / (workdir or f"guest-{len(guests)}"), name, **options)
         guests.append(guest)
         if start:
             guest.start()

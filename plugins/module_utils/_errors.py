@@ -31,6 +31,7 @@ An error says what happened and to what, how guest and image are now, and what t
         MonitorError                    ... its QMP socket
             MonitorMissingError
             MonitorProtocolError
+            MonitorHumanError           ... which it cannot open
             MonitorForeignError
             MonitorBusyError
             MonitorLostError
@@ -223,6 +224,10 @@ class MonitorMissingError(MonitorError):
 
 class MonitorProtocolError(MonitorError):
     """Something listens there, but it does not speak QMP."""
+
+
+class MonitorHumanError(MonitorError):
+    """The VM has a human monitor alone, through which its QEMU cannot open a QMP one."""
 
 
 class MonitorForeignError(MonitorError):

@@ -19,6 +19,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     BusyError,
     LockHeldError,
     MonitorError,
+    MonitorForeignError,
     MonitorLostError,
     MonitorMissingError,
     VmopsError,
@@ -32,7 +33,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import (
     RecordedIdentity,
     choose_process,
     connect_by_process,
-    connect_without_name,
     is_trusted,
     when_taken,
 )
@@ -196,7 +196,7 @@ async def connect_to_vm(
     if qmp_socket:
         address = qmp_socket if ":" in qmp_socket else os.path.abspath(qmp_socket)
         # Before the monitor is asked, which would be silent while the other run holds it.
-        listening = [process for process in list_processes() if address in process.qmp_addresses]
+        listening = [process for process in list_processes() if address in process.addresses]
         if len(listening) == 1:
             await locks.take_vm(listening[0])
         try:
@@ -205,12 +205,12 @@ async def connect_to_vm(
             found = [
                 process
                 for process in list_processes()
-                if (name and process.name == name) or address in process.qmp_addresses
+                if (name and process.name == name) or address in process.addresses
             ]
             for running in found:
                 if is_trusted(running.uid, recorded) or not must_match:
                     exc.what += f", but {running.name} runs ({running.who})"
-                    exc.cure = "Name one of its sockets: " + (", ".join(running.qmp_addresses) or "it has none")
+                    exc.cure = "Name one of its sockets: " + (", ".join(running.addresses) or "it has none")
                     raise
             return None
     if not name:
@@ -234,12 +234,17 @@ async def _connect_by_socket(address: str, listening: t.Sequence[QemuProcess], w
 
     :param listening: the QEMUs whose configuration opens it.
     """
+    for process in listening:
+        if address in process.human_addresses:
+            with contextlib.suppress(MonitorForeignError):  # anyone's words may name it
+                return _told(await connect_by_process(process, address=address), warnings)
     try:
         return await Monitor.connect(address)
-    except MonitorMissingError as exc:
+    except MonitorMissingError:
         if len(listening) != 1:
             raise
-        return _told(await connect_without_name(listening[0], address, exc), warnings)
+    # It may have lost its name, or be where only that process sees it.
+    return _told(await connect_by_process(listening[0], address=address), warnings)
 
 
 def _told(monitor: Monitor, warnings: list[str]) -> Monitor:

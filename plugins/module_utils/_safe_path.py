@@ -62,6 +62,45 @@ def why_replaceable(directory: str, trusted: t.Collection[int]) -> str:
     return _why_not_trusted(place, os.lstat(place), trusted, sticky=False)
 
 
+def open_in_root(root: str, path: str) -> int:
+    """What is at a path for whoever has another root directory (``/proc/PID/root``); an O_PATH descriptor of it.
+
+    What is in there may be others' making: its links are followed within that root, as the kernel does for its own.
+
+    :raises OSError: there is nothing, or it may not be looked at.
+    """
+    flags = os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW
+    places = [os.open(root, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)]
+    waiting = path.split("/")[::-1]
+    links = 0
+    try:
+        while waiting:
+            name = waiting.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                if len(places) > 1:
+                    os.close(places.pop())
+                continue
+            place = os.open(name, flags, dir_fd=places[-1])
+            places.append(place)
+            if not stat.S_ISLNK(os.fstat(place).st_mode):
+                continue
+            links += 1
+            if links > _MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            target = os.readlink("", dir_fd=place)
+            os.close(places.pop())
+            if target.startswith("/"):
+                while len(places) > 1:
+                    os.close(places.pop())
+            waiting.extend(target.split("/")[::-1])
+        return os.dup(places[-1])
+    finally:
+        for place in places:
+            os.close(place)
+
+
 def _walk(path: str, trusted: t.Collection[int]) -> tuple[str, str]:
     """Why a step of the path is not to be trusted, or the empty string, and then the place where it ends."""
     place = "/"

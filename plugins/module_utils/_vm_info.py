@@ -23,6 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorBusyError,
     MonitorError,
     MonitorForeignError,
+    MonitorHumanError,
     MonitorLostError,
     MonitorMissingError,
     MonitorProtocolError,
@@ -61,6 +62,7 @@ _GREETING_TIMEOUT = 3.0
 #: How each error of a monitor is told. The more special ones come first.
 _MONITOR_STATES = (
     (VmNotFoundError, "none"),
+    (MonitorHumanError, "none"),
     (MonitorBusyError, "busy"),
     (MonitorMissingError, "missing"),
     (MonitorForeignError, "foreign"),
@@ -179,9 +181,8 @@ class _Vm:
             states = (state for error, state in _MONITOR_STATES if isinstance(exc, error))
             self.result["monitor"] = next(states, "invalid")
             # Where it has no monitor, nothing but its cure is of use.
-            self.result["reason"] = one_line(
-                f"{exc.what}. {exc.cure}" if isinstance(exc, VmNotFoundError) else exc.what
-            )
+            advice = f"{exc.what}. {exc.cure}" if self.result["monitor"] == "none" else exc.what
+            self.result["reason"] = one_line(advice)
         self.result["image"] = self._find_image()
 
     def give_up(self, reason: str) -> None:
@@ -210,8 +211,11 @@ class _Vm:
             "vcpus": vm.vcpus,
             "machine": vm.machine,
             "qemu_version": support.version,
-            "qmp_socket": _shown(monitor.address),
-            "monitor": "answers",
+            "qmp_socket": None if monitor.is_temporary else _shown(monitor.address),
+            "monitor": "human" if monitor.is_temporary else "answers",
+            "reason": f"{monitor.shown_address} is a human monitor; a QMP monitor is opened through it for each run"
+            if monitor.is_temporary
+            else "",
             "launch": self._launch(surroundings.problems),
             "problems": [problem.as_result() for problem in surroundings.problems],
             "save_support": {

@@ -30,7 +30,8 @@ options:
     type: str
   command:
     description:
-      - The command line that starts QEMU, as a list. It must open a QMP server on a UNIX socket.
+      - The command line that starts QEMU, as a list. It must open a QMP server on a UNIX socket, or, with QEMU 11.1 or
+        later, a human monitor at a socket.
       - It is run as it is, without a shell. It is not logged on the host, and words that contain passwords are hidden
         in the results.
     type: list

@@ -23,13 +23,14 @@ options:
     description:
       - The VM's name, as in QEMU's C(-name) option.
       - The module finds the VM's QMP socket in the command lines of the running QEMU processes (C(-qmp), C(-mon),
-        C(-chardev socket)), unless O(qmp_socket) is given.
+        C(-chardev socket), C(-object monitor-qmp)), unless O(qmp_socket) is given. With QEMU 11.1 or later a human
+        monitor at a socket (C(-monitor)) will do.
       - One of O(name) and O(qmp_socket) is needed.
   qmp_socket:
     description:
-      - The path of the VM's QMP socket, or C(host:port).
+      - The path of the VM's QMP socket, or C(host:port); with QEMU 11.1 or later also that of its human monitor.
       - The module passes file descriptors to QEMU over it, which works over a UNIX socket only. With C(host:port), the
-        save fails with an error that says so.
+        save fails with an error that says so, unless a human monitor listens there.
     type: str
   path:
     description:

@@ -67,7 +67,7 @@ EXAMPLES = r"""
   vmops.qemu.qemu_vm_info:
   register: found
   failed_when: >-
-    found.vms | rejectattr('monitor', 'equalto', 'answers') | length > 0
+    found.vms | rejectattr('monitor', 'in', ['answers', 'human']) | length > 0
     or found.vms | map(attribute='blockers') | flatten | length > 0
     or found.vms | selectattr('launch.how', 'equalto', 'none') | length > 0
 """
@@ -110,7 +110,7 @@ vms:
       description: The number of its CPUs.
       type: int
     machine:
-      description: The machine type. It is taken from the command line if C(monitor) is not V(answers).
+      description: The machine type. It is taken from the command line if the VM cannot be queried.
       type: str
       sample: pc-q35-10.0
     qemu_version:
@@ -118,17 +118,21 @@ vms:
       type: str
       sample: 10.0.2
     qmp_socket:
-      description: The QMP server that answered, or else the first one on its command line.
+      description: The QMP server that answered, or else the first one on its command line; null with V(human).
       type: str
     monitor:
       description:
         - Whether its monitor can be used. V(answers), V(busy) (another client uses it, or QEMU hangs), V(missing)
-          (nothing listens at its path), V(none) (its command line opens no monitor that can be reached), V(denied) (the
+          (nothing listens at its path), V(none) (its command line opens no monitor that can be used), V(denied) (the
           task's user may not use it), V(foreign) (another process answers there, or it is not known which process
           does), V(invalid) (what answers does not speak QMP) or V(lost) (QEMU ended in the meantime).
+        - V(human) means that the VM has a human monitor, through which its QEMU opens a QMP monitor for each run. Such
+          a VM is saved and restored as any other.
       type: str
     reason:
-      description: Why the VM cannot be queried, and, if it has no monitor, how to give it one; empty if it can.
+      description:
+        - Why the VM cannot be queried, and, if it has no monitor, how to give it one; or how it was, if C(monitor) is
+          V(human). Empty if it was queried as usual.
       type: str
     unit:
       description: The systemd unit in whose control group its QEMU runs. It may be that of a session or a container.

@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import time
+from typing import Union
 
 import pytest
 
+from support import CounterGuest
 from support.boot_program import said
 from support.observe import VM, Continuity
 
@@ -56,3 +58,47 @@ def test_pretty_monitor_alone(start_paused, image, save, run_module, tmp_path):
     qemu = start_paused("-name", f"pretty-{VM}", "-qmp-pretty", f"unix:{place},server=on,wait=off")
     assert save(qmp_socket=str(place), path=str(image), after_save="resume")["changed"]
     assert qemu.pid in {vm["pid"] for vm in run_module("qemu_vm_info", name=["paused", f"pretty-{VM}"])["vms"]}
+
+
+class NamelessGuest(CounterGuest):
+    """A guest whose QEMU has no -name: only its socket tells which it is."""
+
+    def argv(self, incoming: Union[bool, str] = False) -> list[str]:
+        argv = super().argv(incoming)
+        at = argv.index("-name")
+        return [*argv[:at], *argv[at + 2 :]]
+
+
+def test_vm_without_a_name_is_the_process_at_its_socket(make_guest, image, save, restore):
+    guest = make_guest(kind=NamelessGuest)
+    continuity = Continuity(guest)
+    for _round in range(2):
+        saved = save(qmp_socket=str(guest.qmp_socket), path=str(image))
+        assert (saved["vm"]["name"], saved["launch"]["how"]) == ("", "command")
+        guest.wait_exit()
+        assert not save(qmp_socket=str(guest.qmp_socket), path=str(image))["changed"]
+        restored = restore(path=str(image))
+        guest.adopt(restored["vm"]["pid"])
+        continuity.check()
+    assert not restore(qmp_socket=str(guest.qmp_socket), path=str(image))["changed"]
+
+
+def test_vm_without_a_name_that_waits_at_its_socket(make_guest, image, save, restore):
+    guest = make_guest(kind=NamelessGuest)
+    continuity = Continuity(guest)
+    save(qmp_socket=str(guest.qmp_socket), path=str(image))
+    guest.start(incoming=True)
+    restore(qmp_socket=str(guest.qmp_socket), path=str(image), launch="attach")
+    continuity.check()
+
+
+def test_vm_whose_name_is_in_a_file_is_the_process_at_its_socket(make_guest, image, save, restore, tmp_path):
+    (tmp_path / "vm.cfg").write_text(f'[name]\n  guest = "{VM}"\n')
+    guest = make_guest(kind=NamelessGuest, extra_args=["-readconfig", str(tmp_path / "vm.cfg")])
+    continuity = Continuity(guest)
+    saved = save(qmp_socket=str(guest.qmp_socket), path=str(image))
+    assert (saved["vm"]["name"], saved["launch"]["how"]) == (VM, "command")
+    guest.wait_exit()
+    assert not save(name=VM, path=str(image))["changed"]
+    guest.adopt(restore(name=VM, path=str(image))["vm"]["pid"])
+    continuity.check()

@@ -72,3 +72,34 @@ def test_monitor_without_a_capability(attacker: Attacker, run_bounded: Callable[
     assert result["error"] == "UnsupportedByQemuError", result["msg"]
     assert "events" in result["msg"]
     assert list(image.parent.iterdir()) == []
+
+
+#: As FAKES, of human monitors.
+HUMAN_FAKES = {
+    "silent": ("busy", "did not show its prompt within"),
+    "one-by-one": ("busy", "did not show its prompt within"),
+    "endless": ("invalid", "writes on and on"),
+    "hangs-up": ("lost", "ended"),
+    "mute": ("busy", "did not answer info"),
+    "obeys": ("none", "opens no QMP monitor"),
+    "talks": ("none", "opens no QMP monitor"),
+}
+
+
+@pytest.mark.parametrize("kind", HUMAN_FAKES)
+def test_human_monitor_that_is_none(
+    attacker: Attacker, guest: CounterGuest, run_bounded: Callable[..., Any], kind: str
+) -> None:
+    socket = attacker.home / "human"
+    fake = attacker.python(
+        "fake_human.py", kind, "-name", "fake", "-monitor", f"unix:{socket},server=on", named="qemu-system-x86_64"
+    )
+    result, seconds = run_bounded("qemu_vm_info", name=["fake", guest.name])
+    assert not result.get("failed"), result["msg"]
+    shown = {vm["pid"]: vm for vm in result["vms"]}
+    assert shown[guest.pid]["monitor"] == "answers"
+    state, reason = HUMAN_FAKES[kind]
+    assert shown[fake.pid]["monitor"] == state, shown[fake.pid]
+    assert reason in shown[fake.pid]["reason"], shown[fake.pid]
+    assert len(shown[fake.pid]["reason"]) < 2000
+    assert seconds < 25

@@ -11,13 +11,13 @@ which may itself begin with a dash; option strings are ``key=value`` lists in wh
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import re
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.json_text import read_json
 
 #: The options without an argument (no HAS_ARG in qemu-options.hx, QEMU 2 to 11.1). All others take one. A test asks
 #: the installed QEMU.
@@ -64,6 +64,7 @@ _SHORT_FORMS = {
 _SHORT_FORMS_WITH_KEYS = ("unix:", "tcp:", "telnet:", "tn3270:", "websocket:")
 
 _ON = frozenset(("on", "yes", "true", "y"))
+_OFF = frozenset(("off", "no", "false", "n"))
 
 #: What QEMU's machine types are named with; anything else in an image's would be read as further options.
 _MACHINE_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -159,32 +160,53 @@ def qmp_addresses(argv: t.Sequence[str], cwd: str) -> list[str]:
     ``-qmp``, ``-qmp-pretty``, and with their ``-chardev socket`` ``-mon`` in control mode and, from QEMU 11.1 on,
     ``-object monitor-qmp``. An address that begins with a NUL is one of the abstract namespace.
     """
-    chardevs = chardev_addresses(argv, cwd)
+    return _monitors(argv, cwd, ("qmp", "qmp-pretty"), ("control",), "monitor-qmp")
+
+
+def human_addresses(argv: t.Sequence[str], cwd: str) -> list[str]:
+    """As :func:`qmp_addresses`, of the human monitors that are at a socket of their own.
+
+    ``-monitor``, and with their ``-chardev socket`` ``-mon`` and ``-object monitor-hmp``.
+    """
+    return _monitors(argv, cwd, ("monitor",), ("readline", None), "monitor-hmp")
+
+
+def _monitors(
+    argv: t.Sequence[str], cwd: str, names: t.Collection[str], modes: t.Collection[str | None], qom_type: str
+) -> list[str]:
+    """:param names: of the short options. :param modes: of ``-mon``. :param qom_type: of ``-object``."""
+    # A human monitor's client takes Telnet for what it is.
+    ports = ("tcp", "telnet") if qom_type == "monitor-hmp" else ("tcp",)
+    # What is written to a multiplexed one may be for the guest.
+    chardevs = chardev_addresses(argv, cwd, muxed=False)
     found: list[str | None] = []
     for option in options(argv):
         if not option.argument:
             continue
-        if option.name in ("qmp", "qmp-pretty"):
-            found.append(_short_address(option.argument, chardevs, cwd))
+        if option.name in names:
+            found.append(_short_address(option.argument, chardevs, cwd, ports))
         elif option.name == "mon":
             keys = parse_option_string(option.argument, "chardev")
-            if keys.get("mode") == "control":
+            if keys.get("mode") in modes:
                 found.append(chardevs.get(keys.get("chardev", "")))
         elif option.name == "object":
-            keys = _object_keys(option.argument)
-            if keys.get("qom-type") == "monitor-qmp":
+            keys = _object_words(option.argument)
+            if keys.get("qom-type") == qom_type and keys.get("readline") not in _OFF:
                 found.append(chardevs.get(keys.get("chardev", "")))
     # Only the UNIX sockets pass descriptors, which saves and restores need.
     return sorted((address for address in found if address), key=lambda address: address[0] not in "/\0")
 
 
-def chardev_addresses(argv: t.Sequence[str], cwd: str) -> dict[str, str | None]:
-    """By id, where each ``-chardev socket`` listens, as :func:`qmp_addresses` has it; None where it does not."""
+def chardev_addresses(argv: t.Sequence[str], cwd: str, muxed: bool = True) -> dict[str, str | None]:
+    """By id, where each ``-chardev socket`` listens, as :func:`qmp_addresses` has it; None where it does not.
+
+    :param muxed: with those that are shared by several.
+    """
     found = {}
     for option in options(argv):
         if option.name == "chardev" and option.argument:
             keys = parse_option_string(option.argument, "backend")
-            if keys.get("backend") == "socket":
+            if keys.get("backend") == "socket" and (muxed or keys.get("mux", "off") in _OFF):
                 found[keys.get("id", "")] = _socket_address(keys, cwd)
     return found
 
@@ -221,18 +243,23 @@ def _object_keys(argument: str, implied: str = "qom-type") -> dict[str, str]:
     if not argument.startswith("{"):
         return parse_option_string(argument, implied)
     try:
-        found = json.loads(argument)
+        found = read_json(argument)
     except (ValueError, RecursionError):
         return {}
     return {key: value for key, value in found.items() if isinstance(value, str)}
 
 
-def _short_address(argument: str, chardevs: t.Mapping[str, str | None], cwd: str) -> str | None:
-    """The address of the short form that ``-qmp`` takes: ``unix:PATH,…``, ``tcp:HOST:PORT,…``, ``chardev:ID``."""
+def _short_address(
+    argument: str, chardevs: t.Mapping[str, str | None], cwd: str, ports: t.Collection[str]
+) -> str | None:
+    """The address of the short form that ``-qmp`` takes: ``unix:PATH,…``, ``tcp:HOST:PORT,…``, ``chardev:ID``.
+
+    :param ports: the words for one with a port.
+    """
     kind, _colon, rest = argument.partition(":")
     if kind == "unix":
         return _socket_address(parse_option_string(rest, "path"), cwd)
-    if kind == "tcp":
+    if kind in ports:
         place, _comma, flags = rest.partition(",")
         host, _colon, port = place.partition(":")
         return _socket_address({**parse_option_string(flags), "host": host, "port": port}, cwd)
@@ -243,7 +270,7 @@ def _short_address(argument: str, chardevs: t.Mapping[str, str | None], cwd: str
 
 def _socket_address(keys: t.Mapping[str, str], cwd: str) -> str | None:
     """Where a ``socket`` character device listens, or None: it connects to others, or was handed its descriptor."""
-    if keys.get("server", "off") in ("off", "no", "false", "n"):
+    if keys.get("server", "off") in _OFF:
         return None
     if "path" in keys:
         if keys.get("abstract") == "on":
@@ -383,7 +410,7 @@ def _object_words(argument: str) -> dict[str, str]:
     if not argument.startswith("{"):
         return _object_keys(argument)
     try:
-        found = json.loads(argument)
+        found = read_json(argument)
     except (ValueError, RecursionError):
         return {}
     return {key: ("off", "on")[value] if isinstance(value, bool) else str(value) for key, value in found.items()}

@@ -15,14 +15,20 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     LaunchError,
     MonitorBusyError,
     MonitorError,
+    MonitorForeignError,
+    MonitorHumanError,
+    MonitorLostError,
     MonitorMissingError,
     MonitorProtocolError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.door import Door, doors
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.human import Connected
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import IMPATIENCE, process_behind
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import list_processes
 
 #: Seconds that a QEMU may take from its start to its QMP greeting, where its run has no shorter limit: hundreds of GiB
 #: that are allocated first take minutes, as do helpers of its unit.
@@ -31,30 +37,49 @@ LAUNCH_TIMEOUT = 3600.0
 #: Seconds between two looks for the QMP socket of a QEMU that is just starting; nothing announces it.
 _LAUNCH_INTERVAL = 0.02
 
+#: Seconds between two looks for the process that may see other files: each goes over all processes.
+_ROOT_INTERVAL = 1.0
 
-def addresses_of(how: Launch, name: str) -> list[str]:
-    """Where a QEMU that is started this way will answer, the best one first.
+_MAY_COME = (MonitorMissingError, MonitorForeignError, MonitorBusyError, MonitorProtocolError, MonitorLostError)
+
+
+def doors_of(how: Launch, name: str, wanted: str | None = None) -> list[Door]:
+    """The ways to a QEMU that is started this way, the best one first.
 
     :param name: the VM's, for messages.
-    :raises LaunchError: it opens no QMP server.
+    :param wanted: the address at which it is asked for; None for any.
+    :raises LaunchError: it opens no monitor.
     """
-    addresses = command_line.qmp_addresses(read_configuration(how.argv, how.cwd).words, how.cwd)
-    if not addresses:
+    found = doors(read_configuration(how.argv, how.cwd).words, how.cwd)
+    if wanted:
+        return [door for door in found if door.address == wanted] or [Door(wanted)]
+    if not found:
         raise LaunchError(
             f"The command of {name} opens no QMP server", cure="Add -qmp unix:PATH,server=on,wait=off to it"
         )
     # Only over a UNIX socket can it be given the image.
-    return [address for address in addresses if address[0] in "/\0"] or addresses
+    servers = [door for door in found if not door.is_human]
+    servers = [door for door in servers if door.address[0] in "/\0"] or servers
+    return servers + [door for door in found if door.is_human]
 
 
-async def greeted(launched: LaunchedQemu, addresses: t.Sequence[str], name: str) -> Monitor:
+async def greeted(launched: LaunchedQemu, known: t.Sequence[Door], name: str) -> Monitor:
     """Wait for a QMP server of a QEMU that was started.
 
-    :param addresses: where it will answer, the best one first; the others may be somebody's as soon as they are there.
+    :param known: the ways to it, the best one first; the others may be somebody's as soon as they are there.
     :param name: the VM's, for messages.
     :raises LaunchError: it has none, or ended before it greeted.
     """
     deadline = time.monotonic() + LAUNCH_TIMEOUT
+    next_look = 0.0
+
+    def check(connection: Connected) -> None:
+        if not _is_of(connection, launched):
+            # Someone else listened there before; our QEMU has not come to it yet.
+            raise MonitorForeignError(
+                f"Another process (pid {connection.end.listener}) listens at {connection.shown_address}"
+            )
+
     while True:
         if await launched.ended():
             said = await words_of(launched) or "it said nothing"
@@ -64,38 +89,51 @@ async def greeted(launched: LaunchedQemu, addresses: t.Sequence[str], name: str)
             )
         problem: MonitorError | None = None
         may_come = False
-        for address in addresses:
+        if time.monotonic() >= next_look:
+            # It may see other files than this process.
+            next_look = time.monotonic() + _ROOT_INTERVAL
+            known = _seen_by(launched, known)
+        for door in known:
+            if door.is_human and problem and not isinstance(problem, MonitorBusyError):
+                # It has a QMP server that is not there yet.
+                break
             try:
-                monitor = await Monitor.connect(address, IMPATIENCE if len(addresses) > 1 else None)
-                if _is_of(monitor, launched):
-                    return monitor
-                # Someone else listened there before; our QEMU has not come to it yet.
-                await monitor.close()
-                raise MonitorMissingError(f"Another process (pid {monitor.peer_pid}) listens at {address}")
+                return await door.open(IMPATIENCE if len(known) > 1 else None, check)
             except MonitorError as exc:
+                if isinstance(exc, MonitorHumanError):
+                    exc.cure = "Add -qmp unix:PATH,server=on,wait=off to its command"
                 # Protocol: it opened its server and ended before it greeted, which the next look at it tells.
-                may_come = may_come or isinstance(exc, (MonitorMissingError, MonitorBusyError, MonitorProtocolError))
+                may_come = may_come or isinstance(exc, _MAY_COME)
                 problem = problem or exc
         if problem and not may_come:
             raise problem
         if problem and time.monotonic() > deadline:
             raise LaunchError(
-                f"The QEMU that was started for {name} opened no QMP server at {addresses[0]} within"
+                f"The QEMU that was started for {name} opened no QMP server at {known[0].shown_address} within"
                 f" {LAUNCH_TIMEOUT:g} seconds ({problem.what})",
                 cure=f"See its log {launched.log}",
             ) from problem
         await asyncio.sleep(_LAUNCH_INTERVAL)
 
 
-def _is_of(monitor: Monitor, launched: LaunchedQemu) -> bool:
+def _seen_by(launched: LaunchedQemu, known: t.Sequence[Door]) -> list[Door]:
+    """The same doors, and where the QEMU itself has them, if that is elsewhere; as they are where it is not there."""
+    here = [door for door in known if door.root_of is None]
+    for process in list_processes():
+        if launched.is_or_started(process.pid):
+            return [seen for door in here for seen in door.seen_by(process.pid)]
+    return here
+
+
+def _is_of(monitor: Connected, launched: LaunchedQemu) -> bool:
     """Whether the QEMU that was started here may answer on a monitor, or whoever listens for it."""
     process = process_behind(monitor)
-    pid = process.pid if process else monitor.peer_pid
+    pid = process.pid if process else monitor.end.listener
     if pid is not None:
         return launched.is_or_started(pid)
     # Behind a TCP port of a container, say; but not one that somebody else has taken.
     wanted = launched.how.rights.uid if launched.how.rights else os.geteuid()
-    return monitor.peer_uid is None or monitor.peer_uid in (0, os.geteuid(), wanted)
+    return monitor.end.uid is None or monitor.end.uid in (0, os.geteuid(), wanted)
 
 
 async def words_of(launched: LaunchedQemu) -> str:

@@ -28,8 +28,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import wi
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import GuestAgentError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.answers import message_problem
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.dial import reachable
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import process_at
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, reachable
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.socket_end import other_end
 

@@ -22,12 +22,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorBusyError,
     MonitorError,
     MonitorForeignError,
+    MonitorHumanError,
     MonitorMissingError,
     MonitorProtocolError,
     VmAmbiguousError,
     VmNotFoundError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.door import Door, doors
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.human import Connected
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.nameless_socket import (
     NamelessSocketError,
@@ -59,7 +62,7 @@ _CHOOSE = "Name the one you mean by its qmp_socket"
 # --- the process behind a monitor -------------------------------------------------------------------------------
 
 
-def process_behind(monitor: Monitor) -> QemuProcess | None:
+def process_behind(monitor: Connected) -> QemuProcess | None:
     """The QEMU that answers on a monitor; None where that is not known: it is never guessed.
 
     It is whoever began to listen on the UNIX socket, where that is a QEMU. Where it is not (systemd or libvirt handed
@@ -92,7 +95,7 @@ def _is_of_opener(process: QemuProcess, uid: int | None) -> bool:
     return uid in (process.uid, 0, os.geteuid())
 
 
-def is_behind(monitor: Monitor, process: QemuProcess) -> bool:
+def is_behind(monitor: Connected, process: QemuProcess) -> bool:
     """Whether this very process is known to answer on a monitor."""
     found = process_behind(monitor)
     return found is not None and (found.pid, found.birth) == (process.pid, process.birth)
@@ -104,79 +107,111 @@ def was_started_by_root(monitor: Monitor, process: QemuProcess) -> bool:
     return (end.listener, end.uid) == (process.pid, 0) and end.listener_birth in (None, process.birth)
 
 
-async def connect_by_process(process: QemuProcess, timeout: float | None = None) -> Monitor:
-    """A session on the first of the VM's QMP servers that is free and is answered by this very process.
+async def connect_by_process(process: QemuProcess, timeout: float | None = None, address: str | None = None) -> Monitor:
+    """A session on the first of the VM's monitors that is free and is answered by this very process.
 
-    Where it has several, all are tried for a short time before one is waited for. One that was started just now,
-    perhaps by a restore that was killed at once, may not have opened them yet.
+    Its QMP servers come first, then its human monitors, through which QEMU may open one. Where it has several, all are
+    tried for a short time before one is waited for. One that was started just now, perhaps by a restore that was
+    killed at once, may not have opened them yet.
 
     :param timeout: seconds until a server must have greeted; None for the usual.
+    :param address: the monitor that is to be used; None for any.
     :raises VmNotFoundError: its configuration opens none.
+    :raises MonitorHumanError: it has human monitors alone, and its QEMU opens no QMP server through them.
     :raises MonitorError: none of them could be used; the first one's error.
     """
-    limits = [IMPATIENCE, timeout] if len(process.qmp_addresses) > 1 else [timeout]
+    known = [
+        door for door in doors(process.configuration.words, process.cwd, process.pid) if address in (None, door.address)
+    ]
+    limits = [IMPATIENCE, timeout] if len(known) > 1 else [timeout]
     while True:
+        is_up = age(process.pid) > _START_TIMEOUT
         problems: list[MonitorError] = []
         for limit in limits:
             problems = []
-            monitor = await _first_free(process, limit, problems)
+            monitor = await _first_free(process, known, limit, is_up, problems)
             if monitor:
                 return monitor
             if not any(isinstance(problem, MonitorBusyError) for problem in problems):
                 break
         starting = all(isinstance(problem, MonitorMissingError) for problem in problems)
-        if not problems or not starting or age(process.pid) > _START_TIMEOUT:
+        if not problems or not starting or is_up:
             break
         await asyncio.sleep(_START_INTERVAL)
     if problems:
-        raise problems[0]
+        # Of QMP servers, where there are some; one that is not at the first of two places may be at the other.
+        told = [problem for door, problem in zip(known, problems) if not door.is_human] or problems
+        problem = next((problem for problem in told if not isinstance(problem, MonitorMissingError)), told[0])
+        if isinstance(problem, MonitorMissingError) and known[problems.index(problem)].is_out_of_reach(process.pid):
+            problem.what += ", as the VM is in a network namespace of its own"
+            problem.cure = how_to_add_a_monitor(process)
+        raise problem
     raise VmNotFoundError(
-        f"{process.name} runs (pid {process.pid}), but its configuration opens no QMP server that can be reached",
+        f"{process.name or 'The VM without a name'} runs (pid {process.pid}), but its configuration opens no QMP server"
+        " that can be reached",
         cure=f"{how_to_add_a_monitor(process)}; or name its socket in qmp_socket",
     )
 
 
-async def _first_free(process: QemuProcess, timeout: float | None, problems: list[MonitorError]) -> Monitor | None:
-    """A session on the first server that this process answers within the timeout; ``problems`` gets those before it."""
-    for address in process.qmp_addresses:
+async def _connect_by_door(door: Door, process: QemuProcess, timeout: float | None) -> Monitor:
+    """A session by one of a VM's doors, also where its socket has lost its name; raises as :meth:`Door.open`."""
+    try:
+        return await _open_door(door, process, timeout)
+    except (MonitorMissingError, MonitorForeignError, MonitorBusyError, MonitorProtocolError) as exc:
+        return await _connect_without_name(process, door, exc, timeout)
+
+
+async def _open_door(door: Door, process: QemuProcess, timeout: float | None) -> Monitor:
+    """As :meth:`Door.open`, with what to do where a VM has no monitor that can be used."""
+
+    def check(connection: Connected) -> None:
+        if not is_behind(connection, process):
+            raise _foreign(connection, process)
+
+    try:
+        return await door.open(timeout, check)
+    except MonitorHumanError as exc:
+        exc.cure = how_to_add_a_monitor(process)
+        raise
+
+
+async def _first_free(
+    process: QemuProcess, known: t.Sequence[Door], timeout: float | None, is_up: bool, problems: list[MonitorError]
+) -> Monitor | None:
+    """A session on the first server that this process answers within the timeout; ``problems`` gets those before it.
+
+    :param is_up: whether its QMP servers are there if they will be at all; else no human monitor takes their place.
+    """
+    for door in known:
+        if door.is_human and problems and not is_up and all(isinstance(each, MonitorMissingError) for each in problems):
+            break
         try:
-            return await _connect_by_address(process, address, timeout)
+            return await _connect_by_door(door, process, timeout)
         except MonitorError as exc:
             problems.append(exc)
     return None
 
 
-async def _connect_by_address(process: QemuProcess, address: str, timeout: float | None) -> Monitor:
-    """A session with this process on one of its QMP servers, also where that has lost its name.
-
-    :raises MonitorForeignError: someone else answers there.
-    :raises MonitorError: it cannot be used.
-    """
-    try:
-        return await _answered(process, await Monitor.connect(address, timeout))
-    except (MonitorMissingError, MonitorForeignError, MonitorBusyError, MonitorProtocolError) as exc:
-        return await connect_without_name(process, address, exc, timeout)
-
-
-async def connect_without_name(
-    process: QemuProcess, address: str, problem: MonitorError, timeout: float | None = None
+async def _connect_without_name(
+    process: QemuProcess, door: Door, problem: MonitorError, timeout: float | None
 ) -> Monitor:
     """A session with this process on a socket to which its path does not lead any more.
 
     :param problem: what is at that path; it is raised where the socket cannot be reached.
     :raises MonitorError: it cannot be used.
     """
+    missing = isinstance(problem, MonitorMissingError)
     try:
-        if not address.startswith("/"):
+        if not door.address.startswith("/") or (door.root_of is not None and not missing):
             raise problem
-        reach = functools.partial(name_of_listener, process.pid, address, process.cwd)
-        return await _answered(process, await Monitor.connect(address, timeout, reach))
+        reach = functools.partial(name_of_listener, process.pid, door.address, process.cwd)
+        return await _open_door(dataclasses.replace(door, reach=reach), process, timeout)
     except NamelessSocketError as reason:
         # Who answers at the path has a socket there, too.
-        if reason.sockets > (not isinstance(problem, MonitorMissingError)):
+        if reason.sockets > (not missing):
             problem.what += (
                 f". {process.name or 'The VM'} ({process.who}) listens there all the same, on a socket that has lost"
-                f" its name{when_taken(address)}; {reason}"
+                f" its name{when_taken(door.address)}; {reason}"
             )
             problem.cure = (
                 "Run the task as root, who reaches a socket without a name; or name another one in qmp_socket"
@@ -193,21 +228,9 @@ def when_taken(address: str) -> str:
     return f" (another one was made at its path at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(made))})"
 
 
-async def _answered(process: QemuProcess, monitor: Monitor) -> Monitor:
-    """The session, where this process answers in it; else it is closed.
-
-    :raises MonitorForeignError: another process does.
-    """
-    if is_behind(monitor, process):
-        return monitor
-    error = _foreign(monitor, process)
-    await monitor.close()
-    raise error
-
-
-def _foreign(monitor: Monitor, process: QemuProcess) -> MonitorForeignError:
+def _foreign(monitor: Connected, process: QemuProcess) -> MonitorForeignError:
     other = process_behind(monitor)
-    uid = monitor.peer_uid
+    uid = monitor.end.uid
     who = other.who if other else "an unknown process" + (f" of the user {user_name(uid)}" if uid is not None else "")
     return MonitorForeignError(
         f"{monitor.shown_address} is named in the command line of {process.name or 'a VM without a name'}"

@@ -15,9 +15,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import errno
 import logging
-import os
 import socket
 import time
 import typing as t
@@ -28,7 +26,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorBusyError,
     MonitorError,
     MonitorLostError,
-    MonitorMissingError,
     MonitorProtocolError,
     RequestError,
 )
@@ -39,6 +36,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.answers import (
     message_problem,
     with_believable_time,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.dial import open_socket, shown_address
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.socket_end import SocketEnd, other_end
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu_qmp.error import QMPError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu_qmp.events import EventListener
@@ -64,9 +62,6 @@ Event = t.Dict[str, t.Any]
 
 #: What the library says to developers, in which there may be what QEMU has said.
 _LIBRARY_LOG = logging.getLogger(QMPClient.__module__.rpartition(".")[0])
-
-Reach = t.Callable[[], t.ContextManager[str]]
-"""Gives a path by which one can connect to a UNIX socket that has lost its own (:mod:`nameless_socket`)."""
 
 #: The events that are looked for, and how many of them are kept: a save has some ten. Others are dropped as they come.
 _KEPT_EVENTS = frozenset(("MIGRATION", "RESUME", "SHUTDOWN", "STOP", "SUSPEND", "WAKEUP"))
@@ -120,20 +115,37 @@ class _Client(QMPClient):
         return msg
 
 
+class Dialled(t.NamedTuple):
+    """A connection to a QMP server that is to greet on it."""
+
+    connection: socket.socket
+    #: The other end, where the kernel says less of it than is known; None to ask the kernel.
+    end: SocketEnd | None = None
+    #: Whether QEMU was told to open the server for this run alone.
+    is_temporary: bool = False
+    #: Whether the socket was reached by another way than its path, which does not lead to it any more.
+    has_lost_its_name: bool = False
+
+
+#: Makes such a connection within so many seconds, or raises MonitorError; it may be asked again.
+Dial = t.Callable[[float], t.Awaitable[Dialled]]
+
+
 class _Session(t.NamedTuple):
     """A connection that has greeted."""
 
     client: QMPClient
     end: SocketEnd
     descriptors: bool
+    dialled: Dialled
 
 
 class Monitor:
     """A QMP session; made by :meth:`connect`, ended by :meth:`close` (or as an asynchronous context manager)."""
 
-    def __init__(self, address: str, session: _Session, reach: Reach | None = None) -> None:
+    def __init__(self, address: str, session: _Session, dial: Dial | None = None) -> None:
         self.address = address
-        self._reach = reach
+        self._dial = dial
         #: The last events that are looked for, oldest first, without the data that nobody asks for.
         self._events: collections.deque[Event] = collections.deque(maxlen=_MAX_EVENTS)
         #: How many there were in all.
@@ -148,6 +160,10 @@ class Monitor:
         self.end = session.end
         #: Whether descriptors can be passed (UNIX sockets only).
         self.passes_descriptors = session.descriptors
+        #: Whether the server was opened for this run alone, through a human monitor, which is at the address.
+        self.is_temporary = session.dialled.is_temporary
+        #: Whether the socket was reached by another way than its path, which does not lead to it any more.
+        self.has_lost_its_name = session.dialled.has_lost_its_name
         self._client = session.client
         self._disconnecting: asyncio.Future[BaseException | None] | None = None
         self._lost = False
@@ -161,17 +177,17 @@ class Monitor:
     # --- the session ---
 
     @classmethod
-    async def connect(cls, address: str, timeout: float | None = None, reach: Reach | None = None) -> Monitor:
+    async def connect(cls, address: str, timeout: float | None = None, dial: Dial | None = None) -> Monitor:
         """Connect to the QMP server at a UNIX socket's path, or at ``host:port``.
 
         :param timeout: seconds until the greeting must have come; None for the usual.
-        :param reach: what gives another path for the UNIX socket, as one that leads to it; None for its own.
+        :param dial: how, where it is not done by the address alone.
         :raises MonitorMissingError: nothing listens there.
         :raises MonitorBusyError: it accepts, but does not greet: another client holds it, or QEMU hangs.
         :raises MonitorProtocolError: it does not speak QMP.
         """
-        limit = GREETING_TIMEOUT if timeout is None else timeout
-        return cls(address, await _open_session(address, limit, reach), reach)
+        seconds = GREETING_TIMEOUT if timeout is None else timeout
+        return cls(address, await _open_session(address, seconds, dial), dial)
 
     async def connect_again(self) -> None:
         """Begin a new session with the same server in place of one that was lost; the events of both are kept.
@@ -180,7 +196,7 @@ class Monitor:
         :raises MonitorError: as :meth:`connect`.
         """
         await self.close()
-        session = await _open_session(self.address, GREETING_TIMEOUT, self._reach)
+        session = await _open_session(self.address, GREETING_TIMEOUT, self._dial)
         listener = (self.end.listener, self.end.listener_birth, self.end.uid)
         changed = (session.end.listener, session.end.listener_birth, session.end.uid) != listener
         self._begin(session)
@@ -222,7 +238,7 @@ class Monitor:
     @property
     def shown_address(self) -> str:
         """The address for messages."""
-        return _shown(self.address)
+        return shown_address(self.address)
 
     @property
     def peer_pid(self) -> int | None:
@@ -233,11 +249,6 @@ class Monitor:
     def peer_uid(self) -> int | None:
         """The user that this process was when it began to listen; over TCP, who accepted the connection, if known."""
         return self.end.uid
-
-    @property
-    def has_lost_its_name(self) -> bool:
-        """Whether the socket was reached by another way than its path, which does not lead to it any more."""
-        return self._reach is not None
 
     @property
     def lost(self) -> bool:
@@ -306,7 +317,7 @@ class Monitor:
         """
         if not self.passes_descriptors:
             raise RequestError(
-                f"Descriptors cannot be passed over {_shown(self.address)}: only a UNIX socket carries them",
+                f"Descriptors cannot be passed over {shown_address(self.address)}: only a UNIX socket carries them",
                 cure="Give the VM a monitor on a UNIX socket (-qmp unix:PATH,server=on,wait=off)",
             )
         try:
@@ -395,27 +406,28 @@ class Monitor:
             self._changed.notify_all()
 
     def _lost_error(self, when: str) -> MonitorError:
-        shown = _shown(self.address)
+        shown = shown_address(self.address)
         cure = "Run the task again: it goes on from what this run left, or undoes it"
         if self._garbage:
             return MonitorProtocolError(f"{shown} does not speak QMP as QEMU does: {self._garbage}", cure=cure)
         return MonitorLostError(f"QEMU's connection at {shown} ended {when}", cure=cure)
 
 
-async def _open_session(address: str, timeout: float, reach: Reach | None = None) -> _Session:
+async def _open_session(address: str, timeout: float, dial: Dial | None) -> _Session:
     """As :meth:`Monitor.connect`."""
     _LIBRARY_LOG.addHandler(logging.NullHandler())
     _LIBRARY_LOG.propagate = False
     # Where a connection ends under several commands, each says so itself; asyncio would print a line as well.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    shown = _shown(address)
+    shown = shown_address(address)
     busy = MonitorBusyError(
         f"The QMP socket {shown} did not greet within {timeout:g} seconds: another client holds it"
         " (a QEMU monitor serves one at a time), or QEMU hangs",
         cure="End the other client (libvirt, a monitoring agent, another save), or give the VM a second"
         " monitor (-qmp unix:…) and name it in qmp_socket",
     )
-    connection = await _open_socket(address, timeout, busy, reach)
+    dialled = await dial(timeout) if dial else Dialled(await open_socket(address, timeout, busy))
+    connection = dialled.connection
     client = _Client(f"vmops.qemu {shown}")
     try:
         await within(timeout, client.connect(connection))
@@ -437,95 +449,16 @@ async def _open_session(address: str, timeout: float, reach: Reach | None = None
         if client.runstate is not Runstate.RUNNING:
             connection.close()
     try:
-        end = other_end(connection)
+        end = dialled.end or other_end(connection)
     except OSError:  # it was closed by now
         end = SocketEnd()
-    return _Session(client, end, connection.family == socket.AF_UNIX)
+    return _Session(client, end, connection.family == socket.AF_UNIX, dialled)
 
 
 def event_seconds(event: Event) -> float:
     """QEMU's own time of an event, in seconds since the epoch."""
     stamp = event["timestamp"]
     return float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
-
-
-async def _open_socket(
-    address: str, timeout: float, busy: MonitorBusyError, reach: Reach | None = None
-) -> socket.socket:
-    """A connected, non-blocking socket."""
-    host, colon, port = address.rpartition(":")
-    if "/" in address or address.startswith("\0") or not (colon and port.isdigit()):
-        return await _open_unix_socket(address, busy, reach)
-    loop = asyncio.get_running_loop()
-    missing = MonitorMissingError(
-        f"Nothing answers at the QMP address {address}",
-        cure="Check that the VM runs and that its -qmp option names this address",
-    )
-    try:
-        infos = await loop.getaddrinfo(host.strip("[]") or "localhost", int(port), type=socket.SOCK_STREAM)
-    except OSError as exc:
-        raise missing from exc
-    problem: Exception | None = None
-    # A name may stand for several addresses (localhost for ::1 and 127.0.0.1), of which QEMU listens at one.
-    for family, _type, _protocol, _name, place in infos:
-        connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        connection.setblocking(False)
-        try:
-            await asyncio.wait_for(loop.sock_connect(connection, place), timeout)
-            return connection
-        except (OSError, asyncio.TimeoutError) as exc:
-            problem = exc
-            connection.close()
-        except BaseException:  # a cancellation, too: the connection is nobody's yet
-            connection.close()
-            raise
-    raise missing from problem
-
-
-async def _open_unix_socket(path: str, busy: MonitorBusyError, reach: Reach | None = None) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    connection.setblocking(False)
-    shown = _shown(path)
-    try:
-        # A UNIX connect either succeeds at once or fails at once: EAGAIN is a full backlog, which on a monitor
-        # means that others wait already. (asyncio's sock_connect takes EAGAIN for "in progress".)
-        with reach() if reach else reachable(path) as name:
-            connection.connect(name)
-    except OSError as exc:
-        connection.close()
-        if exc.errno == errno.EAGAIN:
-            raise busy from exc
-        if exc.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
-            what = "does not exist" if exc.errno != errno.ECONNREFUSED else "has no QEMU behind it any more"
-            raise MonitorMissingError(
-                f"The QMP socket {shown} {what}",
-                cure="Check that the VM runs and that its -qmp option names this path",
-            ) from exc
-        if exc.errno in (errno.EACCES, errno.EPERM):
-            raise MonitorError(
-                f"This user may not use the QMP socket {shown}",
-                cure="Run the task as root or as the VM's user (become)",
-            ) from exc
-        raise MonitorProtocolError(f"{shown} is not a QMP socket ({exc.strerror or exc})") from exc
-    return connection
-
-
-@contextlib.contextmanager
-def reachable(path: str) -> t.Iterator[str]:
-    """A name for the socket that fits sun_path (108 bytes), also for a long path."""
-    if len(os.fsencode(path)) < 108:
-        yield path
-        return
-    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{os.path.basename(path)}"
-    finally:
-        os.close(directory)
-
-
-def _shown(address: str) -> str:
-    """The address for messages: one of the abstract namespace begins with "@", as in ss and /proc/net/unix."""
-    return address.replace("\0", "@")
 
 
 def _reason(exc: BaseException) -> str:

@@ -87,6 +87,16 @@ class QemuProcess:
         return command_line.qmp_addresses(self.configuration.words, self.cwd)
 
     @property
+    def human_addresses(self) -> list[str]:
+        """As ``qmp_addresses``, of its human monitors."""
+        return command_line.human_addresses(self.configuration.words, self.cwd)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where its monitors of either kind listen, the best one first."""
+        return [*self.qmp_addresses, *self.human_addresses]
+
+    @property
     def is_of_libvirt(self) -> bool:
         """Whether libvirt started it, which holds its monitor, and stops and starts it by itself.
 

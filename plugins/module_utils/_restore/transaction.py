@@ -42,7 +42,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.info import imag
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import freeable_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Measure, Publisher
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.greeting import addresses_of, greeted, words_of
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.door import Door
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.greeting import doors_of, greeted, words_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     Migration,
@@ -127,7 +128,7 @@ class RestoreTransaction:
         """Restore into a QEMU that is started for it; as :meth:`attach`, with LaunchError."""
         async with contextlib.AsyncExitStack() as afterwards:
             async with self.way_back:
-                launched, addresses = self._choose_launch(how)
+                launched, known = self._choose_launch(how)
                 self.run.situation = Situation(
                     f"The QEMU that was started for {self.domain.name} is being ended", self.run.word_for(self.head)
                 )
@@ -135,8 +136,8 @@ class RestoreTransaction:
                 self.way_back.push_async_exit(functools.partial(self._end, launched))
                 await launched.start()
                 monitor = await self.run.await_long(
-                    f"the QEMU that was started to open its QMP server at {addresses[0]}",
-                    greeted(launched, addresses, self.domain.name),
+                    f"the QEMU that was started to open its QMP server at {known[0].shown_address}",
+                    greeted(launched, known, self.domain.name),
                 )
                 session = await VmSession.open(monitor)
                 afterwards.push_async_callback(session.close)
@@ -174,14 +175,12 @@ class RestoreTransaction:
 
     # --- the QEMU ---
 
-    def _choose_launch(self, how: Launch) -> tuple[LaunchedQemu, list[str]]:
+    def _choose_launch(self, how: Launch) -> tuple[LaunchedQemu, list[Door]]:
         """What starts the QEMU, and where that will answer.
 
         :raises LaunchError: it opens no QMP server.
         """
-        wanted = self.run.request.qmp_socket
-        addresses = [wanted] if wanted else addresses_of(how, self.domain.name)
-        return choose_launch(how, self.domain.name), addresses
+        return choose_launch(how, self.domain.name), doors_of(how, self.domain.name, self.run.request.qmp_socket)
 
     async def _provide(self, afterwards: contextlib.AsyncExitStack) -> None:
         """Make again what QEMU needs to be started: directories, and the server of its TPM, which ends if this fails.

@@ -14,8 +14,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xm
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.door import doors
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 
@@ -41,7 +41,7 @@ def is_image_of(head: ImageHead, name: str | None, uuid: str, qmp_socket: str | 
         return False
     # Only what is vouched for names files that are read.
     words = read_configuration(launch.argv, launch.cwd).words if is_vouched(domain) else launch.argv
-    return os.path.abspath(qmp_socket) in command_line.qmp_addresses(words, launch.cwd)
+    return os.path.abspath(qmp_socket) in {door.address for door in doors(words, launch.cwd)}
 
 
 def recorded_surroundings(domain: domain_xml.ParsedDomain) -> Surroundings:

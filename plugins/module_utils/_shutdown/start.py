@@ -18,7 +18,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._lock import named_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import start_command
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.greeting import addresses_of, greeted
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.greeting import doors_of, greeted
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity, choose_process
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import find_processes
@@ -108,12 +108,12 @@ class StartOperation(Run):
 
     async def _start(self, launched: LaunchedQemu, how: Launch) -> None:
         """A QEMU that does not answer is left as it is: its guest may have begun to boot."""
-        addresses = addresses_of(how, self.subject)
+        known = doors_of(how, self.subject)
         try:
             await launched.start()
             self.situation = Situation(f"{self.subject} was started", "unknown")
             monitor = await self.await_long(
-                f"its QEMU to open its QMP server at {addresses[0]}", greeted(launched, addresses, self.subject)
+                f"its QEMU to open its QMP server at {known[0].shown_address}", greeted(launched, known, self.subject)
             )
             session = await VmSession.open(monitor)
             try:

@@ -15,6 +15,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line impo
     changes_user,
     daemonizes,
     guest_name,
+    human_addresses,
     machine_type,
     memory_backends,
     memory_size,
@@ -269,6 +270,35 @@ def test_a_qmp_server(words, addresses):
 )
 def test_no_qmp_server(words):
     assert qmp_addresses([QEMU, *words], "/vm") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "addresses"),
+    [
+        (["-monitor", "unix:/run/a.hmp,server=on,wait=off"], ["/run/a.hmp"]),
+        (["--monitor", "unix:a.hmp,server,nowait"], ["/vm/a.hmp"]),
+        (["-monitor", "tcp:127.0.0.1:4444,server=on"], ["127.0.0.1:4444"]),
+        (["-monitor", "telnet::4444,server,nowait"], ["localhost:4444"]),
+        (["-monitor", "chardev:q", *SOCKET], ["/a"]),
+        (["-mon", "q", *SOCKET], ["/a"]),
+        ([*SOCKET, "-mon", "mode=readline,chardev=q"], ["/a"]),
+        ([*SOCKET, "-object", "monitor-hmp,id=m,chardev=q"], ["/a"]),
+        ([*SOCKET, "-object", '{"qom-type": "monitor-hmp", "id": "m", "chardev": "q", "readline": true}'], ["/a"]),
+        ([*SOCKET, "-object", "{'chardev':'q','qom-type':'monitor-hmp','id':'m'}"], ["/a"]),
+        (["-monitor", "tcp::1,server=on", "-mon", "q", *SOCKET], ["/a", "localhost:1"]),
+        (["-monitor", "stdio"], []),
+        (["-monitor", "unix:/run/a.hmp"], []),
+        (["-monitor", "none"], []),
+        (["-qmp", "unix:/run/a.qmp,server=on"], []),
+        (["-serial", "mon:unix:/run/a,server=on"], []),
+        (["-mon", "q,mode=control", *SOCKET], []),
+        (["-mon", "q", "-chardev", "socket,id=q,path=/a,server=on,mux=on"], []),
+        ([*SOCKET, "-object", "monitor-hmp,id=m,chardev=q,readline=off"], []),
+        ([*SOCKET, "-object", "{'qom-type':'monitor-hmp','id':'m','chardev':'q','readline':false}"], []),
+    ],
+)
+def test_human_monitors(words, addresses):
+    assert human_addresses([QEMU, *words], "/vm") == addresses
 
 
 @given(WORD.filter(bool))

@@ -16,9 +16,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import wi
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorBusyError,
     MonitorMissingError,
-    MonitorProtocolError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor, _open_socket
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.dial import open_socket
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.socket_end import other_end
 
 BUSY = MonitorBusyError("busy")
@@ -28,7 +28,7 @@ def connect(address: str) -> tuple[object, int | None]:
     """Where a connection leads to, and to whose process."""
 
     async def open_and_close() -> tuple[object, int | None]:
-        with await _open_socket(address, 5, BUSY) as connection:
+        with await open_socket(address, 5, BUSY) as connection:
             return connection.getpeername(), other_end(connection).listener
 
     return asyncio.run(open_and_close())
@@ -67,8 +67,12 @@ def test_the_path_of_a_unix_socket(directory, name, tmp_path, monkeypatch):
 
 
 def test_a_name_that_no_unix_socket_can_have(tmp_path):
-    with pytest.raises(MonitorProtocolError, match="too long"):
-        asyncio.run(Monitor.connect(str(tmp_path / ("a" * 120))))
+    path = tmp_path / ("a" * 120)
+    with pytest.raises(MonitorMissingError, match="does not exist"):
+        asyncio.run(Monitor.connect(str(path)))
+    path.touch()
+    with pytest.raises(MonitorMissingError, match="no QEMU behind it"):
+        asyncio.run(Monitor.connect(str(path)))
 
 
 def test_an_abstract_address():
