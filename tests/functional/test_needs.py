@@ -158,6 +158,15 @@ def test_rom_that_rounds_to_the_same_size(make_guest, image, save, restore, tmp_
     before.check()
 
 
+def test_rom_with_a_size_of_its_own(make_guest, image, save, restore, tmp_path):
+    path, arguments = rom_of_a_card(tmp_path)
+    before = Continuity(make_guest(extra_args=[*arguments[:-1], f"{arguments[-1]},romsize=1048576"]))
+    save(name=VM, path=str(image))
+    longer(path)
+    restore(name=VM, path=str(image))
+    before.check()
+
+
 def test_firmware_that_was_changed_since_the_start(make_guest, image, run_module, tmp_path):
     path, arguments = firmware(tmp_path)
     guest = make_guest(extra_args=arguments, observer=True)

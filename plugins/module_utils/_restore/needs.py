@@ -14,8 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import stat
-import subprocess
 import time
 import typing as t
 
@@ -24,9 +22,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchEr
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import read_status
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import LAUNCH_ENVIRONMENT, Launch, LaunchedQemu
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Rights, access_words
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import StartedService, choose_launch
 from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import recorded_surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.bridges import (
@@ -35,6 +32,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.bridges i
     put_into_bridges,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.directories import (
+    Directory,
     make_directories,
     missing_directories,
     why_taken,
@@ -54,9 +52,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 _SERVER_TIMEOUT = 60.0
 _INTERVAL = 0.02
 
-#: Seconds that the removal of a socket may take.
-_REMOVE_TIMEOUT = 10.0
-
 
 class Provision:
     """What one restore sees to."""
@@ -68,6 +63,14 @@ class Provision:
         self._by_unit = bool(how.unit and how.unit_argv)
         self._uid = domain.launch.uid if domain.launch else os.geteuid()
         self.needs: Needs = recorded_surroundings(domain).needs
+        #: Those that are made here.
+        self._directories = [
+            directory for directory in self.needs.directories if not self._by_unit or self._is_of_tpm(directory)
+        ]
+
+    def _is_of_tpm(self, directory: Directory) -> bool:
+        places = [place for tpm in self.needs.tpms for place in (tpm.path, tpm.state_directory) if place]
+        return any(f"{os.path.realpath(place)}/".startswith(f"{directory.path}/") for place in places)
 
     def check(self) -> None:
         """Look at all of it, and change nothing; it reads files, so it belongs into a thread.
@@ -85,14 +88,14 @@ class Provision:
         for file, size in changed_firmware(self.needs.files):
             what, cure = changed_text(file, size)
             raise MismatchError(f"{self._name} cannot be restored: {what}", cure=f"{cure}, then restore again")
+        self._check_directories()
         if not self._by_unit:
-            self._check_directories()
             self._check_servers()
         for server in self.needs.tpms:
             self._check_tpm(server)
 
     def _check_directories(self) -> None:
-        reason = why_taken(self.needs.directories, {0, os.geteuid(), self._uid})
+        reason = why_taken(self._directories, {0, os.geteuid(), self._uid})
         if reason:
             raise LaunchError(
                 f"The QEMU of {self._name} is not started where others could put sockets in the place of its own:"
@@ -118,10 +121,13 @@ class Provision:
         if is_listened_at(server.path):
             self._require_ours(server)
             return
-        if server.unit:
-            return
+        if not server.unit:
+            self._check_words(server)
+
+    def _check_words(self, server: TpmServer) -> None:
+        """:raises LaunchError: the server of a TPM cannot be started by its recorded words."""
         state = server.state_directory
-        to_be_made = {directory.path for directory in missing_directories(self.needs.directories)}
+        to_be_made = {directory.path for directory in missing_directories(self._directories)}
         if state and not os.path.isdir(state) and os.path.realpath(state) not in to_be_made:
             raise LaunchError(
                 f"The directory of the TPM of {self._name}, {state}, is not there any more, and its server (swtpm)"
@@ -151,7 +157,7 @@ class Provision:
 
     async def make_directories(self) -> list[str]:
         """Make the directories that are missing; their paths. Raises LaunchError."""
-        return [] if self._by_unit else await in_thread(make_directories, self.needs.directories)
+        return await in_thread(make_directories, self._directories)
 
     async def start_servers(self, started: t.Callable[[LaunchedQemu], None]) -> None:
         """Start the servers of the TPM that are not there, and wait for their sockets.
@@ -174,8 +180,7 @@ class Provision:
             unit = await systemd.read_unit(server.unit)
             if unit.load_state != "not-found":
                 return StartedService(Launch(argv=(), unit=server.unit))
-        self._check_tpm(server)
-        await in_thread(_remove_socket, server)
+        self._check_words(server)
         return choose_launch(server.launch(), f"{self._name}-tpm")
 
     async def _wait_for(self, server: TpmServer, launched: LaunchedQemu) -> None:
@@ -201,22 +206,6 @@ class Provision:
         if process is None or not any(tap.bridge for tap in self.needs.taps):
             return []
         return await in_thread(lambda: put_into_bridges(self.needs.taps, find_taps(process)))
-
-
-def _remove_socket(server: TpmServer) -> None:
-    """One at which nobody listens any more would keep a new server from it; as its user, who could do that himself."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if stat.S_ISSOCK(os.lstat(server.path).st_mode):
-            before = [] if server.uid == os.geteuid() else access_words(Rights(server.uid, server.gid))
-            subprocess.run(
-                [*before, "/bin/rm", "-f", "--", server.path],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                cwd="/",
-                env=LAUNCH_ENVIRONMENT,
-                timeout=_REMOVE_TIMEOUT,
-                check=False,
-            )
 
 
 def _list(texts: t.Iterable[str]) -> str:

@@ -247,7 +247,9 @@ async def _firmware(
         file = _firmware_file(process, name, use, room, rounded)
         if file is None:
             continue
-        if file.fits(file.size) or (rounded and _has_own_size(process)):
+        if rounded and _has_own_size(process):
+            files.append(dataclasses.replace(file, room=0))  # there is more room than the file needs
+        elif file.fits(file.size):
             files.append(file)
         elif _changed_since_start(file.path, process) or os.path.isabs(name):
             what, cure = changed_text(dataclasses.replace(file, size=room), file.size)

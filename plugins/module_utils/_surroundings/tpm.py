@@ -84,15 +84,20 @@ class TpmServer:
         return ""
 
     def launch(self) -> Launch:
-        """How it is started again, where ``reason`` is empty."""
+        """How it is started again.
+
+        :raises ValueError: it cannot be; why, as a clause.
+        """
         program, reason = _program(self)
         groups, capabilities = parse_groups(self.groups), parse_capabilities(self.capabilities)
-        if reason or not self.argv:
-            raise ValueError(reason or "its words are not recorded")
+        if self.reason or reason or not self.argv:
+            raise ValueError(self.reason or reason or "its words are not recorded")
+        if groups is None or capabilities is None:
+            raise ValueError("its groups or capabilities make no sense")
         rights = Rights(
             self.uid,
             self.gid,
-            groups if capabilities else None,
+            groups,
             no_new_privileges=self.no_new_privileges,
             capabilities=capabilities,
         )
