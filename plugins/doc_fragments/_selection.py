@@ -13,27 +13,29 @@ class ModuleDocFragment:
 options:
   vms:
     description:
-      - The names of the VMs. By default, all VMs of the host are chosen.
+      - The names, UUIDs or systemd units (C(qemu@web1.service)) of the VMs. By default, all VMs of the host are chosen.
+      - A name means all VMs that have it.
       - O(include) and O(exclude) apply to them, too.
     type: list
     elements: str
     default: []
   include:
     description:
-      - Shell patterns of the names of the VMs (C(*), C(?), C([abc]); case-sensitive).
+      - Shell patterns of the names of the VMs (C(*), C(?), C([abc]); case-sensitive), or whole UUIDs or units.
+      - A VM without a name has its UUID, or the unit that starts it, in the place of its name.
     type: list
     elements: str
     default: ["*"]
   exclude:
     description:
-      - Shell patterns of the names of VMs that are left out.
+      - Shell patterns of the names of VMs that are left out, or whole UUIDs or units.
     type: list
     elements: str
     default: []
   by_vm:
     description:
-      - For a VM's name, or a shell pattern of names, a dictionary of options that are different for these VMs. If
-        several match a name, an option of a later one overrides that of an earlier one.
+      - For a VM's name, UUID or unit, or a shell pattern of names, a dictionary of options that are different for these
+        VMs. If several match a VM, an option of a later one overrides that of an earlier one.
       - All options of this module that concern a single VM can be given, including O(timeout). Any other option is an
         error. A VM that does not exist on the host is no error.
     type: dict

@@ -75,7 +75,7 @@ def _unsaved(saved: Run, running: t.Iterable[Run] | None) -> list[dict[str, t.An
     found = saved.get("unsaved")
     vms = [dict(vm) for vm in found if isinstance(vm, t.Mapping)] if isinstance(found, (list, tuple)) else []
     if running is not None:
-        names = _by_name(running)
+        names = _running_names(running)
         for vm in vms:
             if vm.get("fate") == "shut down":
                 known = isinstance(vm.get("name"), str) and vm["name"] in names
@@ -91,7 +91,7 @@ def _vms(saved: Run, restored: Run, running: t.Iterable[Run]) -> list[dict[str, 
     # One whose save has failed, or did not begin, has been running all the time.
     by_host = {
         name: {"msg": "the host restored it when it booted"}
-        for name in _by_name(running)
+        for name in _running_names(running)
         if not (saves.get(name, {}).get("failed") or saves.get(name, {}).get("skipped"))
     }
     return [
@@ -105,6 +105,13 @@ def _by_name(runs: t.Any) -> dict[str, Run]:
     if not isinstance(runs, (list, tuple)):
         return {}
     return {run["name"]: run for run in runs if isinstance(run, t.Mapping) and isinstance(run.get("name"), str)}
+
+
+def _running_names(running: t.Any) -> list[str]:
+    """All that the VMs that run are called: one of several of a name is saved, and restored, as its own."""
+    vms = running if isinstance(running, (list, tuple)) else ()
+    called = [vm.get(key) for vm in vms if isinstance(vm, t.Mapping) for key in ("name", "own_name")]
+    return [name for name in called if isinstance(name, str) and name]
 
 
 def _entry(name: str, save: Run, restore: Run) -> dict[str, t.Any]:

@@ -207,11 +207,11 @@ class VouchingKeyError(VmopsError):
 
 
 class VmNotFoundError(VmopsError):
-    """No running QEMU matches the name, or it offers no QMP socket."""
+    """No running QEMU is the VM that is asked for, or it offers no QMP socket."""
 
 
 class VmAmbiguousError(VmopsError):
-    """More than one running QEMU matches the name."""
+    """More than one running QEMU may be the VM that is asked for."""
 
 
 class MonitorError(VmopsError):

@@ -39,12 +39,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import (
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.lock import vm_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import fingerprint, query_state
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
-    QemuProcess,
-    find_processes,
-    list_processes,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, list_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process_watch import is_alive
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import Selection
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
@@ -171,28 +168,30 @@ class Run(abc.ABC):
 
 
 async def connect_to_vm(
-    name: str | None,
+    selection: Selection,
     qmp_socket: str | None,
     locks: Locks,
     warnings: list[str],
     recorded: RecordedIdentity | None = None,
     must_match: bool = False,
-    known: t.Sequence[QemuProcess] | None = None,
+    find: t.Callable[[], t.Sequence[QemuProcess]] | None = None,
 ) -> Monitor | None:
     """A session with the VM's QEMU, by socket or through the running processes; None where it does not run.
 
     That nothing answers at a socket is not enough to say so: its path may be misspelt, or the socket removed.
 
+    :param selection: which VM; empty where only the socket says it.
     :param locks: holds the VM's lock afterwards.
     :param warnings: gets a sentence where other users' QEMUs have its name, too.
     :param recorded: who ran the VM when it was saved, where its image says so.
     :param must_match: that a QEMU of that name is the VM only if it is theirs, root's or the caller's.
-    :param known: the QEMUs of that name, where they are known already; None to look for them.
+    :param find: finds the QEMUs that may be meant; None for all of which the selection is true.
     :raises ConflictError: another run works on it.
     :raises MonitorError: it runs, but its monitor cannot be used.
     :raises VmAmbiguousError: several run.
     :raises UnitError: systemd cannot be asked whether the recorded unit is there.
     """
+    find = find or selection.find
     if qmp_socket:
         address = qmp_socket if ":" in qmp_socket else os.path.abspath(qmp_socket)
         # Before the monitor is asked, which would be silent while the other run holds it.
@@ -202,21 +201,24 @@ async def connect_to_vm(
         try:
             return await _connect_by_socket(address, listening, warnings)
         except MonitorMissingError as exc:
-            found = [
-                process
-                for process in list_processes()
-                if (name and process.name == name) or address in process.addresses
-            ]
-            for running in found:
+            found = [process for process in list_processes() if address in process.addresses]
+            for running in [*found, *(find() if selection else ())]:
                 if is_trusted(running.uid, recorded) or not must_match:
-                    exc.what += f", but {running.name} runs ({running.who})"
+                    exc.what += f", but {running.name or 'a VM without a name'} runs ({running.who})"
                     exc.cure = "Name one of its sockets: " + (", ".join(running.addresses) or "it has none")
                     raise
             return None
-    if not name:
+    if not selection:
         return None
-    choice = await choose_process(name, find_processes(name) if known is None else known, recorded, must_match)
-    warnings += choice.warnings(name)
+    choice = await choose_process(
+        selection.label,
+        find(),
+        recorded,
+        # What the kernel says of a process is no pretence of its user's.
+        must_match and not selection.is_the_kernels,
+        selection.predicate(plural=True),
+    )
+    warnings += choice.warnings(selection.label)
     process = choice.process
     if process is None:
         return None

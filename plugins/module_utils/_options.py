@@ -18,6 +18,9 @@ Spec = t.Dict[str, t.Dict[str, t.Any]]
 #: Which image; :data:`SAVE_DIR` is a part of it.
 IMAGE_LOCATION: Spec = {"name": {"type": "str"}, "path": {"type": "path"}}
 
+#: Which VM, besides its name and its socket.
+VM_CHOICE: Spec = {"uuid": {"type": "str"}, "unit": {"type": "str"}, "pid": {"type": "int"}}
+
 SAVE_DIR: Spec = {"save_dir": {"type": "path", "default": "/var/lib/vmops/save"}}
 
 #: What stands before the QEMU stream of an image.

@@ -39,7 +39,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.info import dire
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_record, launch_result, recorded_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import connect_by_process, is_trusted
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import connect_by_process, details, is_trusted
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import query_state, read_support
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
@@ -47,7 +47,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     list_doubtful,
     list_processes,
     resident_bytes,
+    running_note,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import Selection
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import read_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
@@ -79,7 +81,30 @@ class VmInfoRequest:
 
     name: list[str] | None
     save_dir: str
+    qmp_socket: list[str] | None = None
+    uuid: list[str] | None = None
+    unit: list[str] | None = None
+    pid: list[int] | None = None
     timeout: float = 10.0
+
+    def is_asked_for(self, process: QemuProcess) -> bool:
+        """Whether each filter lets a VM through.
+
+        :raises RequestError: one of them can be true of no VM.
+        """
+        if self.name is not None and process.name not in self.name:
+            return False
+        addresses = [socket if ":" in socket else os.path.abspath(socket) for socket in self.qmp_socket or ()]
+        if self.qmp_socket is not None and set(addresses).isdisjoint(process.addresses):
+            return False
+        filters: list[list[Selection]] = []
+        if self.uuid is not None:
+            filters.append([Selection.of(None, uuid, None, None) for uuid in self.uuid])
+        if self.unit is not None:
+            filters.append([Selection.of(None, None, unit, None) for unit in self.unit])
+        if self.pid is not None:
+            filters.append([Selection.of(None, None, None, pid) for pid in self.pid])
+        return all(any(selection.find([process]) for selection in selections) for selections in filters)
 
 
 class VmInfoOperation:
@@ -96,8 +121,8 @@ class VmInfoOperation:
 
         :returns: the module's return values.
         """
-        wanted = self.request.name
-        processes = [process for process in list_processes() if wanted is None or process.name in wanted]
+        every = list_processes()
+        processes = [process for process in every if self.request.is_asked_for(process)]
         self.warnings += [f"Not every VM may be listed: {process}" for process in list_doubtful()]
         images = await in_thread(self._read_images)
         units = await self._read_units(processes)
@@ -115,7 +140,8 @@ class VmInfoOperation:
                 elif isinstance(outcome, BaseException):
                     raise outcome
         results = sorted((vm.result for vm in vms), key=lambda result: (result["name"], result["pid"]))
-        return {"changed": False, "vms": results, "msg": _describe(results), "warnings": self.warnings}
+        msg = _describe(results) if results or not every else f"{_describe(results)}. {running_note(details)}"
+        return {"changed": False, "vms": results, "msg": msg, "warnings": self.warnings}
 
     def _read_images(self) -> list[dict[str, t.Any]]:
         """What is in the directory for save images; one that cannot be read is no reason not to list the VMs."""
@@ -149,7 +175,7 @@ class _Vm:
         #: The element of ``vms``; at first what the configuration and /proc say.
         self.result: dict[str, t.Any] = {
             "name": process.name,
-            "uuid": command_line.vm_uuid(words),
+            "uuid": process.uuid,
             "pid": process.pid,
             "user": user_name(process.uid),
             "run_state": None,
@@ -158,7 +184,7 @@ class _Vm:
             "vcpus": command_line.vcpu_count(words),
             "machine": command_line.machine_type(words) or None,
             "qemu_version": None,
-            "qmp_socket": _shown(next(iter(process.qmp_addresses), None)),
+            "qmp_socket": _shown(next(iter(process.addresses), None)),
             "monitor": "busy",
             "reason": "",
             "unit": unit.name or None,

@@ -28,7 +28,8 @@ options:
     default: managed
   order:
     description:
-      - Groups of VMs that are restored one after the other. Each group is a list of shell patterns of names.
+      - Groups of VMs that are restored one after the other. Each group is a list of shell patterns of names, UUIDs or
+        units.
       - A VM belongs to the first group with a pattern that matches its name. VMs that match no pattern come last.
     type: list
     elements: list
@@ -96,7 +97,7 @@ EXAMPLES = r"""
 
 - name: Restore two VMs, whoever saved them
   vmops.qemu.qemu_managed_restore:
-    vms: [web1, web2]
+    vms: [web1, 1b4e28ba-2fa1-41d2-883f-b9a761bde3fb]
 """
 
 RETURN = r"""
@@ -182,6 +183,10 @@ running:
   contains:
     name:
       description: The VM's name; an empty string if it has none.
+      type: str
+    own_name:
+      description:
+        - What tells it from other VMs of its name, as M(vmops.qemu.qemu_managed_save) calls it if there are some.
       type: str
     pid:
       description: The process id of its QEMU.

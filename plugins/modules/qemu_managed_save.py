@@ -12,6 +12,11 @@ version_added: 0.1.0
 description:
   - Saves all VMs that run on a host, or some of them, in one run on the host, several at the same time. Each is saved
     as by M(vmops.qemu.qemu_save), in C(<name>.save) in O(save_dir).
+  - Two VMs of one name are two. Each is called by its name with its UUID, such as
+    C(web1-1b4e28ba-2fa1-41d2-883f-b9a761bde3fb), or with eight digits where it has no UUID, in the results and in the
+    name of its image. Only a VM of root's, or of the task's user, whose name no other one of theirs has, keeps its name
+    if another user's VM has it, too.
+  - A VM without a name is called by its UUID, or else by the unit that starts it.
   - All saves are planned before one guest is touched. If a VM cannot be saved, could not be restored from its image, or
     if the images do not fit together on the file system, the module fails and nothing has changed.
   - If a save fails after that, the VMs that were saved before are restored on the host (O(on_error=rollback)), also if
@@ -35,14 +40,15 @@ options:
   unsaved:
     description:
       - What to do if VMs run on the host that this run does not save, because they are left out, cannot be saved, or
-        have no name.
+        have neither a name nor a UUID or unit of their own.
       - V(fail) fails before a guest is touched. V(ignore) only lists them in RV(unsaved).
       - V(shutdown) shuts them down by ACPI, as their power buttons would, after all others are saved. It is kept on
         the host how they were started, and M(vmops.qemu.qemu_managed_restore) starts them again. A VM that could not
         be started again, is paused, or belongs to libvirt is an error before a guest is touched.
       - With V(shutdown), a VM whose save is refused (a device or a setting blocks it, or it could not be restored) is
         shut down instead, whatever O(on_error) says.
-      - A VM without a name is an error in any case if all VMs are to be saved.
+      - A VM that has neither a name nor a UUID nor a unit that starts it is an error in any case if all VMs are to be
+        saved.
       - A guest that has shut down or crashed while its QEMU is still there is listed, and no reason to fail, unless it
         is among O(vms).
     type: str

@@ -23,6 +23,24 @@ description:
   - The image is removed only when the VM is in the requested state. On any failure, the image is kept, and a QEMU that
     failed to load it is ended.
 options:
+  name:
+    description:
+      - The VM's name, as in QEMU's C(-name) option. Its image is the name with C(.save) in O(save_dir).
+      - If O(path), O(uuid) or O(unit) is given, too, the image must hold the VM of this name.
+      - One of O(name), O(path), O(uuid) and O(unit) is needed, and says which image is restored.
+  uuid:
+    description:
+      - The VM's UUID; capital letters and missing dashes do not matter. Its last save is looked for in O(save_dir),
+        whatever the image's name.
+      - If O(path) is given, too, the image must hold the VM of this UUID.
+  unit:
+    description:
+      - The systemd unit that started the VM, such as C(qemu@web1.service). Its last save is looked for in O(save_dir),
+        among the images that are vouched for. C(.service) may be left out.
+      - If O(path) is given, too, the image must record this unit.
+  pid:
+    description:
+      - The process id of the QEMU that waits for the image. It does not choose an image.
   qmp_socket:
     description:
       - The path of the QMP socket of the QEMU that waits for the image, or that is started for it.
@@ -49,6 +67,7 @@ extends_documentation_fragment:
   - vmops.qemu._attributes
   - vmops.qemu._attributes.actiongroup_qemu
   - vmops.qemu._image_location
+  - vmops.qemu._vm_choice
   - vmops.qemu._save_dir
   - vmops.qemu._restoring
   - vmops.qemu._access
@@ -79,6 +98,10 @@ EXAMPLES = r"""
     qmp_socket: /run/vm/db1.qmp
     launch: attach
     state: paused
+
+- name: Restore one of two VMs of the same name
+  vmops.qemu.qemu_restore:
+    uuid: 1b4e28ba-2fa1-41d2-883f-b9a761bde3fb
 
 - name: Restore an image that was copied from another host, if it is unchanged
   vmops.qemu.qemu_restore:
@@ -229,6 +252,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._options import (
     RESTORING,
     SAVE_DIR,
     TIMEOUT,
+    VM_CHOICE,
     without,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
@@ -239,6 +263,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **IMAGE_LOCATION,
+            **VM_CHOICE,
             **SAVE_DIR,
             **RESTORING,
             **ACCESS,
@@ -246,7 +271,7 @@ def main() -> None:
             "qmp_socket": {"type": "str"},
             "command": {"type": "list", "elements": "str", "no_log": True},
         },
-        required_one_of=[("name", "path")],
+        required_one_of=[("name", "path", "uuid", "unit")],
         required_if=[("launch", "command", ["command"])],
         supports_check_mode=True,
     )

@@ -25,7 +25,21 @@ options:
       - The module finds the VM's QMP socket in the command lines of the running QEMU processes (C(-qmp), C(-mon),
         C(-chardev socket), C(-object monitor-qmp)), unless O(qmp_socket) is given. With QEMU 11.1 or later a human
         monitor at a socket (C(-monitor)) will do.
-      - One of O(name) and O(qmp_socket) is needed.
+      - Of a VM without a name it is the name that the image gets, so that it is restored by that.
+      - One of O(name), O(uuid), O(unit), O(pid) and O(qmp_socket) is needed. If several are given, all must be true of
+        the VM. If several VMs are meant, or none, the error lists those from which one can be chosen.
+  uuid:
+    description:
+      - The VM's UUID, as in QEMU's C(-uuid) option; capital letters and missing dashes do not matter.
+      - A VM that is saved already is found by it among the images in O(save_dir).
+  unit:
+    description:
+      - The systemd unit that runs the VM, such as C(qemu@web1.service). C(.service) may be left out.
+      - A VM that is saved already is found by it among the images in O(save_dir), if the unit started it.
+  pid:
+    description:
+      - The process id of the VM's QEMU.
+      - By this alone, a VM that is saved already is not found.
   qmp_socket:
     description:
       - The path of the VM's QMP socket, or C(host:port); with QEMU 11.1 or later also that of its human monitor.
@@ -36,6 +50,10 @@ options:
     description:
       - The save image. It must be a regular file or must not exist yet; symbolic links are not followed.
       - The default is the VM's name with C(.save) in O(save_dir).
+      - If the VM is not chosen by its name alone, and another VM of that name runs, it is the name with the UUID, such
+        as C(web1-1b4e28ba-2fa1-41d2-883f-b9a761bde3fb.save), or with eight digits where it has no UUID.
+      - A VM without a name has O(name), its UUID, or the unit that starts it, in the place of its name. If it has none
+        of these, O(path) is needed.
   save_dir:
     description:
       - The directory of the save images. It is not used when O(path) is given.
@@ -69,6 +87,7 @@ extends_documentation_fragment:
   - vmops.qemu._attributes
   - vmops.qemu._attributes.actiongroup_qemu
   - vmops.qemu._image_location
+  - vmops.qemu._vm_choice
   - vmops.qemu._save_dir
   - vmops.qemu._image_head
   - vmops.qemu._saving
@@ -103,6 +122,14 @@ EXAMPLES = r"""
     format: sparse
     domain_xml: "{{ lookup('ansible.builtin.file', 'db1.xml') }}"
     require_restorable: false # it is a domain of libvirt, which will restore it
+
+- name: Save one of two VMs of the same name
+  vmops.qemu.qemu_save:
+    uuid: 1b4e28ba-2fa1-41d2-883f-b9a761bde3fb
+
+- name: Save whatever VM a service runs, also if it has no name
+  vmops.qemu.qemu_save:
+    unit: windows-test.service
 
 - name: Save a VM whose image will be copied to another host
   vmops.qemu.qemu_save:
@@ -293,6 +320,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._options import (
     SAVE_DIR,
     SAVING,
     TIMEOUT,
+    VM_CHOICE,
     changed,
     without,
 )
@@ -304,6 +332,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **IMAGE_LOCATION,
+            **VM_CHOICE,
             **SAVE_DIR,
             **changed(
                 IMAGE_HEAD,
@@ -315,7 +344,7 @@ def main() -> None:
             **TIMEOUT,
             "qmp_socket": {"type": "str"},
         },
-        required_one_of=[("name", "qmp_socket")],
+        required_one_of=[("name", "qmp_socket", "uuid", "unit", "pid")],
         supports_check_mode=True,
     )
     show_without_secrets(module, [module.params["domain_xml"] or ""], redact)

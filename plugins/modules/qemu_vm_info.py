@@ -19,6 +19,28 @@ options:
   name:
     description:
       - List only the VMs of these names (QEMU's C(-name)). Names of VMs that do not run are ignored.
+      - If several of O(name), O(uuid), O(unit), O(pid) and O(qmp_socket) are given, each must be true of a VM that is
+        listed. If none is listed, RV(msg) names those that run.
+    type: list
+    elements: str
+  uuid:
+    description:
+      - List only the VMs with these UUIDs; capital letters and missing dashes do not matter.
+    type: list
+    elements: str
+  unit:
+    description:
+      - List only the VMs in these systemd units. C(.service) may be left out.
+    type: list
+    elements: str
+  pid:
+    description:
+      - List only the VMs with these process ids.
+    type: list
+    elements: int
+  qmp_socket:
+    description:
+      - List only the VMs whose configuration opens a QMP server at one of these paths, or C(host:port).
     type: list
     elements: str
   save_dir:
@@ -56,9 +78,9 @@ EXAMPLES = r"""
   vmops.qemu.qemu_vm_info:
   register: found
 
-- name: Save all of them
+- name: Save all of them, also those without a name, and several of one name
   vmops.qemu.qemu_save:
-    name: "{{ item.name }}"
+    pid: "{{ item.pid }}"
   loop: "{{ found.vms }}"
   loop_control:
     label: "{{ item.name }}"
@@ -284,6 +306,10 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "list", "elements": "str"},
+            "qmp_socket": {"type": "list", "elements": "str"},
+            "uuid": {"type": "list", "elements": "str"},
+            "unit": {"type": "list", "elements": "str"},
+            "pid": {"type": "list", "elements": "int"},
             **SAVE_DIR,
             **changed(TIMEOUT, timeout={"default": 10}),
         },

@@ -182,12 +182,64 @@ def test_another_users_save_supersedes_no_image(
     save(name=OTHER_VM, path=str(his))
     found = run_module("qemu_save_image_info", path=str(image.parent))["images"]
     assert {entry["path"]: entry["superseded_by"] for entry in found} == {str(image): None, str(his): None}
+    # By the UUID alone it is not known which is meant, and none is taken.
+    for module in ("qemu_restore", "qemu_save"):
+        several = run_module(module, uuid=uuid, save_dir=str(image.parent))
+        assert several["error"] == "ConflictError", several["msg"]
+        assert f"Several images are of {uuid}: {his}, {image}" in several["msg"]
     result = restore(name=OTHER_VM, path=str(his))
     try:
         restore(name=VM, path=str(image))
         continuity.check()
     finally:
         os.kill(result["vm"]["pid"], signal.SIGKILL)
+
+
+def test_uuid_of_another_users_qemu_is_taken_for_no_other_vm(
+    make_guest: MakeGuest, twin: Any, save: Module, restore: Module, image: Path
+) -> None:
+    """Chosen by its UUID, the VM is root's while it runs, and is the saved one when it does not run."""
+    uuid = "3f0c1a52-9a39-4f3e-9d0e-6a4b7f0a1c12"
+    guest = make_guest(uuid=uuid, observer=True)
+    continuity = Continuity(guest)
+    other = twin("-uuid", uuid)
+    warned = f"pid {other.process.pid} of the user nobody"
+    place = {"uuid": uuid, "save_dir": str(image.parent)}
+    saved = save(**place)
+    assert saved["image"]["path"] == str(image.with_name(f"{VM}.save"))
+    assert warned in str(saved["warnings"])
+    guest.wait_exit()
+    again = save(**place)
+    assert (again["changed"], warned in str(again["warnings"])) == (False, True)
+    result = restore(**place)
+    assert result["launched"]
+    assert warned in str(result["warnings"])
+    continuity.check()
+    check_left_alone(other, "running")
+
+
+def test_name_of_another_users_qemu_takes_no_name_away(
+    make_guest: MakeGuest, twin: Any, run_module: Module, image: Path
+) -> None:
+    """Saved with all of the host's, root's VM has its own name in its image's; his has one of its own."""
+    guest = make_guest(observer=True)
+    continuity = Continuity(guest)
+    other = twin()
+    options = {"include": [VM], "save_dir": str(image.parent)}
+    planned = run_module("qemu_managed_save", check=True, **options)
+    assert {vm["vm"]["pid"]: vm["name"] == VM for vm in planned["vms"]} == {
+        guest.pid: True,
+        other.process.pid: False,
+    }
+    # Who asks for it by its name gets root's alone.
+    saved = run_module("qemu_managed_save", vms=[VM], save_dir=str(image.parent))
+    assert not saved.get("failed"), saved["msg"]
+    assert [vm["name"] for vm in saved["vms"]] == [VM]
+    assert os.listdir(image.parent) == [f"{VM}.save"]
+    back = run_module("qemu_managed_restore", save_dir=str(image.parent))
+    assert not back.get("failed"), back["msg"]
+    continuity.check()
+    check_left_alone(other, "running")
 
 
 @pytest.mark.parametrize("by", ["name", "socket"])

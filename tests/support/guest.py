@@ -167,6 +167,11 @@ class Guest:
             argv += ["-incoming", "defer" if incoming is True else incoming]
         return argv
 
+    @property
+    def shown_name(self) -> str:
+        """The name by which QEMU knows it."""
+        return self.name
+
     # Its life
 
     def start(self, incoming: Union[bool, str] = False, timeout: Optional[float] = None) -> None:
@@ -226,7 +231,7 @@ class Guest:
         """Adopt the QEMU that runs with this guest's name and monitor, if there is one; whether there is."""
         if self.alive():
             return True
-        for pid in find_qemu_pids(self.name):
+        for pid in find_qemu_pids(self.shown_name):
             if self._is_ours(pid):
                 with contextlib.suppress(GuestError):
                     self.adopt(pid)

@@ -123,7 +123,7 @@ def _name_of(option: str) -> str:
 
 
 def find_qemu_pids(name: str) -> list[int]:
-    """The pids of the running QEMUs whose -name is this one, in ascending order."""
+    """The pids of the running QEMUs whose -name is this one, in ascending order; with an empty name, those of none."""
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -131,8 +131,7 @@ def find_qemu_pids(name: str) -> list[int]:
         argv = read_argv(int(entry))
         if not argv or not os.path.basename(argv[0]).startswith(("qemu-system-", "qemu-kvm")):
             continue
-        for option, value in zip(argv, argv[1:]):
-            if option in ("-name", "--name") and _name_of(value) == name:
-                found.append(int(entry))
-                break
+        names = [_name_of(value) for option, value in zip(argv, argv[1:]) if option in ("-name", "--name")]
+        if name in (names or [""]):
+            found.append(int(entry))
     return sorted(found)

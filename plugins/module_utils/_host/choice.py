@@ -9,9 +9,13 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._host.words import selection_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import why_left_alone
-from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
-from ansible_collections.vmops.qemu.plugins.module_utils._names import group_of, is_selected, options_of
+from ansible_collections.vmops.qemu.plugins.module_utils._image.lookup import target_of, unit_of
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path, vm_label
+from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, group_of, is_selected, options_of
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import vm_uuid
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import Selection
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm
 
@@ -36,22 +40,21 @@ class HostRestoreRequest:
     by_vm: dict[str, dict[str, t.Any]]
     check_mode: bool
 
-    def option(self, name: str, option: str) -> t.Any:
+    def option(self, names: VmNames, option: str) -> t.Any:
         """One option of one VM."""
-        return options_of(name, self.common, self.by_vm)[option]
+        return options_of(names, self.common, self.by_vm)[option]
 
-    def of(self, name: str, path: str) -> RestoreRequest:
-        """What is asked for of one VM.
-
-        :param name: empty where the image does not say it.
-        """
-        options = options_of(name, self.common, self.by_vm)
+    def of(self, task: RestoreTask) -> RestoreRequest:
+        """What is asked for of one VM."""
+        options = options_of(task.names, self.common, self.by_vm)
         for of_the_host in ("timeout", "health_check", "health_check_timeout"):
             del options[of_the_host]
         return RestoreRequest(
-            name=name or None,
+            name=task.chosen.name or None,
+            uuid=task.chosen.uuid or None,
+            unit=task.chosen.unit or None,
             qmp_socket=None,
-            path=path,
+            path=task.path,
             save_dir=self.save_dir,
             check_mode=self.check_mode,
             **options,
@@ -62,14 +65,11 @@ class HostRestoreRequest:
 class RestoreTask:
     """One VM to restore, and its image."""
 
-    #: Empty where the image does not say it.
-    name: str
+    #: What the image at the path must hold: that which it says.
+    chosen: Selection
     path: str
-
-    @property
-    def label(self) -> str:
-        """The VM, for messages."""
-        return self.name or self.path
+    #: Its own is the VM in messages and results.
+    names: VmNames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,61 +89,86 @@ def choose(
     images: t.Iterable[dict[str, t.Any]],
     shut_down: t.Iterable[ShutDownVm],
     request: HostRestoreRequest,
-    runs: t.Callable[[str], bool],
+    runs: t.Callable[[dict[str, t.Any]], bool],
 ) -> Choice:
     """Choose each VM's last save, and the VMs that were shut down.
 
     :param images: those of the directory, as ``directory_info`` returns them.
-    :param runs: whether a QEMU has this name: the guest of a save that was cut off may stand in it still.
+    :param runs: whether there is a QEMU of an image's VM: the guest of a save that was cut off may stand in it still.
     """
     groups: list[list[RestoreTask | ShutDownVm]] = [[] for _group in range(len(request.order) + 1)]
     choice = Choice(groups, [], [])
-    names: set[str] = set()
+    found: list[VmNames] = []
 
-    def add(name: str, path: str) -> None:
-        groups[group_of(name, request.order)].append(RestoreTask(name, path))
-        names.add(name)
+    def add(chosen: Selection, path: str, names: VmNames) -> None:
+        groups[group_of(names, request.order)].append(RestoreTask(chosen, path, names))
+        found.append(names)
 
     def leave(image: dict[str, t.Any], why: str) -> None:
         choice.left_alone.append({**{key: image[key] for key in ("path", "name", "saved_at")}, "why": why})
 
     # Where there is a complete image, a partial one beside it is an older leftover.
     for image in sorted(images, key=lambda image: bool(image["state"] != "complete")):
-        name = image["name"] or ""
+        name, path, names = image["name"] or "", target_of(image), image_names(image)
         # Archives were made on purpose.
-        if image["state"] == "archived" or not _is_wanted(name, request):
+        if image["state"] == "archived" or not _is_wanted(names, request):
             continue
-        why = _why_left_alone(image, request)
+        why = _why_left_alone(image, names, request)
         if why:
             leave(image, why)
         elif image["state"] == "complete":
-            add(name, image["path"])
-        elif image["state"] == "partial" and name in names:
+            add(Selection(name), image["path"], names)
+        elif image["state"] == "partial" and any(_are_same(names, other) for other in found):
             leave(image, f"it is partial, a leftover of an interrupted save of {name}")
-        elif image["state"] == "partial" and name and runs(name):
-            add(name, image_path(None, request.save_dir, name))
+        elif image["state"] == "partial" and name and runs(image):
+            add(Selection(name), path, names)
         else:
             choice.unusable.append({key: image[key] for key in ("path", "name", "state", "problems")})
     for vm in shut_down:
-        if _is_wanted(vm.name, request):
-            groups[group_of(vm.name, request.order)].append(vm)
-            names.add(vm.name)
-    for name in request.vms:
-        if name not in names and _is_wanted(name, request):
-            add(name, image_path(None, request.save_dir, name))
+        names = names_of_shut_down(vm)
+        if _is_wanted(names, request):
+            groups[group_of(names, request.order)].append(vm)
+            found.append(names)
+    for word in request.vms:
+        if not any(names.is_called(word) for names in found):
+            chosen = selection_of(word, request.save_dir)
+            names = VmNames(word, chosen.name or word, chosen.uuid, chosen.unit)
+            if _is_wanted(names, request):
+                add(chosen, image_path(None, request.save_dir, word), names)
     groups[:] = [group for group in groups if group]
     return choice
 
 
-def _is_wanted(name: str, request: HostRestoreRequest) -> bool:
-    if not name:  # it may be any VM's
+def image_names(image: t.Mapping[str, t.Any]) -> VmNames:
+    """By what the VM of an image is called; by the image's path where that does not say it."""
+    name = image["name"] or ""
+    own = vm_label(target_of(image), name) if name else str(image["path"])
+    return VmNames(own, name, image.get("uuid") or "", unit_of(image))
+
+
+def names_of_shut_down(vm: ShutDownVm) -> VmNames:
+    """By what a VM is called that was shut down."""
+    return VmNames(vm.name, vm.name, vm_uuid(vm.launch.argv), vm.launch.unit)
+
+
+def _are_same(one: VmNames, other: VmNames) -> bool:
+    """Whether these are of one VM."""
+    if one.uuid and other.uuid:
+        return one.uuid == other.uuid
+    return bool(one.name) and one.name == other.name
+
+
+def _is_wanted(names: VmNames, request: HostRestoreRequest) -> bool:
+    if not names.name:  # it may be any VM's
         return not request.vms and "*" in request.include
-    return (not request.vms or name in request.vms) and is_selected(name, request.include, request.exclude)
+    is_asked_for = not request.vms or any(names.is_called(word) for word in request.vms)
+    return is_asked_for and is_selected(names, request.include, request.exclude)
 
 
-def _why_left_alone(image: dict[str, t.Any], request: HostRestoreRequest) -> str:
+def _why_left_alone(image: dict[str, t.Any], names: VmNames, request: HostRestoreRequest) -> str:
     why = why_left_alone(image)
-    asked_for = request.images == "all" or image["managed"] or image["name"] in request.vms
+    by_name = any(names.is_called(word) for word in request.vms)
+    asked_for = request.images == "all" or image["managed"] or by_name
     if not why and image["state"] == "complete" and not asked_for:
         return "it was not saved by a run over the whole host; name its VM (vms), or use images: all"
     return why

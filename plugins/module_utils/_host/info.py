@@ -99,7 +99,7 @@ class HostInfoOperation:
         :returns: the module's return values.
         """
         save_dir = self.request.save_dir
-        look = VmInfoOperation(VmInfoRequest(None, save_dir, self.request.timeout))
+        look = VmInfoOperation(VmInfoRequest(None, save_dir, timeout=self.request.timeout))
         vms = (await look.run())["vms"]
         images, problems = await in_thread(lambda: _images(save_dir))
         place = await in_thread(lambda: _place(save_dir))
@@ -108,7 +108,7 @@ class HostInfoOperation:
             *_user_problems(),
             *(problem for vm in vms for problem in vm_problems(vm)),
             *problems,
-            *image_problems(images, {vm["name"] for vm in vms}),
+            *image_problems(images, {vm[key] for vm in vms for key in ("name", "uuid")}),
             *place.problems,
             *space_problems(save_dir, place.free, needed),
             *await _service_problems(),

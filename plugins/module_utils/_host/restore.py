@@ -32,6 +32,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import (
     HostRestoreRequest,
     RestoreTask,
     choose,
+    image_names,
+    names_of_shut_down,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._host.health_check import why_check_fails
 from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
@@ -52,8 +54,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._host_memory import MemoryLedger
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
+from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import list_processes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, has_open, list_processes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import own_name
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, read_all
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.start import START_TIMEOUT, StartOperation
@@ -173,8 +178,7 @@ class HostRestoreOperation:
             shut_down = []
             self._unknown = str(error)
             self._journal.complain(self._unknown)
-        running = {process.name for process in list_processes()}
-        choice = choose(images, shut_down, self.request, running.__contains__)
+        choice = choose(images, shut_down, self.request, functools.partial(_runs, list_processes()))
         for image in choice.left_alone:
             self._journal.say(f"{image['path']}: left alone, {image['why']}")
         for image in choice.unusable:
@@ -187,7 +191,7 @@ class HostRestoreOperation:
     async def _restore(self, turns: Turns, task: RestoreTask) -> None:
         """One VM's restore, when its turn comes."""
         self.situation = Situation("Some of the VMs may have been restored")
-        request = self.request.of(task.name, task.path)
+        request = self.request.of(task)
         size = _allocated(task.path)
         tried: list[RestoreOperation] = []
 
@@ -196,14 +200,14 @@ class HostRestoreOperation:
             return tried[-1]
 
         result = await outcome_of(
-            turns.take(make, self.request.option(task.name, "timeout"), lambda: os.path.exists(task.path)),
+            turns.take(make, self.request.option(task.names, "timeout"), lambda: os.path.exists(task.path)),
             f"{task.path}: another run has restored it",
         )
         if tried and not result["failed"]:
             # Its turn is over: an agent that does not answer keeps no other VM waiting.
             result = await tried[-1].set_clock(result)
         state = state_of(result, "predicted" if self.request.check_mode else "restored")
-        vm = {**result, "name": task.label, "path": task.path, "state": state, "image_bytes": size}
+        vm = {**result, "name": task.names.own, "path": task.path, "state": state, "image_bytes": size}
         self._vms.append(vm)
         if is_not_done(vm):
             self._journal.complain(f"{task.path}: {result['msg']}")
@@ -211,7 +215,7 @@ class HostRestoreOperation:
         self._journal.say(result["msg"])
         for warning in result.get("warnings", ()):
             self._journal.complain(warning)
-        await self._check_health(task.label, vm)
+        await self._check_health(task.names, vm)
 
     async def _start(self, turns: Turns, vm: ShutDownVm) -> None:
         """One VM's start from its disks, when its turn comes."""
@@ -225,16 +229,17 @@ class HostRestoreOperation:
             self._journal.complain(result["msg"])
             return
         self._journal.say(result["msg"])
-        await self._check_health(vm.name, started)
+        await self._check_health(names_of_shut_down(vm), started)
 
-    async def _check_health(self, name: str, vm: dict[str, t.Any]) -> None:
-        command = self.request.option(name, "health_check")
+    async def _check_health(self, names: VmNames, vm: dict[str, t.Any]) -> None:
+        command = self.request.option(names, "health_check")
         if command and not self.request.check_mode:
-            reason = await why_check_fails(command, name, self.request.option(name, "health_check_timeout"))
+            timeout = self.request.option(names, "health_check_timeout")
+            reason = await why_check_fails(command, names.name or names.own, timeout)
             vm["health_check"] = reason or "passed"
             if reason:
-                self._unhealthy.append(name)
-                self._journal.complain(f"{name} is back, but its health check did not pass: {reason}")
+                self._unhealthy.append(names.own)
+                self._journal.complain(f"{names.own} is back, but its health check did not pass: {reason}")
 
     # --- the result ---
 
@@ -282,8 +287,26 @@ class HostRestoreOperation:
             "unhealthy": self._unhealthy,
             "unusable": self._choice.unusable,
             "left_alone": self._choice.left_alone,
-            "running": [{"name": process.name, "pid": process.pid} for process in list_processes()],
+            "running": [
+                {
+                    "name": process.name,
+                    "own_name": own_name(process) or systemd.unit_of_process(process.pid),
+                    "pid": process.pid,
+                }
+                for process in list_processes()
+            ],
         }
+
+
+def _runs(processes: t.Sequence[QemuProcess], image: t.Mapping[str, t.Any]) -> bool:
+    """Whether there is a QEMU that may be that of an image's VM, or has the image open."""
+    names = image_names(image)
+    return any(
+        process.name == names.name
+        or (process.uuid and process.uuid == names.uuid)
+        or (not process.name and has_open(process.pid, image["path"]))
+        for process in processes
+    )
 
 
 def _allocated(path: str) -> int:

@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import asyncio
+import collections
+import contextlib
 import dataclasses
 import time
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError, one_line
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError, UnitError, one_line
 from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
 from ansible_collections.vmops.qemu.plugins.module_utils._host.rates import keep_rate, read_rates, seconds_for
 from ansible_collections.vmops.qemu.plugins.module_utils._host.result import (
@@ -29,15 +31,20 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
     to_the_end,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._host.unsaved import GONE, Unsaved
-from ansible_collections.vmops.qemu.plugins.module_utils._names import is_selected, options_of
+from ansible_collections.vmops.qemu.plugins.module_utils._host.words import selection_of
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
+from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, is_selected, options_of
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import is_trusted
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
     list_doubtful,
     list_processes,
     read_process,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import distinct_names, names_of
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import unit_of
 from ansible_collections.vmops.qemu.plugins.module_utils._save.operation import SaveOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
@@ -65,24 +72,37 @@ class HostSaveRequest:
     by_vm: dict[str, dict[str, t.Any]]
     check_mode: bool
 
-    def of(self, name: str, check_mode: bool) -> SaveRequest:
-        """What is asked for of one VM."""
-        options = options_of(name, self.common, self.by_vm)
+    def of(self, names: VmNames, check_mode: bool, **chosen: t.Any) -> SaveRequest:
+        """What is asked for of one VM.
+
+        :param chosen: the fields of the request that say which one.
+        """
+        options = options_of(names, self.common, self.by_vm)
         del options["timeout"]
         quits = options["after_save"] == "quit"
         return SaveRequest(
-            name=name,
             qmp_socket=None,
             path=None,
             save_dir=self.save_dir,
             managed=quits,
             check_mode=check_mode,
-            **options,
+            **{"name": None, **chosen, **options},
         )
 
-    def timeout_of(self, name: str) -> float:
+    def timeout_of(self, names: VmNames) -> float:
         """Seconds for one VM."""
-        return float(options_of(name, self.common, self.by_vm)["timeout"])
+        return float(options_of(names, self.common, self.by_vm)["timeout"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """One VM that may be saved; or several that nothing tells apart."""
+
+    names: VmNames
+    #: The fields of the request that say which one.
+    chosen: dict[str, t.Any]
+    #: Its QEMU, where one ran when the run began.
+    found: tuple[QemuProcess, ...] = ()
 
 
 class HostSaveOperation:
@@ -95,9 +115,9 @@ class HostSaveOperation:
         self._journal = journal
         self._turns: Turns | None = None
         self._warnings: list[str] = []
-        #: The QEMUs that ran when the run began, by name.
-        self._found: dict[str, list[QemuProcess]] = {}
-        #: What became of each VM, by name, in the order in which they were found.
+        #: The VMs to save, by what no other one is called.
+        self._targets: dict[str, _Target] = {}
+        #: What became of each of them, likewise, in the order in which they were found.
         self._vms: dict[str, dict[str, t.Any]] = {}
         self._unsaved = Unsaved(request.unsaved, request.shutdown_timeout, request.save_dir, journal)
         self._predicted: dict[str, t.Any] = {}
@@ -171,14 +191,19 @@ class HostSaveOperation:
     async def _plan(self) -> None:
         """Find the VMs, and have each one's save checked."""
         processes = list_processes()
-        for process in processes:
-            self._found.setdefault(process.name, []).append(process)
         self._warnings += [f"Not every VM may be found: {process}" for process in list_doubtful()]
-        names = list(dict.fromkeys(self.request.vms or sorted(filter(None, self._found))))
-        names = [name for name in names if is_selected(name, self.request.include, self.request.exclude)]
+        running = await self._running(processes)
+        self._targets = {
+            target.names.own: target
+            for target in self._asked_for(running)
+            if is_selected(target.names, self.request.include, self.request.exclude)
+        }
+        names = list(self._targets)
+        chosen = {process.pid for target in self._targets.values() for process in target.found}
+        nameless = {process.pid for process in processes} - {each.pid for target in running for each in target.found}
         for process in processes:
-            if process.name not in names:
-                self._unsaved.add(process, self._why_not(process))
+            if process.pid not in chosen:
+                self._unsaved.add(process, self._why_not(process.pid in nameless), nameless=process.pid in nameless)
         turns = self._turns = Turns(_PLANNED_AT_A_TIME)
         plans = await asyncio.gather(*(self._plan_one(turns, name) for name in names))
         for name, plan in zip(names, plans):
@@ -186,7 +211,7 @@ class HostSaveOperation:
                 continue
             state = "failed" if plan["failed"] else "predicted" if plan["changed"] else "saved"
             self._vms[name] = {**plan, "name": name, "state": state}
-        await self._unsaved.plan(turns)
+        await self._unsaved.plan(turns, collections.Counter(process.name for process in processes))
         size = sum(plan.get("space_needed") or 0 for plan in plans)
         rates = read_rates()
         self._predicted = {
@@ -195,8 +220,63 @@ class HostSaveOperation:
             "restore_seconds": seconds_for(size, rates.get("restore")),
         }
 
+    async def _running(self, processes: list[QemuProcess]) -> list[_Target]:
+        """The VMs that run, without those that have nothing by which they could be found again."""
+        targets = []
+        own_names = distinct_names(processes)
+        alike: dict[str, list[QemuProcess]] = {}
+        for process in processes:
+            own, name = own_names[process.pid], process.name
+            if name and not own:
+                alike.setdefault(name, []).append(process)
+                continue
+            unit = await self._unit_of(process) if not own else ""
+            own = own or unit
+            # The process alone where nothing else tells it: what is started anew in its place is not known then.
+            pid = None if process.uuid or unit else process.pid
+            chosen = {"name": name or None, "uuid": process.uuid or None, "unit": unit or None, "pid": pid}
+            if own:
+                chosen = {"name": name} if own == name else {**chosen, "image_name": own}
+                targets.append(_Target(names_of(process, own), chosen, (process,)))
+        taken = {target.names.own for target in targets}
+        for name, group in alike.items():
+            own = name if name not in taken else f"{name} ({len(group)} VMs)"
+            targets.append(_Target(VmNames(own, name), {"name": name}, tuple(group)))
+        return sorted(targets, key=lambda target: target.names.own)
+
+    @staticmethod
+    async def _unit_of(process: QemuProcess) -> str:
+        """The unit that starts a VM; empty where none does, or systemd cannot be asked."""
+        with contextlib.suppress(UnitError):
+            return await unit_of(process)
+        return ""
+
+    def _asked_for(self, running: list[_Target]) -> list[_Target]:
+        """The VMs that are asked for, each once, whether they run or not."""
+        if not self.request.vms:
+            return running
+        targets: list[_Target] = []
+        for word in dict.fromkeys(self.request.vms):
+            # What only one VM is called means that one, although another one has it as its name. Another user's may say
+            # that it is called so.
+            found = [target for target in running if target.names.own == word]
+            found = found or [target for target in running if target.names.is_called(word)]
+            trusted = [target for target in found if all(is_trusted(each.uid, None) for each in target.found)]
+            targets += trusted or found or [self._not_running(word)]
+        return targets
+
+    def _not_running(self, word: str) -> _Target:
+        """A VM that is asked for and does not run: it may be saved already."""
+        selection = selection_of(word, self.request.save_dir)
+        names = VmNames(word, selection.name or word, selection.uuid, selection.unit)
+        chosen = {key: getattr(selection, key) or None for key in ("name", "uuid", "unit")}
+        return _Target(names, chosen)
+
     async def _plan_one(self, turns: Turns, name: str) -> dict[str, t.Any]:
-        return await outcome_of(turns.take(lambda: self._operation(name, True), self.request.timeout_of(name)), "")
+        return await outcome_of(turns.take(lambda: self._operation(name, True), self._timeout_of(name)), "")
+
+    def _timeout_of(self, name: str) -> float:
+        return self.request.timeout_of(self._targets[name].names)
 
     def _operation(self, name: str, check_mode: bool) -> SaveOperation:
         """The save of a VM, of those processes that were found at the run's begin while they are still there.
@@ -204,22 +284,24 @@ class HostSaveOperation:
         A look at all processes for each VM takes longer than the save of a small one, where there are many. So one of
         the same name that was started since is not seen: what was planned is saved.
         """
-        found = self._found.get(name, [])
-        are_same = bool(found) and all(read_process(process.pid) == process for process in found)
-        return SaveOperation(self.request.of(name, check_mode), found if are_same else None)
+        target = self._targets[name]
+        are_same = bool(target.found) and all(read_process(process.pid) == process for process in target.found)
+        request = self.request.of(target.names, check_mode, **target.chosen)
+        return SaveOperation(request, target.found if are_same else None)
 
     def _is_put_aside(self, name: str, result: dict[str, t.Any]) -> bool:
         """Whether it is no failure that a VM was refused; it is then listed among the unsaved alone."""
-        found = self._found.get(name)
+        target = self._targets[name]
         error = result.get("error", "unexpected")
-        if not result["failed"] or not found or (error == GONE and name in self.request.vms):
+        is_asked_for = any(target.names.is_called(word) for word in self.request.vms)
+        if not result["failed"] or not target.found or (error == GONE and is_asked_for):
             return False
-        return self._unsaved.add(found[-1], result["msg"], error)
+        return self._unsaved.add(target.found[-1], result["msg"], error)
 
-    def _why_not(self, process: QemuProcess) -> str:
+    def _why_not(self, nameless: bool) -> str:
         """Why a VM that runs is not to be saved, as a clause."""
-        if not process.name:
-            return "it has no name by which it could be saved and found again"
+        if nameless:
+            return "it has no name, uuid or unit of its own by which it could be saved and found again"
         return "it is excluded" if not self.request.vms else "it is not among the VMs that are asked for"
 
     def _require_all(self) -> None:
@@ -235,9 +317,9 @@ class HostSaveOperation:
             told += self._warnings
         elif not self.request.vms and "*" in self.request.include:
             told += [
-                f"A QEMU without a name (pid {process.pid}) runs here and would not be saved: start it with -name, end"
-                " it, or list the VMs to save"
-                for process in self._unsaved.anonymous
+                f"A QEMU without a name or uuid (pid {process.pid}) runs here and would not be saved: start it with"
+                " -name, end it, or list the VMs to save"
+                for process in self._unsaved.nameless
             ]
         if told:
             raise HostRunError(
@@ -253,7 +335,7 @@ class HostSaveOperation:
         """One VM's save, when its turn comes."""
         turns = t.cast(Turns, self._turns)
         self.situation = Situation("Some of the VMs may have been saved")
-        result = await outcome_of(turns.take(lambda: self._operation(name, False), self.request.timeout_of(name)), "")
+        result = await outcome_of(turns.take(lambda: self._operation(name, False), self._timeout_of(name)), "")
         if result.get("error") == GONE and self._is_put_aside(name, result):
             # It has shut down since the plan.
             del self._vms[name]
@@ -299,9 +381,18 @@ class HostSaveOperation:
         return vm["state"] == "saved" and bool(vm["changed"])
 
     async def _put_back(self, turns: Turns, name: str) -> None:
-        request = RestoreRequest(name=name, qmp_socket=None, path=None, save_dir=self.request.save_dir)
+        path = self._vms[name]["image"].get("path") or image_path(None, self.request.save_dir, name)
+        chosen = self._targets[name].chosen
+        request = RestoreRequest(
+            name=chosen.get("name"),
+            uuid=chosen.get("uuid"),
+            unit=chosen.get("unit"),
+            qmp_socket=None,
+            path=path,
+            save_dir=self.request.save_dir,
+        )
         result = await outcome_of(
-            turns.take(lambda: RestoreOperation(request), self.request.timeout_of(name)), f"{name} is back"
+            turns.take(lambda: RestoreOperation(request), self._timeout_of(name)), f"{name} is back"
         )
         self._vms[name]["rollback"] = result
         if result["failed"]:

@@ -22,9 +22,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
     read_settings,
     run_as_service,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._names import matches
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import list_processes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import distinct_names, names_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +66,13 @@ class ShutdownSettings:
 
 
 def vms_to_save(exclude: t.Iterable[str]) -> list[str]:
-    """The names of the VMs that run here and are to be saved."""
-    return sorted(
-        {
-            process.name
-            for process in list_processes()
-            if process.name and not process.is_of_libvirt and not matches(process.name, exclude)
-        }
-    )
+    """What the VMs are called that run here and are to be saved."""
+    processes, patterns = list_processes(), list(exclude)
+    own_names = distinct_names(processes)
+    called = [
+        names_of(process, own_names[process.pid] or process.name) for process in processes if not process.is_of_libvirt
+    ]
+    return sorted({names.own for names in called if names.own and not names.matches(patterns)})
 
 
 def main(settings: str) -> int:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import dataclasses
 import typing as t
 
@@ -36,6 +35,8 @@ class _Vm:
     reason: str
     #: Whether its save was planned and refused, for this kind of error; empty where it was left out.
     error: str = ""
+    #: Whether it has nothing by which it could be saved.
+    nameless: bool = False
     #: What became of it; empty where that was not asked for.
     fate: str = ""
     #: Why it could not be shut down, or not be started again.
@@ -57,19 +58,22 @@ class Unsaved:
         self._journal = journal
         self._vms: list[_Vm] = []
 
-    def add(self, process: QemuProcess, reason: str, error: str = "") -> bool:
+    def add(self, process: QemuProcess, reason: str, error: str = "", nameless: bool = False) -> bool:
         """One that runs and is not saved; whether that its save was refused is no failure.
 
         :param error: the kind of the error with which its save was refused.
+        :param nameless: whether it has nothing by which it could be saved.
         """
         fate = "no guest" if error == GONE else "ignored" if self._what == "ignore" else ""
-        vm = _Vm(process, reason, error, fate)
+        vm = _Vm(process, reason, error, nameless, fate)
         self._vms.append(vm)
         return error == GONE or self._is_to_go(vm)
 
-    async def plan(self, turns: Turns) -> None:
-        """See whether those that are to be shut down can be."""
-        names = collections.Counter(vm.process.name for vm in self._vms)
+    async def plan(self, turns: Turns, names: t.Mapping[str, int]) -> None:
+        """See whether those that are to be shut down can be.
+
+        :param names: how many VMs of the host have each name, those that are saved, too.
+        """
         gone = [vm for vm in self._vms if self._is_to_go(vm)]
         await asyncio.gather(*(self._shut_down(turns, vm, True) for vm in gone))
         for vm in gone:
@@ -104,9 +108,9 @@ class Unsaved:
         return []
 
     @property
-    def anonymous(self) -> list[QemuProcess]:
-        """Those without a name."""
-        return [vm.process for vm in self._vms if not vm.process.name]
+    def nameless(self) -> list[QemuProcess]:
+        """Those that have nothing by which they could be saved."""
+        return [vm.process for vm in self._vms if vm.nameless]
 
     async def shut_down(self, turns: Turns) -> list[str]:
         """Shut down those that are to be; why it came to nothing, as sentences."""

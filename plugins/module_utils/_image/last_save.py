@@ -4,7 +4,8 @@
 
 """Which of several images of a VM is its last save; the others are superseded, and their disks have moved on.
 
-Two images are of one VM where their UUIDs are the same or, where one of them has none, their names. The later save is
+Two images are of one VM where their UUIDs are the same or, where one of them has none, their names. Where both have
+none, VMs of one name are two if they have neither a QMP server nor a disk in common. The later save is
 the one with the later ``saved_at``; where an image does not record it (libvirt's do not), its file's time of change
 stands for it. It is so whatever became of the later save: also a checkpoint, a damaged image and one in an archive
 supersede an older one. A partial image supersedes none, as its save never came to its end. Copies of one save do not
@@ -36,7 +37,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors imp
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import split_archive_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import SaveFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import qmp_addresses
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 #: Bytes in which most domain XMLs end.
 _FIRST_READ = 32 * 1024
@@ -52,7 +56,8 @@ class Save:
 
     ``record`` tells one save from another; it is empty where the image has none. ``vouched`` is whether this user
     vouches for all this: what a VM's user may have written into its image says nothing against another VM's. ``uid`` is
-    the user as whom the VM ran, where the image records it.
+    the user as whom the VM ran, where the image records it. ``addresses`` are those of the QMP servers, and ``disks``
+    the files that are written to, of a VM without a UUID, where they are known.
     """
 
     path: str
@@ -65,13 +70,19 @@ class Save:
     vouched: bool = False
     checkpoint: bool = False
     uid: int | None = None
+    addresses: frozenset[str] = frozenset()
+    disks: frozenset[str] | None = None
 
     @classmethod
     def of(cls, head: ImageHead, domain: ParsedDomain) -> Save:
         """From what is read of an image."""
         facts = domain.save_facts
         saved = facts.saved_seconds if facts else None
+        launch = domain.launch
+        told_apart = launch is not None and not domain.uuid
         return cls(
+            addresses=frozenset(qmp_addresses(launch.argv, launch.cwd) if launch and told_apart else ()),
+            disks=_disks(facts) if told_apart else None,
             path=head.path,
             name=domain.name,
             uuid=domain.uuid,
@@ -86,7 +97,15 @@ class Save:
 
     def is_of_same_vm(self, other: Save) -> bool:
         """Whether both are of one VM."""
-        return self.uuid == other.uuid if self.uuid and other.uuid else self.name == other.name
+        if self.uuid and other.uuid:
+            return self.uuid == other.uuid
+        return self.name == other.name and not self._is_twin_of(other)
+
+    def _is_twin_of(self, other: Save) -> bool:
+        """Whether these are two VMs of one name for sure."""
+        if not self.addresses or not other.addresses or self.disks is None or other.disks is None:
+            return False
+        return self.addresses.isdisjoint(other.addresses) and self.disks.isdisjoint(other.disks)
 
     def may_supersede(self, other: Save) -> bool:
         """Whether both are of one VM, and whose this was may say so."""
@@ -100,6 +119,14 @@ class Save:
             return True
         same_save = self.record is not None and self.record == other.record and self.vouched is other.vouched
         return not same_save and (self.saved, self.mtime) > (other.saved, other.mtime)
+
+
+def _disks(facts: SaveFacts | None) -> frozenset[str] | None:
+    with contextlib.suppress(ValueError):
+        if facts:
+            media = Surroundings.parse(facts.surroundings).media
+            return frozenset(path for medium in media for path in medium.own_files)
+    return None
 
 
 def last_of(saves: t.Iterable[Save]) -> Save | None:

@@ -33,6 +33,8 @@ SUFFIXES = {
 """What the name of an archive has after that of its image."""
 
 _PARTIAL = r"[0-9a-f]{16}\.partial"
+#: What tells a VM from others of its name: its UUID, or a digest of where it answers.
+_OWN = r"([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{8})"
 _JOURNAL = re.compile(r"\..+\.[0-9a-f]+\.head(\.new)?", re.DOTALL)
 
 
@@ -50,6 +52,15 @@ def image_path(path: str | None, save_dir: str, name: str | None) -> str:
             f"The VM's name {name!r} cannot stand in a file name", cure="Give the image's path in the path option"
         )
     return os.path.join(os.path.abspath(save_dir), f"{name}.save")
+
+
+def vm_label(path: str, name: str) -> str:
+    """A VM's name; or that of its image, where it got one that tells it from others of its name.
+
+    :param path: the image's.
+    """
+    stem = os.path.basename(path)[: -len(".save")] if path.endswith(".save") else ""
+    return stem if re.fullmatch(rf"{re.escape(name)}-{_OWN}", stem) else name
 
 
 def launch_log_path(path: str) -> str:

@@ -334,9 +334,9 @@ def machine_type(argv: t.Sequence[str]) -> str:
 
 
 def vm_uuid(argv: t.Sequence[str]) -> str:
-    """The VM's UUID (``-uuid``) in small letters, or the empty string."""
+    """The VM's UUID (``-uuid``) in small letters; empty where it has none, for which zeros stand."""
     given = [option.argument or "" for option in options(argv) if option.name == "uuid"]
-    return given[-1].lower() if given else ""
+    return given[-1].lower() if given and given[-1].strip("0-") else ""
 
 
 def memory_size(argv: t.Sequence[str]) -> int | None:

@@ -56,7 +56,10 @@ IMPATIENCE = 2.0
 #: Processes that are named in one message.
 _NAMED = 3
 
-_CHOOSE = "Name the one you mean by its qmp_socket"
+#: Processes of which one is to be chosen that are named in one message.
+_CANDIDATES = 20
+
+_CHOOSE = "Name the one you mean by its uuid, unit, pid or qmp_socket"
 
 
 # --- the process behind a monitor -------------------------------------------------------------------------------
@@ -271,18 +274,23 @@ class Choice(t.NamedTuple):
             return []
         one = len(self.strangers) == 1
         return [
-            f"Another QEMU is named {name}, too, and was left alone: {_describe(self.strangers)}"
+            f"Another QEMU says that it is {name}, too, and was left alone: {_describe(self.strangers)}"
             if one
-            else f"{len(self.strangers)} other QEMUs are named {name}, too, and were left alone:"
+            else f"{len(self.strangers)} other QEMUs say that they are {name}, too, and were left alone:"
             f" {_describe(self.strangers)}"
         ]
 
 
 async def choose_process(
-    name: str, found: t.Sequence[QemuProcess], recorded: RecordedIdentity | None, must_match: bool
+    name: str,
+    found: t.Sequence[QemuProcess],
+    recorded: RecordedIdentity | None,
+    must_match: bool,
+    meant: str = "",
 ) -> Choice:
     """Which of the QEMUs of a name is the VM: one of root's, of the caller's, or of those whom the image records.
 
+    :param meant: what is true of all of them, where that is not the name alone, as the end of a sentence in the plural.
     :param recorded: what the VM's image records; None where there is none, or it says nothing of this.
     :param must_match: that a QEMU of anyone else is not the VM, although it is the only one of this name: its image
         stands for the VM, and is not to be believed used, or loaded elsewhere.
@@ -296,15 +304,17 @@ async def choose_process(
             if not inside and must_match:
                 raise VmAmbiguousError(
                     f"{name} was started by {recorded.unit} when it was saved, and a QEMU of that name and user runs"
-                    f" outside of that unit: {_describe(outside)}",
-                    cure=f"If it is the VM, {_CHOOSE[0].lower()}{_CHOOSE[1:]}; else end it",
+                    f" outside of that unit: {_candidates(outside)}",
+                    cure="If it is the VM, name it by its pid or qmp_socket; else end it",
                 )
             ours = inside or outside
     strangers = [process for process in found if process not in ours]
     if not ours and not must_match:
         ours, strangers = strangers, []
     if len(ours) > 1:
-        raise VmAmbiguousError(f"{len(ours)} running QEMUs are named {name}: {_describe(ours)}", cure=_CHOOSE)
+        raise VmAmbiguousError(
+            f"{len(ours)} running QEMUs {meant or f'are named {name}'}: {_candidates(ours)}", cure=_CHOOSE
+        )
     return Choice(ours[0] if ours else None, strangers)
 
 
@@ -323,6 +333,26 @@ def _describe(processes: t.Sequence[QemuProcess]) -> str:
     named = [process.who for process in processes[:_NAMED]]
     more = len(processes) - len(named)
     return "; ".join(named) + (f"; and {more} more" if more else "")
+
+
+def _candidates(processes: t.Sequence[QemuProcess]) -> str:
+    """All by which one of them can be chosen."""
+    named = [f"{process.who} ({details(process)})" for process in processes[:_CANDIDATES]]
+    more = len(processes) - len(named)
+    return "; ".join(named) + (f"; and {more} more" if more > 0 else "")
+
+
+def details(process: QemuProcess) -> str:
+    """By what a QEMU can be chosen, besides its name and process id."""
+    unit = systemd.unit_of_process(process.pid)
+    socket = next(iter(process.addresses), "").replace("\0", "@")
+    return ", ".join(
+        [
+            f"uuid {process.uuid}" if process.uuid else "no uuid",
+            f"unit {unit}" if unit else "no unit",
+            f"QMP socket {socket}" if socket else "no QMP socket",
+        ]
+    )
 
 
 def why_not_to_load(monitor: Monitor, process: QemuProcess | None, recorded: RecordedIdentity | None) -> str:

@@ -82,6 +82,11 @@ class QemuProcess:
         return f"pid {self.pid} of the user {user_name(self.uid)}"
 
     @property
+    def uuid(self) -> str:
+        """The VM's, in the usual form; empty where its configuration gives it none."""
+        return command_line.vm_uuid(self.configuration.words)
+
+    @property
     def qmp_addresses(self) -> list[str]:
         """Where its QMP servers listen, in the order of its configuration."""
         return command_line.qmp_addresses(self.configuration.words, self.cwd)
@@ -257,11 +262,19 @@ def doubtful_note() -> str:
     return f" ({'; '.join(str(process) for process in found[:3])})" if found else ""
 
 
-def running_note() -> str:
-    """Which VMs run, as a sentence, for whoever has asked for another one."""
-    names = sorted(
-        {process.name[:_MAX_SHOWN] or f"one without a name (pid {process.pid})" for process in list_processes()}
-    )
+def running_note(details: t.Callable[[QemuProcess], str] | None = None) -> str:
+    """Which VMs run, as a sentence, for whoever has asked for another one.
+
+    :param details: what else is told of each, with its process id.
+    """
+
+    def told(process: QemuProcess) -> str:
+        name = process.name[:_MAX_SHOWN] or "one without a name"
+        if details:
+            return f"{name} (pid {process.pid}, {details(process)})"
+        return name if process.name else f"{name} (pid {process.pid})"
+
+    names = sorted({told(process) for process in list_processes()})
     if not names:
         return "No QEMU is known to run here"
     more = len(names) - _MAX_NAMED

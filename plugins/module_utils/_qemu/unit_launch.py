@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import secrets
 import shutil
 import time
 
@@ -319,7 +320,7 @@ class LaunchedTransientUnit(_LaunchedUnit):
         try:
             if (await systemd.read_unit(self.name)).load_state != "not-found":
                 # Another VM of this name, or one that is just ending.
-                self.name = f"{self.name[: -len('.service')]}-{os.getpid()}.service"
+                self.name = f"{self.name[: -len('.service')]}-{secrets.token_hex(4)}.service"
             command = [systemd.escape_environment(word) for word in (*before, found, *arguments)]
             await systemd.run_tool("systemd-run", *await self._options("/" if enters else self.how.cwd), "--", *command)
         except UnitError as exc:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import time
 import typing as t
 
@@ -32,6 +33,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     ImageFormatError,
     ImageNotFoundError,
+    MismatchError,
     MonitorMissingError,
     MonitorProtocolError,
     VmNotFoundError,
@@ -39,9 +41,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 from ansible_collections.vmops.qemu.plugins.module_utils._host_memory import MemoryLedger
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
-from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
-from ansible_collections.vmops.qemu.plugins.module_utils._image.names import require_image_of
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result, image_state
+from ansible_collections.vmops.qemu.plugins.module_utils._image.lookup import find_image
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path, require_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts
+from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
     free_units,
     recorded_identity,
@@ -50,10 +54,17 @@ from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity, details, is_trusted
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import doubtful_note, resident_bytes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+    QemuProcess,
+    doubtful_note,
+    list_processes,
+    resident_bytes,
+    running_note,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import Selection
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES, RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.disks import (
@@ -82,6 +93,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.memory_need im
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.needs import Provision
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.same_vm import may_be_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.transaction import RestoreTransaction
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
@@ -123,15 +135,17 @@ class RestoreOperation(RestoreRun):
 
     async def _run(self) -> dict[str, t.Any]:
         started = time.monotonic()
+        if not self.path:
+            self.path = await self._choose_image()
+            self.before["image"] = image_state(self.path)
         await self.locks.take_image(self.path)
         head = read_complete_head(self.path)
         domain = head.domain() if head else None
-        name = self.request.name or (domain.name if domain else None)
-        self.subject = name or self.subject
         if domain:
-            require_image_of(self.path, domain.name, self.request.name)
+            self.subject = domain.name
+            self._require_chosen(domain)
         recorded = recorded_identity(domain)
-        monitor = await self._find(name, recorded, head)
+        monitor = await self._find(domain, recorded, head)
         if monitor is None:
             return await self._without_vm(head, domain, started)
         session = await VmSession.open(monitor)
@@ -139,6 +153,32 @@ class RestoreOperation(RestoreRun):
             return await self._with_vm(session, head, domain, recorded, started)
         finally:
             await session.close()
+
+    async def _choose_image(self) -> str:
+        """The path of the VM's image, or where it would be if it had no other name.
+
+        :raises ConflictError: there are several, and none is the last one.
+        """
+        chosen = self.selection
+        found = await in_thread(find_image, self.request.save_dir, chosen.name, chosen.uuid, chosen.unit)
+        return found or image_path(None, self.request.save_dir, chosen.name or chosen.uuid or chosen.unit)
+
+    def _require_chosen(self, domain: domain_xml.ParsedDomain) -> None:
+        """:raises MismatchError: the image at the path holds another VM than the one that is asked for."""
+        chosen = self.selection
+        require_image_of(self.path, domain.name, chosen.name)
+        if chosen.uuid and domain.uuid != chosen.uuid:
+            raise MismatchError(
+                f"{self.path} holds a VM with {f'the uuid {domain.uuid}' if domain.uuid else 'no uuid'}, not"
+                f" {chosen.uuid}",
+                cure="Correct uuid or path",
+            )
+        unit = domain.launch.unit if domain.launch and is_vouched(domain) else ""
+        if chosen.unit and unit != chosen.unit:
+            raise MismatchError(
+                f"{self.path} holds a VM that was started by {unit or 'no unit that is known'}, not {chosen.unit}",
+                cure="Correct unit or path",
+            )
 
     async def _with_vm(
         self,
@@ -156,6 +196,8 @@ class RestoreOperation(RestoreRun):
         self.before["vm"] = vm.run_state
         self.situation = Situation(f"{vm.label} was not touched (QEMU's run state is {vm.run_state})")
         require_same_vm(vm, self.request.name, domain)
+        expected = dataclasses.replace(self.at_hand, uuid="" if head else self.selection.uuid)
+        expected.require(vm, session.monitor.shown_address)
         before_load = self.word_for(head) if head else "unknown"
         self.situation = dataclasses.replace(self.situation, guest=guest_in(vm.run_state, before_load))
         if vm.process:
@@ -248,20 +290,25 @@ class RestoreOperation(RestoreRun):
     # --- deciding ---
 
     async def _find(
-        self, name: str | None, recorded: RecordedIdentity | None, head: ImageHead | None
+        self, domain: domain_xml.ParsedDomain | None, recorded: RecordedIdentity | None, head: ImageHead | None
     ) -> Monitor | None:
         """A session with the VM's QEMU, if one runs already, or is started by someone else in time (``attach``).
 
-        :param name: and ``recorded``: as for ``connect_to_vm``.
-        :param head: that of the image, where it is there.
+        :param domain: and ``head``: those of the image, where it is there.
+        :param recorded: as for ``connect_to_vm``.
         """
+        selection, find = self.selection, None
+        if self.at_hand:
+            selection = self.at_hand
+        elif domain:
+            selection, find = Selection(domain.name), functools.partial(self._candidates, domain, recorded)
         waits = self.request.launch == "attach" and not self.request.check_mode
         deadline = time.monotonic() + (self.request.attach_timeout if waits else 0.0)
         while True:
             try:
                 warnings: list[str] = []
                 monitor = await connect_to_vm(
-                    name, self.request.qmp_socket, self.locks, warnings, recorded, head is not None
+                    selection, self.request.qmp_socket, self.locks, warnings, recorded, head is not None, find
                 )
             except (MonitorMissingError, MonitorProtocolError):
                 # One that is just starting has no socket yet, or has closed it again.
@@ -272,10 +319,26 @@ class RestoreOperation(RestoreRun):
                 break
             await asyncio.sleep(_ATTACH_INTERVAL)
         self.warnings += warnings
+        if monitor is None and self.at_hand:
+            self._tell_absence(head)
+            raise VmNotFoundError(
+                f"No running QEMU {self.at_hand.predicate()}{doubtful_note()}. {running_note(details)}",
+                cure="Give the pid of the QEMU that waits, or leave it out",
+            )
         if monitor is None and (waits or self.request.attach_timeout <= 0):
             self._tell_absence(head)
             self._require_launch()
         return monitor
+
+    def _candidates(self, domain: domain_xml.ParsedDomain, recorded: RecordedIdentity | None) -> list[QemuProcess]:
+        """The QEMUs that may have the image's VM, and those of other users that say so by its name."""
+        as_recorded = self.request.launch == "recorded"
+        return [
+            process
+            for process in list_processes()
+            if may_be_vm(process, domain, as_recorded)
+            or (process.name == domain.name and not is_trusted(process.uid, recorded))
+        ]
 
     def _tell_absence(self, head: ImageHead | None) -> None:
         """No QEMU has the guest."""

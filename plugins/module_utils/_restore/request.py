@@ -17,6 +17,9 @@ class RestoreRequest:
     qmp_socket: str | None
     path: str | None
     save_dir: str
+    uuid: str | None = None
+    unit: str | None = None
+    pid: int | None = None
     state: str = "as_saved"
     parallel_channels: int | None = None
     bypass_cache: bool | None = None

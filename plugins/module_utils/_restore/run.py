@@ -13,6 +13,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.head import Imag
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run, ended_vm
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import Selection
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.guest_clock import GuestClock
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.needs import Provision
@@ -28,8 +29,14 @@ class RestoreRun(Run):
 
     def __init__(self, request: RestoreRequest, memory: MemoryLedger | None = None) -> None:
         """:param memory: what the other restores of this run take of the host's memory."""
-        path = image_path(request.path, request.save_dir, request.name)
-        super().__init__(path, request.name or path)
+        #: The VM in the image, and the QEMU that is to load it.
+        self.selection = Selection.of(request.name, request.uuid, request.unit, None)
+        self.at_hand = Selection.of(None, None, None, request.pid)
+        # That of a VM which is chosen by more than its name is looked for.
+        path = ""
+        if request.path or self.selection.is_by_name or not self.selection:
+            path = image_path(request.path, request.save_dir, request.name)
+        super().__init__(path, self.selection.label if self.selection else path)
         self.request = request
         self.memory = memory or MemoryLedger()
         self.reasons: dict[str, str] = {}

@@ -39,6 +39,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import 
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import direct_read_reason, open_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import vm_label
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import freeable_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Measure, Publisher
@@ -180,7 +181,12 @@ class RestoreTransaction:
 
         :raises LaunchError: it opens no QMP server.
         """
-        return choose_launch(how, self.domain.name), doors_of(how, self.domain.name, self.run.request.qmp_socket)
+        return choose_launch(how, self._label), doors_of(how, self.domain.name, self.run.request.qmp_socket)
+
+    @property
+    def _label(self) -> str:
+        """What tells it from another VM of its name that is restored beside it."""
+        return vm_label(self.head.path, self.domain.name)
 
     async def _provide(self, afterwards: contextlib.AsyncExitStack) -> None:
         """Make again what QEMU needs to be started: directories, and the server of its TPM, which ends if this fails.
@@ -239,7 +245,7 @@ class RestoreTransaction:
         self.run.situation = Situation(f"{self.domain.name} is being loaded", self.run.word_for(self.head))
         reader = expander.tool.pid if expander else session.pid or 0
         try:
-            with Publisher(session.label, "restore", self.run.path) as progress:
+            with Publisher(self._label, "restore", self.run.path) as progress:
                 async with progress.following(self._bytes_read(reader)):
                     await transfer.migration.start_incoming(uri, keep_alive=await can_keep_alive(session.monitor))
                     await self._wait_for_load(transfer.migration, expander)

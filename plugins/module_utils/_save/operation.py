@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import time
 import typing as t
 
@@ -34,9 +35,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImagePartialError,
     MismatchError,
     MonitorMissingError,
+    RequestError,
     UnsupportedByQemuError,
     VmNotFoundError,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
@@ -44,13 +47,26 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.header import Im
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result, image_state
-from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
+from ansible_collections.vmops.qemu.plugins.module_utils._image.lookup import find_image
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path, target_of_partial
 from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import flush_image, require_replaceable
+from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import recorded_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import details
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import read_support
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, doubtful_note, running_note
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
+    QemuProcess,
+    doubtful_note,
+    list_processes,
+    running_note,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import (
+    Selection,
+    distinct_names,
+    own_name,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES, RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import InterruptedRestore
@@ -90,7 +106,7 @@ class SaveOperation(SaveRun):
     """One save, from the look at image and VM to the result."""
 
     def __init__(self, request: SaveRequest, known: t.Sequence[QemuProcess] | None = None) -> None:
-        """:param known: the QEMUs of the VM's name, where they are known already; None to look for them."""
+        """:param known: the QEMUs that may be meant, where they are known already; None to look for them."""
         super().__init__(request)
         self._known = known
         #: The identity of an image from which the guest that runs was restored: worth nothing any more.
@@ -99,19 +115,29 @@ class SaveOperation(SaveRun):
     async def _run(self) -> dict[str, t.Any]:
         if self.path:
             await self.locks.take_image(self.path)
-        head = self._readable_image()
+        several: ConflictError | None = None
+        try:
+            saved = self.path or await self._saved_path()
+        except ConflictError as exc:
+            saved, several = "", exc
+        head = self._readable_image(saved)
         domain = head.domain() if head else None
+        known = self._known
         monitor = await connect_to_vm(
-            self.request.name or (domain.name if domain else None),
+            self.selection or Selection(domain.name if domain else ""),
             self.request.qmp_socket,
             self.locks,
             self.warnings,
             recorded=recorded_identity(domain),
             # A complete image stands for the VM: another user's QEMU of its name does not replace it.
             must_match=head is not None and head.header.complete and not head.header.checkpoint,
-            known=self._known,
+            find=None if known is None else lambda: known,
         )
         if monitor is None:
+            if several:
+                raise several
+            if not self.path:
+                await self._work_on(saved)
             return self._already_saved()
         session = await VmSession.open(monitor)
         try:
@@ -119,15 +145,100 @@ class SaveOperation(SaveRun):
         finally:
             await session.close()
 
+    # --- which VM, and which image ---
+
+    async def _saved_path(self) -> str:
+        """Where the VM's image is, or where it would be if it had no other name; empty where only the VM can tell.
+
+        :raises ConflictError: it has several, and none is the last one.
+        """
+        chosen = self.selection
+        if not (chosen.uuid or chosen.unit):
+            return ""
+        found = await in_thread(
+            functools.partial(find_image, vouched=True), self.request.save_dir, chosen.name, chosen.uuid, chosen.unit
+        )
+        return found or image_path(None, self.request.save_dir, chosen.name or chosen.uuid or chosen.unit)
+
+    async def _work_on(self, path: str) -> None:
+        """Take the path for the image's, where there is one."""
+        self.path = path
+        if path:
+            await self.locks.take_image(path)
+            self.before["image"] = image_state(path)
+
+    async def _name_without_name(self, vm: RunningVm) -> str:
+        """What a VM without a name is called in its image, which must call it something."""
+        if self.request.domain_xml:
+            return domain_xml.parse(self.request.domain_xml, "domain_xml").name
+        return vm.uuid or await unit_of(vm.process) or "vm"
+
+    async def _name_for_image(self, vm: RunningVm) -> str:
+        """The name that the VM's image gets in the save directory, where the options do not say it.
+
+        :raises RequestError: the VM has nothing by which it could be found again.
+        """
+        process, name = vm.process, vm.name or vm.uuid
+        if process:
+            others = [each for each in await in_thread(list_processes) if each.pid != process.pid]
+            name = distinct_names([*others, process])[process.pid]
+        if not name and not vm.name:
+            name = await unit_of(process)
+        if not name:
+            raise RequestError(
+                f"{vm.label} has no {'uuid' if vm.name else 'name, uuid or unit of its own'} by which its image could"
+                f" be told from {'that of another VM of its name' if vm.name else 'those of others'}",
+                cure="Say where its image goes, in path; or start it with -uuid",
+            )
+        return name
+
+    async def _begun_path(self, session: VmSession) -> str:
+        """The image that an earlier run has begun under another name: when other VMs of the name ran, or none.
+
+        It counts only as what that run would have called it in the save directory; else it is the empty string.
+        """
+        interrupted = await InterruptedSave.find(session)
+        process = session.process
+        if interrupted is None or process is None or self.request.path:
+            return ""
+        with contextlib.suppress(RequestError):
+            target = target_of_partial(interrupted.record.partial)
+            for name in filter(None, (session.vm.name, own_name(process))):
+                if target == image_path(None, self.request.save_dir, name):
+                    return target
+        return ""
+
+    async def _require_free_name(self, vm: RunningVm) -> None:
+        """A VM without a name gets the one that is asked for, in its image: see that it is no other VM's.
+
+        :raises MismatchError: it is.
+        """
+        name = self.selection.name
+        if not name or vm.name:
+            return
+        pid = vm.process.pid if vm.process else None
+        others = [each for each in await in_thread(Selection(name).find) if each.pid != pid]
+        if others:
+            raise MismatchError(
+                f"The VM that is meant has no name, and {name} is another one ({others[0].who})",
+                cure="Leave name out, or give this VM's image another one",
+            )
+
     # --- deciding ---
 
     def _already_saved(self) -> dict[str, t.Any]:
         """The result for a VM that does not run: its image must be there."""
         self.situation = Situation(f"{self.subject} is not running", "unknown" if doubtful_note() else "ended")
+        if self.selection == Selection(pid=self.selection.pid) and self.selection.pid:
+            raise VmNotFoundError(
+                f"No running QEMU has the pid {self.selection.pid}, and by that no image can be known{doubtful_note()}."
+                f" {running_note(details)}",
+                cure="Choose the VM by its name, uuid or unit, by which its image is known, too",
+            )
         head = existing_image(self.path)
         if head is None:
-            archived = image_result(self.path) if self.path and self.request.name else {}
-            if archived.get("state") == "archived" and archived["name"] == self.request.name:
+            archived = image_result(self.path) if self.path else {}
+            if archived.get("state") == "archived" and self._is_chosen(archived["name"], archived["uuid"] or ""):
                 return self.result(f"{self.subject} is already saved, in the archive {archived['path']}", None)
             if self.request.qmp_socket:
                 raise MonitorMissingError(
@@ -136,10 +247,14 @@ class SaveOperation(SaveRun):
                     + ": there is nothing to save",
                     cure="Check that the VM runs and that its -qmp option names this path",
                 )
+            where = f", and there is no image at {self.path}" if self.path else ""
+            by_name = self.selection.is_by_name
             raise VmNotFoundError(
-                f"No running QEMU is named {self.request.name}, and there is no image at {self.path}:"
-                f" there is nothing to save{doubtful_note()}. {running_note()}",
-                cure="Check the name, or give the VM's qmp_socket",
+                f"No running QEMU {self.selection.predicate()}{where}: there is nothing to save{doubtful_note()}."
+                f" {running_note(None if by_name else details)}",
+                cure="Check the name, or give the VM's qmp_socket"
+                if by_name
+                else "Check by what it is chosen, or give the VM's qmp_socket",
             )
         if not head.header.complete:
             raise ImagePartialError(
@@ -148,7 +263,7 @@ class SaveOperation(SaveRun):
                 " saved any more",
                 cure="Start the VM from its disks, and remove the file",
             )
-        if not is_image_of(head, self.request.name, "", self.request.qmp_socket):
+        if not self._holds_chosen(head):
             raise ConflictError(
                 f"{self.subject} is not running, and {self.path} holds another VM ({image_owner(head)})",
                 cure="Give the path of this VM's image, or start the VM",
@@ -161,11 +276,28 @@ class SaveOperation(SaveRun):
             )
         return self.result(f"{self.subject} is already saved in {self.path} and does not run", None)
 
-    def _readable_image(self) -> ImageHead | None:
-        """The head of the image at the path, where there is one of this VM that can be read."""
+    def _holds_chosen(self, head: ImageHead) -> bool:
+        """Whether an image is known to hold the VM that is meant and does not run."""
+        domain = head.domain()
+        if self.selection.unit and not (is_vouched(domain) and domain.launch and domain.launch.unit):
+            return False
+        if self.selection.unit and domain.launch and domain.launch.unit != self.selection.unit:
+            return False
+        if self.selection.name or self.selection.uuid:
+            return self._is_chosen(domain.name, domain.uuid)
+        return bool(self.selection.unit) or is_image_of(head, None, "", self.request.qmp_socket)
+
+    def _is_chosen(self, name: str | None, uuid: str) -> bool:
+        """Whether a VM has the name and the UUID that are asked for, where they are."""
+        chosen = self.selection
+        return bool(chosen.name or chosen.uuid) and chosen.name in ("", name) and chosen.uuid in ("", uuid)
+
+    def _readable_image(self, path: str) -> ImageHead | None:
+        """The head of the image at the path, where there is one of the VM that is meant and that can be read."""
         with contextlib.suppress(ImageError):
-            head = existing_image(self.path)
-            if head and self.request.name in (None, head.domain().name):
+            head = existing_image(path)
+            chosen = self.selection
+            if head and chosen.name in ("", head.domain().name) and chosen.uuid in ("", head.domain().uuid):
                 return head
         return None
 
@@ -174,8 +306,7 @@ class SaveOperation(SaveRun):
         with contextlib.suppress(ImageError):
             head = existing_image(self.path)
             if head and head.header.complete and session.vm.run_state == "postmigrate":
-                vm = session.vm
-                return is_image_of(head, vm.name, vm.uuid, None) and await is_last_migration(session.monitor, head)
+                return self.is_image_of(head, session.vm) and await is_last_migration(session.monitor, head)
         return False
 
     async def _require_savable(self, session: VmSession) -> None:
@@ -223,7 +354,7 @@ class SaveOperation(SaveRun):
             head = existing_image(self.path)
             if head is None:
                 return
-            ours = is_image_of(head, vm.name, vm.uuid, None)
+            ours = self.is_image_of(head, vm)
         except ImageError as exc:
             raise ConflictError(
                 f"What is at the path is not a save image that can be read, so it is not replaced: {exc.what}",
@@ -245,17 +376,18 @@ class SaveOperation(SaveRun):
         vm = session.vm
         self.subject = vm.label
         self.situation = Situation(f"{vm.label} was not touched (QEMU's run state is {vm.run_state})")
-        if self.request.name and vm.name and vm.name != self.request.name:
-            raise MismatchError(
-                f"The QEMU at {session.monitor.address} runs {vm.name}, not {self.request.name}",
-                cure="Correct name or qmp_socket",
-            )
+        self.selection.require(vm, session.monitor.shown_address)
         self.situation = dataclasses.replace(self.situation, guest=guest_in(vm.run_state))
         if vm.process:
             await self.locks.take_vm(vm.process)
+        await self._require_free_name(vm)
+        self.name_in_image = vm.name or self.selection.name or await self._name_without_name(vm)
+        begun = await self._begun_path(session)
+        if begun and begun != self.path:
+            await self._work_on(begun)
         if not self.path:
-            self.path = image_path(None, self.request.save_dir, vm.name)
-            await self.locks.take_image(self.path)
+            name = self.selection.name if not vm.name else ""
+            await self._work_on(image_path(None, self.request.save_dir, name or await self._name_for_image(vm)))
         self.before = {"image": image_state(self.path), "vm": vm.run_state}
         await self._end_interrupted_restore(session)
         interrupted = await InterruptedSave.find(session)

@@ -45,11 +45,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
     read_support,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import resident_bytes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import own_name
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit, require_guardable
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES, read_ram_blocks
 from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import unit_of
-from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import is_image_of, recorded_surroundings
+from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import recorded_surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._save.run import SaveRun
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import survey
@@ -252,13 +253,13 @@ class _Planner:
         vm = self.session.vm
         if self.request.domain_xml is not None:
             given = domain_xml.parse(self.request.domain_xml, "domain_xml")
-            if vm.name and given.name != vm.name:
+            if given.name != self.run.name_in_image:
                 raise MismatchError(
                     f"The domain_xml describes {given.name}, not {vm.label}", cure="Give this VM's own XML"
                 )
             return self.request.domain_xml
         facts = domain_xml.DomainFacts(
-            name=vm.name or "vm",
+            name=self.run.name_in_image,
             uuid=vm.uuid,
             memory=vm.memory,
             vcpus=vm.vcpus,
@@ -360,6 +361,9 @@ class _Planner:
                 make_save_directory(directory)
             # Before the space is counted that they take.
             await in_thread(remove_leftovers, self.run.path)
+            own = own_name(self.session.process) if self.session.process and self.request.path is None else ""
+            if own and "/" not in own:  # of a run that was killed when there were others of its name
+                await in_thread(remove_leftovers, os.path.join(directory, f"{own}.save"))
         return require_writable_directory(directory, may_be_made=self.request.path is None)
 
     def _check_space(self, directory: str, needed: int) -> int | None:
@@ -397,7 +401,7 @@ async def adopted_plan(run: SaveRun, session: VmSession, partial: PartialImage) 
     domain = head.domain()
     warnings = list(run.warnings)
     unvouched = why_not_vouched(domain)
-    if not unvouched and not is_image_of(head, session.vm.name, session.vm.uuid, None):
+    if not unvouched and not run.is_image_of(head, session.vm):
         unvouched = f"it is of another VM, {domain.name}"
     if unvouched:
         warnings.append(

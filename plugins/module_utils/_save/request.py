@@ -17,6 +17,9 @@ class SaveRequest:
     qmp_socket: str | None
     path: str | None
     save_dir: str
+    uuid: str | None = None
+    unit: str | None = None
+    pid: int | None = None
     image_version: int = 3
     format: str | None = None
     parallel_channels: int | None = None
@@ -36,6 +39,8 @@ class SaveRequest:
     gid: int = -1
     #: Whether a run over the whole host asks for it.
     managed: bool = False
+    #: The image's name in ``save_dir``, without its suffix, where that is not the VM's.
+    image_name: str | None = None
     check_mode: bool = False
 
     @property

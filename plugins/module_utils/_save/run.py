@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run, ended_vm
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import Selection
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
+from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import is_image_of
 from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
@@ -22,11 +25,14 @@ class SaveRun(Run):
     kind = "save"
 
     def __init__(self, request: SaveRequest) -> None:
+        self.selection = Selection.of(request.name, request.uuid, request.unit, request.pid)
         super().__init__(
-            image_path(request.path, request.save_dir, request.name) if request.path or request.name else "",
-            request.name or request.qmp_socket or "the VM",
+            _known_path(request, self.selection),
+            self.selection.label if self.selection else request.qmp_socket or "the VM",
         )
         self.request = request
+        #: The name under which the image has the VM; empty where it is not known yet.
+        self.name_in_image = request.name or ""
         #: Whether the image is complete.
         self.written = False
 
@@ -34,6 +40,10 @@ class SaveRun(Run):
     def is_planned(self) -> bool:
         """Whether it is only to be told what it would do."""
         return self.request.check_mode
+
+    def is_image_of(self, head: ImageHead, vm: RunningVm) -> bool:
+        """Whether an image holds this VM that runs."""
+        return is_image_of(head, self.name_in_image or vm.name, vm.uuid, None)
 
     def _ended(self) -> Situation:
         if self.written:
@@ -62,3 +72,10 @@ class SaveRun(Run):
             "diff": {"before": self.before, "after": after or self.before},
             "warnings": warnings,
         }
+
+
+def _known_path(request: SaveRequest, selection: Selection) -> str:
+    """The image's path, where the options say it; else the empty string: it depends on the VM."""
+    if request.path or request.image_name or selection.is_by_name:
+        return image_path(request.path, request.save_dir, request.image_name or request.name)
+    return ""

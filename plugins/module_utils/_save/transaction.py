@@ -38,6 +38,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import st
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import vm_label
 from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units
@@ -145,7 +146,7 @@ class SaveTransaction:
         self, plan: SavePlan, access: Access, compressor: Filter | None, write_started: float
     ) -> dict[str, t.Any]:
         """From the migration that runs to the end."""
-        with Publisher(self.session.label, "save", self.run.path) as progress:
+        with Publisher(vm_label(self.run.path, self.run.name_in_image), "save", self.run.path) as progress:
             async with progress.following(self.transfer.migration.memory_done):
                 bound = WrittenBound(
                     self.partial, self.session.label, bytes_needed(self.session), self.session.vm.memory

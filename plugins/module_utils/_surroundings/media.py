@@ -59,6 +59,11 @@ class Medium:
         """The drive as messages name it."""
         return self.backend or self.qdev or self.node or "a disk"
 
+    @property
+    def own_files(self) -> list[str]:
+        """The names of what only one VM at a time can have open: what is written to."""
+        return [] if self.read_only else [file.path for file in self.files[:1]]
+
     def as_result(self) -> dict[str, t.Any]:
         """An element of the ``disks`` return value."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "place"}

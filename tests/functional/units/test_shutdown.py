@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,16 @@ def test_two_of_one_name_are_not_shut_down(make_guest, managed_save):
     assert result["failed"]
     assert "another QEMU has its name, too" in result["msg"]
     assert [run_state(guest) for guest in guests] == ["running"] * 3
+    assert kept() == []
+
+
+def test_one_whose_name_a_saved_one_has_is_not_shut_down(make_guest, managed_save):
+    """What is kept of it would be taken for the other one, when that is back."""
+    guests = [make_guest(VM, uuid=str(uuid.uuid4()), observer=True) for _number in range(2)]
+    result = managed_save(vms=[guests[0].uuid])
+    assert result["failed"]
+    assert "another QEMU has its name, too" in result["msg"]
+    assert [run_state(guest) for guest in guests] == ["running"] * 2
     assert kept() == []
 
 

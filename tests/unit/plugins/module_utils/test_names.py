@@ -2,24 +2,49 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
+"""By what a VM is called, and which patterns match it."""
+
 from __future__ import annotations
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._names import group_of, is_selected, matches
+from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, group_of, is_selected, options_of
+
+UUID = "1b4e28ba-2fa1-41d2-883f-b9a761bde3fb"
+TWIN = VmNames(f"web1-{UUID}", "web1", UUID, "qemu@web1.service")
+NAMELESS = VmNames(UUID, "", UUID)
 
 
 def test_case_matters():
-    assert matches("db1", ["web*", "db*"])
-    assert not matches("DB1", ["web*", "db*"])
-    assert not matches("db1", [])
+    assert VmNames("db1").matches(["web*", "db*"])
+    assert not VmNames("DB1").matches(["web*", "db*"])
+    assert not VmNames("db1").matches([])
 
 
 def test_what_is_excluded_is_not_selected():
-    assert is_selected("db1", ["*"], [])
-    assert not is_selected("db1", ["*"], ["db?"])
-    assert not is_selected("db1", ["web*"], [])
+    assert is_selected(VmNames("db1"), ["*"], [])
+    assert not is_selected(VmNames("db1"), ["*"], ["db?"])
+    assert not is_selected(VmNames("db1"), ["web*"], [])
+    assert not is_selected(TWIN, ["*"], [UUID.upper()])
 
 
 @pytest.mark.parametrize(("name", "number"), [("db1", 0), ("web1", 1), ("db-web", 0), ("other", 2), ("", 2)])
 def test_first_group_that_matches_counts(name, number):
-    assert group_of(name, [["db*"], ["web*", "*web"]]) == number
+    assert group_of(VmNames(name, name), [["db*"], ["web*", "*web"]]) == number
+
+
+@pytest.mark.parametrize("word", [TWIN.own, "web1", UUID, UUID.upper(), "qemu@web1.service"])
+def test_all_that_it_is_called(word):
+    assert TWIN.is_called(word)
+    assert TWIN.matches([word])
+    assert options_of(TWIN, {"live": False}, {word: {"live": True}}) == {"live": True}
+
+
+@pytest.mark.parametrize("pattern", ["1b4e*", "qemu@*", "*.service", "web1-*", "web", ""])
+def test_patterns_are_of_names(pattern):
+    assert not TWIN.matches([pattern])
+
+
+def test_what_stands_for_a_name():
+    assert NAMELESS.matches(["1b4e*"])
+    assert NAMELESS.is_called(UUID)
+    assert not NAMELESS.is_called("")

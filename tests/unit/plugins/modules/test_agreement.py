@@ -122,13 +122,17 @@ ANNOTATIONS = {
     "int": "int",
     "float": "float",
     "bool": "bool",
-    "list": "list[str]",
     "raw": "int",  # a mode, which is parsed
 }
 #: Fields that come from other options, or from Ansible.
 PARSED = {"bandwidth": "int"}
 REQUESTS: list[tuple[str, typing.Any, tuple[typing.Any, ...], set[str]]] = [
-    ("qemu_save", SaveRequest, (TIMEOUT, {"owner": {}, "group": {}}), {"uid", "gid", "managed", "check_mode"}),
+    (
+        "qemu_save",
+        SaveRequest,
+        (TIMEOUT, {"owner": {}, "group": {}}),
+        {"uid", "gid", "managed", "image_name", "check_mode"},
+    ),
     ("qemu_restore", RestoreRequest, (TIMEOUT,), {"check_mode"}),
     ("qemu_save_image", SaveImageRequest, (), {"check_mode"}),
     ("qemu_vm_info", VmInfoRequest, (), set()),
@@ -142,7 +146,8 @@ def test_a_request_has_the_options_as_fields(name, request_type, left_out, added
     fields = {field.name: field for field in dataclasses.fields(request_type)}
     assert set(fields) == set(options) | added
     for key, option in options.items():
-        kind = PARSED.get(key, ANNOTATIONS[option["type"]])
+        elements = option.get("elements")
+        kind = PARSED.get(key) or (f"list[{elements}]" if elements else ANNOTATIONS[option["type"]])
         given = option.get("default") is not None
         assert fields[key].type == (kind if given else f"{kind} | None"), key
 

@@ -15,6 +15,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host import turns
 from ansible_collections.vmops.qemu.plugins.module_utils._host.boot_program import request_of
 from ansible_collections.vmops.qemu.plugins.module_utils._host.restore import HostRestoreOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
+from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames
 
 #: No QEMU of this host has it.
 NAME = "vm-of-a-unit-test"
@@ -81,7 +82,7 @@ def run(tmp_path, lines, during=None, **settings):
 def test_settings():
     request = request_of({**SETTINGS, "parallel": "3", "timeout": "1.5", "more": 1})
     assert (request.save_dir, request.order, request.parallel) == ("/save", [["db*"], ["web*"]], 3)
-    assert (request.option("web1", "timeout"), request.images) == (1.5, "all")
+    assert (request.option(VmNames("web1"), "timeout"), request.images) == (1.5, "all")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ import json
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import VmopsError
 from ansible_collections.vmops.qemu.plugins.module_utils._host.boot_program import main, request_of
+from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import RestoreTask
 from ansible_collections.vmops.qemu.plugins.module_utils._host.service import StandardStreams, read_settings
+from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import Selection
 
 SETTINGS = {"save_dir": "/save", "order": [], "parallel": 2, "timeout": 60}
 
@@ -38,7 +41,8 @@ def test_settings(settings):
 )
 def test_clocks(settings, given, asked):
     """Settings of an earlier version say nothing of them."""
-    assert read_settings(settings({**SETTINGS, **given}), request_of).of("web1", "/save/web1.save").sync_time == asked
+    task = RestoreTask(Selection("web1"), "/save/web1.save", VmNames("web1", "web1"))
+    assert read_settings(settings({**SETTINGS, **given}), request_of).of(task).sync_time == asked
 
 
 @pytest.mark.parametrize(

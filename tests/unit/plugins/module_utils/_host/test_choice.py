@@ -12,7 +12,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import
 
 
 def image(name, state="complete", path=None, **more):
-    known = {"managed": True, "saved_at": "2026-03-01T09:30:00.000Z", "problems": []}
+    known = {"managed": True, "saved_at": "2026-03-01T09:30:00.000Z", "problems": [], "uuid": ""}
     return {"name": name, "state": state, "path": path or f"/save/{name}.save", **known, **more}
 
 
@@ -22,7 +22,11 @@ def chosen(found, running=(), shut_down=(), **options):
     request = HostRestoreRequest(
         **{"save_dir": "/save", "parallel": 1, "common": {}, "by_vm": {}, "check_mode": False, **known, **options}
     )
-    return choose(found, shut_down, request, lambda name: name in running)
+    return choose(found, shut_down, request, lambda image: image["name"] in running)
+
+
+def names(group):
+    return [getattr(task, "names", task).name for task in group]
 
 
 def paths(choice):
@@ -32,7 +36,7 @@ def paths(choice):
 def test_groups():
     images = [image("web1"), image("db1"), image("app1"), image("old", "archived")]
     choice = chosen(images, order=[["db*"], ["none*"], ["app*", "db*"]])
-    assert [[task.name for task in group] for group in choice.groups] == [["db1"], ["app1"], ["web1"]]
+    assert [names(group) for group in choice.groups] == [["db1"], ["app1"], ["web1"]]
     assert (choice.left_alone, choice.unusable) == ([], [])
     assert paths(chosen(images, include=["web*"], exclude=["web1"])) == []
 
@@ -123,6 +127,6 @@ def test_unusable_images():
 def test_vms_that_were_shut_down_have_their_place_in_the_order():
     down = [ShutDownVm(name, 0.0, LaunchRecord(["qemu"], "/", "qemu", 0, 0)) for name in ("b", "c", "x")]
     choice = chosen([image("a"), image("d")], shut_down=down, order=[["c", "d"]], exclude=["x"])
-    assert [sorted(task.name for task in group) for group in choice.groups] == [["c", "d"], ["a", "b"]]
+    assert [sorted(names(group)) for group in choice.groups] == [["c", "d"], ["a", "b"]]
     # One that is asked for by its name has no image, and needs none.
-    assert [[task.name for task in group] for group in chosen([], shut_down=down, vms=["b"]).groups] == [["b"]]
+    assert [names(group) for group in chosen([], shut_down=down, vms=["b"]).groups] == [["b"]]

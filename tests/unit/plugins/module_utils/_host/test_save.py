@@ -52,7 +52,7 @@ def process(name, pid=7):
 
 def test_vm_without_a_name_is_refused_where_all_are_to_be_saved(monkeypatch):
     with pytest.raises(
-        HostRunError, match=r"A QEMU without a name \(pid 7\) runs here and would not be saved"
+        HostRunError, match=r"A QEMU without a name or uuid \(pid 7\) runs here and would not be saved"
     ) as refused:
         run(monkeypatch, [process("")])
     assert refused.value.as_result()["unsaved"][0]["pid"] == 7

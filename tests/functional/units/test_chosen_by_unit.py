@@ -1,0 +1,111 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A VM that is chosen by its unit: also one without a name, which the unit then names, and several in one unit."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.module_run import check_error
+from support.observe import Continuity, run_state, wait_until
+from support.process import find_qemu_pids
+from support.units import UNAVAILABLE, Service, quoted, systemctl
+
+pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
+
+
+def without_name(guest):
+    """The guest's command, of whose name QEMU does not know."""
+    argv = guest.argv()
+    place = argv.index("-name")
+    return quoted(argv[:place] + argv[place + 2 :])
+
+
+@pytest.fixture
+def nameless(make_guest):
+    """The service of a guest without a name, whose guest looks for it by its monitor."""
+    guest = make_guest(start=False, observer=True)
+    type(guest).shown_name, before = property(lambda self: ""), type(guest).shown_name
+    service = Service(guest, command=without_name(guest))
+    service.start()
+    yield service
+    service.close()
+    type(guest).shown_name = before
+
+
+def test_by_its_unit_and_again(make_service, image, save, restore):
+    service = make_service()
+    continuity = Continuity(service.guest)
+    place = {"save_dir": str(image.parent)}
+    # As systemctl takes it, too.
+    saved = save(unit=service.name[: -len(".service")], **place)
+    assert saved["image"]["path"] == str(image.parent / f"{service.guest.name}.save")
+    service.wait_state("inactive", "failed")
+    assert not save(unit=service.name, **place)["changed"]
+    restored = restore(unit=service.name, **place)
+    assert (restored["changed"], restored["unit"]) == (True, service.name)
+    continuity.check()
+    again = restore(unit=service.name, **place)
+    assert (again["changed"], "runs already" in again["msg"]) == (False, True)
+
+
+def test_vm_without_a_name_has_its_units(nameless, image, save, restore, run_module):
+    continuity = Continuity(nameless.guest)
+    place = {"save_dir": str(image.parent)}
+    path = str(image.parent / f"{nameless.name}.save")
+    planned = run_module("qemu_managed_save", vms=[nameless.name], check=True, **place)
+    assert [vm["name"] for vm in planned["vms"]] == [nameless.name], planned["msg"]
+    saved = save(pid=nameless.guest.pid, **place)
+    assert (saved["image"]["path"], saved["image"]["name"]) == (path, nameless.name)
+    nameless.wait_state("inactive", "failed")
+    assert not save(unit=nameless.name, **place)["changed"]
+    assert restore(unit=nameless.name, **place)["unit"] == nameless.name
+    continuity.check()
+
+
+def test_vms_of_one_host_by_their_units(nameless, image, run_module):
+    continuity = Continuity(nameless.guest)
+    place = {"save_dir": str(image.parent)}
+    by_vm = {nameless.name: {"checksum": True}}
+    saved = run_module("qemu_managed_save", vms=[nameless.name], by_vm=by_vm, **place)
+    assert not saved.get("failed"), saved["msg"]
+    assert [(vm["name"], bool(vm["image"]["checksum"])) for vm in saved["vms"]] == [(nameless.name, True)]
+    back = run_module("qemu_managed_restore", vms=[nameless.name], **place)
+    assert not back.get("failed"), back["msg"]
+    assert [(vm["name"], vm["state"]) for vm in back["vms"]] == [(nameless.name, "restored")]
+    assert nameless.name in {vm["own_name"] for vm in back["running"]}
+    continuity.check()
+
+
+def test_unit_that_has_several(make_guest, image, save, run_module):
+    guests = [make_guest(f"{name}-in-one", start=False, observer=True) for name in ("web1", "web2")]
+    for guest in guests:
+        guest.prepare()
+    both = " & ".join(quoted(guest.argv()) for guest in guests)
+    script = guests[0].workdir / "both.sh"
+    script.write_text(f"#!/bin/sh\n{both} & wait\n")
+    script.chmod(0o755)
+    service = Service(guests[0], command=str(script))
+    try:
+        systemctl("start", service.name)
+        wait_until(lambda: all(guest.adopt_restarted() and guest.boots() for guest in guests))
+        result = run_module("qemu_save", unit=service.name, save_dir=str(image.parent))
+        pids = [f"pid {guest.pid} of the user" for guest in guests]
+        check_error(result, "VmAmbiguousError", f"2 running QEMUs are in the unit {service.name}", *pids)
+        result = run_module("qemu_save", unit=service.name, name="web2-in-one", save_dir=str(image.parent), check=True)
+        assert result["vm"]["pid"] == guests[1].pid, result["msg"]
+        listed = run_module("qemu_vm_info", unit=[service.name])["vms"]
+        assert sorted(vm["pid"] for vm in listed) == sorted(guest.pid for guest in guests)
+        assert [run_state(guest) for guest in guests] == ["running"] * 2
+    finally:
+        service.close()
+
+
+def test_unit_that_is_no_vm(make_service, image, run_module):
+    service = make_service()
+    result = run_module("qemu_save", unit="systemd-journald", save_dir=str(image.parent))
+    there = f"{service.guest.name} (pid {service.guest.pid}, "
+    check_error(result, "VmNotFoundError", "is in the unit systemd-journald.service", there, f"unit {service.name}")
+    assert find_qemu_pids(service.guest.name) == [service.guest.pid]
