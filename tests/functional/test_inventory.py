@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+from support import ssh
 from support.guest import COLLECTIONS
 from support.observe import Continuity
 
@@ -252,6 +254,59 @@ def test_a_hypervisor_that_hangs_is_given_up(controller, make_guest):
     _hosts, groups, errors = controller.listed(timeout=15)
     assert groups["qemu_running"] == [DB1]
     assert "The VMs of hv2 are not known" in errors
+
+
+@pytest.fixture
+def server(tmp_path):
+    """An SSH server on this host."""
+    problem = ssh.missing()
+    if problem:
+        pytest.skip(problem)
+    server = ssh.SshServer(tmp_path / "ssh")
+    yield server
+    server.close()
+
+
+def test_connection_variables_of_groups_and_become(controller, make_guest, save_in, server):
+    """By SSH, with variables of a group's file; the key is named on the command line, as a variable."""
+    make_guest(DB1, block_mib=2)
+    save_in(DB1, "hv1")
+    controller.hosts = {"hv1": {}}
+    (controller.place / "group_vars").mkdir()
+    variables = {
+        "ansible_connection": "ssh",
+        "ansible_host": "127.0.0.1",
+        "ansible_port": ssh.PORT,
+        "ansible_user": "root",
+        "ansible_ssh_private_key_file": "{{ key }}",
+        "ansible_ssh_common_args": f"-F none -o UserKnownHostsFile={server.known_hosts}",
+        "ansible_ssh_executable": str(controller.place / "ssh"),
+        "ansible_python_interpreter": sys.executable,
+        "ansible_remote_tmp": str(controller.place / "remote"),
+        "ansible_become_method": "ansible.builtin.su",
+        "ansible_become_exe": str(controller.place / "su"),
+        "vmops_qemu_save_dir": "{{ place }}/hv1",
+    }
+    (controller.place / "group_vars" / "hypervisors.json").write_text(json.dumps(variables))
+    for name, command in (
+        ("ssh", shlex.join([*server.inside, "ssh"])),
+        ("su", f"echo >> {controller.place}/became; exec su"),
+    ):
+        (controller.place / name).write_text(f'#!/bin/sh\n{"exec " if name == "ssh" else ""}{command} "$@"\n')
+        (controller.place / name).chmod(0o755)
+    controller.write(become=True)
+    arguments = ("--list", "-e", json.dumps({"key": str(server.key)}))
+    # Else Ansible sees that root need not become root.
+    found = json.loads(controller.run("ansible-inventory", *arguments, ANSIBLE_BECOME_ALLOW_SAME_USER="1").stdout)
+    assert found["qemu_saved"]["hosts"] == [DB1]
+    assert found["qemu_on_hv1"]["hosts"] == [DB1]
+    assert "Accepted publickey for root" in server.log()
+    assert (controller.place / "became").exists()
+    (controller.place / "became").unlink()
+    controller.write()
+    found = json.loads(controller.run("ansible-inventory", *arguments, ANSIBLE_BECOME_ALLOW_SAME_USER="1").stdout)
+    assert found["qemu_saved"]["hosts"] == [DB1]
+    assert not (controller.place / "became").exists()
 
 
 def test_localhost_and_options_of_the_command_line(controller, make_guest, save_in):
