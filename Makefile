@@ -82,7 +82,8 @@ lint-ansible: stage
 
 lint-shell:
 	@echo '== shellcheck'
-	@git ls-files -co --exclude-standard -z | xargs -0 grep -lsE '^#!(/usr/bin/env bash|/bin/bash|/bin/sh)' | xargs shellcheck --severity=warning
+	@git ls-files -co --exclude-standard -z | xargs -0 awk 'FNR == 1 && /^#!(\/usr\/bin\/env bash|\/bin\/bash|\/bin\/sh)/ {print FILENAME} {nextfile}' | \
+		xargs shellcheck --severity=warning
 
 lint-docs: stage
 	@echo '== antsibull-docs'
