@@ -338,6 +338,24 @@ def test_other_files_by_the_same_names(start_by, image, run_module, netns):
     assert guest.alive()
 
 
+@only_root
+def test_what_the_host_mounts_later(start_by, image, run_module, netns, tmp_path):
+    """Elsewhere it is of no matter; over a directory of the VM's it would be another file to the next QEMU."""
+    name, _make, _delete = netns
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    guest = start_by(["ip", "netns", "exec", name], options=TAP)
+    for place, refused in ((elsewhere, False), (guest.workdir, True)):
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(place)], check=True)
+        try:
+            result = run_module("qemu_save", name=VM, path=str(image), check=True)
+            is_shared = f" {place} " in Path(f"/proc/{guest.pid}/mountinfo").read_text()
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
+        kinds = {problem["kind"] for problem in result["problems"]}
+        assert ("mount_namespace" in kinds) == (refused and not is_shared)
+
+
 # --- where it writes ---
 
 

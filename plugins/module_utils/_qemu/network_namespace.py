@@ -14,13 +14,14 @@ Sources: network_namespaces(7), proc_pid_mountinfo(5), ip-netns(8), nsenter(1), 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
-from ansible_collections.vmops.qemu.plugins.module_utils._proc import Pid, proc_path, read_proc
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import Pid, descriptors_of, proc_path, read_proc
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.resources import find_tool
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
 
@@ -28,6 +29,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_u
 FRESH = "none"
 
 _NAMED = "/run/netns"
+
+#: Where programs and their data are, of which a process does not say what it has read.
+_SYSTEM = ("/usr", "/etc", "/lib", "/bin", "/sbin", "/opt", "/dev", "/proc", "/var", "/boot", "/nix", "/snap")
 
 #: Bytes of a list of mounts.
 _MAX_MOUNTS = 4 * 1024 * 1024
@@ -57,17 +61,21 @@ def name_of(pid: int, starter: int) -> str:
     return min(safe, key=lambda point: (os.path.dirname(point) != _NAMED, point), default="")
 
 
-def has_mounts_of_ip(pid: int, starter: int, namespace: str) -> bool:
+def has_mounts_of_ip(pid: int, starter: int, namespace: str, words: t.Sequence[str]) -> bool:
     """Whether a process's mounts differ from the usual ones by nothing but what ``ip netns exec`` makes.
 
+    What was mounted since where none of its files are is no difference: where mounts are not shared, it is not told.
+
     :param namespace: where its network namespace is mounted.
+    :param words: its configuration.
     """
     if os.path.dirname(namespace) != _NAMED:
         return False
     try:
         own, usual = _mounts(pid), _mounts(starter)
         numbers: dict[t.Any, int] = {}
-        differing = _places(own, numbers).symmetric_difference(_places(usual, numbers))
+        own_places, usual_places = _places(own, numbers), _places(usual, numbers)
+        differing = own_places ^ usual_places
         by_number = {number: place for place, number in numbers.items()}
         if not any(by_number[number][0] == "/sys" for number in differing):
             return False
@@ -75,6 +83,8 @@ def has_mounts_of_ip(pid: int, starter: int, namespace: str) -> bool:
         for number in differing:
             point = by_number[number][0]
             if point == "/sys" or point.startswith("/sys/"):
+                continue
+            if number in usual_places and not _is_of_use(pid, point, words):
                 continue
             name = os.path.basename(point)
             if os.path.dirname(point) != "/etc" or not os.path.samestat(
@@ -84,6 +94,19 @@ def has_mounts_of_ip(pid: int, starter: int, namespace: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def _is_of_use(pid: int, point: str, words: t.Sequence[str]) -> bool:
+    """Whether a program, or what a process has open or is told of, may be below a directory; raises OSError."""
+    if point.rstrip("/") in ("", "/tmp", "/home", "/srv", "/mnt", "/run") or point.startswith(_SYSTEM):
+        return True
+    links = [os.readlink(proc_path(pid, name)) for name in ("cwd", "exe")]
+    for place in descriptors_of(pid):
+        with contextlib.suppress(FileNotFoundError):  # it was just closed
+            links.append(os.readlink(place))
+    below = tuple(link for link in links if f"{link}/".startswith(f"{point}/"))
+    # Whatever else leads there, by a link say, has the same file as its end, which is open.
+    return bool(below) or any(point in word for word in words)
 
 
 def _mounts(pid: Pid) -> dict[str, _Mount]:
