@@ -20,6 +20,7 @@ from typing import Any, Optional, Union
 from machine_configurations.place import MIB, Place, Skip, needs_root, replaced, run, wait_for_job
 from support import Monitor
 from support.guest import Guest
+from support.tpm import Swtpm
 from support.versions import OLD_QEMU
 
 Words = Sequence[object]
@@ -851,13 +852,12 @@ case("9p, not mounted", lambda place: ("-virtfs", f"local,path={place.directory}
 
 
 def swtpm(place: Place, device: str = "tpm-tis") -> Words:
-    path = place / "tpm.sock"
-    state = place.folder("tpm")
-    place.server(
-        "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--ctrl", f"type=unixio,path={path}", socket=path
-    )
-    chardev = ("-chardev", f"socket,id=t0,path={path}")
-    return (*chardev, "-tpmdev", "emulator,id=tpm0,chardev=t0", "-device", f"{device},tpmdev=tpm0")
+    if shutil.which("swtpm") is None:
+        raise Skip("no swtpm")
+    tpm = Swtpm(place.directory)
+    place.undo(tpm.kill)  # also the one that the restore starts
+    tpm.start()
+    return tpm.qemu_args(device)
 
 
 case("TPM (TIS) by swtpm, which ends with QEMU", swtpm)
