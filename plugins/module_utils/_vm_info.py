@@ -184,7 +184,7 @@ class _Vm:
             "vcpus": command_line.vcpu_count(words),
             "machine": command_line.machine_type(words) or None,
             "qemu_version": None,
-            "qmp_socket": _shown(next(iter(process.addresses), None)),
+            "qmp_socket": _shown(next(iter(process.qmp_addresses), None)),
             "monitor": "busy",
             "reason": "",
             "unit": unit.name or None,

@@ -39,6 +39,7 @@ answers: "dict[str, object]" = {
     "query-named-block-nodes": [],
     "query-block-exports": [],
     "query-chardev": [],
+    "query-display-options": {"type": "none"},
     "query-iothreads": [],
     "query-jobs": [],
     "query-memdev": [],
