@@ -19,9 +19,10 @@ description:
   - The file's name must end in C(qemu_vms.yml) or C(qemu_vms.yaml).
   - Each VM is in the groups C(qemu_vms), C(qemu_on_<hypervisor>), C(qemu_unit_<unit>) if a systemd unit starts it, and
     the group of its state.
-  - The state of a VM is C(running), C(paused) (it has a QEMU in which it does not run), C(unknown) (its QEMU cannot be
-    queried), C(saved) (its last save can be restored), C(checkpoint) (it went on after its last save, and has no QEMU
-    any more), C(archived), C(partial) or C(invalid) (its last image is that). The group has C(qemu_) before it.
+  - The state of a VM is C(running) (or its guest sleeps), C(paused) (it has a QEMU in which it does not run),
+    C(unknown) (its QEMU cannot be queried), C(saved) (its last save is complete), C(checkpoint) (it went on after its
+    last save, and has no QEMU any more), C(archived), C(partial) or C(invalid) (its last image is that). The group has
+    C(qemu_) before it.
   - A VM of which older images exist beside its last one is in C(qemu_superseded), too. A VM that cannot be restored as
     it is, or could not be if it were saved now, is in C(qemu_not_restorable).
   - Each VM has the variables C(qemu_hypervisor), C(qemu_name), C(qemu_uuid), C(qemu_state), C(qemu_run_state),

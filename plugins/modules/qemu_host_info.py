@@ -32,8 +32,6 @@ extends_documentation_fragment:
   - vmops.qemu._attributes.actiongroup_qemu
   - vmops.qemu._save_dir
   - vmops.qemu._timeout
-requirements:
-  - qemu.qmp >= 0.0.3 (Python library on the host of the VMs)
 seealso:
   - module: vmops.qemu.qemu_vm_info
   - module: vmops.qemu.qemu_save_image_info
@@ -76,8 +74,8 @@ problems:
         - The kind of the problem, for programs.
         - Of a VM, all kinds of C(problems) in RV(vmops.qemu.qemu_vm_info#module:vms), and V(name) (it has none),
           V(monitor) (it cannot be queried), V(monitor_remote) (its monitor is not a UNIX socket), V(blocker) (its QEMU
-          refuses), V(image_beside) (it runs although its last save is complete) and V(no_mapped_ram) (its QEMU is
-          older than 9.1; does not block).
+          refuses), V(sleeping) (its QEMU cannot save a guest that sleeps), V(image_beside) (it runs although its last
+          save is complete) and V(no_mapped_ram) (its QEMU is older than 9.1; does not block).
         - Of an image, V(image_invalid), V(image_partial), V(image_not_restorable), and V(image_superseded) (does not
           block).
         - Of the directory, V(save_dir_unreadable), V(save_dir_closed) (no image can be made in it), V(save_dir_unsafe)

@@ -124,10 +124,10 @@ def _running(hypervisor: str, vm: Answer, images: list[dict[str, t.Any]]) -> Vm:
     problems = [
         *_problems(vm.get("problems")),
         *(_problem("blocker", text, True) for text in _texts(vm.get("blockers"))),
-        *([_problem("monitor", _text(vm.get("reason")) or monitor, True)] if monitor != "answers" else []),
+        *([] if run_state else [_problem("monitor", _text(vm.get("reason")) or monitor, True)]),
     ]
-    restorable = not any(problem["blocks"] for problem in problems) if monitor == "answers" else None
-    state = "running" if run_state == "running" else "paused" if run_state else "unknown"
+    restorable = not any(problem["blocks"] for problem in problems) if run_state else None
+    state = "running" if run_state in ("running", "suspended") else "paused" if run_state else "unknown"
     return _vm(
         hypervisor,
         vm,

@@ -156,7 +156,7 @@ def vm_problems(vm: t.Mapping[str, t.Any]) -> list[HostProblem]:
                 "Start its QEMU with -name",
             )
         )
-    if vm["monitor"] != "answers":
+    if vm["run_state"] is None:
         cure = _MONITOR_CURES.get(vm["monitor"], "See why its monitor does not answer")
         found.append(HostProblem(subject, "monitor", f"it cannot be asked ({vm['monitor']}): {vm['reason']}", cure))
     found += [
@@ -164,6 +164,15 @@ def vm_problems(vm: t.Mapping[str, t.Any]) -> list[HostProblem]:
         for blocker in vm["blockers"] or ()
     ]
     found += [HostProblem(subject, **problem) for problem in vm["problems"] or ()]
+    if vm["run_state"] == "suspended" and not vm["save_support"]["suspended"]:
+        found.append(
+            HostProblem(
+                subject,
+                "sleeping",
+                f"its guest sleeps (S3), and QEMU {vm['qemu_version']} does not keep that in an image",
+                "Wake the guest (system_wakeup), and have it not sleep before a save",
+            )
+        )
     formats = (vm["save_support"] or {"formats": None})["formats"]
     if formats == []:
         found.append(
@@ -185,7 +194,7 @@ def vm_problems(vm: t.Mapping[str, t.Any]) -> list[HostProblem]:
             )
         )
     image = vm["image"] or {}
-    if image.get("state") == "complete" and not image["checkpoint"] and vm["run_state"] == "running":
+    if image.get("state") == "complete" and not image["checkpoint"] and vm["run_state"] in ("running", "suspended"):
         found.append(
             HostProblem(
                 subject,

@@ -44,7 +44,14 @@ def states(found):
 
 
 @pytest.mark.parametrize(
-    ("run_state", "state"), [("running", "running"), ("paused", "paused"), ("postmigrate", "paused"), (None, "unknown")]
+    ("run_state", "state"),
+    [
+        ("running", "running"),
+        ("suspended", "running"),
+        ("paused", "paused"),
+        ("postmigrate", "paused"),
+        (None, "unknown"),
+    ],
 )
 def test_state_of_a_vm_with_a_qemu(run_state, state):
     (found,) = read(vm(run_state=run_state))
@@ -88,7 +95,12 @@ def test_no_image_is_no_vm():
         ({"problems": [WARNING]}, True, ["throttle"]),
         ({"problems": [WARNING, PROBLEM]}, False, ["throttle", "disk_replaced"]),
         ({"blockers": ["VFIO device"]}, False, ["blocker"]),
-        ({"monitor": "busy", "reason": "another client", "problems": None}, None, ["monitor"]),
+        ({"monitor": "human", "reason": "through its human monitor"}, True, []),
+        (
+            {"run_state": None, "monitor": "busy", "reason": "another client", "problems": None, "blockers": None},
+            None,
+            ["monitor"],
+        ),
     ],
 )
 def test_whether_a_running_vm_could_be_restored(facts, restorable, kinds):
