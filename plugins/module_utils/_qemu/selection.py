@@ -20,6 +20,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import Mismatch
 from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import is_trusted
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import is_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, list_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 
@@ -57,7 +58,7 @@ class Selection:
     def of_word(cls, word: str) -> Selection:
         """From what a list of VMs has, where it is not said what it is: a UUID, a service, else a name."""
         uuid = parse_uuid(word)
-        is_unit = not uuid and word.endswith(".service") and systemd.is_unit_name(word)
+        is_unit = not uuid and word.endswith(".service") and is_unit(word)
         return cls(uuid=uuid, unit=word if is_unit else "", name="" if uuid or is_unit else word)
 
     def __bool__(self) -> bool:
@@ -154,7 +155,7 @@ def _required_unit(text: str | None) -> str:
     if not text:
         return ""
     name = text if text.endswith((".service", ".scope")) else f"{text}.service"
-    if systemd.is_unit_name(name):
+    if is_unit(name):
         return name
     raise RequestError(f"{text!r} is not the name of a systemd unit", cure="Write it as systemctl has it: web1.service")
 
