@@ -58,8 +58,8 @@ class Selection:
     def of_word(cls, word: str) -> Selection:
         """From what a list of VMs has, where it is not said what it is: a UUID, a service, else a name."""
         uuid = parse_uuid(word)
-        is_unit = not uuid and word.endswith(".service") and is_unit(word)
-        return cls(uuid=uuid, unit=word if is_unit else "", name="" if uuid or is_unit else word)
+        unit = word if not uuid and word.endswith(".service") and is_unit(word) else ""
+        return cls(uuid=uuid, unit=unit, name="" if uuid or unit else word)
 
     def __bool__(self) -> bool:
         return bool(self.name or self.uuid or self.unit or self.pid)

@@ -65,7 +65,7 @@ _EXEC_FAILURES = {
 
 
 def choose_launch(how: Launch, vm_name: str) -> LaunchedQemu:
-    """What starts a QEMU: its own unit, a transient one, or this process, where there is no systemd that outlives it."""
+    """What starts a QEMU: its own unit, a transient one, or this process, where no systemd outlives it."""
     if how.unit:
         return LaunchedService(how)
     starter = manager.starter()
