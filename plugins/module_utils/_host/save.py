@@ -35,6 +35,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.words import sele
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, is_selected, options_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import is_trusted
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import plain_name
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
     list_doubtful,
@@ -235,7 +236,7 @@ class HostSaveOperation:
                 alike.setdefault(name, []).append(process)
                 continue
             unit = await self._unit_of(process) if not own else ""
-            own = own or unit
+            own = own or plain_name(unit)
             # The process alone where nothing else tells it: what is started anew in its place is not known then.
             pid = None if process.uuid or unit else process.pid
             chosen = {"name": name or None, "uuid": process.uuid or None, "unit": unit or None, "pid": pid}

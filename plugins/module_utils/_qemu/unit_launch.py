@@ -160,10 +160,10 @@ class _LaunchedUnit:
             text = await systemd.run_tool(*journal, *matches, timeout=_JOURNAL_TIMEOUT)
             return in_one_line(text.strip()[-4096:])
         # Only root can have the journal written out; and older ones do not know of which start of a unit a line is.
-        at = (f"--since=@{since:.3f}", f"_SYSTEMD_USER_UNIT={name}", f"_UID={whose.uid}")
+        own = (f"--since=@{since:.3f}", f"_SYSTEMD_USER_UNIT={name}", f"_UID={whose.uid}")
         deadline = time.monotonic() + _JOURNAL_PATIENCE
         while True:
-            text = await systemd.run_tool(*journal, *at, manager=whose, timeout=_JOURNAL_TIMEOUT)
+            text = await systemd.run_tool(*journal, *own, manager=whose, timeout=_JOURNAL_TIMEOUT)
             if text.strip() or time.monotonic() > deadline:
                 return in_one_line(text.strip()[-4096:])
             await asyncio.sleep(_LOOK_INTERVAL)
