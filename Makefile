@@ -188,6 +188,11 @@ test-units: ## The tests of systemd units, on a machine of their own, as root
 	@scripts/setup hosts
 	@python -m pytest tests/hosts/test_units_on_a_machine.py $(ARGS)
 
+.PHONY: test-rootless
+test-rootless: ## The tests of VMs without root, on machines of their own: test-rootless ARGS='-k boot'
+	@scripts/setup hosts
+	@python -m pytest tests/hosts/test_without_root.py $(ARGS)
+
 # --- the artefact -------------------------------------------------------------------------------------------------
 
 .PHONY: build

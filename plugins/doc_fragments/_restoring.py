@@ -23,8 +23,9 @@ options:
     description:
       - V(recorded) starts QEMU as the image records it. If the VM was the main process of a systemd service, that
         service starts it again, with the service's own user, limits and helpers. Any other VM is started with its
-        command line, in a transient unit of its own. On a host that systemd does not run, or if the task's user is not
-        root, it is started as a daemon.
+        command line, in a transient unit of its own; without root in one of the task's user's own systemd, where that
+        stays when the user logs out (C(loginctl enable-linger)). Where it does not, and on a host that systemd does not
+        run, it is started as a daemon.
       - V(recorded) requires that the image, its directory and all directories above belong to root or to the task's
         user, and that nobody else can write to them. It also requires that the task's user vouches for the record, as
         M(vmops.qemu.qemu_save) did on this host. Use O(vmops.qemu.qemu_save_image#module:vouch) to vouch for an image

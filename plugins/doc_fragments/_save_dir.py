@@ -14,6 +14,7 @@ options:
   save_dir:
     description:
       - The directory of the save images. It is not used when C(path) is given.
+      - The default depends on the user as whom the module runs on the host. For root it is C(/var/lib/vmops/save), for
+        any other user C($XDG_STATE_HOME/vmops/save), or, where that variable is not set, C(~/.local/state/vmops/save).
     type: path
-    default: /var/lib/vmops/save
 """

@@ -48,10 +48,12 @@ options:
       - While the image exists, keep the VM's systemd service from starting the VM from its disks. This also holds after
         a reboot of the host, and if the service restarts by itself (C(Restart=always)). After such a start, the saved
         memory would no longer match the disks.
-      - The guard is a file in C(/etc/systemd/system) with a condition on the image. M(vmops.qemu.qemu_restore) removes
-        it; without the image it has no effect.
+      - The guard is a file in C(/etc/systemd/system), for a service of a user's own systemd in that user's
+        C(~/.config/systemd/user), with a condition on the image. M(vmops.qemu.qemu_restore) removes it; without the
+        image it has no effect.
       - Only a service whose main process is QEMU can be guarded. With O(after_save=resume) nothing is guarded.
-      - The guard can only be set up by root. With V(false), make sure yourself that nothing starts the VM.
+      - The guard can only be set up by root, that of a service of a user's own systemd by that user alone. With
+        V(false), make sure yourself that nothing starts the VM.
     type: bool
     default: true
   require_restorable:

@@ -47,7 +47,7 @@ options:
   save_dir:
     description:
       - The directory of the save images. If it is not given, it is the variable C(vmops_qemu_save_dir) of each
-        hypervisor, as in the roles, or else C(/var/lib/vmops/save).
+        hypervisor, as in the roles, or else the default of the modules.
     type: str
   include:
     description: List only the VMs with a name that matches one of these shell patterns.
@@ -141,7 +141,7 @@ from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import sentence
 from ansible_collections.vmops.qemu.plugins.plugin_utils._hypervisors import Answer, AskError, Question, ask, template
 from ansible_collections.vmops.qemu.plugins.plugin_utils._vm_hosts import UnbelievableError, Vm, host_names, read_vms
 
-_SAVE_DIR = "{{ vmops_qemu_save_dir | default('/var/lib/vmops/save') }}"
+_SAVE_DIR = "{{ vmops_qemu_save_dir | default(omit) }}"
 
 #: Characters of the name of a group.
 _MOST_IN_GROUP = 200

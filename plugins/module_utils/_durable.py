@@ -55,3 +55,18 @@ def flush_directory(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_directories(path: str, mode: int) -> None:
+    """Make a directory where it is missing, and those above it, each onto the storage.
+
+    :param mode: the permission bits of those that are made, as far as the umask leaves them.
+    :raises OSError: one cannot be made.
+    """
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path)
+    make_directories(above, mode)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, mode)
+    flush_directory(above)

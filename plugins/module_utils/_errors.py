@@ -14,6 +14,7 @@ An error says what happened and to what, how guest and image are now, and what t
             ConflictError               ... is forbidden by what is there already
                 BusyError               ... by another run, whose end may be waited for
                 GuestGoneError          ... by a guest that has shut down or crashed
+                RunDirectoryError       ... as there is no place for locks
             NotRestorableError          ... would make an image that cannot be restored
             LockHeldError               ... is locked by a process that is no run
         ImageError                      the file
@@ -145,6 +146,10 @@ class GuestGoneError(ConflictError):
 
 class BusyError(ConflictError):
     """Another run of this collection is at work on the VM or the image: the same task may be run again at its end."""
+
+
+class RunDirectoryError(ConflictError):
+    """There is no directory of this user's alone for the locks that keep two runs of his apart, so none is begun."""
 
 
 class NotRestorableError(RequestError):

@@ -21,7 +21,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.names import lau
 from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import require_safe_image
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched, why_not_vouched
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd, unit_command
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, manager, systemd, unit_command
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import (
     appending_settings,
     read_configuration,
@@ -157,7 +157,7 @@ async def recorded_launch(
     :raises ImageUnsafeError: others could have put it there.
     :raises NotVouchedError: it may not be what a save of this user's has recorded.
     :raises ConflictError: it is not the image any more from which ``domain`` was read.
-    :raises UnitError: it records a unit, and systemd cannot be asked, or only by root.
+    :raises UnitError: it records a unit, and systemd cannot be asked, or only by another user.
     """
     record = domain.launch
     if record is None or not record.argv:
@@ -171,9 +171,11 @@ async def recorded_launch(
     require_vouched(path, domain)
     warning = ""
     if record.unit:
+        if manager.is_of_other_user(record.unit):
+            manager.require_own(record.unit, f"start {record.unit}, which is how {domain.name} was started")
         unit = await _find_unit(record.unit)
         if unit:
-            systemd.require_root(f"start {unit.name}, which is how {domain.name} was started")
+            manager.require_own(unit.name, f"start {unit.name}, which is how {domain.name} was started")
             return await _launch_by_unit(unit, record, domain.name, machine, check_mode), ""
         reason = command_line.why_not_replayable(read_configuration(record.argv, record.cwd).words)
         if reason:
@@ -296,7 +298,7 @@ async def _launch_by_unit(
             raise LaunchError(
                 f"{unit.name} has another command now (ExecStart=) than the one by which {name} was started"
                 f"{f' ({changed})' if changed else ''}, so it would start another machine than the one that was saved",
-                cure=f"Undo the change (systemctl cat {unit.name}); or: {_CURE[0].lower()}{_CURE[1:]}",
+                cure=f"Undo the change ({manager.shown(unit.name, 'cat')}); or: {_CURE[0].lower()}{_CURE[1:]}",
             )
         daemonize = forks and command_line.daemonizes(record.argv)
         # By the recorded words it is known where its monitor is.
@@ -354,7 +356,7 @@ async def free_units(
 
 async def _find_unit(name: str) -> systemd.Unit | None:
     """The recorded unit, if it is one of this host's; one that is masked or broken is, too."""
-    if not systemd.is_running() or not systemd.is_unit_name(name) or not name.endswith(".service"):
+    if not systemd.is_running() or not manager.can_be_asked(name) or not name.endswith(".service"):
         return None
     unit = await systemd.read_unit(name)
     return None if unit.load_state == "not-found" else unit

@@ -74,6 +74,7 @@ def named_lock(name: str, timeout: float = LOCK_TIMEOUT) -> t.Iterator[str | Non
     :param timeout: seconds for which it may be waited for.
     :returns: None where it is held; else who holds it, as a part of a sentence, which may be empty.
     :raises OSError: the file cannot be made or locked.
+    :raises RunDirectoryError: there is no directory for it.
     """
     path = lock_path(name)
     deadline = time.monotonic() + timeout

@@ -26,7 +26,9 @@ class VmNames:
 
     def is_called(self, word: str) -> bool:
         """Whether this word, as a whole, means it."""
-        return word in filter(None, (self.own, self.name, self.unit)) or (bool(self.uuid) and word.lower() == self.uuid)
+        # A unit of a user's own systemd is called by its name there, too.
+        known = (self.own, self.name, self.unit, self.unit.rpartition("/")[2])
+        return word in filter(None, known) or (bool(self.uuid) and word.lower() == self.uuid)
 
     def matches(self, patterns: t.Iterable[str]) -> bool:
         """Whether one of the patterns matches its name, or is what it is called; upper and lower case differ.

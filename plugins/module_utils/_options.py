@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._state_directory import default_save_directory
+
 Spec = t.Dict[str, t.Dict[str, t.Any]]
 
 #: Which image; :data:`SAVE_DIR` is a part of it.
@@ -21,7 +23,8 @@ IMAGE_LOCATION: Spec = {"name": {"type": "str"}, "path": {"type": "path"}}
 #: Which VM, besides its name and its socket.
 VM_CHOICE: Spec = {"uuid": {"type": "str"}, "unit": {"type": "str"}, "pid": {"type": "int"}}
 
-SAVE_DIR: Spec = {"save_dir": {"type": "path", "default": "/var/lib/vmops/save"}}
+#: It depends on the user that runs the module where they are.
+SAVE_DIR: Spec = {"save_dir": {"type": "path", "fallback": (default_save_directory,)}}
 
 #: What stands before the QEMU stream of an image.
 IMAGE_HEAD: Spec = {

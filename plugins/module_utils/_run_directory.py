@@ -4,8 +4,10 @@
 
 """The directory of what runs share until the host's reboot: locks, progress, logs.
 
-``/run/vmops.qemu`` for root; ``$XDG_RUNTIME_DIR/vmops.qemu`` for any other user, or, where there is none, as for a user
-who has not logged in, ``/tmp/vmops.qemu-UID``. It belongs to its user alone, who alone can look into it.
+``/run/vmops.qemu`` for root; ``$XDG_RUNTIME_DIR/vmops.qemu`` for any other user, and where that variable is not set, as
+with sudo, ``/run/user/UID/vmops.qemu``, which is the same one for whoever has logged in. It belongs to its user alone,
+who alone can look into it. Where there is none, or another user's, nothing else is taken in its place: two runs with
+their locks in two places would not know of each other.
 
 - ``<VM>.progress``: how far the run on a VM has come (``_progress``)
 - ``<pid>.host-run``: how far a run over all VMs of this host has come (``_host/progress``)
@@ -20,6 +22,10 @@ import errno
 import os
 import stat
 import urllib.parse
+
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import RunDirectoryError
+from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe_directory
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 ROOT_DIRECTORY = "/run/vmops.qemu"
 
@@ -43,18 +49,45 @@ def run_directory(name: str = "") -> str:
 
 
 def base_directory() -> str:
-    """Where it is, or would be."""
-    if os.geteuid() == 0:
+    """Where it is, or would be.
+
+    :raises OSError: this user has no directory for it, or it may be someone else's.
+    """
+    uid = os.geteuid()
+    if uid == 0:
         return ROOT_DIRECTORY
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(runtime) and os.path.isdir(runtime):
-        return os.path.join(runtime, "vmops.qemu")
-    return f"/tmp/vmops.qemu-{os.geteuid()}"
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
+    if not os.path.isabs(runtime):
+        raise OSError(errno.EINVAL, "XDG_RUNTIME_DIR is not an absolute path", runtime)
+    facts = os.lstat(runtime)
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != uid or stat.S_IMODE(facts.st_mode) & 0o077:
+        mode = stat.S_IMODE(facts.st_mode)
+        raise OSError(
+            errno.EPERM, f"it belongs to {user_name(facts.st_uid)} and has the mode {mode:#o}, and is not used", runtime
+        )
+    reason = why_unsafe_directory(runtime, (0, uid))
+    if reason:
+        raise OSError(errno.EPERM, f"{reason}, and it is not used", runtime)
+    return os.path.join(runtime, "vmops.qemu")
 
 
 def lock_path(name: str) -> str:
-    """The file for the lock of this name, in a directory that is made; raises as :func:`run_directory`."""
-    return os.path.join(run_directory("locks"), name)
+    """The file for the lock of this name, in a directory that is made.
+
+    :raises RunDirectoryError: there is none that nobody else could write to.
+    """
+    try:
+        return os.path.join(run_directory("locks"), name)
+    except OSError as error:
+        user = user_name(os.geteuid())
+        raise RunDirectoryError(
+            f"There is no directory for the locks that keep two runs of {user} apart: {error.filename}:"
+            f" {error.strerror}",
+            cure="Give it to that user, with the mode 0700"
+            if os.geteuid() == 0
+            else f"Have the host make one (loginctl enable-linger {user}, or log {user} in by SSH); or set"
+            f" XDG_RUNTIME_DIR to a directory of {user}'s alone, with the mode 0700, the same for all runs",
+        ) from error
 
 
 def progress_path(vm: str) -> str:

@@ -15,23 +15,27 @@ other user.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 
-from ansible_collections.vmops.qemu.plugins.module_utils._durable import flush_directory
+from ansible_collections.vmops.qemu.plugins.module_utils._durable import make_directories
 
 ROOT_DIRECTORY = "/var/lib/vmops.qemu"
+
+#: The save images of root's.
+ROOT_SAVE_DIRECTORY = "/var/lib/vmops/save"
 
 
 def state_path(name: str) -> str:
     """Where a file of this name is, or would be."""
     if os.geteuid() == 0:
         return os.path.join(ROOT_DIRECTORY, name)
-    state = os.environ.get("XDG_STATE_HOME", "")
-    if not os.path.isabs(state):
-        state = os.path.join(_home(), ".local", "state")
-    return os.path.join(state, "vmops.qemu", name)
+    return os.path.join(_state_home(), "vmops.qemu", name)
+
+
+def default_save_directory() -> str:
+    """Where this user's save images are, where nothing else is asked for."""
+    return ROOT_SAVE_DIRECTORY if os.geteuid() == 0 else os.path.join(_state_home(), "vmops", "save")
 
 
 def make_state_directory() -> None:
@@ -39,7 +43,12 @@ def make_state_directory() -> None:
 
     :raises OSError: it cannot be made.
     """
-    _make(os.path.dirname(state_path("")))
+    make_directories(os.path.dirname(state_path("")), 0o700)
+
+
+def _state_home() -> str:
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return state if os.path.isabs(state) else os.path.join(_home(), ".local", "state")
 
 
 def _home() -> str:
@@ -48,13 +57,3 @@ def _home() -> str:
         return pwd.getpwuid(os.geteuid()).pw_dir
     except KeyError:
         return os.path.expanduser("~")
-
-
-def _make(path: str) -> None:
-    if os.path.isdir(path):
-        return
-    above = os.path.dirname(path)
-    _make(above)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-    flush_directory(above)

@@ -157,7 +157,7 @@ class VmInfoOperation:
         """The unit of each QEMU."""
         try:
             names = {systemd.unit_of_process(process.pid) for process in processes} if systemd.is_running() else set()
-            known = await systemd.read_units(*sorted(names - {""}))
+            known = await systemd.read_units(*sorted(names))
             return [await read_vm_unit(process, known) for process in processes]
         except UnitError as exc:
             self.warnings.append(f"The systemd units of the VMs are not known: {exc.what}")

@@ -19,6 +19,8 @@ options:
   save_dir:
     description:
       - The directory of the save images.
+      - The default depends on the user as whom the module runs on the host. For root it is C(/var/lib/vmops/save), for
+        any other user C($XDG_STATE_HOME/vmops/save), or, where that variable is not set, C(~/.local/state/vmops/save).
   timeout:
     description:
       - The number of seconds after which VMs that have not answered are listed without an answer.

@@ -17,6 +17,7 @@ description:
     name of its image. Only a VM of root's, or of the task's user, whose name no other one of theirs has, keeps its name
     if another user's VM has it, too.
   - A VM without a name is called by its UUID, or else by the unit that starts it.
+  - For another user than root, all VMs are those of that user. VMs of others are left out, unless O(vms) names them.
   - All saves are planned before one guest is touched. If a VM cannot be saved, could not be restored from its image, or
     if the images do not fit together on the file system, the module fails and nothing has changed.
   - If a save fails after that, the VMs that were saved before are restored on the host (O(on_error=rollback)), also if

@@ -46,6 +46,8 @@ options:
   save_dir:
     description:
       - The directory in which the module looks for the VMs' save images.
+      - The default depends on the user as whom the module runs on the host. For root it is C(/var/lib/vmops/save), for
+        any other user C($XDG_STATE_HOME/vmops/save), or, where that variable is not set, C(~/.local/state/vmops/save).
   timeout:
     description:
       - The number of seconds after which VMs that have not answered are listed without an answer.
@@ -157,7 +159,10 @@ vms:
           V(human). Empty if it was queried as usual.
       type: str
     unit:
-      description: The systemd unit in whose control group its QEMU runs. It may be that of a session or a container.
+      description:
+        - The systemd unit in whose control group its QEMU runs. It may be that of a session or a container.
+        - A unit of a user's own systemd (C(systemctl --user)) has the service in which that systemd runs before its
+          name, as in V(user@1000.service/web1.service).
       type: str
       sample: qemu@web1.service
     launch:
@@ -223,7 +228,7 @@ vms:
             - It runs in another environment than a restore would start it in - V(mount_namespace),
               V(network_namespace), V(user_namespace), V(process_namespace), V(root_directory).
             - Something may start it beside its image, or change its disks - V(supervisor), V(unit_restarts),
-              V(unit_helper).
+              V(unit_helper), V(unit_of_user).
             - Something works with its disks - V(block_job_fatal), V(block_filter), V(block_job),
               V(export).
             - Its memory is stored where it outlives QEMU - V(memory_file), V(memory_read_only), V(memory_disk_lost).
@@ -232,7 +237,8 @@ vms:
             - The following kinds do not block. Something is lost - V(vnc_password), V(spice_password), V(host_forward),
               V(throttle), V(write_threshold), V(object_added), V(netdev_added), V(dirty_bitmap), V(finished_job),
               V(cpu_affinity), V(priority), V(resource_limits), V(oom_score), V(memory_policy), V(control_group),
-              V(log_begun_anew), V(groups), V(capabilities), V(bridge_lost), V(ends_with_starter), V(pid_file).
+              V(log_begun_anew), V(groups), V(capabilities), V(bridge_lost), V(ends_with_starter), V(pid_file),
+              V(no_lingering).
             - Something has to be there at the restore that the restore does not see to - V(server_needed),
               V(tap_needed), V(session_directory), V(on_tmpfs), V(image_on_tmpfs).
             - Something cannot be known - V(supervisor_unknown), V(unit_helper_unknown), V(memory_disk_unwatched).

@@ -200,9 +200,11 @@ def test_other_users_socket(guest, image, start_module):
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "module.main()\n"
     )
-    run = start_module(
-        "qemu_save", qmp_socket=str(guest.qmp_socket), path=str(image), prefix=[sys.executable, "-c", code]
-    )
+    locks = image.parent / "run"
+    locks.mkdir(mode=0o700)
+    os.chown(locks, 65534, 65534)
+    prefix = ["env", f"XDG_RUNTIME_DIR={locks}", sys.executable, "-c", code]
+    run = start_module("qemu_save", qmp_socket=str(guest.qmp_socket), path=str(image), prefix=prefix)
     check_error(run.result(), "MonitorError", str(guest.qmp_socket), "This user may not use")
 
 

@@ -14,7 +14,7 @@ import json
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._host import shutdown_program
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager
 
 from support.observe import OTHER_VM, VM, Continuity, run_state
 
@@ -102,6 +102,6 @@ def test_systemd_that_cannot_be_asked(image, tmp_path, monkeypatch, capfd):
     path = tmp_path / "save_settings.json"
     tmp_path.chmod(0o755)
     path.write_text(json.dumps({"save_dir": str(image.parent), "exclude": [], "parallel": 2, "timeout": 60}))
-    monkeypatch.setattr(systemd, "_ENVIRONMENT", {"PATH": str(tmp_path)})
+    monkeypatch.setattr(manager, "_ENVIRONMENT", {"PATH": str(tmp_path)})
     assert shutdown_program.main(str(path)) == 1
     assert "systemctl" in capfd.readouterr().err

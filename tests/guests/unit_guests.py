@@ -4,6 +4,8 @@
 
 """The counter guests of a host whose units start them, qemu@NAME.service: define them, and watch whether they go on.
 
+Those of root's are in /var/lib/qemu, those of another user in his home directory.
+
 For the machines of the molecule scenarios, where extensions/molecule/utils calls it. All answers are JSON, by VM.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import uuid
@@ -22,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support import CounterGuest, GuestError, gaps
 
-GUESTS = Path("/var/lib/qemu")  # a directory for each VM
-UNITS = Path("/etc/qemu")  # NAME.env for each VM, read by its unit
+ROOT = os.geteuid() == 0
+GUESTS = Path("/var/lib/qemu") if ROOT else Path.home() / "qemu"  # a directory for each VM
+UNITS = Path("/etc/qemu") if ROOT else Path.home() / ".config/qemu"  # NAME.env for each VM, read by its unit
 REMEMBERED = "remembered.json"  # in the VM's directory
 TIMEOUT = 120.0  # seconds, for machines that share two cores
 
@@ -41,7 +45,7 @@ def define(vms: Sequence[dict[str, Any]]) -> dict[str, Any]:
         program, *arguments = guest.argv()
         if arguments[:2] != ["-name", guest.name] or any(set(word) & set(" \t\"'\\$") for word in arguments):
             raise GuestError(f"a unit cannot start this: {arguments}")
-        UNITS.mkdir(exist_ok=True)
+        UNITS.mkdir(parents=True, exist_ok=True)
         environment = UNITS / f"{guest.name}.env"
         environment.write_text(f'QEMU_ARGS="{" ".join(arguments[2:])}"\n', encoding="utf-8")
         answer[guest.name] = {"program": program, "environment": str(environment)}

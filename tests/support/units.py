@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Guests as services of the host's systemd, for tests that run on such a host as root."""
+"""Guests as services of the host's systemd, for tests that run on such a host as root; or of a user's own systemd."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
+import pytest
+
 from .guest import Guest, GuestError
 from .module_run import Result
 
@@ -22,22 +24,45 @@ from .module_run import Result
 UNAVAILABLE = (
     "systemd does not run this host: make test-units has a machine for them"
     if not os.path.isdir("/run/systemd/system")
-    else "only root may make units"
-    if os.geteuid() != 0
+    else "this user's own systemd does not run"
+    if os.geteuid() != 0 and not os.path.exists(f"/run/user/{os.geteuid()}/systemd/private")
     else ""
 )
 
-_UNITS = Path("/run/systemd/system")
+#: Whether the units are those of a user's own systemd.
+BY_USER = os.geteuid() != 0
+
+#: Where units are made, what lasts of their changes, and what does not.
+UNITS, PERSISTENT, RUNTIME = (
+    (
+        Path(f"/run/user/{os.geteuid()}/systemd/user"),
+        Path.home() / ".config/systemd/user",
+        Path(f"/run/user/{os.geteuid()}/systemd/user.control"),
+    )
+    if BY_USER
+    else (Path("/run/systemd/system"), Path("/etc/systemd/system"), Path("/run/systemd/system.control"))
+)
+
+#: For a test of what only root can do: other users, mounts.
+of_root = pytest.mark.skipif(BY_USER, reason="a user's own systemd has no other users, and cannot mount")
+
+#: The first words of what talks to the systemd whose units are tested.
+OF_USER = ["--user"] if BY_USER else []
 #: Lines of a unit that is started again at once.
 ALWAYS = "Restart=always\nRestartSec=100ms"
 
 
 def systemctl(*arguments: str, check: bool = True) -> str:
     """Run systemctl; what it printed."""
-    argv = ["systemctl", *arguments]
+    argv = ["systemctl", *OF_USER, *arguments]
     done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert not check or done.returncode == 0, done.stdout
     return done.stdout.strip()
+
+
+def known_as(name: str) -> str:
+    """What modules return for a unit of this name."""
+    return f"user@{os.geteuid()}.service/{name}" if BY_USER else name
 
 
 def quoted(argv: Sequence[str]) -> str:
@@ -70,11 +95,10 @@ class Service:
         self.guest = guest
         stem = f"vmops-test-{os.getpid()}-{os.urandom(4).hex()}"
         self.name = f"{stem}@{instance}.service"
-        self.fragment = _UNITS / f"{stem}@.service"
-        self.directories = [
-            Path(root, f"{self.name}.d") for root in ("/etc/systemd/system", "/run/systemd/system.control")
-        ]
+        self.fragment = UNITS / f"{stem}@.service"
+        self.directories = [root / f"{self.name}.d" for root in (PERSISTENT, RUNTIME)]
         guest.prepare()
+        UNITS.mkdir(parents=True, exist_ok=True)
         self.fragment.write_text(
             f"[Unit]\nDescription=A guest of the tests\n{unit}\n[Service]\nWorkingDirectory={guest.workdir}\n"
             f"ExecStart={command or quoted(guest.argv())}\n{service}\n"
@@ -109,9 +133,14 @@ class Service:
         return sorted(str(path) for directory in self.directories if directory.is_dir() for path in directory.iterdir())
 
     @property
+    def known_as(self) -> str:
+        """What modules return for it."""
+        return known_as(self.name)
+
+    @property
     def guard(self) -> str:
         """The file of the guard, which a save leaves."""
-        return f"/etc/systemd/system/{self.name}.d/50-vmops-saved.conf"
+        return f"{PERSISTENT}/{self.name}.d/50-vmops-saved.conf"
 
     def kill_qemu(self) -> None:
         """Have its QEMU end as if it had crashed."""
@@ -121,7 +150,7 @@ class Service:
     def journal(self) -> str:
         """What it, and systemd about it, have said."""
         done = subprocess.run(
-            ["journalctl", "-q", "--no-pager", "-o", "cat", "-u", self.name],
+            ["journalctl", *OF_USER, "-q", "--no-pager", "-o", "cat", "-u", self.name],
             stdout=subprocess.PIPE,
             text=True,
             check=False,
@@ -132,7 +161,7 @@ class Service:
         """Stop and remove it."""
         systemctl("kill", "--signal=KILL", self.name, check=False)
         systemctl("stop", self.name, check=False)
-        for directory in [*self.directories, Path(_UNITS, f"{self.name}.d")]:
+        for directory in [*self.directories, Path(UNITS, f"{self.name}.d")]:
             shutil.rmtree(directory, ignore_errors=True)
         self.fragment.unlink(missing_ok=True)
         systemctl("daemon-reload")

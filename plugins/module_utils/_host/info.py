@@ -25,6 +25,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
     require_writable_directory,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import HOST, Manager, shown
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe_directory
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
@@ -373,15 +374,16 @@ async def _service_problems() -> list[HostProblem]:
     """What the services of the role ``host_setup`` leave to be done."""
     if not systemd.is_running():
         return []
+    whose = Manager(os.geteuid()) if os.geteuid() else HOST
     try:
-        units = await systemd.read_units(*(name for name, _kind, _what, _variable in _SERVICES))
+        units = await systemd.read_units(*(whose.named(name) for name, _kind, _what, _variable in _SERVICES))
     except UnitError as error:
         return [
             HostProblem("host", "systemd", f"systemd cannot be asked: {error.what}", "See why", blocks=False),
         ]
     found = []
     for name, kind, what, variable in _SERVICES:
-        unit = units[name]
+        unit = units[whose.named(name)]
         if unit.load_state == "not-found":
             cure = f"Set {variable}: true for the role host_setup, if that is wanted"
             found.append(HostProblem(name, f"{kind}_missing", what, cure, blocks=False))
@@ -391,7 +393,8 @@ async def _service_problems() -> list[HostProblem]:
                     name,
                     f"{kind}_failed",
                     "its last run did not do all that it should",
-                    f"Read what it says (journalctl -u {name}), remove the reason, and start it again",
+                    f"Read what it says ({shown(unit.name, '-u', 'journalctl')}), remove the reason, and start it"
+                    " again",
                     blocks=False,
                 )
             )

@@ -57,6 +57,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.info import dire
 from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import plain_name
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, has_open, list_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import own_name
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
@@ -290,7 +291,7 @@ class HostRestoreOperation:
             "running": [
                 {
                     "name": process.name,
-                    "own_name": own_name(process) or systemd.unit_of_process(process.pid),
+                    "own_name": own_name(process) or plain_name(systemd.unit_of_process(process.pid)),
                     "pid": process.pid,
                 }
                 for process in list_processes()

@@ -35,6 +35,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.words import sele
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, is_selected, options_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import is_trusted
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import plain_name
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
     list_doubtful,
@@ -48,6 +49,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import uni
 from ansible_collections.vmops.qemu.plugins.module_utils._save.operation import SaveOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._save.request import SaveRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 #: VMs that are planned at a time: a plan waits for QEMU, not for the disk.
 _PLANNED_AT_A_TIME = 8
@@ -200,10 +202,13 @@ class HostSaveOperation:
         }
         names = list(self._targets)
         chosen = {process.pid for target in self._targets.values() for process in target.found}
-        nameless = {process.pid for process in processes} - {each.pid for target in running for each in target.found}
+        without_name = {process.pid for process in processes} - {
+            each.pid for target in running for each in target.found
+        }
         for process in processes:
             if process.pid not in chosen:
-                self._unsaved.add(process, self._why_not(process.pid in nameless), nameless=process.pid in nameless)
+                nameless = process.pid in without_name
+                self._unsaved.add(process, self._why_not(process, nameless), nameless=nameless)
         turns = self._turns = Turns(_PLANNED_AT_A_TIME)
         plans = await asyncio.gather(*(self._plan_one(turns, name) for name in names))
         for name, plan in zip(names, plans):
@@ -231,7 +236,7 @@ class HostSaveOperation:
                 alike.setdefault(name, []).append(process)
                 continue
             unit = await self._unit_of(process) if not own else ""
-            own = own or unit
+            own = own or plain_name(unit)
             # The process alone where nothing else tells it: what is started anew in its place is not known then.
             pid = None if process.uuid or unit else process.pid
             chosen = {"name": name or None, "uuid": process.uuid or None, "unit": unit or None, "pid": pid}
@@ -254,7 +259,7 @@ class HostSaveOperation:
     def _asked_for(self, running: list[_Target]) -> list[_Target]:
         """The VMs that are asked for, each once, whether they run or not."""
         if not self.request.vms:
-            return running
+            return [target for target in running if all(each.is_in_charge for each in target.found)]
         targets: list[_Target] = []
         for word in dict.fromkeys(self.request.vms):
             # What only one VM is called means that one, although another one has it as its name. Another user's may say
@@ -298,8 +303,10 @@ class HostSaveOperation:
             return False
         return self._unsaved.add(target.found[-1], result["msg"], error)
 
-    def _why_not(self, nameless: bool) -> str:
+    def _why_not(self, process: QemuProcess, nameless: bool) -> str:
         """Why a VM that runs is not to be saved, as a clause."""
+        if not process.is_in_charge:
+            return f"it is another user's ({user_name(process.uid)}), who saves it himself, or root does"
         if nameless:
             return "it has no name, uuid or unit of its own by which it could be saved and found again"
         return "it is excluded" if not self.request.vms else "it is not among the VMs that are asked for"
@@ -320,6 +327,7 @@ class HostSaveOperation:
                 f"A QEMU without a name or uuid (pid {process.pid}) runs here and would not be saved: start it with"
                 " -name, end it, or list the VMs to save"
                 for process in self._unsaved.nameless
+                if process.is_in_charge
             ]
         if told:
             raise HostRunError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
@@ -23,6 +24,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
     run_as_service,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import HOST, Manager
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import list_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import distinct_names, names_of
 
@@ -70,7 +72,9 @@ def vms_to_save(exclude: t.Iterable[str]) -> list[str]:
     processes, patterns = list_processes(), list(exclude)
     own_names = distinct_names(processes)
     called = [
-        names_of(process, own_names[process.pid] or process.name) for process in processes if not process.is_of_libvirt
+        names_of(process, own_names[process.pid] or process.name)
+        for process in processes
+        if process.is_in_charge and not process.is_of_libvirt
     ]
     return sorted({names.own for names in called if names.own and not names.matches(patterns)})
 
@@ -100,5 +104,7 @@ def main(settings: str) -> int:
 
 
 async def _host_goes_down() -> bool:
-    """Whether systemd shuts this host down; raises UnitError."""
-    return (await systemd.systemctl("show", "--property=SystemState", "--value")).strip() == "stopping"
+    """Whether systemd shuts this host down, or, of a user, his own systemd ends; raises UnitError."""
+    uid = os.geteuid()
+    whose = Manager(uid) if uid else HOST
+    return (await systemd.systemctl("show", "--property=SystemState", "--value", manager=whose)).strip() == "stopping"

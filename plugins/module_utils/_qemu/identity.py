@@ -31,6 +31,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.door import Door, doors
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.human import Connected
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import can_be_asked
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.nameless_socket import (
     NamelessSocketError,
@@ -324,7 +325,7 @@ def _is_outside(process: QemuProcess, recorded: RecordedIdentity) -> bool:
 
 async def _is_on_this_host(unit: str) -> bool:
     """Whether there is such a unit, without which the VM is started by no unit. Raises UnitError."""
-    if not systemd.is_running() or not systemd.is_unit_name(unit):
+    if not systemd.is_running() or not can_be_asked(unit):
         return False
     return (await systemd.read_unit(unit)).load_state != "not-found"
 

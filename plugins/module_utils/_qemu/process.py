@@ -82,6 +82,11 @@ class QemuProcess:
         return f"pid {self.pid} of the user {user_name(self.uid)}"
 
     @property
+    def is_in_charge(self) -> bool:
+        """Whether this user's runs over the host see to it: root's to all VMs, any other user's to his own."""
+        return os.geteuid() in (0, self.uid)
+
+    @property
     def uuid(self) -> str:
         """The VM's, in the usual form; empty where its configuration gives it none."""
         return command_line.vm_uuid(self.configuration.words)

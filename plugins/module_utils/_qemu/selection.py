@@ -20,6 +20,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import Mismatch
 from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import is_trusted
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import is_unit, means
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, list_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 
@@ -57,8 +58,8 @@ class Selection:
     def of_word(cls, word: str) -> Selection:
         """From what a list of VMs has, where it is not said what it is: a UUID, a service, else a name."""
         uuid = parse_uuid(word)
-        is_unit = not uuid and word.endswith(".service") and systemd.is_unit_name(word)
-        return cls(uuid=uuid, unit=word if is_unit else "", name="" if uuid or is_unit else word)
+        unit = word if not uuid and word.endswith(".service") and is_unit(word) else ""
+        return cls(uuid=uuid, unit=unit, name="" if uuid or unit else word)
 
     def __bool__(self) -> bool:
         return bool(self.name or self.uuid or self.unit or self.pid)
@@ -110,7 +111,7 @@ class Selection:
             self.pid in (None, process.pid)
             and process.name in ((self.name, "") if self.name else (process.name,))
             and self.uuid in ("", process.uuid)
-            and self.unit in ("", self.unit and systemd.unit_of_process(process.pid))
+            and (not self.unit or means(self.unit, systemd.unit_of_process(process.pid)))
         )
 
     def require(self, vm: RunningVm, address: str) -> None:
@@ -121,6 +122,7 @@ class Selection:
         """
         pid = vm.process.pid if vm.process else None
         unit = systemd.unit_of_process(pid) if self.unit and pid else ""
+        unit = self.unit if means(self.unit, unit) else unit
         wrong = [
             f"{runs}, not {wanted}"
             for wanted, found, runs in (
@@ -154,7 +156,7 @@ def _required_unit(text: str | None) -> str:
     if not text:
         return ""
     name = text if text.endswith((".service", ".scope")) else f"{text}.service"
-    if systemd.is_unit_name(name):
+    if is_unit(name):
         return name
     raise RequestError(f"{text!r} is not the name of a systemd unit", cure="Write it as systemctl has it: web1.service")
 

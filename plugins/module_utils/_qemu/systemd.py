@@ -22,19 +22,21 @@ import subprocess
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
-from ansible_collections.vmops.qemu.plugins.module_utils._durable import flush_directory, write_durably
+from ansible_collections.vmops.qemu.plugins.module_utils._durable import (
+    flush_directory,
+    make_directories,
+    write_durably,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import read_proc
-
-#: Changes that last. What stands here is in force after the host's reboot, too.
-PERSISTENT = "/etc/systemd/system"
-
-#: Changes until the host's reboot, which take precedence over those in ``PERSISTENT``: a file here hides one of the
-#: same name there (systemd.unit(5), "Unit File Load Path"). ``/run/systemd/system`` would come after it.
-RUNTIME = "/run/systemd/system.control"
-
-#: All that the tools get of this process's environment: nothing that changes what they print.
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import (
+    HOST,
+    Manager,
+    can_be_asked,
+    is_unit_name,
+    split_unit,
+    user_of_service,
+)
 
 #: Seconds until systemctl and its kin must have answered. A reload of a thousand units takes one.
 _TOOL_TIMEOUT = 60.0
@@ -45,9 +47,6 @@ _MAX_OUTPUT = 16 * 1024 * 1024
 _MAX_COMPLAINT = 4096
 _MAX_CGROUPS = 256 * 1024
 _MAX_DROP_IN = 1024 * 1024
-
-_UNIT_NAME = re.compile(r"[A-Za-z0-9:_@\\][A-Za-z0-9:_.\\@-]*\.[a-z]+")
-_MAX_UNIT_NAME = 255
 
 #: Those of services, of machines that are registered, and of sessions.
 _USUAL_SLICE = re.compile(r"(?:system|machine|user|user-[0-9]+)\.slice")
@@ -95,6 +94,7 @@ class HelperCommand:
 class Unit:
     """A unit, as systemd has it now. Names and words are systemd's own; a text that does not apply is empty."""
 
+    #: By what it is known (:mod:`manager`).
     name: str
     #: ``loaded``, ``not-found``, ``masked``, ``bad-setting``, ``error``.
     load_state: str
@@ -134,7 +134,7 @@ class Unit:
     #: The variables that it sets, and the files with more of them.
     environment: tuple[tuple[str, str], ...] = ()
     environment_files: tuple[str, ...] = ()
-    #: The user of its processes (``User=``), a name or a number; empty for root.
+    #: The user of its processes (``User=``), a name or a number; empty for root, and for whose own systemd it is of.
     user: str = ""
     #: Whether its user is made for each of its runs.
     dynamic_user: bool = False
@@ -148,11 +148,6 @@ class Unit:
 def is_running() -> bool:
     """Whether systemd runs this host (sd_booted(3))."""
     return os.path.isdir("/run/systemd/system")
-
-
-def is_unit_name(name: str) -> bool:
-    """Whether this can be a unit's name, so that it can stand in a path and on a command line."""
-    return len(name) <= _MAX_UNIT_NAME and _UNIT_NAME.fullmatch(name) is not None
 
 
 def escape_unit_name(text: str) -> str:
@@ -188,15 +183,19 @@ def unit_of_cgroup(text: str, root_text: str = "") -> str:
     """The unit that a process's ``/proc/PID/cgroup`` names.
 
     systemd's own hierarchy is the one named ``systemd`` of version 1, or the one of version 2. The unit is what comes
-    first below the slices; a control group in it is its own business.
+    first below the slices; a control group in it is its own business, but for a user's own systemd, whose units are
+    there.
 
     :param root_text: the same file of process 1, which is systemd: its control group is the root, or, in a container,
         what stands for it.
     """
     for names in _names_in_cgroups(text, root_text):
-        unit = next((name for name in names if not name.endswith(".slice")), "")
-        if is_unit_name(unit):
-            return unit
+        units = list(itertools.takewhile(is_unit_name, (name for name in names if not name.endswith(".slice"))))
+        uid = user_of_service(units[0]) if units else None
+        if uid is not None and len(units) > 1:
+            return Manager(uid).named(units[1])
+        if units:
+            return units[0]
     return ""
 
 
@@ -230,13 +229,15 @@ def _cgroup_paths(text: str) -> dict[str, str]:
 # --- asking -----------------------------------------------------------------------------------------------------
 
 
-async def run_tool(*command: str, timeout: float = _TOOL_TIMEOUT) -> str:
+async def run_tool(*command: str, manager: Manager = HOST, timeout: float = _TOOL_TIMEOUT) -> str:
     """Run one of systemd's tools and return what it printed.
 
+    :param manager: the systemd to which it talks.
     :param timeout: seconds that it may take.
-    :raises UnitError: it is missing, failed, or took longer.
+    :raises UnitError: it is missing, failed, or took longer; or that systemd cannot be asked.
     """
     program = os.path.basename(command[0])
+    command = (command[0], *manager.options, *command[1:])
     try:
         # A session of its own: a signal for the module's group must not end it halfway.
         process = await asyncio.create_subprocess_exec(
@@ -244,7 +245,7 @@ async def run_tool(*command: str, timeout: float = _TOOL_TIMEOUT) -> str:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_ENVIRONMENT,
+            env=manager.environment(),
             start_new_session=True,
         )
     except OSError as exc:
@@ -255,7 +256,7 @@ async def run_tool(*command: str, timeout: float = _TOOL_TIMEOUT) -> str:
         if not done:
             raise UnitError(
                 f"{' '.join(command[:5])} was not done within {timeout:g} seconds",
-                cure="See what systemd waits for (systemctl list-jobs)",
+                cure=f"See what systemd waits for ({' '.join(('systemctl', *manager.options))} list-jobs)",
             )
         output, errors = answer.result()
         if len(output) > _MAX_OUTPUT:
@@ -303,30 +304,52 @@ async def _read_stream(stream: asyncio.StreamReader | None, limit: int, drain: b
     return b"".join(pieces)
 
 
-async def systemctl(*arguments: str, timeout: float = _TOOL_TIMEOUT) -> str:
+async def systemctl(*arguments: str, manager: Manager = HOST, timeout: float = _TOOL_TIMEOUT) -> str:
     """Run ``systemctl``; raises as :func:`run_tool`."""
-    return await run_tool("systemctl", "--no-pager", "--no-ask-password", *arguments, timeout=timeout)
+    return await run_tool("systemctl", "--no-pager", "--no-ask-password", *arguments, manager=manager, timeout=timeout)
 
 
-async def read_units(*names: str) -> dict[str, Unit]:
-    """What systemd says of these units, by the names that were asked for.
+async def control(unit: str, *arguments: str, timeout: float = _TOOL_TIMEOUT) -> str:
+    """Run ``systemctl`` for one unit, of whichever systemd it is; raises as :func:`run_tool`.
+
+    :param arguments: what comes before the unit's name.
+    """
+    manager, name = split_unit(unit)
+    return await systemctl(*arguments, "--", name, manager=manager, timeout=timeout)
+
+
+async def read_units(*units: str) -> dict[str, Unit]:
+    """What systemd says of these units, by the names that were asked for; of those that it may be asked.
 
     :raises UnitError: it cannot be asked.
     """
-    if not names:
-        return {}
-    text = await systemctl("show", f"--property={','.join(_PROPERTIES)}", "--", *names)
-    return dict(zip(names, parse_units(text)))
+    by_manager: dict[Manager, dict[str, str]] = {}
+    for unit in units:
+        if can_be_asked(unit):
+            manager, name = split_unit(unit)
+            by_manager.setdefault(manager, {})[unit] = name
+    found: dict[str, Unit] = {}
+    for manager, names in by_manager.items():
+        shown = await systemctl("show", f"--property={','.join(_PROPERTIES)}", "--", *names.values(), manager=manager)
+        found.update(zip(names, parse_units(shown, manager)))
+    return found
 
 
-async def read_unit(name: str) -> Unit:
-    """What systemd says of a unit; raises as :func:`read_units`."""
-    return (await read_units(name))[name]
+async def read_unit(unit: str) -> Unit:
+    """What systemd says of a unit.
+
+    :raises UnitError: it cannot be asked, or is that of another user, or that is no unit's name.
+    """
+    manager, name = split_unit(unit)
+    if not manager.can_be_asked:
+        raise UnitError(f"{name} is a unit of another user's own systemd ({manager.service}), which is not asked")
+    return (await read_units(unit))[unit]
 
 
-def parse_units(text: str) -> list[Unit]:
+def parse_units(text: str, manager: Manager = HOST) -> list[Unit]:
     """The units in what ``systemctl show`` prints: ``KEY=VALUE`` lines, and an empty line between two units.
 
+    :param manager: the systemd that was asked.
     :raises UnitError: that is not what it has printed.
     """
     commands: list[HelperCommand] = []
@@ -344,7 +367,7 @@ def parse_units(text: str) -> list[Unit]:
             raise UnitError(f"systemctl show printed something that is not understood: {block[:80]!r}")
         units.append(
             Unit(
-                name=keys["Id"],
+                name=manager.named(keys["Id"]),
                 load_state=keys.get("LoadState", ""),
                 active_state=keys.get("ActiveState", ""),
                 result=keys.get("Result", ""),
@@ -360,7 +383,7 @@ def parse_units(text: str) -> list[Unit]:
                 restart=keys.get("Restart", ""),
                 working_directory=keys.get("WorkingDirectory", "").lstrip("!-").removeprefix("~"),
                 volatile_directories=tuple(
-                    f"/run/{name}"
+                    f"{manager.run_directory}/{name}"
                     for name in _paths(keys.get("RuntimeDirectory", ""))
                     if keys.get("RuntimeDirectoryPreserve", "no") == "no"
                 ),
@@ -420,16 +443,18 @@ class StartCommand:
 _USER_FLAGS = {"privileged": "+", "no-setuid": "!", "ambient": "!!"}
 
 
-async def read_start_command(name: str) -> StartCommand:
-    """The first command of a service's ``ExecStart=``; raises as :func:`read_units`."""
+async def read_start_command(unit: str) -> StartCommand:
+    """The first command of a service's ``ExecStart=``; raises as :func:`read_unit`."""
+    manager, name = split_unit(unit)
     path = f"/org/freedesktop/systemd1/unit/{_bus_label(name)}"
     interface = ("org.freedesktop.systemd1", path, "org.freedesktop.systemd1.Service")
     with contextlib.suppress(UnitError):  # no D-Bus, an older systemd, or words that are not UTF-8
         asked = ("ExecStartEx", "CapabilityBoundingSet", "AmbientCapabilities")
-        return parse_bus_start_command(await run_tool("busctl", "--json=short", "get-property", *interface, *asked))
+        words = ("busctl", "--json=short", "get-property", *interface, *asked)
+        return parse_bus_start_command(await run_tool(*words, manager=manager))
     # Asked for alone, since the arguments may have newlines.
     for key in ("ExecStartEx", "ExecStart"):  # the former since systemd 243
-        text = await systemctl("show", f"--property={key}", "--", name)
+        text = await control(unit, "show", f"--property={key}")
         if text.strip():
             break
     return parse_start_command(text)
@@ -518,14 +543,19 @@ def escape_environment(word: str) -> str:
     return word.replace("$", "$$")
 
 
-def drop_in_path(root: str, unit: str, name: str) -> str:
-    """The file ``name`` with changes of a unit, below ``PERSISTENT`` or ``RUNTIME``.
+def lasting_drop_in(unit: str, name: str) -> str:
+    """The file ``name`` with changes of a unit that last; raises UnitError where that is no unit's name."""
+    manager, plain = split_unit(unit)
+    return os.path.join(manager.persistent, f"{plain}.d", name)
 
-    :raises UnitError: that is no unit's name.
+
+def passing_drop_in(unit: str, name: str) -> str:
+    """The file ``name`` with changes of a unit until the host's reboot at most; as :func:`lasting_drop_in`.
+
+    It takes the place of a lasting one of its name.
     """
-    if not is_unit_name(unit):
-        raise UnitError(f"{unit!r} is not the name of a systemd unit")
-    return os.path.join(root, f"{unit}.d", name)
+    manager, plain = split_unit(unit)
+    return os.path.join(manager.runtime, f"{plain}.d", name)
 
 
 def write_drop_in(path: str, text: str, mode: int = 0o644) -> None:
@@ -535,12 +565,12 @@ def write_drop_in(path: str, text: str, mode: int = 0o644) -> None:
     """
     directory = os.path.dirname(path)
     try:
-        os.makedirs(directory, mode=0o755, exist_ok=True)
+        make_directories(directory, 0o755)
         write_durably(path, text.encode("utf-8", "surrogateescape"), mode)
-        flush_directory(os.path.dirname(directory))  # in which the directory may be new
+        flush_directory(os.path.dirname(directory))  # in which an earlier run may have made it
     except OSError as exc:
         raise UnitError(
-            f"{path} cannot be written: {exc.strerror}", cure="Run the task as root; see whether /etc can be written to"
+            f"{path} cannot be written: {exc.strerror}", cure="See whether its directory can be written to"
         ) from exc
 
 
@@ -554,7 +584,9 @@ def hide_drop_in(path: str) -> None:
         with contextlib.suppress(FileExistsError):
             os.symlink("/dev/null", path)
     except OSError as exc:
-        raise UnitError(f"{path} cannot be made: {exc.strerror}", cure="Run the task as root") from exc
+        raise UnitError(
+            f"{path} cannot be made: {exc.strerror}", cure="See whether its directory can be written to"
+        ) from exc
 
 
 def remove_drop_in(path: str) -> bool:
@@ -584,12 +616,6 @@ def read_drop_in(path: str) -> str | None:
         return None
 
 
-async def reload() -> None:
-    """Have systemd read its files anew; raises as :func:`run_tool`."""
-    await systemctl("daemon-reload")
-
-
-def require_root(purpose: str) -> None:
-    """:raises UnitError: this process may not change units."""
-    if os.geteuid() != 0:
-        raise UnitError(f"Only root may {purpose}", cure="Run the task as root (become)")
+async def reload(unit: str) -> None:
+    """Have the systemd of a unit read its files anew; raises as :func:`run_tool`."""
+    await systemctl("daemon-reload", manager=split_unit(unit)[0])

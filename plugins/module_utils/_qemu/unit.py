@@ -18,7 +18,7 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError, UnitError
 from ansible_collections.vmops.qemu.plugins.module_utils._file_system import mount_point
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 
 _GUARD = "50-vmops-saved.conf"
@@ -39,6 +39,8 @@ class VmUnit:
     starter: str = ""
     #: Whether it is a service that may start the VM, among other things, and so cannot be guarded.
     may_start_vm: bool = False
+    #: Whether it is a service of another user's own systemd, which is not asked, and cannot be guarded.
+    is_of_other_user: bool = False
     #: What systemd says of it; None where there is none.
     facts: systemd.Unit | None = None
     #: What it executes, where it starts the VM.
@@ -59,6 +61,9 @@ async def read_vm_unit(process: QemuProcess, known: t.Mapping[str, systemd.Unit]
     name = systemd.unit_of_process(process.pid) if systemd.is_running() else ""
     if not name:
         return VmUnit("", "it runs in no systemd unit")
+    if manager.is_of_other_user(name):
+        reason = f"{name} is a unit of another user's own systemd"
+        return VmUnit(name, reason, is_of_other_user=name.endswith(".service"))
     unit = (known or {}).get(name) or await systemd.read_unit(name)
     if not name.endswith(".service"):
         return VmUnit(name, f"{name} is not a service", facts=unit)
@@ -81,7 +86,7 @@ def require_startable(unit: systemd.Unit) -> None:
     if unit.load_state != "loaded":
         raise LaunchError(
             f"The unit {unit.name}, which started the VM, is {unit.load_state}",
-            cure=f"See systemctl status {unit.name}; or give the VM's command in launch: command",
+            cure=f"See {manager.shown(unit.name, 'status')}; or give the VM's command in launch: command",
         )
     if unit.main_pid and unit.active_state != "deactivating":
         raise LaunchError(
@@ -93,8 +98,12 @@ def require_startable(unit: systemd.Unit) -> None:
 def start_user(unit: systemd.Unit, command: systemd.StartCommand) -> int | None:
     """The user as whom a unit executes its command at first; None where it is not known.
 
-    With a ``+`` or an exclamation mark before the command that is root, whatever ``User=`` says.
+    With a ``+`` or an exclamation mark before the command that is root, whatever ``User=`` says. A user's own systemd
+    has no other user to start anything as.
     """
+    uid = manager.split_unit(unit.name)[0].uid
+    if uid is not None:
+        return uid
     if command.prefix or not (unit.user or unit.dynamic_user):
         return 0
     try:
@@ -111,11 +120,13 @@ def require_guardable(name: str) -> None:
 
     :raises UnitError: it cannot.
     """
-    guard_path(name)
-    systemd.require_root(f"keep {name} from starting the saved VM from its disks")
-    if not os.access(systemd.PERSISTENT, os.W_OK | os.X_OK):
+    manager.require_own(name, f"keep {name} from starting the saved VM from its disks")
+    directory = os.path.dirname(os.path.dirname(guard_path(name)))
+    while not os.path.lexists(directory):  # that of a user's units may be missing yet
+        directory = os.path.dirname(directory)
+    if not os.access(directory, os.W_OK | os.X_OK):
         raise UnitError(
-            f"{systemd.PERSISTENT} cannot be written to, so {name} cannot be kept from starting the saved VM",
+            f"{directory} cannot be written to, so {name} cannot be kept from starting the saved VM",
             cure="Make it writable; or keep the unit from starting it yourself, and use cold_boot_guard: false",
         )
 
@@ -132,10 +143,10 @@ async def guard_unit(name: str, images: t.Sequence[str]) -> None:
     if not stale and systemd.read_drop_in(path) == text and path in (await systemd.read_unit(name)).drop_ins:
         return
     systemd.write_drop_in(path, text)
-    await systemd.reload()
+    await systemd.reload(name)
     if path not in (await systemd.read_unit(name)).drop_ins:
-        raise UnitError(f"systemd does not read {path}", cure=f"See systemctl cat {name}")
-    if not (await systemd.systemctl("show", "--property=ExecCondition", "--value", "--", name)).strip():
+        raise UnitError(f"systemd does not read {path}", cure=f"See {manager.shown(name, 'cat')}")
+    if not (await systemd.control(name, "show", "--property=ExecCondition", "--value")).strip():
         raise UnitError(
             f"This host's systemd does not know ExecCondition, so {name} cannot be kept from starting the saved VM",
             cure="It needs systemd 243 or later",
@@ -165,7 +176,7 @@ def guard_text(images: t.Sequence[str]) -> str:
         if _fits_in_line(place):
             lines += [f"ConditionPathIsMountPoint={systemd.escape_specifiers(place)}"]
     lines += [f"ConditionPathExists=!{systemd.escape_specifiers(path)}" for path in paths if _fits_in_line(path)]
-    # By root, since the directory may be closed to the VM's user.
+    # With all that systemd itself may do, since the directory may be closed to the VM's user, or hidden from the unit.
     command = ["/bin/sh", "-c", 'for image; do test ! -e "$image" || exit 1; done', "sh", *paths]
     return "\n".join([*lines, "[Service]", f"ExecCondition=+{systemd.quote_words(command)}", ""])
 
@@ -187,6 +198,8 @@ async def free_unit(name: str, image: str | None = None, check_mode: bool = Fals
     :param check_mode: only look.
     :raises UnitError: it could not be done.
     """
+    if manager.is_of_other_user(name):
+        return False  # nothing of ours is there, and what is there is that user's affair
     paths = list(restore_files(name))
     guard = guard_path(name)
     if image is None or systemd.quote_word(_real_path(image)) in (systemd.read_drop_in(guard) or ""):
@@ -195,7 +208,7 @@ async def free_unit(name: str, image: str | None = None, check_mode: bool = Fals
         return any(os.path.lexists(path) for path in paths)
     removed = _remove(paths)
     if removed and systemd.is_running():
-        await systemd.reload()
+        await systemd.reload(name)
     return removed
 
 
@@ -209,14 +222,19 @@ async def forget_restore(unit: systemd.Unit, check_mode: bool = False) -> bool:
     found = any(os.path.lexists(path) for path in restore_files(unit.name))
     if found and not check_mode:
         if unit.active_state not in ("inactive", "failed"):
-            await systemd.systemctl("stop", "--", unit.name)
+            await systemd.control(unit.name, "stop")
         remove_restore_files(unit.name)
-        await systemd.reload()
+        await systemd.reload(unit.name)
     return found
 
 
 def is_guarded_for(name: str, image: str) -> bool:
-    """Whether a unit is kept from starting while this image is there; false also where that is no unit's name."""
+    """Whether a unit is kept from starting while this image is there.
+
+    False also where that is no unit's name, or one of another user's, who could write that.
+    """
+    if not manager.can_be_asked(name):
+        return False
     try:
         guard = guard_path(name)
         return systemd.quote_word(_real_path(image)) in (systemd.read_drop_in(guard) or "")
@@ -229,12 +247,12 @@ def guard_path(name: str) -> str:
 
     :raises UnitError: that is not the name of a unit.
     """
-    return systemd.drop_in_path(systemd.PERSISTENT, name, _GUARD)
+    return systemd.lasting_drop_in(name, _GUARD)
 
 
 def restore_files(name: str) -> tuple[str, str]:
     """Where the file of the restore's own is, or would be, and the one that hides the guard."""
-    return systemd.drop_in_path(systemd.RUNTIME, name, _RESTORE), systemd.drop_in_path(systemd.RUNTIME, name, _GUARD)
+    return systemd.passing_drop_in(name, _RESTORE), systemd.passing_drop_in(name, _GUARD)
 
 
 def remove_restore_files(name: str) -> bool:

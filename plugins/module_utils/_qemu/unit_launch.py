@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import os
@@ -14,7 +15,7 @@ import shutil
 import time
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError, UnitError
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, manager, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import (
     LAUNCH_ENVIRONMENT,
     Launch,
@@ -51,6 +52,9 @@ _END_TIMEOUT = 30.0
 #: Seconds that the journal may take to answer.
 _JOURNAL_TIMEOUT = 5.0
 
+#: Seconds for which a line of a user's unit is waited for that is not in the journal yet.
+_JOURNAL_PATIENCE = 1.0
+
 #: Exit statuses of a process that systemd could not make of its command (systemd.exec(5)).
 _EXEC_FAILURES = {
     200: "its working directory cannot be used",
@@ -61,11 +65,12 @@ _EXEC_FAILURES = {
 
 
 def choose_launch(how: Launch, vm_name: str) -> LaunchedQemu:
-    """What starts a QEMU: its own unit, a transient one, or this process, where there is no systemd, or no root."""
+    """What starts a QEMU: its own unit, a transient one, or this process, where no systemd outlives it."""
     if how.unit:
         return LaunchedService(how)
-    if systemd.is_running() and os.geteuid() == 0 and _fits_in_transient_unit(how):
-        return LaunchedTransientUnit(how, vm_name)
+    starter = manager.starter()
+    if starter and _fits_in_transient_unit(how):
+        return LaunchedTransientUnit(how, vm_name, *starter)
     return LaunchedProcess(how, vm_name)
 
 
@@ -120,16 +125,16 @@ class _LaunchedUnit:
             with contextlib.suppress(UnitError):
                 if self._watch is None or not self._watch.ended:
                     # Not by a stop of the unit, which may ask the half guest to shut down first, and wait for that.
-                    await systemd.systemctl("kill", "--signal=KILL", "--", self.name)
+                    await systemd.control(self.name, "kill", "--signal=KILL")
             await self.wait_end(_END_TIMEOUT)
             with contextlib.suppress(UnitError):
-                await systemd.systemctl("stop", "--", self.name, timeout=_END_TIMEOUT)
+                await systemd.control(self.name, "stop", timeout=_END_TIMEOUT)
         with contextlib.suppress(UnitError):
             await self.clean()
         if self._started:
             # A failed unit stays so until someone has seen it; what failed is told here.
             with contextlib.suppress(UnitError):
-                await systemd.systemctl("reset-failed", "--", self.name)
+                await systemd.control(self.name, "reset-failed")
         self.release()
 
     async def clean(self) -> None:
@@ -138,14 +143,30 @@ class _LaunchedUnit:
     @property
     def log(self) -> str:
         """Where to look for what it says."""
-        return f"the journal (journalctl -u {self.name})"
+        return f"the journal ({manager.shown(self.name, '-u', 'journalctl')})"
 
-    async def _journal(self, *matches: str) -> str:
-        """The last lines of the journal, the end at most (4 KiB), in one; raises UnitError."""
-        await systemd.run_tool("journalctl", "--sync", timeout=_JOURNAL_TIMEOUT)
+    async def _journal(self, invocation: str, since: float) -> str:
+        """The last lines of a start in the journal, the end at most (4 KiB), in one, as far as its user may read them.
+
+        :param invocation: which start, or the empty string. :param since: when it was, in seconds since the epoch.
+        :raises UnitError: it cannot be asked.
+        """
         journal = ("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=20")
-        text = await systemd.run_tool(*journal, *matches, timeout=_JOURNAL_TIMEOUT)
-        return in_one_line(text.strip()[-4096:])
+        whose, name = manager.split_unit(self.name)
+        if whose.uid is None:
+            await systemd.run_tool("journalctl", "--sync", timeout=_JOURNAL_TIMEOUT)
+            at = (f"--since=@{since:.3f}", f"_SYSTEMD_UNIT={name}")
+            matches = (f"_SYSTEMD_INVOCATION_ID={invocation}",) if invocation else at
+            text = await systemd.run_tool(*journal, *matches, timeout=_JOURNAL_TIMEOUT)
+            return in_one_line(text.strip()[-4096:])
+        # Only root can have the journal written out; and older ones do not know of which start of a unit a line is.
+        own = (f"--since=@{since:.3f}", f"_SYSTEMD_USER_UNIT={name}", f"_UID={whose.uid}")
+        deadline = time.monotonic() + _JOURNAL_PATIENCE
+        while True:
+            text = await systemd.run_tool(*journal, *own, manager=whose, timeout=_JOURNAL_TIMEOUT)
+            if text.strip() or time.monotonic() > deadline:
+                return in_one_line(text.strip()[-4096:])
+            await asyncio.sleep(_LOOK_INTERVAL)
 
     def release(self) -> None:
         """Let it go its own way."""
@@ -158,18 +179,20 @@ class StartedService(_LaunchedUnit):
 
     def __init__(self, how: Launch) -> None:
         super().__init__(how, how.unit)
+        self._since = 0.0
 
     async def start(self) -> None:
         """Have it started; on return it may not be up yet.
 
         :raises UnitError: systemd cannot be told.
         """
-        systemd.require_root(f"start {self.name}")
+        manager.require_own(self.name, f"start {self.name}")
         # Several starts in a short time are no reason to refuse the next one.
         with contextlib.suppress(UnitError):
-            await systemd.systemctl("reset-failed", "--", self.name)
+            await systemd.control(self.name, "reset-failed")
         self._started = True
-        await systemd.systemctl("start", "--no-block", "--", self.name)
+        self._since = time.time()
+        await systemd.control(self.name, "start", "--no-block")
 
     async def stderr(self) -> str:
         """What QEMU, and the unit's other programs, said in this start, the end at most (4 KiB); else how it ended."""
@@ -178,7 +201,7 @@ class StartedService(_LaunchedUnit):
         with contextlib.suppress(UnitError):
             unit = await systemd.read_unit(self.name)
             ended = _how_it_ended(unit)
-            text = await self._journal(f"_SYSTEMD_INVOCATION_ID={unit.invocation}")
+            text = await self._journal(unit.invocation, self._since)
         return text or ended
 
 
@@ -196,18 +219,18 @@ class LaunchedService(StartedService):
         :raises LaunchError: the unit cannot be used for it.
         :raises UnitError: systemd cannot be told.
         """
-        systemd.require_root(f"start {self.name}")
+        manager.require_own(self.name, f"start {self.name}")
         unit = await systemd.read_unit(self.name)
         require_startable(unit)
         if unit.active_state not in ("inactive", "failed"):
             # It is just ending, waits for a restart, or counts as active without a process (RemainAfterExit).
-            await systemd.systemctl("stop", "--", self.name)
+            await systemd.control(self.name, "stop")
         drop_in, hidden_guard = restore_files(self.name)
         self._changed = True
         text = restore_text(self.how, unit, await systemd.read_start_command(self.name))
         systemd.write_drop_in(drop_in, text, mode=0o600)
         systemd.hide_drop_in(hidden_guard)
-        await systemd.reload()
+        await systemd.reload(self.name)
         # Were any of this not in force, the VM might start from its disks beside its saved memory.
         read = (await systemd.read_unit(self.name)).drop_ins
         if read[-1:] != (drop_in,) or guard_path(self.name) in read:
@@ -221,7 +244,7 @@ class LaunchedService(StartedService):
     async def clean(self) -> None:
         """Remove the files of this start; the guard is in force again."""
         if self._changed and remove_restore_files(self.name):
-            await systemd.reload()
+            await systemd.reload(self.name)
 
 
 def restore_text(how: Launch, unit: systemd.Unit, own: systemd.StartCommand) -> str:
@@ -263,7 +286,8 @@ def _given_by(unit: systemd.Unit, own: systemd.StartCommand) -> Rights | None:
     uid = start_user(unit, own)
     if uid is None and not unit.dynamic_user:
         raise LaunchError(
-            f"{unit.name} has the user {unit.user}, who is not known", cure=f"See systemctl cat {unit.name}"
+            f"{unit.name} has the user {unit.user}, who is not known",
+            cure=f"See {manager.shown(unit.name, 'cat')}",
         )
     known = read_rights("self")
     every = known.capabilities.bounding if known and known.capabilities else 0
@@ -287,8 +311,11 @@ def _how_it_ended(unit: systemd.Unit) -> str:
 class LaunchedTransientUnit(_LaunchedUnit):
     """A QEMU in a unit that is made for it and goes with it, so that it does not end with whoever ran the restore."""
 
-    def __init__(self, how: Launch, vm_name: str) -> None:
-        super().__init__(how, _transient_name(vm_name))
+    def __init__(self, how: Launch, vm_name: str, whose: manager.Manager, pid: int) -> None:
+        """:param whose: the systemd that makes the unit. :param pid: its process."""
+        super().__init__(how, whose.named(_transient_name(vm_name)))
+        self._manager = whose
+        self._manager_pid = pid
         self._log = LaunchLog(vm_name, how.stdout, how.stderr) if how.stderr else None
 
     @property
@@ -307,8 +334,8 @@ class LaunchedTransientUnit(_LaunchedUnit):
         found = shutil.which(path, path=LAUNCH_ENVIRONMENT["PATH"])
         # Of the directory of another user's QEMU it is that user who must find it.
         # The limits of services are not those of systemd itself.
-        starter = dataclasses.replace(read_resources(1), limits=())
-        before, enters = words_before(self.how, starter, read_rights(1), self.how.cwd)
+        starter = dataclasses.replace(read_resources(self._manager_pid), limits=())
+        before, enters = words_before(self.how, starter, read_rights(self._manager_pid), self.how.cwd)
         if found is None or not (enters or os.path.isdir(self.how.cwd)):
             raise LaunchError(
                 f"{program} could not be started in {self.how.cwd}: there is no such program or directory",
@@ -322,22 +349,29 @@ class LaunchedTransientUnit(_LaunchedUnit):
                 # Another VM of this name, or one that is just ending.
                 self.name = f"{self.name[: -len('.service')]}-{secrets.token_hex(4)}.service"
             command = [systemd.escape_environment(word) for word in (*before, found, *arguments)]
-            await systemd.run_tool("systemd-run", *await self._options("/" if enters else self.how.cwd), "--", *command)
+            run = ("systemd-run", *await self._options("/" if enters else self.how.cwd), "--", *command)
+            await systemd.run_tool(*run, manager=self._manager)
         except UnitError as exc:
             raise LaunchError(
                 f"{program} could not be started in the unit {self.name}: {exc.what}",
-                cure=f"See systemctl status {self.name} and the journal",
+                cure=f"See {manager.shown(self.name, 'status')} and the journal",
             ) from exc
 
     async def _options(self, cwd: str) -> list[str]:
         places = (("StandardOutput", self.how.stdout), ("StandardError", self.how.stderr))
         return [
-            *("--quiet", "--collect", "--no-ask-password", f"--unit={self.name}", "--service-type=exec"),
+            *(
+                "--quiet",
+                "--collect",
+                "--no-ask-password",
+                f"--unit={manager.plain_name(self.name)}",
+                "--service-type=exec",
+            ),
             "--description=QEMU VM that vmops.qemu has restored",
             f"--property=WorkingDirectory={cwd}",
             # A guest's console has no end, and the journal has one.
             *(f"--property={name}={f'append:{path}' if path else 'journal'}" for name, path in places),
-            *([f"--slice={self.how.slice}"] if await _has_slice(self.how.slice) else []),
+            *([f"--slice={self.how.slice}"] if await _has_slice(self.how.slice, self._manager) else []),
             f"--property=UMask={self.how.umask:04o}",
             *(f"--setenv={key}={value}" for key, value in LAUNCH_ENVIRONMENT.items()),
         ]
@@ -348,7 +382,7 @@ class LaunchedTransientUnit(_LaunchedUnit):
             return self._log.tail()
         # It is asked for an error, whose place no other error shall take. A unit that has failed is gone.
         with contextlib.suppress(UnitError):
-            return await self._journal(f"--since=@{self._since:.3f}", f"_SYSTEMD_UNIT={self.name}")
+            return await self._journal("", self._since)
         return ""
 
     def release(self) -> None:
@@ -358,11 +392,11 @@ class LaunchedTransientUnit(_LaunchedUnit):
             self._log.close()
 
 
-async def _has_slice(name: str) -> bool:
-    """Whether a slice is configured on this host, so that its limits hold there; one that is not is made without."""
-    if not name.endswith(".slice") or not systemd.is_unit_name(name):
+async def _has_slice(name: str, whose: manager.Manager) -> bool:
+    """Whether a slice is configured there, so that its limits hold; one that is not is made without."""
+    if not name.endswith(".slice") or not manager.is_unit_name(name):
         return False
-    return bool((await systemd.read_unit(name)).fragment)
+    return bool((await systemd.read_unit(whose.named(name))).fragment)
 
 
 def _transient_name(vm_name: str) -> str:

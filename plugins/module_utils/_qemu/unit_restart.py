@@ -10,7 +10,7 @@ It is done by a file that lasts until the host's reboot at most, after which a u
 from __future__ import annotations
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager, systemd
 
 #: The last one wins, so this comes after the "override.conf" of systemctl edit.
 _DROP_IN = "zzz-vmops-shut-down.conf"
@@ -30,14 +30,14 @@ async def hold_restart(unit: systemd.Unit) -> None:
     """
     if unit.restart in ("", "no"):
         return
-    systemd.require_root(f"keep {unit.name} from starting the VM again when it has shut down")
-    systemd.write_drop_in(systemd.drop_in_path(systemd.RUNTIME, unit.name, _DROP_IN), _TEXT)
-    await systemd.reload()
+    manager.require_own(unit.name, f"keep {unit.name} from starting the VM again when it has shut down")
+    systemd.write_drop_in(systemd.passing_drop_in(unit.name, _DROP_IN), _TEXT)
+    await systemd.reload(unit.name)
     restart = (await systemd.read_unit(unit.name)).restart
     if restart != "no":
         raise UnitError(
             f"{unit.name} would start the VM again when it has shut down: it still has Restart={restart}",
-            cure=f"See systemctl cat {unit.name}: what sets Restart= there comes later than {_DROP_IN}",
+            cure=f"See {manager.shown(unit.name, 'cat')}: what sets Restart= there comes later than {_DROP_IN}",
         )
 
 
@@ -46,5 +46,5 @@ async def release_restart(name: str) -> None:
 
     :raises UnitError: it could not be done.
     """
-    if systemd.remove_drop_in(systemd.drop_in_path(systemd.RUNTIME, name, _DROP_IN)):
-        await systemd.reload()
+    if systemd.remove_drop_in(systemd.passing_drop_in(name, _DROP_IN)):
+        await systemd.reload(name)

@@ -113,7 +113,7 @@ async def _limit_of(how: Launch) -> int | None:
         # A transient unit is a child of systemd's, not of this process.
         return None if systemd.is_running() else own_limit()
     try:
-        said = await systemd.systemctl("show", "--property=MemoryMax,EffectiveMemoryMax", "--", how.unit)
+        said = await systemd.control(how.unit, "show", "--property=MemoryMax,EffectiveMemoryMax")
     except UnitError:
         return None
     limits = [int(line.partition("=")[2]) for line in said.splitlines() if line.partition("=")[2].isdecimal()]

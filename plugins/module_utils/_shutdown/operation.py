@@ -21,7 +21,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_from_disks, launch_record
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import connect_by_process
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process_watch import ProcessWatch, is_alive
@@ -96,6 +96,8 @@ class ShutdownOperation(Run):
         reason = problem.what if problem and problem.blocks else ""
         if not process.visible:
             reason = f"it is another user's ({process.who}), so it is not known how it was started"
+        elif unit.is_of_other_user:
+            reason = f"it runs in {unit.name}, a service of another user's own systemd, which that user alone starts"
         elif unit.may_start_vm:
             reason = f"it runs in {unit.name}, but not as its main process, so it is not known what starts it"
         self._require_startable(reason)
@@ -108,7 +110,7 @@ class ShutdownOperation(Run):
         """
         name, process = self.subject, self._process
         if unit.starts_vm:  # by its own words
-            systemd.require_root(f"start {unit.name}, which is how {name} was started")
+            manager.require_own(unit.name, f"start {unit.name}, which is how {name} was started")
             return ShutDownVm(name, time.time(), launch_record(process, unit, ()))
         problems, circumstances = await look_at_process(session.monitor, process, unit)
         record = launch_record(process, unit, problems, circumstances)

@@ -16,7 +16,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.names import ima
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_from_disks
 from ansible_collections.vmops.qemu.plugins.module_utils._lock import named_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import start_command
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.greeting import doors_of, greeted
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity, choose_process
@@ -95,8 +95,8 @@ class StartOperation(Run):
         if unit.load_state != "loaded":
             raise LaunchError(
                 f"The unit {unit.name}, which started {self.subject}, is {unit.load_state}",
-                cure=f"See systemctl status {unit.name}; when the VM runs, run the task again, or remove"
-                f" {self._vm.path}",
+                cure=f"See {manager.shown(unit.name, 'status')}; when the VM runs, run the"
+                f" task again, or remove {self._vm.path}",
             )
         # What it executes is the unit's affair; the recorded words only tell where QEMU will answer.
         how = Launch(argv=tuple(start_command(record.argv)), cwd=record.cwd, unit=unit.name)

@@ -17,6 +17,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import proc_path
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import output_file
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import starter_pid
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.network_namespace import FRESH, has_mounts_of_ip, name_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
@@ -51,7 +52,7 @@ class Circumstances:
 def starter_of_vms() -> int:
     """The process of which a QEMU that is started again has its namespaces, and what nobody sets."""
     # systemd and its children have the namespaces of the host; a module may run in those of its session.
-    return 1 if systemd.is_running() and os.geteuid() == 0 else os.getpid()
+    return starter_pid()
 
 
 def read_circumstances(process: QemuProcess, unit: VmUnit | None = None) -> Circumstances:

@@ -24,9 +24,10 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import descriptors_of, proc_path, read_proc
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.file_names import file_names
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import LAUNCH_ENVIRONMENT
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import starter_pid
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Rights, access_words, read_rights
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
@@ -91,7 +92,7 @@ def confinement_problems(
             )
         ]
     # As process_problems has it: systemd, where it is what starts the VM again.
-    starter = 1 if systemd.is_running() and os.geteuid() == 0 else os.getpid()
+    starter = starter_pid()
     problems = [*_filter_problems(process, rights, unit, starter), *_label_problems(process.pid, starter)]
     if os.geteuid() != 0:
         problems += _group_problems(process, rights)

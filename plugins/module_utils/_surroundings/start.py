@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, systemd, unit_command
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, manager, systemd, unit_command
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.file_names import left_directory, relative_names
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import startable_program
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
@@ -90,13 +90,15 @@ def _own_command_problems(
     process: QemuProcess, name: str, facts: systemd.Unit, command: systemd.StartCommand
 ) -> list[Problem]:
     """A restore starts what the unit has for its QEMU now, which need not be what runs."""
+    of_user = manager.split_unit(name)[0].uid is not None
     if command.words is None:
         return [
             Problem(
                 "unit_command_unknown",
                 f"the command of {name} (ExecStart=) cannot be read from systemd (busctl), and what the process says"
                 " of itself is not run in its place",
-                "Check that D-Bus runs on this host, and that the command is UTF-8",
+                "Check that the command is UTF-8, and that D-Bus runs"
+                + (" for this user (Debian: dbus-user-session)" if of_user else " on this host"),
             )
         ]
     variables: dict[str, str] = {}
@@ -111,7 +113,8 @@ def _own_command_problems(
                 "unit_changed",
                 f"its QEMU (pid {process.pid}) has other words than {name} has now ({difference}), so a start by the"
                 " unit would be of another machine",
-                f"Restart the VM by {name}, or undo the unit's change (systemctl cat {name}; systemctl daemon-reload)",
+                f"Restart the VM by {name}, or undo the unit's change ({manager.shown(name, 'cat')};"
+                f" systemctl {'--user ' if of_user else ''}daemon-reload)",
             )
         ]
     daemonize = facts.service_type == "forking" and command_line.daemonizes(process.argv)
@@ -121,7 +124,7 @@ def _own_command_problems(
             Problem(
                 "unit_command_unknown",
                 f"{name} has {hidden} in a variable of its command, which a restore has to take out, and cannot",
-                f"Write it into the command itself (systemctl edit {name})",
+                f"Write it into the command itself ({manager.shown(name, 'edit')})",
             )
         ]
     return []

@@ -39,7 +39,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.start imp
     start_problems,
     started_by_unit,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.unit import unit_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.unit import (
+    unit_problems,
+    user_unit_problems,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 #: A job has nodes of its own between drive and file, and so have temporary disks: that they are other ones than the
@@ -82,6 +85,7 @@ async def survey(
     problems += [*of_machine, *losses, *missing]
     if not any(problem.kind in _PASSING for problem in problems):
         problems += await replaced_media(media, block.devices, process.configuration, process)
+    problems += user_unit_problems(unit, guards)
     problems += await in_thread(unit_problems, unit, process, guards and unit.starts_vm, media)
     pid_files, stale = await in_stoppable_thread(find_pid_files, process)
     return Surroundings(tuple(media), (*problems, *stale), needs, pid_files, circumstances)

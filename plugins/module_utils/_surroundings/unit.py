@@ -12,13 +12,14 @@ import re
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.helpers import DiskFiles, Effect, judge_command
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium, MediumFile
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import ends_with
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 #: The settings whose commands run when a service has ended; the others run when it is started.
 _AT_THE_END = frozenset(("ExecStop", "ExecStopPost"))
@@ -64,6 +65,40 @@ def unit_problems(
     return problems
 
 
+def user_unit_problems(unit: VmUnit, guards: bool) -> list[Problem]:
+    """What stands against a save of a VM that a user's own systemd has started.
+
+    :param guards: whether the save is to keep the VM's unit from starting the VM beside its image.
+    """
+    if not unit.name:
+        return []
+    whose, name = manager.split_unit(unit.name)
+    if whose.uid is None:
+        return []
+    user = user_name(whose.uid)
+    if unit.is_of_other_user:
+        return [
+            Problem(
+                "unit_of_user",
+                f"it runs in {name} of {user}'s own systemd (systemctl --user), which nobody else can keep from"
+                " starting the VM from its disks, beside its image",
+                f"Run the task as {user} (become_user: {user}); or keep {name} from starting it yourself, and use"
+                " cold_boot_guard: false",
+                blocks=guards,
+            )
+        ]
+    if unit.starts_vm and not manager.lingers(whose.uid):
+        return [
+            Problem(
+                "no_lingering",
+                f"{name} ends with {user}'s last session, and is not started at boot",
+                f"Have {user}'s systemd run from the host's boot on (loginctl enable-linger {user})",
+                blocks=False,
+            )
+        ]
+    return []
+
+
 def _restart_problems(facts: systemd.Unit, process: QemuProcess, guarded: bool) -> list[Problem]:
     """Whether systemd starts the unit, and so the VM, again when QEMU has quit."""
     if guarded or facts.restart in ("", "no"):
@@ -94,11 +129,12 @@ def _restart_problems(facts: systemd.Unit, process: QemuProcess, guarded: bool) 
 def _directory_problems(facts: systemd.Unit, media: t.Sequence[Medium]) -> list[Problem]:
     """Disks that are removed with what the unit makes for its processes."""
     problems = []
+    place = manager.split_unit(facts.name)[0].run_directory
     for medium in media:
         for file in medium.files:
             setting = next(
                 (
-                    f"RuntimeDirectory={directory[len('/run/') :]}"
+                    f"RuntimeDirectory={directory[len(place) + 1 :]}"
                     for directory in facts.volatile_directories
                     if os.path.realpath(file.path).startswith(f"{directory}/")
                 ),
@@ -146,6 +182,12 @@ def _with_environment(text: str, facts: systemd.Unit) -> str:
     )
 
 
+def _usual_directory(facts: systemd.Unit) -> str:
+    """Where a unit's processes are started that says nothing else: those of a user's own systemd in his home."""
+    uid = manager.split_unit(facts.name)[0].uid
+    return "/" if uid is None else os.path.expanduser("~")
+
+
 def _helper_problems(facts: systemd.Unit, disks: DiskFiles, with_start: bool) -> list[Problem]:
     problems = []
     for helper in facts.helpers:
@@ -153,7 +195,7 @@ def _helper_problems(facts: systemd.Unit, disks: DiskFiles, with_start: bool) ->
             continue
         # Its first word may be another name than the program's.
         text = _with_environment(" ".join([helper.program, *helper.text.split(" ", 1)[1:]]), facts)
-        judged = judge_command(text, disks, facts.working_directory or "/")
+        judged = judge_command(text, disks, facts.working_directory or _usual_directory(facts))
         shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
         shown = " ".join(shown.split())
         if helper.setting in _AT_THE_END:
@@ -167,7 +209,8 @@ def _helper_problems(facts: systemd.Unit, disks: DiskFiles, with_start: bool) ->
                 Problem(
                     "unit_helper",
                     f"{facts.name} runs {shown!r} ({helper.setting}=) {when}, which changes {judged.file}",
-                    f"Take it out of {facts.name} (systemctl edit), or let it change the disk only where there is none",
+                    f"Take it out of {facts.name} ({manager.shown(facts.name, 'edit')}), or let it change the disk"
+                    " only where there is none",
                     blocks=judged.writable,
                 )
             )

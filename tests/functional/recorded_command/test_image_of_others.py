@@ -214,7 +214,10 @@ def test_command_recorded_as_roots_in_an_image_of_another_user(forge, canary, ru
     os.chown(canary.file.parent, NOBODY, -1)
     with reachable_by_nobody(image.parent, canary.file.parent):
         image.parent.chmod(0o700)
-        prefix = ["env", f"XDG_STATE_HOME={image.parent / 'state'}", *RUN_AS_NOBODY]
+        run = image.parent / "run"
+        run.mkdir(mode=0o700)
+        os.chown(run, NOBODY, -1)
+        prefix = ["env", f"XDG_STATE_HOME={image.parent / 'state'}", f"XDG_RUNTIME_DIR={run}", *RUN_AS_NOBODY]
         result = start_module("qemu_restore", name=VM, path=str(image), prefix=prefix).result()
         assert result["error"] == "NotVouchedError", result["msg"]
         assert start_module("qemu_save_image", path=str(image), vouch=True, prefix=prefix).result()["changed"]

@@ -2,9 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Guests as services of the host's systemd."""
+"""Guests as services of the host's systemd, or of this user's own."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
@@ -20,7 +22,7 @@ def make_service(make_guest):
         described = make_guest(start=False, observer=True, **(guest or {}))
         # Whoever the unit's user is.
         for place in described.workdir, *described.workdir.parents[:3]:
-            if place.is_dir():
+            if place.is_dir() and place.stat().st_uid == os.geteuid():
                 place.chmod(0o755)
         services.append(Service(described, **options))
         if start:

@@ -144,7 +144,7 @@ def test_killed_while_it_starts_the_unit(make_service, image, save, restore, sta
     run.process.wait()
     assert len(service.changes()) == 3
     restored = restore(name=VM, path=str(image))
-    assert restored["unit"] == service.name
+    assert restored["unit"] == service.known_as
     assert service.changes() == []
     continuity.check()
 

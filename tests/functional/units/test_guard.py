@@ -17,7 +17,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard
 from support import find_qemu_pids
 from support.observe import VM, Continuity, run_state
 from support.record import without_record_checksum
-from support.units import ALWAYS, UNAVAILABLE, systemctl
+from support.units import ALWAYS, PERSISTENT, UNAVAILABLE, of_root, systemctl
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
 
@@ -128,7 +128,7 @@ def test_image_that_is_kept_does_not_block_the_unit(make_service, image, save, r
 def test_guard_of_another_image_stays(make_service, image, save, restore):
     """An image may name any unit; only the guard of this image, or of the QEMU that runs, goes."""
     service = make_service(service=ALWAYS)
-    other = Path(f"/etc/systemd/system/{service.name.replace('web1', 'db1')}.d")
+    other = PERSISTENT / f"{service.name.replace('web1', 'db1')}.d"
     save(name=VM, path=str(image))
     other.mkdir()
     guard = other / "50-vmops-saved.conf"
@@ -146,6 +146,7 @@ def test_guard_of_another_image_stays(make_service, image, save, restore):
         other.rmdir()
 
 
+@of_root
 @pytest.mark.parametrize(
     "name", ["plain", "sp ace", "per%cent", "quo\"te'", "back\\slash", "dol$lar${x}", "sn\N{SNOWMAN}w"]
 )
@@ -173,6 +174,7 @@ def test_guard_of_any_path(make_service, save, restore, tmp_path, name):
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
+@of_root
 def test_image_whose_file_system_is_not_mounted(make_service, save, restore, tmp_path):
     service = make_service()
     continuity = Continuity(service.guest)
@@ -197,6 +199,7 @@ def test_image_whose_file_system_is_not_mounted(make_service, save, restore, tmp
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
+@of_root
 def test_file_system_of_the_image_is_unmounted_under_the_vm(make_service, save, tmp_path):
     """A guard that is left over, of an image that is gone, must not end the VM then."""
     service = make_service()
@@ -213,6 +216,7 @@ def test_file_system_of_the_image_is_unmounted_under_the_vm(make_service, save, 
     assert service.guest.alive()
 
 
+@of_root
 def test_unit_cannot_be_guarded(make_service, image, run_module):
     """A directory of units that cannot be written to: said before the guest is touched."""
     service = make_service(service=ALWAYS)

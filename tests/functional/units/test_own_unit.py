@@ -18,7 +18,7 @@ from support import Monitor, find_qemu_pids
 from support.module_run import check_error
 from support.observe import VM, Continuity
 from support.process import read_argv
-from support.units import ALWAYS, UNAVAILABLE, quoted, systemctl
+from support.units import ALWAYS, UNAVAILABLE, known_as, of_root, quoted, systemctl
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
 
@@ -27,12 +27,12 @@ def test_saved_and_restored_by_its_unit(make_service, image, save, restore):
     service = make_service(service=ALWAYS)
     continuity = Continuity(service.guest)
     saved = save(name=VM, path=str(image))
-    assert saved["launch"] == {"how": "unit", "unit": service.name, "reason": ""}
+    assert saved["launch"] == {"how": "unit", "unit": service.known_as, "reason": ""}
     assert "warnings" not in saved
     assert service.changes() == [service.guard]
     restored = restore(name=VM, path=str(image))
     assert restored["launched"]
-    assert restored["unit"] == service.name == systemd.unit_of_process(restored["vm"]["pid"])
+    assert restored["unit"] == service.known_as == systemd.unit_of_process(restored["vm"]["pid"])
     assert int(service.get("MainPID")) == restored["vm"]["pid"]
     assert service.get("ActiveState") == "active"
     assert "warnings" not in restored
@@ -76,7 +76,7 @@ def test_unit_with_an_escaped_name(make_service, image, save, restore):
     continuity = Continuity(service.guest)
     save(name=VM, path=str(image))
     assert service.changes() == [service.guard]
-    assert restore(name=VM, path=str(image))["unit"] == service.name
+    assert restore(name=VM, path=str(image))["unit"] == service.known_as
     assert service.changes() == []
     continuity.check()
 
@@ -89,7 +89,7 @@ def test_types_of_services(make_service, image, save, restore, service_type):
     service.guest.wait_for_counter()
     continuity = Continuity(service.guest)
     assert save(name=VM, path=str(image))["launch"]["how"] == "unit"
-    assert restore(name=VM, path=str(image))["unit"] == service.name
+    assert restore(name=VM, path=str(image))["unit"] == service.known_as
     continuity.check()
 
 
@@ -108,7 +108,7 @@ def test_forking_service_is_up_when_qemu_is(make_service, image, save, restore, 
         assert save(name=VM, path=str(image))["launch"]["how"] == "unit"
         service.guest.qmp_socket.unlink(missing_ok=True)
         restored = restore(name=VM, path=str(image))
-        assert restored["unit"] == service.name
+        assert restored["unit"] == service.known_as
         assert "-daemonize" in read_argv(restored["vm"]["pid"])
         assert service.wait_state("active", "failed") == "active"
         assert int(service.get("MainPID")) == restored["vm"]["pid"]
@@ -131,13 +131,14 @@ def test_service_that_tells_when_it_is_up(make_service, image, save, restore, tm
     assert str(script) in str(saved["warnings"])
     restored = restore(name=VM, path=str(image))
     assert service.wait_state("active", "failed") == "active"
-    assert restored["unit"] == service.name
+    assert restored["unit"] == service.known_as
     assert os.readlink(f"/proc/{restored['vm']['pid']}/cwd") == "/"
     time.sleep(11)
     assert service.get("ActiveState") == "active"
     continuity.check()
 
 
+@of_root
 def test_the_units_own_settings_hold(make_service, image, save, restore, tmp_path):
     helper = tmp_path / "helper"
     service = make_service(
@@ -159,6 +160,7 @@ def test_the_units_own_settings_hold(make_service, image, save, restore, tmp_pat
     continuity.check()
 
 
+@of_root
 @pytest.mark.parametrize("prefix", ["+", "!", "-"])
 def test_prefix_of_the_units_command(make_service, image, save, restore, prefix):
     service = make_service(start=False, service="User=nobody")
@@ -248,8 +250,8 @@ def test_descriptors_of_the_units_own(make_service, image, save, restore, tmp_pa
     )
     continuity = Continuity(service.guest)
     saved = save(name=VM, path=str(image))
-    assert saved["launch"] == {"how": "unit", "unit": service.name, "reason": ""}
-    assert restore(name=VM, path=str(image))["unit"] == service.name
+    assert saved["launch"] == {"how": "unit", "unit": service.known_as, "reason": ""}
+    assert restore(name=VM, path=str(image))["unit"] == service.known_as
     continuity.check()
 
 
@@ -292,7 +294,7 @@ def test_unit_that_is_not_there_any_more(make_service, image, save, restore):
     systemctl("daemon-reload")
     restored = restore(name=VM, path=str(image))
     assert service.name in str(restored["warnings"])
-    assert restored["unit"] == f"vmops-qemu-{systemd.escape_unit_name(VM)}.service"
+    assert restored["unit"] == known_as(f"vmops-qemu-{systemd.escape_unit_name(VM)}.service")
     assert service.changes() == []
     continuity.check()
 
@@ -320,7 +322,7 @@ def test_attach_waits_for_the_unit_that_someone_else_starts(make_service, image,
     systemctl("daemon-reload")
     systemctl("start", service.name)
     result = run.result()
-    assert result["unit"] == service.name, result
+    assert result["unit"] == service.known_as, result
     assert not result["launched"]
     continuity.check()
 

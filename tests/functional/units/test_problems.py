@@ -19,7 +19,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.process i
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.unit import unit_problems
 
 from support.observe import VM
-from support.units import UNAVAILABLE, quoted, systemctl
+from support.units import UNAVAILABLE, UNITS, of_root, quoted, systemctl
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
 
@@ -98,6 +98,7 @@ def test_helper_of_which_nothing_is_known(make_service, disk, tmp_path):
     assert f"{program} web1" in problems["unit_helper_unknown"].what
 
 
+@of_root
 @pytest.mark.parametrize(
     ("place", "lines"), [("/run/vmops-test-disks", "RuntimeDirectory=vmops-test-disks"), ("/tmp", "PrivateTmp=yes")]
 )
@@ -152,7 +153,8 @@ def test_unit_that_runs_others_beside_a_vm(make_guest, tmp_path):
     script.write_text(f"#!/bin/sh\n{quoted([*guest.argv(), '-daemonize'])}\nexec sleep 1000\n")
     script.chmod(0o755)
     name = f"vmops-test-{os.getpid()}-others.service"
-    path = Path("/run/systemd/system", name)
+    path = UNITS / name
+    UNITS.mkdir(parents=True, exist_ok=True)
     path.write_text(f"[Service]\nRestart=always\nExecStart={script}\nExecStopPost=/bin/rm -rf {tmp_path}/x\n")
     try:
         systemctl("daemon-reload")
@@ -166,6 +168,7 @@ def test_unit_that_runs_others_beside_a_vm(make_guest, tmp_path):
         systemctl("daemon-reload")
 
 
+@of_root
 @pytest.mark.parametrize(
     ("prefix", "lines", "blocks"),
     [("/usr/bin/nice -n 0", "PrivateNetwork=yes", None), ("/usr/bin/unshare -n", "", True)],

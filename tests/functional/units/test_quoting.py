@@ -12,14 +12,14 @@ import os
 import random
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import starter
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import LaunchedTransientUnit
 
-from support.units import UNAVAILABLE, systemctl
+from support.units import UNAVAILABLE, UNITS, systemctl
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
 
@@ -45,7 +45,8 @@ def odd_words(count: int, binary: bool) -> list[str]:
 def test_quoted_words_arrive_in_a_unit(tmp_path):
     words = odd_words(400, binary=True)
     name = f"vmops-test-{os.getpid()}-quote.service"
-    path = Path("/run/systemd/system", name)
+    path = UNITS / name
+    UNITS.mkdir(parents=True, exist_ok=True)
     result = tmp_path / "words"
     command = " ".join(systemd.quote_word(word) for word in [sys.executable, "-c", _DUMP, str(result), *words])
     path.write_text(f"[Service]\nType=oneshot\nExecStart={command}\n")
@@ -66,7 +67,9 @@ def test_words_arrive_in_a_transient_unit(tmp_path):
     how = Launch(argv=(sys.executable, "-c", _DUMP, str(result), *words), cwd=str(tmp_path))
 
     async def run() -> None:
-        launched = LaunchedTransientUnit(how, f"vmops test {os.getpid()}")
+        found = starter()
+        assert found
+        launched = LaunchedTransientUnit(how, f"vmops test {os.getpid()}", *found)
         await launched.start()
         deadline = time.monotonic() + 20
         while not await launched.ended():

@@ -16,7 +16,17 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 
 from support.observe import VM, Continuity
-from support.units import UNAVAILABLE, quoted, systemctl
+from support.units import (
+    BY_USER,
+    OF_USER,
+    PERSISTENT,
+    UNAVAILABLE,
+    UNITS,
+    known_as,
+    of_root,
+    quoted,
+    systemctl,
+)
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
 
@@ -28,28 +38,30 @@ def test_started_by_hand_goes_into_a_transient_unit(guest, image, save, restore)
     restored = restore(name=VM, path=str(image))
     pid = restored["vm"]["pid"]
     unit = restored["unit"]
-    assert unit == f"vmops-qemu-{systemd.escape_unit_name(VM)}.service" == systemd.unit_of_process(pid)
+    assert unit == known_as(f"vmops-qemu-{systemd.escape_unit_name(VM)}.service") == systemd.unit_of_process(pid)
     assert Path(f"/proc/{pid}/cgroup").read_text() != Path("/proc/self/cgroup").read_text()
     assert os.readlink(f"/proc/{pid}/fd/2") == str(guest.stderr_log), "where it wrote before"
     assert list(image.parent.iterdir()) == []
     environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
-    assert "HOME" not in {entry.split("=")[0] for entry in environment if entry}
+    if not BY_USER:  # a user's own systemd gives it to all that it starts
+        assert "HOME" not in {entry.split("=")[0] for entry in environment if entry}
     assert "LANG=C.UTF-8" in environment
     continuity.check()
     # Gone with its QEMU: not what starts the VM the next time.
     saved = save(name=VM, path=str(image))
     assert saved["launch"]["how"] == "command"
     assert "transient" in saved["launch"]["reason"]
-    assert not Path(f"/etc/systemd/system/{unit}.d").exists()
+    assert not (PERSISTENT / f"{os.path.basename(unit)}.d").exists()
     assert restore(name=VM, path=str(image))["unit"] == unit
     continuity.check()
     os.kill(guest.pid, signal.SIGKILL)
     deadline = time.monotonic() + 20
-    while systemctl("show", "--property=LoadState", "--value", unit) != "not-found":
+    while systemctl("show", "--property=LoadState", "--value", os.path.basename(unit)) != "not-found":
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
+@of_root
 @pytest.mark.parametrize("account", [True, False])
 def test_command_of_another_user(make_guest, image, save, restore, account):
     """Also one without an account, whom systemd itself would not take."""
@@ -78,11 +90,11 @@ def test_transient_unit_whose_name_is_taken(make_guest, image, save, restore):
     continuity = Continuity(make_guest())
     save(name=VM, path=str(image))
     name = f"vmops-qemu-{systemd.escape_unit_name(VM)}.service"
-    subprocess.run(["systemd-run", "--quiet", "--collect", f"--unit={name}", "sleep", "1000"], check=True)
+    subprocess.run(["systemd-run", *OF_USER, "--quiet", "--collect", f"--unit={name}", "sleep", "1000"], check=True)
     try:
         restored = restore(name=VM, path=str(image))
-        assert restored["unit"] != name
-        assert restored["unit"].startswith(name[: -len(".service")])
+        assert restored["unit"] != known_as(name)
+        assert restored["unit"].startswith(known_as(name)[: -len(".service")])
         continuity.check()
     finally:
         systemctl("stop", name)
@@ -114,7 +126,8 @@ def test_vm_that_a_service_starts_among_others(make_guest, image, save, restore)
     script.write_text(f"#!/bin/sh\n{quoted([*guest.argv(), '-daemonize'])}\n")
     script.chmod(0o755)
     name = f"vmops-test-{os.getpid()}-all.service"
-    path = Path("/run/systemd/system", name)
+    path = UNITS / name
+    UNITS.mkdir(parents=True, exist_ok=True)
     path.write_text(f"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart={script}\n")
     try:
         systemctl("daemon-reload")
@@ -123,10 +136,14 @@ def test_vm_that_a_service_starts_among_others(make_guest, image, save, restore)
         guest.wait_for_counter()
         continuity = Continuity(guest)
         saved = save(name=VM, path=str(image))
-        assert saved["launch"] == {"how": "command", "unit": None, "reason": f"it is not the main process of {name}"}
+        assert saved["launch"] == {
+            "how": "command",
+            "unit": None,
+            "reason": f"it is not the main process of {known_as(name)}",
+        }
         assert name in str(saved["warnings"])
-        assert not Path(f"/etc/systemd/system/{name}.d").exists()
-        assert restore(name=VM, path=str(image))["unit"].startswith("vmops-qemu-")
+        assert not (PERSISTENT / f"{name}.d").exists()
+        assert restore(name=VM, path=str(image))["unit"].startswith(known_as("vmops-qemu-"))
         continuity.check()
     finally:
         systemctl("stop", name)

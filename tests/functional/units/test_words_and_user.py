@@ -14,7 +14,7 @@ import pytest
 from support.observe import VM, Continuity
 from support.process import read_argv, rewrite_words
 from support.record import without_record_checksum
-from support.units import UNAVAILABLE, blocking_kinds, quoted, systemctl
+from support.units import BY_USER, UNAVAILABLE, blocking_kinds, of_root, quoted, systemctl
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
 
@@ -105,6 +105,7 @@ def test_start_option_in_a_variable(make_service, image, run_module):
     assert blocking_kinds(run_module("qemu_save", name=VM, path=str(image))) == ["unit_command_unknown"]
 
 
+@of_root
 def test_script_that_gives_rights_up(make_service, image, save, restore):
     """A restore executes QEMU in its place, by its own words, as the user and with the rights that it has now."""
     service = make_service(start=False)
@@ -124,6 +125,7 @@ def test_script_that_gives_rights_up(make_service, image, save, restore):
     continuity.check()
 
 
+@of_root
 def test_script_that_drops_the_units_capabilities(make_service, image, save, restore):
     service = make_service(start=False, service="User=nobody\nAmbientCapabilities=CAP_NET_RAW CAP_CHOWN")
     drop = "/usr/bin/setpriv --inh-caps=-net_raw --ambient-caps=-net_raw"
@@ -137,6 +139,7 @@ def test_script_that_drops_the_units_capabilities(make_service, image, save, res
     assert "CapEff:\t0000000000000001\n" in status
 
 
+@of_root
 def test_script_that_becomes_another_user_than_the_units(make_service, image, run_module):
     service = make_service(start=False, service="User=daemon\nAmbientCapabilities=CAP_SETUID CAP_SETGID")
     drop = "/usr/bin/setpriv --reuid=nobody --regid=nogroup --clear-groups"
@@ -150,6 +153,7 @@ def test_script_that_becomes_another_user_than_the_units(make_service, image, ru
     assert "daemon" in refused["msg"]
 
 
+@of_root
 def test_qemu_of_root_that_gives_root_up_in_its_unit(make_service, image, save, restore):
     """The words are the unit's, so root may run them: QEMU opens what is root's, and becomes nobody as before."""
     service = make_service(guest={"extra_args": ["-run-with", "user=nobody"]})
@@ -167,7 +171,8 @@ def test_hardened_unit_with_a_script(make_service, image, save, restore, tmp_pat
     script = tmp_path / "start-vm"
     service = make_service(
         start=False,
-        service="NoNewPrivileges=yes\nRestrictRealtime=yes\nCapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_FOWNER",
+        service="NoNewPrivileges=yes\nRestrictRealtime=yes\n"
+        + ("" if BY_USER else "CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_FOWNER"),
         command=str(script),
     )
     script.write_text(f"#!/bin/sh\nexec {quoted(service.guest.argv())}\n")

@@ -13,7 +13,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
     launch_result,
     recorded_identity,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_text
 from ansible_collections.vmops.qemu.plugins.module_utils._vouching_key import make_key
@@ -30,7 +30,7 @@ def domain(unit, vouched=False):
 @pytest.fixture
 def guard(monkeypatch, tmp_path):
     """Guard a unit for an image, as a save does."""
-    monkeypatch.setattr(systemd, "PERSISTENT", str(tmp_path))
+    monkeypatch.setattr(manager, "PERSISTENT", str(tmp_path))
 
     def write(unit, image):
         directory = tmp_path / f"{unit}.d"

@@ -148,7 +148,7 @@ def test_a_request_has_the_options_as_fields(name, request_type, left_out, added
     for key, option in options.items():
         elements = option.get("elements")
         kind = PARSED.get(key) or (f"list[{elements}]" if elements else ANNOTATIONS[option["type"]])
-        given = option.get("default") is not None
+        given = option.get("default") is not None or "fallback" in option
         assert fields[key].type == (kind if given else f"{kind} | None"), key
 
 

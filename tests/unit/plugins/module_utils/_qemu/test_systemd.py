@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager, systemd
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +37,21 @@ NESTED = "9:name=systemd:/\n8:pids:/\n4:memory:/\n0::{}\n"
         ("/system.slice/qemu.service/payload/vcpu0", "qemu.service"),
         (r"/system.slice/system-qemu.slice/qemu@db\x2d1.service", r"qemu@db\x2d1.service"),
         ("/user.slice/user-1000.slice/session-3.scope", "session-3.scope"),
-        ("/user.slice/user-1000.slice/user@1000.service/app.slice/vm.service", "user@1000.service"),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/vm.service", "user@1000.service/vm.service"),
+        (
+            r"/user.slice/user-7.slice/user@7.service/app.slice/app-qemu.slice/qemu@db\x2d1.service/vcpu0",
+            r"user@7.service/qemu@db\x2d1.service",
+        ),
+        (
+            "/user.slice/user-1000.slice/user@1000.service/app.slice/vte-spawn-1.scope",
+            "user@1000.service/vte-spawn-1.scope",
+        ),
+        ("/user.slice/user-1000.slice/user@1000.service/init.scope", "user@1000.service/init.scope"),
+        ("/user.slice/user-1000.slice/user@1000.service/no unit/vm.service", "user@1000.service"),
+        ("/user.slice/user-1000.slice/user@1000.service", "user@1000.service"),
+        # Made by whoever may name a unit, but no user's own systemd.
+        ("/system.slice/user@alice.service/vm.service", "user@alice.service"),
+        ("/system.slice/user@01.service/vm.service", "user@01.service"),
         (r"/machine.slice/machine-qemu\x2d1\x2dtiny.scope/libvirt/emulator", r"machine-qemu\x2d1\x2dtiny.scope"),
         ("/init.scope", "init.scope"),
         ("/system.slice/_cpu.service", "cpu.service"),
@@ -97,7 +111,7 @@ def test_escaped_names(text, escaped):
 @given(TEXT, TEXT)
 def test_escaped_names_are_part_of_names_and_differ(one, other):
     escaped = systemd.escape_unit_name(one)
-    assert not escaped or systemd.is_unit_name(f"vm-{escaped}.service") or len(escaped) > 240
+    assert not escaped or manager.is_unit_name(f"vm-{escaped}.service") or len(escaped) > 240
     if "/" not in one + other:
         assert (escaped == systemd.escape_unit_name(other)) == (one == other)
 
@@ -120,15 +134,15 @@ def test_escaped_names_are_part_of_names_and_differ(one, other):
     ],
 )
 def test_no_names(name):
-    assert not systemd.is_unit_name(name)
+    assert not manager.is_unit_name(name)
     with pytest.raises(UnitError):
-        systemd.drop_in_path(systemd.RUNTIME, name, "50-x.conf")
+        systemd.lasting_drop_in(name, "50-x.conf")
 
 
 @pytest.mark.parametrize("name", ["a.service", "qemu@web1.service", r"qemu@db\x2d1.service", "a:b_c.d.scope"])
 def test_names(name):
-    assert systemd.is_unit_name(name)
-    assert systemd.drop_in_path("/etc/systemd/system", name, "x.conf") == f"/etc/systemd/system/{name}.d/x.conf"
+    assert manager.is_unit_name(name)
+    assert systemd.lasting_drop_in(name, "x.conf") == f"/etc/systemd/system/{name}.d/x.conf"
 
 
 # --- what systemctl prints ---

@@ -6,16 +6,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import SUFFIXES, all_forms
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import unit as unit_module
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import StartCommand
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import guard_text, require_guardable
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import (
+    free_unit,
+    guard_path,
+    guard_text,
+    is_guarded_for,
+    require_guardable,
+)
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 ARGV = (QEMU, "-name", "web1", "-S", "-incoming", "defer")
@@ -92,6 +99,34 @@ def test_only_root_can_guard(monkeypatch):
         require_guardable("../qemu.service")
 
 
+def test_only_its_user_can_guard_a_unit_of_his_own(monkeypatch, tmp_path):
+    unit = "user@54321.service/web1.service"
+    for uid in (0, 54322):
+        monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
+        with pytest.raises(UnitError, match=r"Only 54321 may keep .*web1\.service from starting"):
+            require_guardable(unit)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    monkeypatch.setattr(manager, "_home", lambda _uid: str(tmp_path))
+    require_guardable(unit)  # the directory is made by the guard
+    assert guard_path(unit) == f"{tmp_path}/.config/systemd/user/web1.service.d/50-vmops-saved.conf"
+    assert not any(tmp_path.iterdir())
+
+
+def test_guard_of_another_users_unit_is_no_evidence(monkeypatch, tmp_path):
+    """He could have written it himself."""
+    monkeypatch.setattr(manager, "_home", lambda _uid: str(tmp_path))
+    unit, image = "user@54321.service/web1.service", "/srv/save/web1.save"
+    path = guard_path(unit)
+    os.makedirs(os.path.dirname(path))
+    with open(path, "w", encoding="ascii") as file:
+        file.write(guard_text([image]))
+    assert not is_guarded_for(unit, image)
+    assert not asyncio.run(free_unit(unit, None))
+    assert os.path.exists(path)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    assert is_guarded_for(unit, image)
+
+
 def loaded(service_type="simple", **facts):
     words = "Id=a.service\nLoadState=loaded\nActiveState=inactive\n"
     return dataclasses.replace(systemd.parse_units(words)[0], service_type=service_type, **facts)
@@ -105,3 +140,4 @@ def test_user_of_a_unit():
     assert unit_module.start_user(loaded(user="nobody"), StartCommand(QEMU, "+")) == 0
     assert unit_module.start_user(loaded(user="no such user"), own) is None
     assert unit_module.start_user(loaded(dynamic_user=True), own) is None
+    assert unit_module.start_user(loaded(name="user@1000.service/a.service"), own) == 1000

@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import HOST, Manager
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Capabilities, Rights
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import StartCommand
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import (
@@ -130,22 +130,22 @@ def test_program_that_becomes_qemu_may_have_gone_elsewhere():
     ids=["argument", "directory"],
 )
 def test_what_systemd_does_not_take_is_started_without_it(monkeypatch, how):
-    monkeypatch.setattr(systemd, "is_running", lambda: True)
+    monkeypatch.setattr(manager, "starter", lambda: (HOST, 1))
     assert isinstance(choose_launch(how, "web1"), LaunchedProcess)
 
 
 def test_who_starts_a_command(monkeypatch):
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    for running, kind in ((False, "LaunchedProcess"), (True, "LaunchedTransientUnit")):
-        monkeypatch.setattr(systemd, "is_running", lambda running=running: running)
-        assert type(choose_launch(Launch(argv=ARGV), "web1")).__name__ == kind
+    names = {None: "", (HOST, 1): "vmops-qemu-web1.service", (Manager(7), 42): "user@7.service/vmops-qemu-web1.service"}
+    for found, name in names.items():
+        monkeypatch.setattr(manager, "starter", lambda found=found: found)
+        launched = choose_launch(Launch(argv=ARGV), "web1")
+        assert type(launched).__name__ == ("LaunchedTransientUnit" if found else "LaunchedProcess")
+        assert getattr(launched, "name", "") == name
     assert type(choose_launch(Launch(argv=ARGV, unit="a.service"), "a")).__name__ == "LaunchedService"
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert type(choose_launch(Launch(argv=ARGV), "web1")).__name__ == "LaunchedProcess"
 
 
 @pytest.mark.parametrize("name", ["web1", "a b", "é" * 100, "-", "\n"])
 def test_name_of_the_transient_unit(name):
     unit = _transient_name(name)
     assert unit.startswith("vmops-qemu-")
-    assert systemd.is_unit_name(unit)
+    assert manager.is_unit_name(unit)

@@ -29,7 +29,7 @@ def says(monkeypatch):
     """Have systemd say something of the unit."""
 
     def say(answer):
-        async def systemctl(*_words):
+        async def systemctl(*_words, **_keywords):
             if isinstance(answer, Exception):
                 raise answer
             return answer

@@ -1,0 +1,270 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Does everything work without root, for the VMs of a user whose own systemd runs them?"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.guest import COLLECTIONS, REPOSITORY
+from support.machine_run import PLACE
+from support.machine_tool import UNAVAILABLE
+
+pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
+
+USER = "alice"
+VMS = ("web1", "db1")
+
+UNIT = """\
+[Unit]
+Description=Virtual machine %i
+[Service]
+EnvironmentFile=%h/.config/qemu/%i.env
+ExecStart=/usr/bin/qemu-system-x86_64 -name %i $QEMU_ARGS
+Restart=always
+[Install]
+WantedBy=default.target
+"""
+
+#: More arguments of pytest on the machine, such as ``-k shutdown``.
+CHOSEN = os.environ.get("UNITS_ARGS", "")
+
+
+@pytest.fixture
+def host(machine):
+    """A machine with a user whose systemd runs from the boot on, and who may log in."""
+    machine.run(
+        f"useradd --create-home --shell /bin/bash {USER} && install -d -m 700 -o {USER} -g {USER} /home/{USER}/.ssh"
+        f" && install -m 600 -o {USER} -g {USER} /root/.ssh/authorized_keys /home/{USER}/.ssh/"
+        f" && loginctl enable-linger {USER}"
+    )
+    machine.run("systemctl --user is-system-running --wait", USER, check=False)
+    return machine
+
+
+def guests(host, command: str, *arguments: str, user: str = USER):
+    """What tests/guests/unit_guests.py says of the user's VMs."""
+    words = " ".join(f"'{argument}'" for argument in arguments)
+    said = host.run(f"python3 /opt/vmops/tests/guests/unit_guests.py {command} {words}", user)
+    return json.loads(said)
+
+
+@pytest.fixture
+def vms(host):
+    """VMs that units of the user's own systemd run, and start again, also at boot; they are remembered as they are."""
+    guests(host, "define", json.dumps([{"name": name} for name in VMS]))
+    unit = "mkdir -p ~/.config/systemd/user && cat >~/.config/systemd/user/qemu@.service"
+    host.run(unit, USER, stdin=UNIT.encode())
+    units = " ".join(f"qemu@{name}" for name in VMS)
+    host.run(f"systemctl --user daemon-reload && systemctl --user enable --now {units}", USER)
+    return guests(host, "remember", *VMS)
+
+
+def went_on(host) -> None:
+    """All of them went on where they were, without a boot or a gap."""
+    said = guests(host, "went-on", *VMS)
+    assert all(vm["problems"] == [] for vm in said.values()), said
+
+
+@pytest.fixture
+def ansible(host, tmp_path):
+    """``ansible(plays)``: run them from here, as the user; what was said. ``failed=True`` where they must fail."""
+    inventory = tmp_path / "inventory.yml"
+    host_variables = {
+        "ansible_user": USER,
+        "ansible_ssh_common_args": f"-F {host.ssh_config}",
+        "ansible_python_interpreter": "/usr/bin/python3",
+    }
+    inventory.write_text(json.dumps({"all": {"hosts": {host.name: host_variables}}}))
+
+    def run(plays, failed: bool = False, **variables) -> str:
+        play = tmp_path / "play.yml"
+        play.write_text(json.dumps(plays))
+        command = [Path(sys.executable).with_name("ansible-playbook"), "-v", "-i", inventory, play]
+        done = subprocess.run(
+            [*map(str, command), "-e", json.dumps(variables)],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
+                "ANSIBLE_LOCAL_TEMP": str(tmp_path / "ansible"),
+                "ANSIBLE_SSH_CONTROL_PATH_DIR": f"/tmp/rl-{os.getpid()}",
+                "ANSIBLE_NOCOLOR": "1",
+            },
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert (done.returncode != 0) == failed, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def role(name: str, **variables):
+    """A play with a role of the collection, for the machine."""
+    return [{"hosts": "all", "gather_facts": False, "roles": [{"role": f"vmops.qemu.{name}", **variables}]}]
+
+
+def module(host, module_name: str, user: str, **options):
+    """What a module returns that this user runs there."""
+    arguments = json.dumps({"ANSIBLE_MODULE_ARGS": options})
+    command = f"cd / && PYTHONPATH={PLACE}/build/collections python3 -m"
+    command += f" ansible_collections.vmops.qemu.plugins.modules.{module_name}"
+    return json.loads(host.run(command, user, stdin=arguments.encode(), check=False).splitlines()[-1])
+
+
+def test_units_of_a_users_own(host, capsys):
+    """All that is tested of root's units, but for what only root can do."""
+    host.unpack()
+    closing = host.pytest(f"tests/functional/units {CHOSEN}", USER)
+    with capsys.disabled():
+        print(f"\ntests of units of a user's own: {closing}")
+    passed = re.match(r"(\d+) passed", closing)
+    assert passed, closing
+    assert CHOSEN or int(passed[1]) > 40
+
+
+def test_save_and_restore_by_default(host, vms):
+    """Without an option more than the name: images, locks and records of the user are his own."""
+    host.unpack()
+    saved = module(host, "qemu_save", USER, name="web1")
+    assert not saved.get("failed"), saved["msg"]
+    home = f"/home/{USER}"
+    assert saved["image"]["path"] == f"{home}/.local/state/vmops/save/web1.save"
+    uid = host.run("id -u", USER)
+    assert saved["launch"] == {"how": "unit", "unit": f"user@{uid}.service/qemu@web1.service", "reason": ""}
+    assert "warnings" not in saved
+    guard = f"{home}/.config/systemd/user/qemu@web1.service.d/50-vmops-saved.conf"
+    assert f"ConditionPathExists=!{saved['image']['path']}" in host.run(f"cat {guard}")
+    host.run("systemctl --user start qemu@web1", USER)
+    assert host.run("systemctl --user is-active qemu@web1", USER, check=False) == "inactive"
+    assert host.run("stat --format='%a %U' ~/.local/state/vmops/save ~/.local/state/vmops.qemu/vouching.key", USER) == (
+        f"700 {USER}\n600 {USER}"
+    )
+    assert host.run(f"ls -d /run/user/{uid}/vmops.qemu/locks") == f"/run/user/{uid}/vmops.qemu/locks"
+    restored = module(host, "qemu_restore", USER, name="web1")
+    assert not restored.get("failed"), restored["msg"]
+    assert restored["unit"] == f"user@{uid}.service/qemu@web1.service"
+    assert host.run(f"ls {os.path.dirname(guard)}", check=False).endswith("No such file or directory")
+    went_on(host)
+    # His systemd lasts for a while after his last session.
+    host.run(f"loginctl disable-linger {USER}")
+    found = module(host, "qemu_vm_info", USER)["vms"]
+    host.run(f"loginctl enable-linger {USER}")
+    assert [[(problem["kind"], problem["blocks"]) for problem in vm["problems"]] for vm in found] == [
+        [("no_lingering", False)]
+    ] * len(VMS)
+    went_on(host)
+
+
+def test_root_leaves_it_to_the_user(host, vms):
+    """Nobody else can guard the unit, and what it is said to be is the user's word."""
+    host.unpack()
+    refused = module(host, "qemu_save", "root", name="web1")
+    assert refused["error"] == "NotRestorableError", refused["msg"]
+    assert [problem["kind"] for problem in refused["problems"] if problem["blocks"]] == ["unit_of_user"]
+    assert f"become_user: {USER}" in refused["cure"]
+    told = module(host, "qemu_managed_save", "root", vms=["none"], unsaved="shutdown")
+    assert told["failed"]
+    assert "a service of another user's own systemd" in told["msg"]
+    # His image is none of root's, who would start his unit by it.
+    saved = module(host, "qemu_save", USER, name="web1")
+    path = saved["image"]["path"]
+    assert module(host, "qemu_restore", "root", path=path)["error"] == "NotVouchedError"
+    host.run(f"install -d -m 700 /srv/save && cp --sparse=always {path} /srv/save/")
+    assert module(host, "qemu_restore", "root", path="/srv/save/web1.save")["error"] == "NotVouchedError"
+    assert module(host, "qemu_save_image", "root", path="/srv/save/web1.save", vouch=True)["changed"]
+    told = module(host, "qemu_restore", "root", path="/srv/save/web1.save")
+    assert told["error"] == "UnitError"
+    assert f"Only {USER} may start" in told["msg"]
+    assert not module(host, "qemu_restore", USER, name="web1").get("failed")
+    went_on(host)
+
+
+def test_user_who_has_no_place_for_locks(host, vms):
+    """No other place is taken, and no other user's, whatever the environment says."""
+    host.unpack()
+    host.run("useradd --create-home bob")
+    environment = f"XDG_RUNTIME_DIR=/run/user/0 PYTHONPATH={PLACE}/build/collections"
+    arguments = json.dumps({"ANSIBLE_MODULE_ARGS": {"name": "web1"}})
+    command = "-m ansible_collections.vmops.qemu.plugins.modules.qemu_save"
+    for user, variables in ((USER, environment), ("bob", environment.partition(" ")[2])):
+        said = host.run(
+            f"cd / && sudo -u {user} env {variables} python3 {command}", stdin=arguments.encode(), check=False
+        )
+        told = json.loads(said.splitlines()[-1])
+        if user == USER:
+            assert told["error"] == "RunDirectoryError", told["msg"]
+            assert "/run/user/0" in told["msg"]
+        else:
+            assert told["failed"]
+    # Without the variable, as sudo leaves it.
+    said = host.run(
+        f"cd / && sudo -u {USER} env {environment.partition(' ')[2]} python3 {command}", stdin=arguments.encode()
+    )
+    assert json.loads(said.splitlines()[-1])["changed"], said
+    assert module(host, "qemu_restore", USER, name="web1")["changed"]
+    went_on(host)
+
+
+def test_boot_restore_and_shutdown_save(host, vms, ansible):
+    """The user's systemd saves the VMs when it ends with the host, and restores them when it is there again."""
+    services = {
+        "host_setup_scope": "user",
+        "host_setup_boot_restore": True,
+        "host_setup_shutdown_save": True,
+        "host_setup_shutdown_save_timeout": 80,
+    }
+    ansible(role("host_setup", **services))
+    assert " changed=0 " in ansible(role("host_setup", **services))
+    host.run("systemctl --user restart vmops-save.service", USER)  # which touches no VM
+    assert all(vm["running"] for vm in guests(host, "status", *VMS).values())
+    host.reboot()
+    went_on(host)
+    said = host.run("journalctl _SYSTEMD_USER_UNIT=vmops-restore.service --no-pager -o cat")
+    assert all(re.search(f"{name}.* was restored ", said) for name in VMS), said
+    assert host.run("systemctl --user is-failed vmops-restore.service", USER, check=False) == "active"
+    assert host.run("ls ~/.local/state/vmops/save", USER) == ""
+    gone = ansible(role("host_setup", host_setup_scope="user"))
+    assert "failed=0" in gone
+    left = host.run("find ~/.config/systemd ~/.local/lib -name '*vmops*'", USER, check=False)
+    assert "vmops" not in left.replace("No such file", ""), left
+    went_on(host)
+
+
+def test_role_says_where_root_is_needed(host, ansible):
+    """Whose systemd does not run at boot, and who may not have it run."""
+    host.run(f"loginctl disable-linger {USER}")
+    said = ansible(role("host_setup", host_setup_scope="user", host_setup_boot_restore=True), failed=True)
+    assert "Have root do it - loginctl enable-linger " in said
+    said = ansible(
+        [{**role("host_setup", host_setup_scope="user")[0], "remote_user": "root"}], failed=True, ansible_user="root"
+    )
+    assert "run the role as that user, not as root" in said
+
+
+def test_maintenance_with_a_reboot(host, vms, ansible):
+    """The playbook without -b: only the reboot itself is root's."""
+    plays = [
+        {
+            "import_playbook": str(REPOSITORY / "playbooks/host_maintenance.yml"),
+            "vars": {"host_maintenance_hosts": "all"},
+        }
+    ]
+    said = ansible(plays, failed=True)
+    assert "sudo" in said
+    assert all(vm["running"] for vm in guests(host, "status", *VMS).values())
+    host.run(f"echo '{USER} ALL=(root) NOPASSWD: ALL' >/etc/sudoers.d/{USER}")
+    ansible(plays)
+    went_on(host)
