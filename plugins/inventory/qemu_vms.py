@@ -50,12 +50,12 @@ options:
         hypervisor, as in the roles, or else the default of the modules.
     type: str
   include:
-    description: List only the VMs with a name that matches one of these shell patterns.
+    description: List only the VMs with a name that matches one of these shell patterns, or with this UUID or unit.
     type: list
     elements: str
     default: ["*"]
   exclude:
-    description: Do not list the VMs with a name that matches one of these shell patterns.
+    description: Do not list the VMs with a name that matches one of these, or with this UUID or unit.
     type: list
     elements: str
     default: []
@@ -136,7 +136,7 @@ from ansible.errors import AnsibleParserError
 from ansible.inventory.group import to_safe_group_name
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
 from ansible.utils.unsafe_proxy import wrap_var
-from ansible_collections.vmops.qemu.plugins.module_utils._names import is_selected
+from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, is_selected
 from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import sentence
 from ansible_collections.vmops.qemu.plugins.plugin_utils._hypervisors import Answer, AskError, Question, ask, template
 from ansible_collections.vmops.qemu.plugins.plugin_utils._vm_hosts import UnbelievableError, Vm, host_names, read_vms
@@ -247,7 +247,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
 
     def _add(self, vms: t.Iterable[Vm]) -> None:
         include, exclude = self.get_option("include"), self.get_option("exclude")
-        chosen = [vm for vm in vms if is_selected(vm.variables["qemu_name"], include, exclude)]
+        chosen = [vm for vm in vms if is_selected(_names(vm), include, exclude)]
         taken = {
             *self.inventory.hosts,
             *self.inventory.groups,
@@ -269,6 +269,12 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
             self._set_composite_vars(self.get_option("compose"), variables, name, strict=strict)
             self._add_host_to_composed_groups(self.get_option("groups"), variables, name, strict=strict)
             self._add_host_to_keyed_groups(self.get_option("keyed_groups"), variables, name, strict=strict)
+
+
+def _names(vm: Vm) -> VmNames:
+    """By what include and exclude know a VM, as in the roles."""
+    known = vm.variables
+    return VmNames(vm.label, known["qemu_name"], known["qemu_uuid"], known["qemu_unit"] or "")
 
 
 def _results(told: t.Sequence[Answer], count: int) -> t.Sequence[Answer]:
