@@ -80,6 +80,8 @@ class _Client(QMPClient):
     def __init__(self, name: str) -> None:
         # asyncio's limit of a line (the library's is 10 MiB); it reads twice that ahead.
         super().__init__(name, readbuflen=MAX_MESSAGE)
+        # The library's own listener keeps all events for whoever asks for them later: nobody does.
+        self.events.event_filter = lambda _event: False
 
     async def _do_recv(self) -> Message:
         data = await self._readline()
@@ -113,6 +115,14 @@ class _Client(QMPClient):
 
     def _cb_outbound(self, msg: Message) -> Message:
         return msg
+
+
+class _Listener(EventListener):
+    """Keeps no history of its events: who sends them without end takes no memory."""
+
+    async def put(self, event: Message) -> None:
+        if self.accept(event):
+            await self._queue.put(event)
 
 
 class Dialled(t.NamedTuple):
@@ -169,7 +179,7 @@ class Monitor:
         self._lost = False
         #: What came that is not QMP, where that ended the session.
         self._garbage = ""
-        self._listener = EventListener(_KEPT_EVENTS)
+        self._listener = _Listener(_KEPT_EVENTS)
         session.client.register_listener(self._listener)
         self._end_watch = asyncio.ensure_future(self._watch_end())
         self._tasks = [asyncio.ensure_future(self._record_events()), self._end_watch]
