@@ -61,8 +61,9 @@ SHORT = {
 #: Seconds within which such a run ends: some of these times one after the other, on a busy machine.
 BOUND = 20.0
 
-#: The same with the product's own times, of which the longest is that for one answer.
-PATIENT_BOUND = 120.0
+#: The same with the product's own times, of which the longest is that for one answer (60 s). A QEMU that has done
+#: something in the first of these, before it was frozen, is given a second one.
+PATIENT_BOUND = 200.0
 
 #: The kinds of faults, by what they have in common.
 KINDS = (
