@@ -23,13 +23,17 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import St
 #: Bytes of the expanded stream that hold its machine type and RAM blocks.
 _HEAD_SIZE = 256 * 1024
 
+#: Bytes that are read once more where a tool has failed: more than any of them reads at once.
+_READ_SIZE = 1024 * 1024
+
 
 def read_compressed_head(path: str, header: SaveImageHeader) -> StreamFacts | None:
     """What the head of a compressed stream tells (machine type, RAM blocks), by expanding that much of it.
 
     :returns: None for an image that is not compressed.
     :raises RequestError: the tool is missing.
-    :raises ImageError: the image cannot be read, or what it expands to is no QEMU stream.
+    :raises ImageAccessError: the image cannot be read.
+    :raises ImageFormatError: the tool cannot expand it, or what it expands to is no QEMU stream.
     """
     compressor = COMPRESSORS.get(header.format)
     if compressor is None:
@@ -38,10 +42,13 @@ def read_compressed_head(path: str, header: SaveImageHeader) -> StreamFacts | No
     with ImageFile.open(path) as image:
         os.lseek(image.descriptor, header.stream_offset, os.SEEK_SET)
         data, code = _expand_head(command, image)
-    if len(data) < _HEAD_SIZE and code != 0:
-        raise ImageFormatError(
-            path, f"{compressor.program} cannot expand the stream: {how_it_ended(code)} after {len(data)} bytes"
-        )
+        if len(data) < _HEAD_SIZE and code != 0:
+            # The tool says only that it failed. It has read by this descriptor, so where it ended is known: what cannot
+            # be read there is the storage's fault, and no damaged image.
+            image.read(_READ_SIZE, os.lseek(image.descriptor, 0, os.SEEK_CUR))
+            raise ImageFormatError(
+                path, f"{compressor.program} cannot expand the stream: {how_it_ended(code)} after {len(data)} bytes"
+            )
     with ImageFile(path, anonymous_file("vmops-stream-head")) as head:
         head.write(data, 0)
         return read_plain_head(head)

@@ -9,7 +9,7 @@ import os
 import subprocess
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageAccessError, ImageFormatError, RequestError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compressed_head import read_compressed_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS, Compressor
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat
@@ -47,6 +47,14 @@ def test_a_stream_that_its_tool_cannot_expand(copy_of, label):
     os.truncate(path, stream + 7)
     with pytest.raises(ImageFormatError, match=rf"{label} cannot expand the stream: .* after \d+ bytes"):
         read(path)
+
+
+@pytest.mark.parametrize("label", COMPRESSED)
+def test_storage_that_fails_the_tool(golden, label):
+    """The pages of a process that it has not mapped: they give an input/output error, to the tool as to us."""
+    header = read_image_head(str(golden / f"{label}.save")).header
+    with pytest.raises(ImageAccessError, match="read the image: Input/output error"):
+        read_compressed_head("/proc/self/mem", header)
 
 
 def test_a_tool_that_cannot_be_started(golden, tmp_path, monkeypatch):
