@@ -133,7 +133,7 @@ _CONTAINER_GROUPS = re.compile(r"/(?:docker|libpod|kubepods|lxc\.payload|machine
 
 #: Services in which what people start by hand, or by other programs, happens to run.
 _PASSING_UNITS = re.compile(
-    r"(?:cron|crond|atd|ssh|sshd|getty|serial-getty|docker|containerd|vmops-[\w-]+|run-.*)(?:@.*)?\.service"
+    r"(?:cron|crond|atd|ssh|sshd|getty|serial-getty|docker|containerd|vmops-(?:restore|save|qemu-.+)|run-.*)(?:@.*)?\.service"
 )
 
 #: By which qemu-tool makes a VM's UUID of its name.

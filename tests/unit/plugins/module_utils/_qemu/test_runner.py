@@ -99,6 +99,7 @@ SUPERVISORS = [
 
 UNITS = [
     ("0::/system.slice/web1.service", f"Add {QMP} to ExecStart= of web1.service (systemctl edit --full web1.service)"),
+    ("0::/system.slice/vmops-fleet@web1.service", "systemctl edit --full vmops-fleet@web1.service"),
     ("1:name=systemd:/system.slice/web1.service\n0::/", "systemctl edit --full web1.service"),
     (
         "0::/user.slice/user-1000.slice/user@1000.service/app.slice/web1.service",
