@@ -5,8 +5,8 @@
 """Who could have put a file where it is: what an image says, or a program that it names, is run only from a safe path.
 
 A path is walked as the kernel walks it, symbolic links included, since whoever can change one step of it decides what
-stands at its end. A POSIX ACL needs no look of its own: what it grants to anyone beside the owner is bounded by its
-mask, which the mode shows in the place of the group's bits (acl(5)).
+stands at its end. A POSIX ACL needs no look of its own where the group may not write: what it grants to anyone beside
+the owner is bounded by its mask, which the mode shows in the place of the group's bits (acl(5)).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import os
 import stat
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._private_group import may_write_by_group
+
 #: As many symbolic links as the kernel follows in one path (path_resolution(7)).
 _MAX_LINKS = 40
 
@@ -24,8 +26,8 @@ def why_unsafe(path: str, trusted: t.Collection[int]) -> str:
     """Why somebody else than the ``trusted`` users could have put the file there, as a clause; or the empty string.
 
     Every directory, symbolic link and the file itself must belong to a trusted user, and nobody else may write to
-    them. In a directory with the sticky bit (``/tmp``) others can add names, but not replace those of a trusted user;
-    the file's own directory must not allow even that.
+    them; a user's private group is nobody else. In a directory with the sticky bit (``/tmp``) others can add names,
+    but not replace those of a trusted user; the file's own directory must not allow even that.
 
     :raises OSError: a part of the path is not there, or cannot be looked at.
     """
@@ -135,5 +137,7 @@ def _why_not_trusted(place: str, facts: os.stat_result, trusted: t.Collection[in
         return "" if facts.st_uid in trusted else f"the symbolic link {place} belongs to the user {facts.st_uid}"
     is_shared_safely = sticky and stat.S_ISDIR(facts.st_mode) and mode & stat.S_ISVTX
     if facts.st_uid in trusted and (not mode & 0o022 or is_shared_safely):
+        return ""
+    if facts.st_uid in trusted and not mode & 0o002 and not may_write_by_group(place, facts):
         return ""
     return f"{place} belongs to the user {facts.st_uid} and has the mode {mode:#o}"

@@ -12,7 +12,7 @@ import pytest
 
 from support.human import HumanGuest
 from support.observe import VM, Continuity
-from support.units import UNAVAILABLE
+from support.units import BY_USER, UNAVAILABLE, of_root
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
 
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
 HIDDEN = f"/run/vmops-hidden-{os.getpid()}"
 
 
+@of_root
 def test_monitor_in_the_units_mount_namespace(make_service, image, save, restore, run_module):
     place = f"{HIDDEN}/qmp.sock"
     guest = {"kind": HumanGuest, "monitor": ["-qmp", f"unix:{place},server=on,wait=off"]}
@@ -40,5 +41,7 @@ def test_unit_is_named_where_the_option_is_missing(make_service, image, run_modu
     continuity = Continuity(service.guest)
     result = run_module("qemu_save", name=VM, path=str(image))
     assert result["error"] == "MonitorHumanError"
-    assert f"-qmp unix:/run/{VM}.qmp,server=on,wait=off to ExecStart= of {service.name}" in result["cure"]
+    place, command = (f"/run/user/{os.geteuid()}", "systemctl --user") if BY_USER else ("/run", "systemctl")
+    line = f"-qmp unix:{place}/{VM}.qmp,server=on,wait=off to ExecStart= of {service.name} ({command} edit"
+    assert line in result["cure"]
     continuity.check()

@@ -354,6 +354,7 @@ def test_virtual_cpu_on_a_cpu_of_its_own(make_service, image, save, restore):
     assert os.getpriority(os.PRIO_PROCESS, guest.pid) == 3
 
 
+@of_root
 def test_unit_that_starts_it_in_a_network_namespace(make_service, image, save, restore):
     """By programs that become QEMU, in whose place a restore executes it."""
     place = Path(f"/run/vmops-test-{os.getpid()}")

@@ -16,7 +16,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 
 from support.observe import VM, Continuity, wait_until, words
 from support.tpm import Swtpm
-from support.units import UNAVAILABLE, quoted, systemctl
+from support.units import UNAVAILABLE, UNITS, known_as, quoted, systemctl
 
 pytestmark = [
     pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE),
@@ -37,7 +37,8 @@ def tpm(tmp_path):
 def tpm_service(tpm):
     """A unit of its own for it, which runs; its name."""
     name = f"vmops-test-{os.getpid()}-{os.urandom(4).hex()}-tpm.service"
-    fragment = Path("/run/systemd/system", name)
+    UNITS.mkdir(parents=True, exist_ok=True)
+    fragment = UNITS / name
     program = shutil.which("swtpm") or ""
     fragment.write_text(f"[Service]\nExecStart={quoted([program, *tpm.argv()[1:]])}\n")
     systemctl("daemon-reload")
@@ -63,7 +64,7 @@ def test_unit_of_its_own(make_service, make_guest, tpm, tpm_service, image, save
     restore(name=VM, path=str(image))
     before.check()
     (pid,) = tpm.pids()
-    assert systemd.unit_of_process(pid) == tpm_service
+    assert systemd.unit_of_process(pid) == known_as(tpm_service)
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_unit_of_the_vm(make_service, tpm, image, save, restore):
     restore(name=VM, path=str(image))
     before.check()
     (pid,) = tpm.pids()
-    assert systemd.unit_of_process(pid) == service.name
+    assert systemd.unit_of_process(pid) == service.known_as
 
 
 def test_transient_unit(make_guest, tpm, image, save, restore):
@@ -111,4 +112,4 @@ def test_transient_unit(make_guest, tpm, image, save, restore):
     restore(name=VM, path=str(image))
     before.check()
     (pid,) = tpm.pids()
-    assert systemd.unit_of_process(pid) == f"vmops-qemu-{systemd.escape_unit_name(VM)}\\x2dtpm.service"
+    assert systemd.unit_of_process(pid) == known_as(f"vmops-qemu-{systemd.escape_unit_name(VM)}\\x2dtpm.service")

@@ -203,12 +203,14 @@ def test_limits_of_a_scope(make_guest, image, save):
 def test_slice_and_what_it_may_use(make_guest, image, save, restore):
     """Of a slice that is configured, as its limits are those of a group of VMs."""
     name = f"vmops{os.getpid()}.slice"
-    path = Path("/run/systemd/system", name)
+    UNITS.mkdir(parents=True, exist_ok=True)
+    path = UNITS / name
     path.write_text("[Slice]\nMemoryMax=2G\n")
     systemctl("daemon-reload")
     guest = make_guest(start=False)
     guest.prepare()
-    command = ["systemd-run", "--quiet", "--scope", f"--slice={name}", "nice", "-n", "5", "prlimit", "--nofile=1777"]
+    command = ["systemd-run", *OF_USER, "--quiet", "--scope", f"--slice={name}"]
+    command += ["nice", "-n", "5", "prlimit", "--nofile=1777"]
     process = subprocess.Popen([*command, *guest.argv()], cwd=guest.workdir, stdin=subprocess.DEVNULL)
     try:
         guest.wait_restarted()
