@@ -205,6 +205,10 @@ docs: need-setup stage ## The documentation's site, in build/docs/html
 	@echo '== antsibull-docs and Sphinx'
 	@scripts/docs
 
+.PHONY: pictures
+pictures: need-setup stage ## Run the demo and a maintenance, and draw them for the documentation; wants Chromium
+	@python scripts/pictures.py
+
 # --- the end ------------------------------------------------------------------------------------------------------
 
 .PHONY: clean clean-all
