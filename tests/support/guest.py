@@ -315,8 +315,8 @@ class Guest:
         return len(re.findall(self.boot_line, self.log(), re.MULTILINE))
 
     def counters(self) -> list[int]:
-        """All the counters in the log, in their order."""
-        return [int(number) for number in re.findall(r"counter=(\d+)\r?$", self.log(), re.MULTILINE)]
+        """All the counters in the log, in their order; of a line that is still being written nothing is known."""
+        return [int(number) for number in re.findall(r"counter=(\d+)\r?\n", self.log())]
 
     def wait_for_counter(self, beyond: int = -1, timeout: float = 10.0) -> int:
         """Wait up to timeout seconds until the last counter is greater than beyond, and return it."""
