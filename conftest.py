@@ -20,6 +20,9 @@ COLLECTIONS = ROOT / "build" / "collections"
 subprocess.run([sys.executable, str(ROOT / "scripts" / "stage.py")], check=True, stdout=subprocess.DEVNULL)
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(COLLECTIONS))
+# Debian 13's /tmp is in memory: too small for all that the tests save, and an image there is one that a save warns of.
+if os.path.ismount("/tmp"):
+    os.environ.setdefault("TMPDIR", "/var/tmp")
 # For playbooks and ad-hoc commands that a test runs.
 os.environ["ANSIBLE_COLLECTIONS_PATH"] = str(COLLECTIONS)
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
