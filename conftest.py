@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -23,6 +24,7 @@ sys.path.insert(0, str(COLLECTIONS))
 # Debian 13's /tmp is in memory: too small for all that the tests save, and an image there is one that a save warns of.
 if os.path.ismount("/tmp"):
     os.environ.setdefault("TMPDIR", "/var/tmp")
+    tempfile.tempdir = None  # pytest has asked for it already
 # For playbooks and ad-hoc commands that a test runs.
 os.environ["ANSIBLE_COLLECTIONS_PATH"] = str(COLLECTIONS)
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import os
 import typing as t
 
 
@@ -26,9 +27,9 @@ class VmNames:
 
     def is_called(self, word: str) -> bool:
         """Whether this word, as a whole, means it."""
-        # A unit of a user's own systemd is called by its name there, too.
-        known = (self.own, self.name, self.unit, self.unit.rpartition("/")[2])
-        return word in filter(None, known) or (bool(self.uuid) and word.lower() == self.uuid)
+        if not word:
+            return False
+        return word in (self.own, self.name) or means_unit(word, self.unit) or word.lower() == self.uuid
 
     def matches(self, patterns: t.Iterable[str]) -> bool:
         """Whether one of the patterns matches its name, or is what it is called; upper and lower case differ.
@@ -36,6 +37,19 @@ class VmNames:
         A UUID or a unit matches no pattern: who leaves ``a*`` out means names.
         """
         return any(fnmatch.fnmatchcase(self.name or self.own, each) or self.is_called(each) for each in patterns)
+
+
+def means_unit(word: str, unit: str) -> bool:
+    """Whether who says this word means this unit: by all of it, or, of his own systemd, by its name there.
+
+    :param unit: as :mod:`manager` knows it, as the word may be.
+    """
+    return unit in (word, f"user@{os.geteuid()}.service/{word}")
+
+
+def label_of_unit(unit: str) -> str:
+    """What stands for the name of a VM that has none, and can stand in a file's name; each unit has its own."""
+    return unit.replace("/", "-")
 
 
 def options_of(

@@ -179,8 +179,9 @@ def test_root_leaves_it_to_the_user(host, vms):
     assert told["failed"]
     assert "a service of another user's own systemd" in told["msg"]
     # His image is none of root's, who would start his unit by it.
-    saved = module(host, "qemu_save", USER, name="web1")
+    saved = module(host, "qemu_save", USER, unit=f"user@{host.run('id -u', USER)}.service/qemu@web1")
     path = saved["image"]["path"]
+    assert module(host, "qemu_save", USER, unit="qemu@web1")["image"]["path"] == path
     assert module(host, "qemu_restore", "root", path=path)["error"] == "NotVouchedError"
     host.run(f"install -d -m 700 /srv/save && cp --sparse=always {path} /srv/save/")
     assert module(host, "qemu_restore", "root", path="/srv/save/web1.save")["error"] == "NotVouchedError"
@@ -188,7 +189,8 @@ def test_root_leaves_it_to_the_user(host, vms):
     told = module(host, "qemu_restore", "root", path="/srv/save/web1.save")
     assert told["error"] == "UnitError"
     assert f"Only {USER} may start" in told["msg"]
-    assert not module(host, "qemu_restore", USER, name="web1").get("failed")
+    restored = module(host, "qemu_restore", USER, unit="qemu@web1")
+    assert not restored.get("failed"), restored["msg"]
     went_on(host)
 
 

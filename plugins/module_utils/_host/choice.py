@@ -13,7 +13,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.words import sele
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import why_left_alone
 from ansible_collections.vmops.qemu.plugins.module_utils._image.lookup import target_of, unit_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path, vm_label
-from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, group_of, is_selected, options_of
+from ansible_collections.vmops.qemu.plugins.module_utils._names import (
+    VmNames,
+    group_of,
+    is_selected,
+    label_of_unit,
+    options_of,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import vm_uuid
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import Selection
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
@@ -134,7 +140,7 @@ def choose(
             chosen = selection_of(word, request.save_dir)
             names = VmNames(word, chosen.name or word, chosen.uuid, chosen.unit)
             if _is_wanted(names, request):
-                add(chosen, image_path(None, request.save_dir, word), names)
+                add(chosen, image_path(None, request.save_dir, label_of_unit(word) if chosen.unit else word), names)
     groups[:] = [group for group in groups if group]
     return choice
 

@@ -54,10 +54,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._host_memory import MemoryLedger
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
-from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames
+from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, label_of_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import plain_name
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, has_open, list_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import own_name
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
@@ -291,7 +290,7 @@ class HostRestoreOperation:
             "running": [
                 {
                     "name": process.name,
-                    "own_name": own_name(process) or plain_name(systemd.unit_of_process(process.pid)),
+                    "own_name": own_name(process) or label_of_unit(systemd.unit_of_process(process.pid)),
                     "pid": process.pid,
                 }
                 for process in list_processes()

@@ -33,9 +33,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
 from ansible_collections.vmops.qemu.plugins.module_utils._host.unsaved import GONE, Unsaved
 from ansible_collections.vmops.qemu.plugins.module_utils._host.words import selection_of
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
-from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, is_selected, options_of
+from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, is_selected, label_of_unit, options_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import is_trusted
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import plain_name
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
     list_doubtful,
@@ -236,7 +235,7 @@ class HostSaveOperation:
                 alike.setdefault(name, []).append(process)
                 continue
             unit = await self._unit_of(process) if not own else ""
-            own = own or plain_name(unit)
+            own = own or label_of_unit(unit)
             # The process alone where nothing else tells it: what is started anew in its place is not known then.
             pid = None if process.uuid or unit else process.pid
             chosen = {"name": name or None, "uuid": process.uuid or None, "unit": unit or None, "pid": pid}
@@ -259,7 +258,7 @@ class HostSaveOperation:
     def _asked_for(self, running: list[_Target]) -> list[_Target]:
         """The VMs that are asked for, each once, whether they run or not."""
         if not self.request.vms:
-            return [target for target in running if all(each.is_in_charge for each in target.found)]
+            return [target for target in running if any(each.is_in_charge for each in target.found)]
         targets: list[_Target] = []
         for word in dict.fromkeys(self.request.vms):
             # What only one VM is called means that one, although another one has it as its name. Another user's may say

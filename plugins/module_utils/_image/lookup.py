@@ -17,6 +17,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import split_archive_path, target_of_partial
+from ansible_collections.vmops.qemu.plugins.module_utils._names import means_unit
 
 
 def find_image(directory: str, name: str, uuid: str, unit: str, vouched: bool = False) -> str:
@@ -39,7 +40,7 @@ def find_image(directory: str, name: str, uuid: str, unit: str, vouched: bool = 
         for image in images
         if name in ("", image["name"])
         and uuid in ("", image["uuid"])
-        and unit in ("", unit_of(image))
+        and (not unit or means_unit(unit, unit_of(image)))
         and (image["vouched"] or not vouched)
     ]
     last = [image for image in found if image["superseded_by"] is None and image["copy_of"] is None]

@@ -177,13 +177,6 @@ def plain_name(unit: str) -> str:
     return unit.rpartition("/")[2]
 
 
-def means(asked: str, unit: str) -> bool:
-    """Whether somebody who asks for a unit means this one: by all of it, or, of his own systemd, by its name there."""
-    if asked == unit or not is_unit(unit):
-        return asked == unit
-    return asked == plain_name(unit) and split_unit(unit)[0].uid == os.geteuid()
-
-
 def require_own(unit: str, purpose: str) -> None:
     """:param purpose: what is to be done, after "may". :raises UnitError: this process may not change that unit."""
     manager, _name = split_unit(unit)

@@ -17,10 +17,10 @@ import re
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import MismatchError, RequestError
-from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames
+from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, means_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import is_trusted
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import is_unit, means
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import is_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, list_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 
@@ -111,7 +111,7 @@ class Selection:
             self.pid in (None, process.pid)
             and process.name in ((self.name, "") if self.name else (process.name,))
             and self.uuid in ("", process.uuid)
-            and (not self.unit or means(self.unit, systemd.unit_of_process(process.pid)))
+            and (not self.unit or means_unit(self.unit, systemd.unit_of_process(process.pid)))
         )
 
     def require(self, vm: RunningVm, address: str) -> None:
@@ -122,7 +122,7 @@ class Selection:
         """
         pid = vm.process.pid if vm.process else None
         unit = systemd.unit_of_process(pid) if self.unit and pid else ""
-        unit = self.unit if means(self.unit, unit) else unit
+        unit = self.unit if means_unit(self.unit, unit) else unit
         wrong = [
             f"{runs}, not {wanted}"
             for wanted, found, runs in (

@@ -33,7 +33,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import (
     HOST,
     Manager,
     can_be_asked,
+    is_unit,
     is_unit_name,
+    plain_name,
     split_unit,
     user_of_service,
 )
@@ -48,8 +50,8 @@ _MAX_COMPLAINT = 4096
 _MAX_CGROUPS = 256 * 1024
 _MAX_DROP_IN = 1024 * 1024
 
-#: Those of services, of machines that are registered, and of sessions.
-_USUAL_SLICE = re.compile(r"(?:system|machine|user|user-[0-9]+)\.slice")
+#: Those of services, of machines that are registered, and of sessions; and of a user's own services.
+_USUAL_SLICE = re.compile(r"(?:system|machine|user|user-[0-9]+|app|session|background)\.slice")
 
 #: The settings of a service with commands that run beside its main process, in the order in which they do.
 HELPER_SETTINGS = ("ExecCondition", "ExecStartPre", "ExecStartPost", "ExecStop", "ExecStopPost")
@@ -200,12 +202,22 @@ def unit_of_cgroup(text: str, root_text: str = "") -> str:
 
 
 def slice_of_process(pid: int) -> str:
-    """The slice that somebody has chosen for a process; the empty string for those in which systemd puts all others."""
+    """The slice that somebody has chosen for a process; the empty string for those in which systemd puts all others.
+
+    One of a user's own systemd is told with it, as its units are.
+    """
     for names in _names_in_cgroups(_read_cgroups(pid), _read_cgroups(1)):
-        slices = list(itertools.takewhile(lambda name: name.endswith(".slice"), names))
-        if slices and is_unit_name(slices[-1]) and not _USUAL_SLICE.fullmatch(slices[-1]):
+        slices = _leading_slices(names)
+        service = "".join(names[len(slices) : len(slices) + 1])
+        if user_of_service(service) is not None:
+            slices = [f"{service}/{name}" for name in _leading_slices(names[len(slices) + 1 :])]
+        if slices and is_unit(slices[-1]) and not _USUAL_SLICE.fullmatch(plain_name(slices[-1])):
             return slices[-1]
     return ""
+
+
+def _leading_slices(names: t.Iterable[str]) -> list[str]:
+    return list(itertools.takewhile(lambda name: name.endswith(".slice"), names))
 
 
 def _names_in_cgroups(text: str, root_text: str) -> t.Iterator[list[str]]:

@@ -63,6 +63,9 @@ _EXEC_FAILURES = {
     217: "its user is not known",
 }
 
+#: What a user's own systemd adds to its own OOM score adjustment for its units.
+_OOM_SCORE_OF_USERS = 100
+
 
 def choose_launch(how: Launch, vm_name: str) -> LaunchedQemu:
     """What starts a QEMU: its own unit, a transient one, or this process, where no systemd outlives it."""
@@ -335,6 +338,9 @@ class LaunchedTransientUnit(_LaunchedUnit):
         # Of the directory of another user's QEMU it is that user who must find it.
         # The limits of services are not those of systemd itself.
         starter = dataclasses.replace(read_resources(self._manager_pid), limits=())
+        if self._manager.uid is not None:
+            # A user's own systemd gives more to what it starts than it has itself (DefaultOOMScoreAdjust=).
+            starter = dataclasses.replace(starter, oom_score=min(starter.oom_score + _OOM_SCORE_OF_USERS, 1000))
         before, enters = words_before(self.how, starter, read_rights(self._manager_pid), self.how.cwd)
         if found is None or not (enters or os.path.isdir(self.how.cwd)):
             raise LaunchError(
@@ -371,7 +377,11 @@ class LaunchedTransientUnit(_LaunchedUnit):
             f"--property=WorkingDirectory={cwd}",
             # A guest's console has no end, and the journal has one.
             *(f"--property={name}={f'append:{path}' if path else 'journal'}" for name, path in places),
-            *([f"--slice={self.how.slice}"] if await _has_slice(self.how.slice, self._manager) else []),
+            *(
+                [f"--slice={manager.plain_name(self.how.slice)}"]
+                if await _has_slice(self.how.slice, self._manager)
+                else []
+            ),
             f"--property=UMask={self.how.umask:04o}",
             *(f"--setenv={key}={value}" for key, value in LAUNCH_ENVIRONMENT.items()),
         ]
@@ -394,9 +404,9 @@ class LaunchedTransientUnit(_LaunchedUnit):
 
 async def _has_slice(name: str, whose: manager.Manager) -> bool:
     """Whether a slice is configured there, so that its limits hold; one that is not is made without."""
-    if not name.endswith(".slice") or not manager.is_unit_name(name):
+    if not name.endswith(".slice") or not manager.is_unit(name) or manager.split_unit(name)[0] != whose:
         return False
-    return bool((await systemd.read_unit(whose.named(name))).fragment)
+    return bool((await systemd.read_unit(name)).fragment)
 
 
 def _transient_name(vm_name: str) -> str:

@@ -22,7 +22,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._file_system import fil
 from ansible_collections.vmops.qemu.plugins.module_utils._host_memory import free_huge_pages, mib, own_limit
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import MappedRamBlock, StreamFacts
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import MemoryBackend, memory_backends
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch
@@ -111,7 +111,7 @@ async def _limit_of(how: Launch) -> int | None:
     """Bytes that the QEMU may have; None where that is not limited, or not known."""
     if not how.unit:
         # A transient unit is a child of systemd's, not of this process.
-        return None if systemd.is_running() else own_limit()
+        return None if manager.starter() else own_limit()
     try:
         said = await systemd.control(how.unit, "show", "--property=MemoryMax,EffectiveMemoryMax")
     except UnitError:

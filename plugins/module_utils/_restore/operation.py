@@ -52,6 +52,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
     recorded_launch,
     require_vouched,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._names import label_of_unit, means_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity, details, is_trusted
@@ -161,7 +162,9 @@ class RestoreOperation(RestoreRun):
         """
         chosen = self.selection
         found = await in_thread(find_image, self.request.save_dir, chosen.name, chosen.uuid, chosen.unit)
-        return found or image_path(None, self.request.save_dir, chosen.name or chosen.uuid or chosen.unit)
+        return found or image_path(
+            None, self.request.save_dir, chosen.name or chosen.uuid or label_of_unit(chosen.unit)
+        )
 
     def _require_chosen(self, domain: domain_xml.ParsedDomain) -> None:
         """:raises MismatchError: the image at the path holds another VM than the one that is asked for."""
@@ -174,7 +177,7 @@ class RestoreOperation(RestoreRun):
                 cure="Correct uuid or path",
             )
         unit = domain.launch.unit if domain.launch and is_vouched(domain) else ""
-        if chosen.unit and unit != chosen.unit:
+        if chosen.unit and not means_unit(chosen.unit, unit):
             raise MismatchError(
                 f"{self.path} holds a VM that was started by {unit or 'no unit that is known'}, not {chosen.unit}",
                 cure="Correct unit or path",

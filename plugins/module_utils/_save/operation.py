@@ -53,6 +53,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import P
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import flush_image, require_replaceable
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import recorded_identity
+from ansible_collections.vmops.qemu.plugins.module_utils._names import label_of_unit, means_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import details
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import read_support
@@ -158,7 +159,9 @@ class SaveOperation(SaveRun):
         found = await in_thread(
             functools.partial(find_image, vouched=True), self.request.save_dir, chosen.name, chosen.uuid, chosen.unit
         )
-        return found or image_path(None, self.request.save_dir, chosen.name or chosen.uuid or chosen.unit)
+        return found or image_path(
+            None, self.request.save_dir, chosen.name or chosen.uuid or label_of_unit(chosen.unit)
+        )
 
     async def _work_on(self, path: str) -> None:
         """Take the path for the image's, where there is one."""
@@ -171,7 +174,7 @@ class SaveOperation(SaveRun):
         """What a VM without a name is called in its image, which must call it something."""
         if self.request.domain_xml:
             return domain_xml.parse(self.request.domain_xml, "domain_xml").name
-        return vm.uuid or await unit_of(vm.process) or "vm"
+        return vm.uuid or label_of_unit(await unit_of(vm.process)) or "vm"
 
     async def _name_for_image(self, vm: RunningVm) -> str:
         """The name that the VM's image gets in the save directory, where the options do not say it.
@@ -183,7 +186,7 @@ class SaveOperation(SaveRun):
             others = [each for each in await in_thread(list_processes) if each.pid != process.pid]
             name = distinct_names([*others, process])[process.pid]
         if not name and not vm.name:
-            name = await unit_of(process)
+            name = label_of_unit(await unit_of(process))
         if not name:
             raise RequestError(
                 f"{vm.label} has no {'uuid' if vm.name else 'name, uuid or unit of its own'} by which its image could"
@@ -279,9 +282,8 @@ class SaveOperation(SaveRun):
     def _holds_chosen(self, head: ImageHead) -> bool:
         """Whether an image is known to hold the VM that is meant and does not run."""
         domain = head.domain()
-        if self.selection.unit and not (is_vouched(domain) and domain.launch and domain.launch.unit):
-            return False
-        if self.selection.unit and domain.launch and domain.launch.unit != self.selection.unit:
+        unit = domain.launch.unit if domain.launch and is_vouched(domain) else ""
+        if self.selection.unit and not means_unit(self.selection.unit, unit):
             return False
         if self.selection.name or self.selection.uuid:
             return self._is_chosen(domain.name, domain.uuid)

@@ -28,6 +28,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._file_system import vol
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.file_names import file_names
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import LAUNCH_ENVIRONMENT
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import lingers
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Rights, access_words
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -106,7 +107,7 @@ def directory_problems(directories: t.Iterable[Directory], by_unit: bool) -> lis
     problems = []
     for directory in directories:
         match = _USERS_OWN.match(directory.path)
-        if match and not _lingers(int(match.group(1))):
+        if match and not lingers(int(match.group(1))):
             problems.append(
                 Problem(
                     "session_directory",
@@ -135,10 +136,6 @@ def volatile_problems(paths: t.Iterable[str]) -> list[Problem]:
             blocks=False,
         )
     ]
-
-
-def _lingers(uid: int) -> bool:
-    return os.path.exists(f"/var/lib/systemd/linger/{user_name(uid)}")
 
 
 # --- made again -------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._proc import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, why_not_trusted
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import is_of_other_user
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import split_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import DEFAULT_UMASK, QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import (
@@ -184,7 +184,8 @@ def _read_server(path: str, pid: int) -> TpmServer:
 
 async def _with_own_unit(server: TpmServer, pid: int | None) -> TpmServer:
     """Without the unit, unless it is one that starts the server when it is started; raises UnitError."""
-    if is_of_other_user(server.unit):  # whose word it would be
+    if not split_unit(server.unit)[0].is_own:
+        # Another user's own systemd would say what it likes, and of the host's only root may have it started again.
         return dataclasses.replace(server, unit="")
     unit = await systemd.read_unit(server.unit)
     is_own = unit.main_pid == pid and not unit.transient and bool(unit.fragment)

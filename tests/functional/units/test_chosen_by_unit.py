@@ -45,23 +45,28 @@ def test_by_its_unit_and_again(make_service, image, save, restore):
     service.wait_state("inactive", "failed")
     assert not save(unit=service.name, **place)["changed"]
     restored = restore(unit=service.name, **place)
-    assert (restored["changed"], restored["unit"]) == (True, service.name)
+    assert (restored["changed"], restored["unit"]) == (True, service.known_as)
     continuity.check()
     again = restore(unit=service.name, **place)
     assert (again["changed"], "runs already" in again["msg"]) == (False, True)
 
 
+def label_of(service):
+    """What such a VM is called."""
+    return service.known_as.replace("/", "-")
+
+
 def test_vm_without_a_name_has_its_units(nameless, image, save, restore, run_module):
     continuity = Continuity(nameless.guest)
     place = {"save_dir": str(image.parent)}
-    path = str(image.parent / f"{nameless.name}.save")
+    label = label_of(nameless)
     planned = run_module("qemu_managed_save", vms=[nameless.name], check=True, **place)
-    assert [vm["name"] for vm in planned["vms"]] == [nameless.name], planned["msg"]
+    assert [vm["name"] for vm in planned["vms"]] == [label], planned["msg"]
     saved = save(pid=nameless.guest.pid, **place)
-    assert (saved["image"]["path"], saved["image"]["name"]) == (path, nameless.name)
+    assert (saved["image"]["path"], saved["image"]["name"]) == (str(image.parent / f"{label}.save"), label)
     nameless.wait_state("inactive", "failed")
     assert not save(unit=nameless.name, **place)["changed"]
-    assert restore(unit=nameless.name, **place)["unit"] == nameless.name
+    assert restore(unit=nameless.known_as, **place)["unit"] == nameless.known_as
     continuity.check()
 
 
@@ -71,11 +76,11 @@ def test_vms_of_one_host_by_their_units(nameless, image, run_module):
     by_vm = {nameless.name: {"checksum": True}}
     saved = run_module("qemu_managed_save", vms=[nameless.name], by_vm=by_vm, **place)
     assert not saved.get("failed"), saved["msg"]
-    assert [(vm["name"], bool(vm["image"]["checksum"])) for vm in saved["vms"]] == [(nameless.name, True)]
+    assert [(vm["name"], bool(vm["image"]["checksum"])) for vm in saved["vms"]] == [(label_of(nameless), True)]
     back = run_module("qemu_managed_restore", vms=[nameless.name], **place)
     assert not back.get("failed"), back["msg"]
-    assert [(vm["name"], vm["state"]) for vm in back["vms"]] == [(nameless.name, "restored")]
-    assert nameless.name in {vm["own_name"] for vm in back["running"]}
+    assert [(vm["name"], vm["state"]) for vm in back["vms"]] == [(label_of(nameless), "restored")]
+    assert label_of(nameless) in {vm["own_name"] for vm in back["running"]}
     continuity.check()
 
 
@@ -107,5 +112,5 @@ def test_unit_that_is_no_vm(make_service, image, run_module):
     service = make_service()
     result = run_module("qemu_save", unit="systemd-journald", save_dir=str(image.parent))
     there = f"{service.guest.name} (pid {service.guest.pid}, "
-    check_error(result, "VmNotFoundError", "is in the unit systemd-journald.service", there, f"unit {service.name}")
+    check_error(result, "VmNotFoundError", "is in the unit systemd-journald.service", there, f"unit {service.known_as}")
     assert find_qemu_pids(service.guest.name) == [service.guest.pid]

@@ -6,8 +6,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, group_of, is_selected, options_of
+from ansible_collections.vmops.qemu.plugins.module_utils._names import (
+    VmNames,
+    group_of,
+    is_selected,
+    label_of_unit,
+    means_unit,
+    options_of,
+)
 
 UUID = "1b4e28ba-2fa1-41d2-883f-b9a761bde3fb"
 TWIN = VmNames(f"web1-{UUID}", "web1", UUID, "qemu@web1.service")
@@ -48,3 +57,25 @@ def test_what_stands_for_a_name():
     assert NAMELESS.matches(["1b4e*"])
     assert NAMELESS.is_called(UUID)
     assert not NAMELESS.is_called("")
+
+
+def test_unit_of_a_users_own_systemd(monkeypatch):
+    """His own by its name, too; that of another user, or the host's of that name, is not meant."""
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    own, other = "user@54321.service/web1.service", "user@54322.service/web1.service"
+    assert means_unit("web1.service", own)
+    assert means_unit(own, own)
+    assert means_unit(other, other)
+    assert means_unit("web1.service", "web1.service")
+    assert not means_unit("web1.service", other)
+    assert not means_unit(own, "web1.service")
+    assert VmNames("web1", unit=own).is_called("web1.service")
+    assert not VmNames("web1", unit=other).is_called("web1.service")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert not means_unit("web1.service", own)
+
+
+def test_units_of_one_name_stand_for_different_vms():
+    units = ["web1.service", "user@54321.service/web1.service", "user@54322.service/web1.service"]
+    assert len({label_of_unit(unit) for unit in units}) == len(units)
+    assert not any("/" in label_of_unit(unit) for unit in units)

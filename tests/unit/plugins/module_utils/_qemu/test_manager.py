@@ -71,16 +71,6 @@ def test_who_may_change_and_ask(monkeypatch, uid, of_host, of_user):
     assert not Manager(54322).can_be_asked
 
 
-def test_who_means_a_unit(user):
-    """His own by its name; another one, or the host's of that name, is not meant."""
-    assert manager.means("web1.service", UNIT)
-    assert manager.means(UNIT, UNIT)
-    assert manager.means("web1.service", "web1.service")
-    assert not manager.means("web1.service", "user@54322.service/web1.service")
-    assert not manager.means(UNIT, "web1.service")
-    assert not manager.means("", UNIT)
-
-
 def test_other_users_systemd_is_not_asked(monkeypatch):
     async def run(*command, **_keywords):
         raise AssertionError(f"{command} was run")
