@@ -99,6 +99,8 @@ class _LaunchedUnit:
         #: Whether systemd was told to start it, so that there may be something to end.
         self._started = False
         self._next_look = 0.0
+        #: Whether nothing ran, nor was to run, at the last look.
+        self._gone = False
 
     async def ended(self) -> bool:
         """Whether QEMU has ended, or will not be started."""
@@ -107,9 +109,8 @@ class _LaunchedUnit:
             unit = await systemd.read_unit(self.name)
             if unit.main_pid:
                 self._watch = ProcessWatch(unit.main_pid)
-            else:
-                return not unit.has_job and unit.active_state in ("inactive", "failed")
-        return self._watch is not None and self._watch.ended
+            self._gone = not unit.main_pid and not unit.has_job and unit.active_state in ("inactive", "failed")
+        return self._gone or (self._watch is not None and self._watch.ended)
 
     def is_or_started(self, pid: int) -> bool:
         """Whether a process is in the unit's control group."""

@@ -25,6 +25,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import os
 import time
 import typing as t
 
@@ -91,13 +92,14 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.memory_need im
     memory_need,
     require_within_limits,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._restore.needs import Provision
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.same_vm import may_be_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.transaction import RestoreTransaction
+from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import recorded_surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.provision import Provision
 
 #: Seconds between two looks for a QEMU that someone else starts.
 _ATTACH_INTERVAL = 0.25
@@ -368,7 +370,10 @@ class RestoreOperation(RestoreRun):
             return Launch(argv=tuple(command_line.restore_command(self.request.command or [], machine)), cwd="/")
         how, warning = await recorded_launch(self.path, domain, machine, self.request.check_mode)
         self.warnings += [warning] if warning else []
-        self.provision = Provision(domain, how)
+        uid = domain.launch.uid if domain.launch else os.geteuid()
+        needs = recorded_surroundings(domain).needs
+        self.provision = Provision(domain.name, needs, uid, by_unit=bool(how.unit and how.unit_argv))
+        await in_thread(self.provision.check_firmware)
         await in_thread(self.provision.check)
         return how
 

@@ -16,9 +16,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run, 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import Selection
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.guest_clock import GuestClock
-from ansible_collections.vmops.qemu.plugins.module_utils._restore.needs import Provision
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.provision import Provision
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 import typing as t
@@ -31,7 +32,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_restart impo
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, forget, keep
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.supervisor import supervisor_problem
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import look_at_process
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.survey import look_at_process, look_at_start
 
 #: Seconds between two looks whether the guest has shut down in a QEMU that does not end with it (``-no-shutdown``).
 _LOOK_INTERVAL = 1.0
@@ -109,9 +110,12 @@ class ShutdownOperation(Run):
         :raises UnitError: only root can start its unit.
         """
         name, process = self.subject, self._process
+        around = await look_at_start(session.monitor, process, unit)
+        self._require_startable(next((problem.what for problem in around.problems if problem.blocks), ""))
+        kept = dataclasses.replace(around, problems=()).dump()
         if unit.starts_vm:  # by its own words
             manager.require_own(unit.name, f"start {unit.name}, which is how {name} was started")
-            return ShutDownVm(name, time.time(), launch_record(process, unit, ()))
+            return ShutDownVm(name, time.time(), launch_record(process, unit, ()), kept)
         problems, circumstances = await look_at_process(session.monitor, process, unit)
         record = launch_record(process, unit, problems, circumstances)
         reason = record.reason
@@ -121,7 +125,7 @@ class ShutdownOperation(Run):
             except LaunchError as error:
                 reason = error.what[:1].lower() + error.what[1:]
         self._require_startable(reason)
-        return ShutDownVm(name, time.time(), record)
+        return ShutDownVm(name, time.time(), record, kept)
 
     def _require_startable(self, reason: str) -> None:
         """:param reason: why it could not be started again, as a clause. :raises LaunchError: there is one."""

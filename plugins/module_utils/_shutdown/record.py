@@ -5,8 +5,9 @@
 """What is kept of a VM that was shut down with its host in mind, so that it is started again afterwards.
 
 One file for each VM, in ``shut-down/`` of the state directory: a JSON object with ``name``, ``at`` (when it was asked
-to shut down, in seconds since the epoch) and ``launch``, how it had been started. It is written before the guest is
-asked, and removed when the VM runs again. Nobody but its user can write there.
+to shut down, in seconds since the epoch), ``launch``, how it had been started, and ``surroundings``, what it needs for
+that beside its disks (:mod:`_surroundings.record`). It is written before the guest is asked, and removed when the VM
+runs again. Nobody but its user can write there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import Conflict
 from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
 from ansible_collections.vmops.qemu.plugins.module_utils._state_directory import make_state_directory, state_path
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 _DIRECTORY = "shut-down"
 
@@ -38,6 +40,12 @@ class ShutDownVm:
     #: When it was asked to shut down, in seconds since the epoch.
     at: float
     launch: LaunchRecord
+    #: A text of :class:`Surroundings`; empty in a file of an earlier version.
+    surroundings: str = ""
+
+    def read_surroundings(self) -> Surroundings:
+        """What it needs; raises ValueError where that makes no sense."""
+        return Surroundings.parse(self.surroundings) if self.surroundings else Surroundings((), ())
 
     @property
     def key(self) -> str:
@@ -112,7 +120,10 @@ def _read(path: str) -> ShutDownVm:
         found = json.loads(read_bounded(path, _MAX_SIZE))
         launch = found["launch"]
         values = {field.name: launch[field.name] for field in dataclasses.fields(LaunchRecord) if field.name in launch}
-        vm = ShutDownVm(str(found["name"]), float(found["at"]), LaunchRecord(**values))
+        vm = ShutDownVm(
+            str(found["name"]), float(found["at"]), LaunchRecord(**values), str(found.get("surroundings", ""))
+        )
+        vm.read_surroundings()
         if not _is_whole(vm.launch) or vm.path != path:
             raise ValueError("it is not as it was written")
         return vm

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import typing as t
 
@@ -28,6 +29,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch impor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_restart import release_restart
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, forget
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.pid_files import update_pid_files
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.provision import Provision
 
 #: Seconds for a start, with the wait for another run that does the same.
 START_TIMEOUT = 180.0
@@ -44,6 +47,8 @@ class StartOperation(Run):
         self._vm = vm
         self._image = image_path(None, save_dir, vm.name)
         self._check_mode = check_mode
+        #: What is seen to for it.
+        self._provision: Provision | None = None
 
     async def _run(self) -> dict[str, t.Any]:
         started = time.monotonic()
@@ -59,8 +64,12 @@ class StartOperation(Run):
             if not self._check_mode:
                 await self._forget()
             return self._result(False, f"{name} {why_not}")
+        needs = vm.read_surroundings().needs
+        provision = Provision(name, needs, record.uid, by_unit=bool(record.unit))
+        await in_thread(provision.check)
         if self._check_mode:
             return self._result(True, f"{name} would be started again")
+        self._provision = provision
         await (self._start_unit() if record.unit else self._start_command())
         await despite_cancellation(self._forget())
         seconds = time.monotonic() - started
@@ -109,21 +118,51 @@ class StartOperation(Run):
     async def _start(self, launched: LaunchedQemu, how: Launch) -> None:
         """A QEMU that does not answer is left as it is: its guest may have begun to boot."""
         known = doors_of(how, self.subject)
-        try:
-            await launched.start()
-            self.situation = Situation(f"{self.subject} was started", "unknown")
-            monitor = await self.await_long(
-                f"its QEMU to open its QMP server at {known[0].shown_address}", greeted(launched, known, self.subject)
-            )
+        with contextlib.ExitStack() as afterwards:
+            afterwards.callback(launched.release)
+            async with contextlib.AsyncExitStack() as way_back:
+                await self._provide(way_back, afterwards)
+                await launched.start()
+                self.situation = Situation(f"{self.subject} was started", "unknown")
+                try:
+                    monitor = await self.await_long(
+                        f"its QEMU to open its QMP server at {known[0].shown_address}",
+                        greeted(launched, known, self.subject),
+                    )
+                except BaseException:
+                    if not await despite_cancellation(launched.ended()):
+                        way_back.pop_all()
+                    raise
+                way_back.pop_all()
             session = await VmSession.open(monitor)
             try:
                 self.session = session
                 self.situation = Situation(f"{self.subject} was started", guest_in(session.vm.run_state))
-                self.warnings += [
-                    f"{self.subject} has not got all that its QEMU had: {problem}"
-                    for problem in await complete_resources(monitor, how, session.pid)
-                ]
+                await self._complete(session, how)
             finally:
                 await session.close()
-        finally:
-            launched.release()
+
+    async def _provide(self, way_back: contextlib.AsyncExitStack, afterwards: contextlib.ExitStack) -> None:
+        """Make again what QEMU needs to be started: directories, and the server of its TPM, which ends if this fails.
+
+        :raises LaunchError: that cannot be done.
+        """
+        provision = self._provision
+        if provision is None:
+            return
+
+        def started(server: LaunchedQemu) -> None:
+            way_back.push_async_callback(server.end)
+            afterwards.callback(server.release)
+
+        await provision.make_directories()
+        await self.await_long("the server of its TPM", provision.start_servers(started))
+
+    async def _complete(self, session: VmSession, how: Launch) -> None:
+        """Give a QEMU that runs what its start could not."""
+        missing = await complete_resources(session.monitor, how, session.pid)
+        self.warnings += [f"{self.subject} has not got all that its QEMU had: {problem}" for problem in missing]
+        if session.process and self._provision:
+            self.warnings += await self._provision.connect_network(session.process)
+            pid_files = self._vm.read_surroundings().pid_files
+            self.warnings += await in_thread(update_pid_files, pid_files, session.process)

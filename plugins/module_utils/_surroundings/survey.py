@@ -91,6 +91,20 @@ async def survey(
     return Surroundings(tuple(media), (*problems, *stale), needs, pid_files, circumstances)
 
 
+async def look_at_start(monitor: Monitor, process: QemuProcess, unit: VmUnit) -> Surroundings:
+    """What a start from its disks needs beside them, and what stands between the VM and that start; touches nothing.
+
+    :raises MonitorError: QEMU cannot be asked.
+    """
+    block = await ask_block(monitor)
+    media = await read_media(monitor, process, block)
+    needs, problems = await find_needs(monitor, process, unit, block.devices, media)
+    pid_files, stale = await in_stoppable_thread(find_pid_files, process)
+    # A server that keeps a part of the guest's state is of no matter: the guest begins anew.
+    problems = [problem for problem in [*problems, *stale] if problem.kind != "server_state"]
+    return Surroundings((), tuple(problems), needs, pid_files)
+
+
 async def look_at_process(
     monitor: Monitor, process: QemuProcess | None, unit: VmUnit | None
 ) -> tuple[list[Problem], Circumstances | None]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +25,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._state_directory import
 
 from support import Monitor, find_qemu_pids
 from support.observe import VM, Continuity, run_state, wait_until
-from support.units import ALWAYS, UNAVAILABLE, of_root, systemctl
+from support.tpm import Swtpm
+from support.units import ALWAYS, BY_USER, UNAVAILABLE, of_root, systemctl
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
 
@@ -204,6 +206,59 @@ def test_one_that_was_started_meanwhile_is_left_as_it_is(make_guest, managed_sav
     assert kept() == []
 
 
+@pytest.mark.skipif(shutil.which("swtpm") is None, reason="no swtpm")
+def test_what_it_needs_is_there_again(make_guest, managed_save, managed_restore, tmp_path):
+    """As at a restore: directories that a reboot has emptied, its TPM's server, pid files that others keep."""
+    make_guest(observer=True)
+    run = Path(f"/run/user/{os.geteuid()}" if BY_USER else "/run", f"vmops-test-{os.getpid()}-{os.urandom(4).hex()}")
+    run.mkdir(mode=0o750)
+    tpm = Swtpm(tmp_path)
+    tpm.start()
+    try:
+        second = ["-qmp", f"unix:{run}/qmp.sock,server=on,wait=off"]
+        other = make_guest(OTHER, observer=True, extra_args=[*tpm.qemu_args(), *second])
+        pid_file = other.workdir / "vm.pid"
+        pid_file.write_text(f"{other.pid}\n")
+        saved = managed_save()
+        assert fates(saved) == {OTHER: "shut down"}, saved["msg"]
+        wait_until(lambda: not tpm.pids())
+        shutil.rmtree(run)
+        back = managed_restore()
+        assert started(back) == {OTHER: "started"}, back["msg"]
+        wait_for_boots(other, 2)
+        assert run.stat().st_mode & 0o777 == 0o750
+        assert (run / "qmp.sock").is_socket()
+        assert len(tpm.pids()) == 1
+        assert pid_file.read_text() == f"{other.pid}\n"
+    finally:
+        tpm.kill()
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def test_server_of_its_tpm_ends_with_a_start_that_fails(make_guest, managed_save, managed_restore, tmp_path):
+    make_guest(observer=True)
+    tpm = Swtpm(tmp_path)
+    tpm.start()
+    try:
+        script = tmp_path / "qemu-system-x86_64"
+        make_guest(OTHER, observer=True, extra_args=tpm.qemu_args())
+        assert fates(managed_save()) == {OTHER: "shut down"}
+        wait_until(lambda: not tpm.pids())
+        (path,) = kept()
+        record = json.loads(path.read_text())
+        script.write_text("#!/bin/sh\nexit 3\n")
+        script.chmod(0o755)
+        record["launch"]["executable"] = record["launch"]["argv"][0] = str(script)
+        path.write_text(json.dumps(record))
+        back = managed_restore()
+        assert back["failed"]
+        assert tpm.pids() == []
+    finally:
+        tpm.kill()
+        for left in kept():
+            left.unlink()
+
+
 def test_one_whose_save_is_refused_is_shut_down(make_guest, managed_save, managed_restore):
     guest = make_guest(observer=True)
     other = make_guest(OTHER, observer=True, extra_args=["-usb", "-device", "usb-tablet,id=usb0"])
@@ -229,11 +284,12 @@ def test_one_whose_save_is_refused_is_shut_down(make_guest, managed_save, manage
         ({"extra_args": ["-S"]}, "is in QEMU's run state prelaunch"),
         ({"extra_args": ["-chardev", "null,id=charmonitor"]}, "is one of libvirt's"),
         ({"extra_args": ["-chardev", "socket,id=c,fd=0"]}, "could not be started again"),
+        ({"extra_args": ["-fw_cfg", "name=opt/own,file=gone.bin"]}, "gone.bin"),
         pytest.param(
             {"prefix": ["setpriv", "--no-new-privs", "unshare", "--mount"]}, "could not be started again", marks=of_root
         ),
     ],
-    ids=["paused", "libvirt", "descriptor", "namespace"],
+    ids=["paused", "libvirt", "descriptor", "file", "namespace"],
 )
 def test_one_that_cannot_be_shut_down_is_named_before_anything(make_guest, save_dir, managed_save, options, said):
     options = dict(options)
@@ -241,10 +297,15 @@ def test_one_that_cannot_be_shut_down_is_named_before_anything(make_guest, save_
     guest = make_guest(observer=True)
     other = make_guest(OTHER, start=False, **options)
     other.prepare()
+    passing = other.workdir / "gone.bin"
+    passing.write_bytes(b"read once")
     ours, theirs = socket.socketpair()
-    with ours, theirs, subprocess.Popen([*prefix, *other.argv()], stdin=theirs.fileno()) as process:
+    command = [*prefix, *other.argv()]
+    with ours, theirs, subprocess.Popen(command, cwd=other.workdir, stdin=theirs.fileno()) as process:
         wait_until(lambda: find_qemu_pids(OTHER))
         wait_until(other.qmp_socket.exists)
+        with Monitor(other.qmp_socket):  # which greets when QEMU has read its files
+            passing.unlink()
         result = managed_save()
         process.terminate()
     assert result["failed"]

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a restore sees to before it starts a QEMU by its recorded start, and before the guest runs.
+"""What is seen to before a QEMU is started by its recorded start, for a restore or from its disks, and after that.
 
 First all is looked at (also in check mode): files, firmware, servers, directories. Then what is missing and can be
 made again is made: directories on a tmpfs, the server of the TPM. What is not there and cannot be made is named: QEMU's
@@ -19,13 +19,11 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError, MismatchError
-from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import read_status
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import StartedService, choose_launch
-from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import recorded_surroundings
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.bridges import (
     find_taps,
     missing_taps,
@@ -54,40 +52,45 @@ _INTERVAL = 0.02
 
 
 class Provision:
-    """What one restore sees to."""
+    """What one start sees to."""
 
-    def __init__(self, domain: domain_xml.ParsedDomain, how: Launch) -> None:
-        """:param domain: that of an image for which somebody vouches. :param how: the recorded start."""
-        self._name = domain.name
-        #: Whether the VM's own unit executes QEMU, and what that needs before it.
-        self._by_unit = bool(how.unit and how.unit_argv)
-        self._uid = domain.launch.uid if domain.launch else os.geteuid()
-        self.needs: Needs = recorded_surroundings(domain).needs
+    def __init__(self, name: str, needs: Needs, uid: int, by_unit: bool) -> None:
+        """:param name: the VM's. :param uid: its QEMU's user.
+
+        :param by_unit: whether the VM's own unit executes QEMU, and what that needs before it.
+        """
+        self._name = name
+        self._by_unit = by_unit
+        self._uid = uid
+        self.needs = needs
         #: Those that are made here.
-        self._directories = [
-            directory for directory in self.needs.directories if not self._by_unit or self._is_of_tpm(directory)
-        ]
+        self._directories = [directory for directory in needs.directories if not by_unit or self._is_of_tpm(directory)]
 
     def _is_of_tpm(self, directory: Directory) -> bool:
         places = [place for tpm in self.needs.tpms for place in (tpm.path, tpm.state_directory) if place]
         return any(f"{os.path.realpath(place)}/".startswith(f"{directory.path}/") for place in places)
 
+    def check_firmware(self) -> None:
+        """Of a guest that is to go on; it reads files, so it belongs into a thread.
+
+        :raises MismatchError: firmware has another size.
+        """
+        for file, size in changed_firmware(self.needs.files):
+            what, cure = changed_text(file, size)
+            raise MismatchError(f"{self._name} cannot be restored: {what}", cure=f"{cure}, then restore again")
+
     def check(self) -> None:
         """Look at all of it, and change nothing; it reads files, so it belongs into a thread.
 
         :raises LaunchError: something is missing that cannot be made again.
-        :raises MismatchError: firmware has another size.
         """
         files = missing_files(self.needs.files)
         if files and not self._by_unit:
             raise LaunchError(
                 f"The QEMU of {self._name} cannot be started again without what is not there any more:"
                 f" {_list(f'{file.path} ({file.use})' for file in files)}",
-                cure="Put that back, then restore again",
+                cure="Put that back, then run the task again",
             )
-        for file, size in changed_firmware(self.needs.files):
-            what, cure = changed_text(file, size)
-            raise MismatchError(f"{self._name} cannot be restored: {what}", cure=f"{cure}, then restore again")
         self._check_directories()
         if not self._by_unit:
             self._check_servers()
@@ -100,7 +103,7 @@ class Provision:
             raise LaunchError(
                 f"The QEMU of {self._name} is not started where others could put sockets in the place of its own:"
                 f" {reason}",
-                cure="Give it back to that user (chown), or remove it; it is made again by the restore",
+                cure="Give it back to that user (chown), or remove it; it is made again then",
             )
 
     def _check_servers(self) -> None:
@@ -110,7 +113,7 @@ class Provision:
             raise LaunchError(
                 f"The network interface {taps[0].name} of {self._name}, which stood there without its QEMU, is not"
                 " there any more",
-                cure=f"Make it again (ip tuntap add dev {taps[0].name} mode tap{bridge}), then restore again",
+                cure=f"Make it again (ip tuntap add dev {taps[0].name} mode tap{bridge}), then run the task again",
             )
         servers = unserved(self.needs.servers)
         if servers:
@@ -140,7 +143,7 @@ class Provision:
             raise LaunchError(
                 f"The server of the TPM of {self._name} does not answer at {server.path}, and cannot be started from"
                 f" its record: {server.reason or exc}",
-                cure="Start a swtpm that serves there, with the VM's own directory, then restore again",
+                cure="Start a swtpm that serves there, with the VM's own directory, then run the task again",
             ) from exc
 
     def _require_ours(self, server: TpmServer) -> None:
@@ -152,7 +155,7 @@ class Provision:
                     raise LaunchError(
                         f"{server.path}, where the TPM of {self._name} was served, is served by a process (pid {pid})"
                         f" of the user {user_name(uid)}, who must not be given what the TPM holds",
-                        cure="End that process, then restore again",
+                        cure="End that process, then run the task again",
                     )
 
     async def make_directories(self) -> list[str]:
@@ -190,7 +193,7 @@ class Provision:
                 said = await launched.stderr() or "it said nothing"
                 raise LaunchError(
                     f"The server of the TPM of {self._name} (swtpm) ended at once: {said}",
-                    cure=f"Correct what it says and restore again; its log is {launched.log}",
+                    cure=f"Correct what it says and run the task again; its log is {launched.log}",
                 )
             if time.monotonic() > deadline:
                 raise LaunchError(
