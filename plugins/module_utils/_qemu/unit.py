@@ -20,6 +20,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchEr
 from ansible_collections.vmops.qemu.plugins.module_utils._file_system import mount_point
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_restart import hold_path
 
 _GUARD = "50-vmops-saved.conf"
 
@@ -194,13 +195,15 @@ def _fits_in_line(path: str) -> bool:
 async def free_unit(name: str, image: str | None = None, check_mode: bool = False) -> bool:
     """Remove a unit's guard, and what an interrupted restore left; whether there was anything.
 
+    Also what a shutdown left, after which somebody has started the VM.
+
     :param image: remove no guard but that of this image; None for any.
     :param check_mode: only look.
     :raises UnitError: it could not be done.
     """
     if manager.is_of_other_user(name):
         return False  # nothing of ours is there, and what is there is that user's affair
-    paths = list(restore_files(name))
+    paths = [*restore_files(name), hold_path(name)]
     guard = guard_path(name)
     if image is None or systemd.quote_word(_real_path(image)) in (systemd.read_drop_in(guard) or ""):
         paths.append(guard)

@@ -12,8 +12,9 @@ from __future__ import annotations
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import UnitError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager, systemd
 
-#: The last one wins, so this comes after the "override.conf" of systemctl edit.
-_DROP_IN = "zzz-vmops-shut-down.conf"
+#: The last one wins: it comes after the "override.conf" of systemctl edit, and before that of a restore, which must be
+#: the last of all.
+_DROP_IN = "zzy-vmops-shut-down.conf"
 
 _TEXT = """\
 # Made by vmops.qemu.qemu_managed_save, which has shut this VM down before the host's maintenance.
@@ -21,6 +22,11 @@ _TEXT = """\
 [Service]
 Restart=no
 """
+
+
+def hold_path(name: str) -> str:
+    """Where that file of a unit is, or would be; raises UnitError where that is not the name of a unit."""
+    return systemd.passing_drop_in(name, _DROP_IN)
 
 
 async def hold_restart(unit: systemd.Unit) -> None:
@@ -31,7 +37,7 @@ async def hold_restart(unit: systemd.Unit) -> None:
     if unit.restart in ("", "no"):
         return
     manager.require_own(unit.name, f"keep {unit.name} from starting the VM again when it has shut down")
-    systemd.write_drop_in(systemd.passing_drop_in(unit.name, _DROP_IN), _TEXT)
+    systemd.write_drop_in(hold_path(unit.name), _TEXT)
     await systemd.reload(unit.name)
     restart = (await systemd.read_unit(unit.name)).restart
     if restart != "no":
@@ -46,5 +52,5 @@ async def release_restart(name: str) -> None:
 
     :raises UnitError: it could not be done.
     """
-    if systemd.remove_drop_in(systemd.passing_drop_in(name, _DROP_IN)):
+    if systemd.remove_drop_in(hold_path(name)):
         await systemd.reload(name)

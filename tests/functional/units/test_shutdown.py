@@ -206,6 +206,27 @@ def test_one_that_was_started_meanwhile_is_left_as_it_is(make_guest, managed_sav
     assert kept() == []
 
 
+def test_one_that_was_started_meanwhile_is_saved_and_restored(
+    make_guest, make_service, managed_save, save, restore, save_dir
+):
+    """What keeps its unit from starting it again is in nobody's way, and is gone afterwards."""
+    make_guest(observer=True)
+    service = make_service(service=ALWAYS, guest={"name": OTHER})
+    managed_save()
+    systemctl("start", service.name)
+    wait_for_boots(service.guest, 2)
+    assert service.get("Restart") == "no"
+    service.guest.wait_for_counter()
+    save(name=OTHER, save_dir=str(save_dir))
+    restored = restore(name=OTHER, save_dir=str(save_dir))
+    assert restored["unit"] == service.known_as
+    assert service.get("Restart") == "always"
+    wait_until(lambda: service.guest.adopt_restarted() is not None)
+    assert service.guest.boots() == 2
+    for path in kept():
+        path.unlink()
+
+
 @pytest.mark.skipif(shutil.which("swtpm") is None, reason="no swtpm")
 def test_what_it_needs_is_there_again(make_guest, managed_save, managed_restore, tmp_path):
     """As at a restore: directories that a reboot has emptied, its TPM's server, pid files that others keep."""
