@@ -78,6 +78,9 @@ notes:
   - If the VM already runs, nothing is done (RV(ignore:changed=false)) if there is no image, or if the image is a
     checkpoint after which the VM went on. If there is a complete image that is no checkpoint, the VM was started from
     its disks, which is an error.
+  - If the VM is there but paused (QEMU's run state V(paused), as after a restore with O(state=paused)),
+    O(state=running) lets it go on. A guest that stands still for another reason, such as an error of its disks, is left
+    as it is, and one that runs is never paused by O(state=paused). In both cases, a warning says so.
   - If the save of a VM was interrupted before its QEMU had ended, the VM goes on in that QEMU, whether or not the image
     was complete by then.
 seealso:
@@ -98,6 +101,12 @@ EXAMPLES = r"""
     qmp_socket: /run/vm/db1.qmp
     launch: attach
     state: paused
+
+- name: Let it go on, when somebody has looked at it
+  vmops.qemu.qemu_restore:
+    path: /srv/save/db1.save
+    qmp_socket: /run/vm/db1.qmp
+    state: running
 
 - name: Restore one of two VMs of the same name
   vmops.qemu.qemu_restore:

@@ -11,7 +11,7 @@ import os
 import pytest
 
 from support import Monitor
-from support.observe import OTHER_VM, VM, Continuity, run_state, settings
+from support.observe import OTHER_VM, VM, Continuity, migration_is_active, run_state, settings, wait_until
 
 
 def as_partial(image):
@@ -154,6 +154,64 @@ def test_restore_of_a_vm_that_runs(guest, image, save, restore):
     assert "was not used" in result["msg"]
     assert image.exists()
     continuity.check()
+
+
+@pytest.mark.parametrize("remove_image", [True, False])
+def test_restore_lets_a_paused_vm_go_on(guest, image, save, restore, remove_image):
+    """Restored paused at first, and let go on by a second task when somebody has looked at it."""
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    restore(name=VM, path=str(image), state="paused", remove_image=remove_image)
+    assert guest.adopt_restarted()
+    for state in ("as_saved", "paused"):
+        result = restore(name=VM, path=str(image), state=state)
+        assert (result["changed"], result["vm"]["run_state"], "warnings" in result) == (False, "paused", False)
+    found = contents(image)
+    predicted = restore(name=VM, path=str(image), state="running", check=True, diff=True)
+    assert run_state(guest) == "paused"
+    result = restore(name=VM, path=str(image), state="running", diff=True)
+    assert predicted["changed"]
+    assert result["changed"]
+    assert result["diff"] == predicted["diff"]
+    assert result["diff"]["after"]["vm"] == result["vm"]["run_state"] == "running"
+    assert contents(image) == found
+    continuity.check()
+    assert not restore(name=VM, path=str(image), state="running")["changed"]
+
+
+def test_restore_pauses_no_vm_that_runs(guest, image, restore):
+    result = restore(name=VM, path=str(image), state="paused")
+    assert not result["changed"]
+    assert "state is paused" in result["msg"]
+    assert "stops no guest" in str(result["warnings"])
+    assert run_state(guest) == "running"
+
+
+def test_restore_leaves_alone_what_was_not_paused(start_paused, image, restore):
+    """Started with -S: nobody has let it begin yet, and it would begin from its disks."""
+    qemu = start_paused()
+    result = restore(name="paused", qmp_socket=str(qemu.qmp_socket), path=str(image), state="running")
+    assert not result["changed"]
+    assert "state is running" in result["msg"]
+    assert "not let go on" in str(result["warnings"])
+    assert qemu.execute("query-status")["status"] == "prelaunch"
+
+
+def test_restore_leaves_alone_what_somebody_else_is_saving(guest, image, restore):
+    with Monitor(guest.observer_socket) as monitor:
+        monitor.execute("stop")
+        monitor.execute("migrate-set-parameters", {"max-bandwidth": 4096})
+        monitor.execute("migrate", {"uri": f"exec:cat >{image.parent}/elsewhere"})
+    wait_until(lambda: migration_is_active(guest))
+    result = restore(name=VM, path=str(image), state="running")
+    assert not result["changed"]
+    assert "migration" in str(result["warnings"])
+    assert run_state(guest) == "paused"
+    with Monitor(guest.observer_socket) as monitor:
+        monitor.execute("migrate_cancel")
+        wait_until(lambda: monitor.execute("query-migrate")["status"] == "cancelled")
+    assert restore(name=VM, path=str(image), state="running")["changed"]
+    assert run_state(guest) == "running"
 
 
 def test_check_mode_predicts_and_touches_nothing(guest, image, run_module):

@@ -104,6 +104,20 @@ def test_killed_when_the_guest_runs_that_shall_be_paused(guest, image, save, res
     continuity.check()
 
 
+def test_killed_when_the_image_was_gone_and_the_guest_is_paused_that_shall_run_now(guest, image, save, restore):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    guest.start(incoming=True)
+    before = settings(guest)
+    used = ImageIdentity.of(str(image))
+    restore(name=VM, path=str(image), state="paused")
+    leave_note(guest, image, used=used)
+    result = restore(name=VM, path=str(image), state="running")
+    assert result["vm"]["run_state"] == run_state(guest) == "running"
+    assert settings(guest) == before
+    continuity.check()
+
+
 def test_a_newer_image_is_not_taken_for_the_one_that_was_restored(guest, image, save, restore):
     save(name=VM, path=str(image), after_save="resume")
     leave_note(guest, image, used=ImageIdentity("0:0:0", ""))

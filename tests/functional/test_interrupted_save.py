@@ -67,6 +67,24 @@ def noted(monitor):
     return bool(monitor.execute("query-fdsets"))
 
 
+@pytest.mark.parametrize("state", ["as_saved", "running"])
+def test_restore_puts_a_paused_guest_back_and_lets_it_go_on_if_asked_to(big_guest, image, start_module, restore, state):
+    continuity = Continuity(big_guest)
+    before = settings(big_guest)
+    with Monitor(big_guest.observer_socket) as monitor:
+        monitor.execute("stop")
+    killed_save(start_module, big_guest, image, writing, bandwidth="10M")
+    predicted = restore(name=VM, path=str(image), state=state, check=True, diff=True)
+    result = restore(name=VM, path=str(image), state=state, diff=True)
+    assert result["changed"]
+    assert result["diff"] == predicted["diff"]
+    assert result["vm"]["run_state"] == run_state(big_guest) == {"as_saved": "paused"}.get(state, state)
+    assert settings(big_guest) == before
+    with Monitor(big_guest.observer_socket) as monitor:
+        monitor.execute("cont")
+    continuity.check()
+
+
 @pytest.mark.parametrize("live", [False, True], ids=["stopped", "live"])
 @pytest.mark.parametrize("image_format", ["sparse", "raw"])
 def test_partial_image_that_qemu_still_writes_is_adopted(

@@ -38,7 +38,7 @@ async def finish_restore(
 ) -> bool:
     """With the guest in QEMU: the image's mark, the guest, the image, the VM's unit, and the note in QEMU.
 
-    :param head: that of the image, where it is there, and the one that was loaded.
+    :param head: that of the image, where it is there, and the one that was loaded; None also where nothing was.
     :param running: whether the guest shall run.
     :param transfer: what QEMU has set and holds for this restore; None where there is nothing of it.
     :param recorded_unit: the unit that the image names, where it may be believed.
@@ -47,15 +47,17 @@ async def finish_restore(
     :raises MonitorError: QEMU cannot be reached any more.
     """
     label = session.label
+    kept = ""
     if head:
         await _mark_used(run, head)
-    run.situation = Situation(f"{label} is in its QEMU, and its image was kept; whether it runs is not known")
+        kept = f", and its image {run.path} was kept"
+    run.situation = Situation(f"{label} is in its QEMU{kept}; whether it runs is not known")
     with session.patience(way_back=True):
         run_state = await session.twice(lambda: _let_go_on(session, transfer, running))
     if (run_state in LIVE_STATES) != running:
         raise MigrationError(
-            f"{label} was loaded, but is in QEMU's run state {run_state}",
-            situation=Situation(f"{label} is loaded; its image {run.path} was kept", guest_in(run_state)),
+            f"{label} was told to {'go on' if running else 'stand still'}, but is in QEMU's run state {run_state}",
+            situation=Situation(f"{label} is in its QEMU{kept}", guest_in(run_state)),
             cure="Look at the guest; let it go on with QMP cont",
         )
     run.situation = Situation(f"{label} {words_for(run_state)}", guest_in(run_state))

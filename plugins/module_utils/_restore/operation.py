@@ -13,6 +13,7 @@ complete                  loaded by an earlier run that was cut off        that 
 complete                  stopped since the image was written              it goes on; the image is done with
 complete                  runs                                             refused: it was started from its disks
 a checkpoint, or none     runs                                             nothing
+a checkpoint, or none     is paused, and ``state`` is running              it goes on
 any                       being saved by an earlier run that was cut off   that save is undone
 partial                   not running                                      refused
 none                      not running                                      refused
@@ -58,6 +59,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import conne
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity, details, is_trusted
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import IDLE_STATES, query_state
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     QemuProcess,
@@ -397,7 +399,7 @@ class RestoreOperation(RestoreRun):
                 f"{vm.label} was being restored from {image} by a run that was cut off",
                 cure=f"Run the task with path {image}, which ends that restore",
             )
-        wanted = self.wants_running(head) if head and of_this else vm.run_state in LIVE_STATES
+        wanted = self.wants_running(head) if head and of_this else self._goes_on(vm)
         if self.request.check_mode:
             after = self.outcome(wanted)
             return self.result(f"{vm.label}: the restore of an earlier run from {image} would be ended", vm, after)
@@ -426,7 +428,7 @@ class RestoreOperation(RestoreRun):
         if head and vm.run_state == "postmigrate" and await is_last_migration(session.monitor, head):
             return await self._continue_saved_vm(session, head, interrupted)
         if interrupted:
-            return await self._undo_save(vm, interrupted)
+            return await self._undo_save(session, interrupted)
         if vm.run_state == "postmigrate":
             raise ConflictError(
                 f"{vm.label} is stopped after a migration that is not the one which wrote {self.path}",
@@ -439,22 +441,51 @@ class RestoreOperation(RestoreRun):
                 cure="If what runs is right, remove the image. If not, end it before it writes more, and restore with"
                 " disks: check, which says whether the image still fits the disks",
             )
+        no_use = f"there is no image at {self.path}" if head is None else f"the image {self.path} was not used"
+        if vm.run_state == "paused" and self._goes_on(vm) and await self._is_left_alone(session):
+            return await self._let_go_on(session, no_use)
         there = f"{vm.label} runs already" if vm.run_state == "running" else f"{vm.label} is there, {vm.run_state}"
-        msg = (
-            f"{there}, and there is no image at {self.path}"
-            if head is None
-            else f"{there}; the image {self.path} was not used"
-        )
+        msg = f"{there}, and {no_use}" if head is None else f"{there}; {no_use}"
+        if self.request.state != "as_saved" and (vm.run_state in LIVE_STATES) != (self.request.state == "running"):
+            if vm.run_state in LIVE_STATES:
+                as_it_is = "It was not paused: a restore stops no guest that runs"
+            elif vm.run_state == "paused":
+                as_it_is = "It was not let go on, as QEMU is still at a migration of somebody else's"
+            else:
+                as_it_is = "It was not let go on, as it does not stand still because somebody has paused it"
+            self.warnings.append(f"{there}, although state is {self.request.state}. {as_it_is}")
+            msg = f"{msg}; it is left as it is, although state is {self.request.state}"
         left, _problem = await free_units("", vm.process, self.path, self.request.check_mode)
         if left:
             return self.result(f"{msg}; what an interrupted run left in its systemd unit is removed", vm, self.before)
         return self.result(msg, vm)
 
-    async def _undo_save(self, vm: RunningVm, interrupted: InterruptedSave) -> dict[str, t.Any]:
+    def _goes_on(self, vm: RunningVm) -> bool:
+        """Whether the guest of a QEMU that loads nothing runs after it: one that runs, or is paused and shall run."""
+        return vm.run_state in LIVE_STATES or (vm.run_state == "paused" and self.request.state == "running")
+
+    async def _is_left_alone(self, session: VmSession) -> bool:
+        """Whether nobody else saves or moves the guest just now: it may have been paused for that."""
+        return (await query_state(session.monitor))["status"] in IDLE_STATES
+
+    async def _let_go_on(self, session: VmSession, no_use: str) -> dict[str, t.Any]:
+        """A guest that was paused, and shall run.
+
+        :param no_use: that nothing is loaded, as a clause.
+        """
+        vm = session.vm
+        after = {"image": self.before["image"], "vm": "running"}
+        if self.request.check_mode:
+            return self.result(f"{vm.label} is paused, and would go on; {no_use}", vm, after)
+        await despite_cancellation(finish_restore(self, session, None, running=True))
+        return self.result(f"{vm.label} was paused, and goes on; {no_use}", vm, after)
+
+    async def _undo_save(self, session: VmSession, interrupted: InterruptedSave) -> dict[str, t.Any]:
         """A save that was cut off before its end: its guest still stands in QEMU.
 
         :raises ConflictError: it was cut off so late that its image is complete, at another path.
         """
+        vm = session.vm
         completed = await interrupted.completed_image()
         if completed:
             raise ConflictError(
@@ -463,15 +494,19 @@ class RestoreOperation(RestoreRun):
             )
         partial = interrupted.adopt_file()
         run_state = interrupted.record.run_state
-        after = {"image": self.before["image"], "vm": run_state}
+        goes_on = run_state == "paused" and self.request.state == "running"
+        after = {"image": self.before["image"], "vm": "running" if goes_on else run_state}
         if self.request.check_mode:
             if partial:
                 partial.release()
             return self.result(f"{vm.label} was being saved by a run that was cut off: would put it back", vm, after)
         await despite_cancellation(interrupted.undo(partial))
-        await despite_cancellation(free_units("", vm.process, self.path))
+        if goes_on:
+            await despite_cancellation(finish_restore(self, session, None, running=True))
+        else:
+            await despite_cancellation(free_units("", vm.process, self.path))
         return self.result(
-            f"{vm.label} was being saved by a run that was cut off: it was put back and is {run_state}", vm, after
+            f"{vm.label} was being saved by a run that was cut off: it was put back and is {after['vm']}", vm, after
         )
 
     async def _continue_saved_vm(
