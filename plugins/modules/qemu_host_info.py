@@ -74,7 +74,7 @@ problems:
     kind:
       description:
         - The kind of the problem, for programs.
-        - Of a VM, all kinds of C(problems) in RV(vmops.qemu.qemu_vm_info#module:vms), and V(name) (it has none),
+        - Of a VM, all kinds of C(problems) in RV(vmops.qemu.qemu_vm_info#module:vms), and V(name) (nothing names it),
           V(monitor) (it cannot be queried), V(monitor_remote) (its monitor is not a UNIX socket), V(blocker) (its QEMU
           refuses), V(sleeping) (its QEMU cannot save a guest that sleeps), V(image_beside) (it runs although its last
           save is complete) and V(no_mapped_ram) (its QEMU is older than 9.1; does not block).

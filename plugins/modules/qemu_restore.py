@@ -57,6 +57,9 @@ options:
 attributes:
   check_mode:
     support: full
+    details:
+      - An image that does not exist is only warned of in check mode, as a task before this one may create it.
+        The same applies to the QEMU of O(launch=attach).
   diff_mode:
     support: full
   idempotent:

@@ -78,6 +78,8 @@ options:
 attributes:
   check_mode:
     support: full
+    details:
+      - An image that does not exist is only warned of in check mode, as a task before this one may create it.
   diff_mode:
     support: full
   idempotent:

@@ -249,6 +249,52 @@ def test_check_mode_refuses_what_the_run_would_refuse(guest, image, run_module, 
     assert run_module("qemu_save", name=VM, path=str(missing), check=True)["failed"]
 
 
+def test_check_mode_of_a_play_whose_earlier_task_would_make_the_image(guest, image, run_module):
+    """No task fails because the image is not there yet; that it is not is told by each, as the path may be misspelt."""
+    pid = guest.pid
+    place = {"name": VM, "path": str(image)}
+    assert run_module("qemu_save", check=True, **place)["changed"]
+    # By its path alone, the VM that runs is not known for the one that it is to restore.
+    for module, options, changed in (
+        ("qemu_restore", {"path": str(image)}, True),
+        ("qemu_restore", {"path": str(image), "launch": "attach"}, True),
+        ("qemu_restore", {"name": OTHER_VM, "path": str(image)}, True),
+        ("qemu_save_image", {**place, "archive": "zstd"}, True),
+        ("qemu_save_image", {**place, "vm_state": "paused"}, True),
+        ("qemu_save_image", place, False),
+    ):
+        result = run_module(module, check=True, diff=True, **options)
+        assert not result.get("failed"), result["msg"]
+        assert result["changed"] == changed, result["msg"]
+        warned = str(result["warnings"])
+        assert str(image) in warned
+        assert "unless a task before this one makes the image" in warned
+        assert run_module(module, **options)["error"] in ("ImageNotFoundError", "VmNotFoundError")
+    result = run_module("qemu_save_image_info", check=True, **place)
+    assert (result.get("failed", False), result["image"]["state"]) == (False, "absent")
+    assert os.listdir(image.parent) == []
+    assert guest.pid == pid
+    assert run_state(guest) == "running"
+
+
+def test_check_mode_of_a_play_whose_earlier_task_would_expand_the_image(guest, image, save, run_module):
+    save(name=VM, path=str(image))
+    assert run_module("qemu_save_image", path=str(image), archive="zstd")["changed"]
+    assert run_module("qemu_save_image", path=str(image), archive="none", check=True)["changed"]
+    result = run_module("qemu_restore", name=VM, path=str(image), check=True)
+    assert result["changed"], result["msg"]
+    assert "only an archive" in str(result["warnings"])
+    assert run_module("qemu_restore", name=VM, path=str(image))["error"] == "ImageNotFoundError"
+
+
+def test_check_mode_of_a_play_whose_earlier_task_would_start_qemu(guest, image, save, run_module):
+    save(name=VM, path=str(image))
+    result = run_module("qemu_restore", name=VM, path=str(image), launch="attach", check=True)
+    assert result["changed"], result["msg"]
+    assert "unless a task before this one starts it" in str(result["warnings"])
+    assert run_module("qemu_restore", name=VM, path=str(image), launch="attach")["error"] == "VmNotFoundError"
+
+
 def test_check_mode_does_not_make_the_save_directory(guest, tmp_path, run_module):
     result = run_module("qemu_save", name=VM, save_dir=str(tmp_path / "new" / "save"), check=True)
     assert result["changed"]

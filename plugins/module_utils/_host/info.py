@@ -148,13 +148,13 @@ def vm_problems(vm: t.Mapping[str, t.Any]) -> list[HostProblem]:
     """
     subject = vm["name"] or f"pid {vm['pid']}"
     found = []
-    if not vm["name"]:
+    if not (vm["name"] or vm["uuid"] or (vm["unit"] and vm["launch"].get("how") != "command")):
         found.append(
             HostProblem(
                 subject,
                 "name",
-                "its QEMU was started without a name, by which VMs and their images are known",
-                "Start its QEMU with -name",
+                "its QEMU has no name, uuid or unit of its own, by which its image would be known again",
+                "Start its QEMU with -name or -uuid",
             )
         )
     if vm["run_state"] is None:

@@ -219,7 +219,7 @@ class RestoreOperation(RestoreRun):
         if vm.run_state != "inmigrate":
             return await self._with_running_vm(session, head)
         if head is None or domain is None:
-            raise self._no_image()
+            return self._without_image(vm)
         stream = await self._check(head, domain, vm)
         held = resident_bytes(session.pid) if session.pid is not None else None
         async with self._memory_for(memory_need(head, domain.memory, stream), held=held or 0):
@@ -236,7 +236,7 @@ class RestoreOperation(RestoreRun):
         self.session = None
         self._tell_absence(head)
         if head is None or domain is None:
-            raise self._no_image()
+            return self._without_image(None)
         if self.request.launch == "recorded":
             # Before the files are looked at that it names.
             require_vouched(self.path, domain)
@@ -284,11 +284,26 @@ class RestoreOperation(RestoreRun):
         after = self.outcome(self.wants_running(head), self.was_suspended(head))
         return self.result(f"{self.subject} would be restored from {self.path}", vm, after)
 
-    def _no_image(self) -> ImageNotFoundError:
+    def _without_image(self, vm: RunningVm | None) -> dict[str, t.Any]:
+        """No guest, and no image. In check mode an earlier task may only have said that it would make it.
+
+        :raises ImageNotFoundError: not in check mode.
+        """
         archived = image_result(self.path)["state"] == "archived"
-        return ImageNotFoundError(
+        subject = "the VM" if self.subject == self.path else self.subject
+        guest = f"{vm.label} waits for one" if vm else f"{subject} is not running"
+        if self.request.check_mode:
+            self.warnings.append(
+                f"There is {'only an archive of the' if archived else 'no'} image {self.path}, and {guest}: nothing"
+                " of it could be checked. Without check mode this fails, unless a task before this one makes the image"
+            )
+            runs = {"as_saved": "as saved"}.get(self.request.state, self.request.state)
+            image = "absent" if self.request.remove_image else "complete"
+            msg = f"{vm.label if vm else subject} would be restored from {self.path}, if that is there by then"
+            return self.result(msg, vm, {"image": image, "vm": runs})
+        raise ImageNotFoundError(
             self.path,
-            f"there is no image to restore, and {self.subject} is not running",
+            f"there is no image to restore, and {guest}",
             cure="It was archived: expand it first (vmops.qemu.qemu_save_image with archive: none)"
             if archived
             else "Check name, path and save_dir (vmops.qemu.qemu_save_image_info lists a directory)",
@@ -356,13 +371,18 @@ class RestoreOperation(RestoreRun):
             self.situation = Situation(f"{self.subject} is not running", "unknown" if doubtful_note() else "ended")
 
     def _require_launch(self) -> None:
-        """:raises VmNotFoundError: no QEMU runs, and none may be started."""
-        if self.request.launch == "attach":
-            waited = f" within {self.request.attach_timeout:g} seconds" if self.request.attach_timeout > 0 else ""
-            raise VmNotFoundError(
-                f"There is no QEMU of {self.subject} to attach to{waited}",
-                cure="Start it with -incoming defer, or use launch: recorded",
-            )
+        """None runs; in check mode an earlier task may only have said that it would start one.
+
+        :raises VmNotFoundError: none may be started; not in check mode.
+        """
+        if self.request.launch != "attach":
+            return
+        waited = f" within {self.request.attach_timeout:g} seconds" if self.request.attach_timeout > 0 else ""
+        what = f"There is no QEMU of {self.subject} to attach to"
+        if self.request.check_mode:
+            self.warnings.append(f"{what} yet. Without check mode this fails, unless a task before this one starts it")
+            return
+        raise VmNotFoundError(f"{what}{waited}", cure="Start it with -incoming defer, or use launch: recorded")
 
     async def _how_to_launch(self, domain: domain_xml.ParsedDomain, machine: str) -> Launch:
         """How to start the QEMU that shall load the image."""

@@ -103,3 +103,17 @@ def test_interrupted_restore_keeps_the_images(make_guest, save_dir, managed_save
 def test_missing_directory(managed_restore, tmp_path):
     result = managed_restore(save_dir=str(tmp_path / "missing"))
     assert (result["changed"], result["msg"]) == (False, "No VM is to be restored")
+
+
+def test_check_mode_of_a_play_that_saves_before_it_restores(guests, managed_save, managed_restore, save_dir):
+    """In check mode nothing is saved yet: those that run are left as they are, and what is missing is told."""
+    assert set(states(managed_save(check=True)).values()) == {"predicted"}
+    absent = f"absent-{NAMES[0]}"
+    result = managed_restore(vms=[*NAMES, absent], check=True)
+    assert not result.get("failed"), result["msg"]
+    told = {vm["name"]: (vm["changed"], vm["msg"]) for vm in result["vms"]}
+    assert {name for name, (changed, _msg) in told.items() if changed} == {absent}
+    assert all("runs already" in told[name][1] for name in NAMES)
+    assert "unless a task before this one makes the image" in str(result["warnings"])
+    assert files(save_dir) == []
+    assert managed_restore(vms=[*NAMES, absent])["failed"]

@@ -18,7 +18,8 @@ WARNING = {"kind": "throttle", "what": "is lost", "cure": "Set it again", "block
 
 
 def vm(**facts):
-    known = {"name": "web1", "pid": 7, "run_state": "running", "monitor": "answers", "reason": "", "image": None}
+    named = {"name": "web1", "uuid": "", "unit": None, "launch": dict[str, str](), "pid": 7}
+    known = {**named, "run_state": "running", "monitor": "answers", "reason": "", "image": None}
     support = {"formats": ["sparse", "raw"]}
     more = {"problems": [], "blockers": [], "save_support": support, "qemu_version": "10.0.2"}
     return {**known, **more, **facts}
@@ -38,6 +39,9 @@ def told(problems):
     [
         ({}, []),
         ({"name": ""}, [("name", True)]),
+        ({"name": "", "uuid": "1b4e28ba-2fa1-41d2-883f-b9a761bde3fb"}, []),
+        ({"name": "", "unit": "qemu@web1.service", "launch": {"how": "unit"}}, []),
+        ({"name": "", "unit": "session-1.scope", "launch": {"how": "command"}}, [("name", True)]),
         ({"problems": [PROBLEM, WARNING]}, [("disk_replaced", True), ("throttle", False)]),
         ({"blockers": ["VFIO"]}, [("blocker", True)]),
         (
