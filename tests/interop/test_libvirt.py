@@ -393,7 +393,7 @@ def test_libvirt_reads_the_xml_that_we_generate(libvirt, guest, image, save, ima
 
 
 def test_libvirt_refuses_to_start_from_the_xml_that_we_generate(libvirt, guest, image, save, tmp_path):
-    """It describes no devices, and libvirt lets nobody add them; docs/compatibility.md says so."""
+    """It describes no devices, and libvirt lets nobody add them; docs/libvirt.md says so."""
     save(name=VM, path=str(image), image_version=2, format="raw")
     libvirt.wait_state(VM, "shut off")
     whole = tmp_path / "whole.xml"

@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The playbook of a maintenance as an automation platform runs it: by ansible-runner, from a project to read only."""
+"""The playbook of a maintenance as an automation platform runs it: by ansible-runner, from a project to read only.
+
+The project and its variables are those of docs/automation-platform.md.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from support.documentation import blocks, file_of
 from support.observe import Continuity
 
 from .conftest import NAMES, files
 
 DB1 = NAMES[0]
+DOCUMENTED = blocks("docs/automation-platform.md")
+FILES = {name: block.text for block in DOCUMENTED if (name := file_of(block))}
+(VARIABLES,) = (yaml.safe_load(block.text) for block in DOCUMENTED if not file_of(block))
 
 
 @pytest.fixture
@@ -26,10 +34,10 @@ def project(tmp_path):
     """The runner's directory, with a project in which nothing can be written."""
     place = tmp_path / "runner"
     directory = place / "project"
-    directory.mkdir(parents=True)
-    (directory / "site.yml").write_text(
-        json.dumps([{"ansible.builtin.import_playbook": "vmops.qemu.host_maintenance"}])
-    )
+    for name, text in FILES.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(text)
+    assert sorted(FILES) == ["collections/requirements.yml", "site.yml"]
     subprocess.run(["mount", "--bind", directory, directory], check=True)
     subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
     yield place
@@ -47,7 +55,7 @@ def maintain(project, save_dir):
         inventory = {"all": {"hosts": {"hv1": host}, "vars": common}}
         (project / "inventory" / "hosts.json").write_text(json.dumps(inventory))
         asked = {"hosts": "all", "reboot": False, "unsaved": "ignore", **variables}
-        asked = {f"host_maintenance_{key}": value for key, value in asked.items()}
+        asked = {**VARIABLES, **{f"host_maintenance_{key}": value for key, value in asked.items()}}
         (project / "env").mkdir(exist_ok=True)
         (project / "env" / "extravars").write_text(json.dumps(asked))
         environment = {name: value for name, value in os.environ.items() if name != "PWD"}
@@ -87,7 +95,7 @@ def test_report_that_cannot_be_written_is_told_before_a_guest_is_touched(make_gu
     """It would land where the runner stands, in the project."""
     guest = make_guest(DB1, block_mib=2, observer=True)
     before = guest.pid
-    done, _events = maintain()
+    done, _events = maintain(report_dir="")
     assert done.returncode != 0
     assert "the report cannot be written (host_maintenance_report_dir" in done.stdout
     assert guest.pid == before
