@@ -93,10 +93,14 @@ class VmopsError(Exception):
     """Base of all errors that this collection raises.
 
     :param what: what happened, naming the VM or the file, as a full sentence without the final full stop.
-    :param cure: what the operator should do, as a full sentence without the final full stop.
+    :param cure: what the operator should do, as a full sentence without the final full stop; where nothing better is
+        known, what is told is the ``usual_cure`` of its kind.
     :param situation: how guest and image are now; operations fill it in.
     :param problems: ``problems``, as modules return it, where the error is about what surrounds the VM.
     """
+
+    #: Empty where each error of this kind says for itself what to do.
+    usual_cure: t.ClassVar[str] = ""
 
     def __init__(
         self,
@@ -113,16 +117,20 @@ class VmopsError(Exception):
         self.problems = problems
 
     def __str__(self) -> str:
-        sentences = (part.strip().rstrip(".") for part in (self.what, self._situation.sentence, self.cure))
+        return self._told(self.cure)
+
+    def _told(self, cure: str) -> str:
+        sentences = (part.strip().rstrip(".") for part in (self.what, self._situation.sentence, cure))
         return " ".join(f"{sentence}." for sentence in sentences if sentence)
 
     def as_result(self) -> dict[str, t.Any]:
         """The keys that a failed module returns for this error."""
+        cure = self.cure or self.usual_cure
         result: dict[str, t.Any] = {
-            "msg": one_line(str(self)),
+            "msg": one_line(self._told(cure)),
             "error": type(self).__name__,
             "guest_state": one_line(self._situation.sentence),
-            "cure": one_line(self.cure),
+            "cure": one_line(cure),
             **self._situation.words(),
         }
         return result if self.problems is None else {**result, "problems": self.problems}
@@ -175,9 +183,13 @@ class ImageError(VmopsError):
 class ImageNotFoundError(ImageError):
     """There is no file at the path."""
 
+    usual_cure = "Check name, path and save_dir (vmops.qemu.qemu_save_image_info lists a directory)"
+
 
 class ImageAccessError(ImageError):
     """The file or its directory cannot be read, written, created, flushed or renamed."""
+
+    usual_cure = "See to the file and its directory, then run the task again"
 
 
 class ImageSpaceError(ImageAccessError):
@@ -187,9 +199,13 @@ class ImageSpaceError(ImageAccessError):
 class ImagePartialError(ImageError):
     """The image carries the partial magic: its save never finished."""
 
+    usual_cure = "Save the VM again if it runs; else start it from its disks, and remove the file"
+
 
 class ImageFormatError(ImageError):
     """The bytes are not those of a save image, or contradict each other (magic, lengths, XML, stream)."""
+
+    usual_cure = "Use an intact copy of the file; or remove it, and start the VM from its disks"
 
 
 class ImageUnsupportedError(ImageError):
@@ -221,6 +237,8 @@ class VmAmbiguousError(VmopsError):
 
 class MonitorError(VmopsError):
     """The QMP socket cannot be used."""
+
+    usual_cure = "See whether QEMU still runs and answers, then run the task again"
 
 
 class MonitorMissingError(MonitorError):
@@ -262,6 +280,8 @@ class CommandError(MonitorError):
 class GuestAgentError(VmopsError):
     """The guest's agent cannot be reached, or does not do what it is asked: told in a result, and never a failure."""
 
+    usual_cure = "See to the agent in the guest, or have its clock set there"
+
 
 class UnsupportedByQemuError(VmopsError):
     """This QEMU lacks what the request needs."""
@@ -269,6 +289,8 @@ class UnsupportedByQemuError(VmopsError):
 
 class MigrationError(VmopsError):
     """QEMU's migration to or from the image failed."""
+
+    usual_cure = "Remove the reason that QEMU names, then run the task again"
 
 
 class MismatchError(VmopsError):
@@ -285,6 +307,8 @@ class DiskMismatchError(MismatchError):
 
 class UnitError(VmopsError):
     """systemd could not be asked about a unit, or the unit could not be changed."""
+
+    usual_cure = "See what systemd says of it (systemctl status, journalctl), then run the task again"
 
 
 class LaunchError(VmopsError):
@@ -314,6 +338,8 @@ class OperationTimeoutError(VmopsError):
 class InterruptedOperationError(VmopsError):
     """The operation was cancelled by a signal."""
 
+    usual_cure = "Run the task again when the reason is gone"
+
     @classmethod
     def of(cls, subject: str, by: str, situation: Situation | None = None) -> InterruptedOperationError:
         """:param subject: who it is about. :param by: what asked for it, such as the name of a signal."""
@@ -326,6 +352,8 @@ class InterruptedOperationError(VmopsError):
 
 class NotBegunError(VmopsError):
     """A run of several did not begin, because of what became of another one."""
+
+    usual_cure = "Run the task again when the reason is gone"
 
 
 class HostRunError(VmopsError):

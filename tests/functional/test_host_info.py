@@ -211,3 +211,12 @@ def test_playbook_fails_where_it_is_asked_to(doctor):
     code, output = doctor()
     assert code == 2, output
     assert "doctor_hosts says which hosts are to be looked at" in output
+
+
+@pytest.mark.parametrize("pattern", ["hv3", "hv1:!all", "hv*:&db"])
+def test_playbook_says_that_there_is_no_such_host(doctor, pattern):
+    """Ansible alone would only warn, and be content."""
+    code, output = doctor("-e", f"doctor_hosts={pattern}")
+    assert code == 2, output
+    assert f"doctor_hosts is {pattern}, which is no host of the inventory" in re.sub(r"\s+", " ", output)
+    assert "Look at the host" not in output

@@ -202,7 +202,9 @@ async def _write(settings: MetricsSettings) -> bool:
     try:
         write_durably(settings.file, text.encode("utf-8", "backslashreplace"), 0o644)
     except OSError as error:
-        raise VmopsError(f"{settings.file} cannot be written: {error.strerror}") from error
+        raise VmopsError(
+            f"{settings.file} cannot be written: {error.strerror}", cure="See to the file system and that directory"
+        ) from error
     return True
 
 

@@ -20,6 +20,9 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError, VmopsError, one_line
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
 
+#: What to do about settings that are of no use.
+_SET_UP = "Run the role vmops.qemu.host_setup for this host again"
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _Request = t.TypeVar("_Request")
@@ -63,13 +66,13 @@ def read_settings(path: str, parse: t.Callable[[t.Mapping[str, t.Any]], _Request
     try:
         reason = why_unsafe(path, {0, os.geteuid()})
         if reason:
-            raise VmopsError(f"{path} is not safe: {reason}")
+            raise VmopsError(f"{path} is not safe: {reason}", cure=_SET_UP)
         with open(path, encoding="utf-8") as handle:
             return parse(json.load(handle))
     except KeyError as error:
-        raise VmopsError(f"The settings {path} cannot be read: {error.args[0]} is missing") from error
+        raise VmopsError(f"The settings {path} cannot be read: {error.args[0]} is missing", cure=_SET_UP) from error
     except (OSError, ValueError, TypeError) as error:
-        raise VmopsError(f"The settings {path} cannot be read: {error}") from error
+        raise VmopsError(f"The settings {path} cannot be read: {error}", cure=_SET_UP) from error
 
 
 async def run_as_service(operation: HostOperation) -> dict[str, t.Any]:

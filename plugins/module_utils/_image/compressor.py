@@ -35,6 +35,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._process_handle import 
 #: Where tools are looked for beside PATH: what a shell without a login has there is often less.
 _SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 
+#: What to do about a tool that cannot be started.
+_NOT_STARTED = "See that the task's user may run it (its mode, the file system's, limits), then run the task again"
+
 #: Bytes of a pipe: fewer changes between QEMU and the tool (the most that a user may ask for by default).
 _PIPE_SIZE = 1024 * 1024
 
@@ -116,7 +119,7 @@ class Filter:
                 *command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, start_new_session=True
             )
         except OSError as exc:
-            raise RequestError(f"{command[0]} cannot be started: {exc.strerror}") from exc
+            raise RequestError(f"{command[0]} cannot be started: {exc.strerror}", cure=_NOT_STARTED) from exc
         return cls(os.path.basename(command[0]), process)
 
     @property
@@ -194,7 +197,7 @@ def started_tool(command: list[str], stdin: int, stdout: int, stderr: int) -> t.
     except BaseException as error:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if isinstance(error, OSError):
-            raise RequestError(f"{command[0]} cannot be started: {error.strerror}") from error
+            raise RequestError(f"{command[0]} cannot be started: {error.strerror}", cure=_NOT_STARTED) from error
         raise
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

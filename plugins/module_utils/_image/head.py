@@ -128,8 +128,12 @@ def text_area(path: str, xml: str, cookie: str) -> tuple[bytes, int]:
         try:
             piece = text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise RequestError(f"{path}: the {what} cannot be written as UTF-8: {error.reason}") from error
+            raise RequestError(
+                f"{path}: the {what} cannot be written as UTF-8: {error.reason}", cure=f"Correct the {what}"
+            ) from error
         if b"\0" in piece or len(piece) >= MAX_TEXT_SIZE:
-            raise RequestError(f"{path}: the {what} has a NUL, or more than {MAX_TEXT_SIZE} bytes")
+            raise RequestError(
+                f"{path}: the {what} has a NUL, or more than {MAX_TEXT_SIZE} bytes", cure=f"Correct the {what}"
+            )
         encoded.append(piece + b"\0")
     return (encoded[0] + encoded[1], len(encoded[0])) if cookie else (encoded[0], 0)

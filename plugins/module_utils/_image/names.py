@@ -99,7 +99,7 @@ def target_of_partial(path: str) -> str:
     directory, name = os.path.split(os.path.abspath(path))
     match = re.fullmatch(rf"\.(.+)\.{_PARTIAL}", name, re.DOTALL)
     if not match:
-        raise RequestError(f"{path} is not a partial image of this collection")
+        raise RequestError(f"{path} is not a partial image of this collection", cure="Give the image's own path")
     return os.path.join(directory, match.group(1))
 
 

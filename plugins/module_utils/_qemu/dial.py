@@ -101,7 +101,9 @@ def _open_unix_socket(path: str, busy: MonitorBusyError, noun: str, reach: Reach
                 f"This user may not use the {noun} {shown}",
                 cure="Run the task as root or as the VM's user (become)",
             ) from exc
-        raise MonitorProtocolError(f"{shown} is not a socket of a monitor ({exc.strerror or exc})") from exc
+        raise MonitorProtocolError(
+            f"{shown} is not a socket of a monitor ({exc.strerror or exc})", cure="Name the VM's QMP socket"
+        ) from exc
     return connection
 
 

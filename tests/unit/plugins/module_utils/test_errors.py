@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils import _errors
@@ -13,6 +16,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     CommandError,
     ConflictError,
     ImageError,
+    ImageFormatError,
     ImageSpaceError,
     MonitorError,
     RequestError,
@@ -22,6 +26,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situa
 from hypothesis import given
 from hypothesis import strategies as st
 
+ROOT = Path(__file__).resolve().parents[4]
 SENTENCE = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1).map(lambda text: f"{text} it is")
 
 
@@ -111,3 +116,31 @@ def test_the_tree_is_drawn_as_it_is():
         drawn[name] = above[-2] if len(above) > 1 else "Exception"
     kinds = [kind for kind in vars(_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert drawn == {kind.__name__: kind.__bases__[0].__name__ for kind in kinds}
+
+
+def raised_without_a_cure() -> Iterator[tuple[str, str]]:
+    """Where an error is made that does not say what to do, and its kind."""
+    kinds = {name for name, kind in vars(_errors).items() if inspect.isclass(kind) and issubclass(kind, VmopsError)}
+    for path in sorted((ROOT / "plugins").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds):
+                continue
+            if not any(keyword.arg == "cure" for keyword in node.keywords):
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", node.func.id
+
+
+def test_every_error_says_what_to_do():
+    """By itself, or by its kind."""
+    found = list(raised_without_a_cure())
+    assert len(found) > 50
+    own = {"CommandError"}  # it says so for whoever makes it
+    assert [(place, kind) for place, kind in found if kind not in own and not getattr(_errors, kind).usual_cure] == []
+
+
+def test_the_cure_of_its_kind_is_told_where_there_is_no_better_one():
+    error = ImageFormatError("/srv/a.save", "it is cut off")
+    assert str(error) == "/srv/a.save: it is cut off."
+    told = error.as_result()
+    assert told["cure"] == ImageFormatError.usual_cure
+    assert told["msg"] == f"/srv/a.save: it is cut off. {told['cure']}."
+    assert ImageFormatError("/srv/a.save", "it is cut off", cure="Fetch it").as_result()["cure"] == "Fetch it"
