@@ -194,7 +194,7 @@ test-rootless: ## The tests of VMs without root, on machines of their own: test-
 	@python -m pytest tests/hosts/test_without_root.py $(ARGS)
 
 .PHONY: test-docs
-test-docs: ## What README and the first guide say, word for word on machines of their own, as root
+test-docs: ## What README and the first guides say, word for word on machines of their own, as root
 	@scripts/setup hosts
 	@python -m pytest tests/hosts/test_documentation.py $(ARGS)
 

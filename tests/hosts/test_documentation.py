@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -71,6 +72,16 @@ class Reader:
         assert done.returncode == 0, f"{command}: {done.stdout}"
         assert "WARNING" not in done.stdout, done.stdout
         return done.stdout
+
+    def start(self, name: str, qmp: str) -> None:
+        """Start the VM by hand."""
+        self.boots += 1
+        self.host.run(
+            f"mkdir -p /run/vm && qemu-system-x86_64 -name {name} -m 256 -drive file=/srv/vm/web1.qcow2,if=virtio"
+            f" -display none -serial file:{CONSOLE} -qmp {qmp} -daemonize"
+        )
+        self.goes_on()
+        (self.place / "hosts.ini").write_text("[hypervisors]\nhv1\n")
 
     def is_saved(self) -> bool:
         """Whether its image is there."""
@@ -139,13 +150,7 @@ def test_readme(reader):
     text = (SOURCES / "README.md").read_text(encoding="utf-8")
     (qmp,) = set(re.findall(r"`-qmp (unix:\S+)`", text))
     assert qmp.startswith("unix:/run/vm/")
-    reader.boots = 1
-    reader.host.run(
-        f"mkdir /run/vm && qemu-system-x86_64 -name web1 -m 256 -drive file=/srv/vm/web1.qcow2,if=virtio -display none"
-        f" -serial file:{CONSOLE} -qmp {qmp} -daemonize"
-    )
-    reader.goes_on()
-    (reader.place / "hosts.ini").write_text("[hypervisors]\nhv1\n")
+    reader.start("web1", qmp)
     found = blocks("README.md")
     (playbook,) = (block.text for block in found if block.language == "yaml")
     (reader.place / "reboot.yml").write_text(playbook)
@@ -156,3 +161,29 @@ def test_readme(reader):
         assert reader.is_saved() == (" vmops.qemu.qemu_save " in command)
         if not reader.is_saved():
             reader.goes_on()
+
+
+def test_first_night(reader):
+    """The guide up to the end of the night, with the file of tasks that it asks for."""
+    page = "docs/fleet-maintenance.md"
+    end = (SOURCES / page).read_text(encoding="utf-8").splitlines().index("What happens:")
+    reader.start("test1", "unix:/run/vm/test1.qmp,server=on,wait=off")
+    (reader.place / "upgrade-kernel.yml").write_text("- ansible.builtin.command: touch /srv/vm/upgraded\n")
+    told = []
+    for block in [block for block in blocks(page) if block.line < end]:
+        if block.text.startswith("- hosts:"):
+            (reader.place / "setup.yml").write_text(block.text)
+            told.append(["ansible-playbook setup.yml"])
+        elif block.text.startswith("host_maintenance_"):
+            here = block.text.replace("/srv/ansible/", f"{reader.place}/")
+            (reader.place / "maintenance.yml").write_text(here)
+        else:
+            told.append(commands(block.text))
+    assert [len(each) for each in told] == [1, 1, 2, 1, 1]
+    for command in itertools.chain.from_iterable(told):
+        reader.controller(f"{command} -i hosts.ini")
+        if " vmops.qemu.qemu_save " not in command:
+            reader.goes_on()
+    assert reader.host.run("ls /srv/vm/upgraded; ls /var/lib/vmops/save") == "/srv/vm/upgraded"
+    reports = {str(path.relative_to(reader.place)) for path in reader.place.glob("reports/**/*.html")}
+    assert reports == {"reports/host-maintenance-check.html", "reports/kernel/host-maintenance.html"}

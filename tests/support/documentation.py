@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import subprocess
+import textwrap
 from collections.abc import Iterator
 
 from .guest import SOURCES
@@ -54,12 +55,13 @@ def _blocks(page: str, lines: list[str]) -> Iterator[Block]:
             yield Block(page, number + 1, fence[2].strip(), "\n".join(text) + "\n", before)
             number = end + 1
             continue
-        # An indented one stands between blank lines; elsewhere it is the rest of an item.
-        if line.startswith("    ") and number and not lines[number - 1] and not re.match(r" *([-*]|\d+\.) ", before):
+        # An indented one stands between blank lines, also that of an item, which is indented itself.
+        if line.startswith("    ") and number and not lines[number - 1]:
             end = number
             while end < len(lines) and (not lines[end] or lines[end].startswith("    ")):
                 end += 1
-            yield Block(page, number + 1, "", "\n".join(each[4:] for each in lines[number:end]).rstrip() + "\n", before)
+            text = textwrap.dedent("\n".join(lines[number:end])).rstrip().splitlines()
+            yield Block(page, number + 1, "", "\n".join(text) + "\n", before)
             number = end
             continue
         before = line or before
