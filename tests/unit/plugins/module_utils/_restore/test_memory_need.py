@@ -10,7 +10,7 @@ import asyncio
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostMemoryError, UnitError
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch
 from ansible_collections.vmops.qemu.plugins.module_utils._restore import memory_need
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.memory_need import MemoryNeed, require_within_limits
@@ -65,7 +65,7 @@ def test_unit_that_may_not(says, answer):
 @pytest.mark.parametrize(("by_systemd", "refused"), [(True, False), (False, True)])
 def test_control_group_of_the_task(monkeypatch, by_systemd, refused):
     """Where systemd starts it, it is not this one."""
-    monkeypatch.setattr(systemd, "is_running", lambda: by_systemd)
+    monkeypatch.setattr(manager, "starter", lambda: (manager.HOST, 1) if by_systemd else None)
     monkeypatch.setattr(memory_need, "own_limit", lambda: 99 * MIB)
     if refused:
         with pytest.raises(HostMemoryError, match="control group of this task leaves 99 MiB"):
