@@ -14,7 +14,7 @@ from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import OF_VM, 
 DOCUMENTATION = r"""
 name: maintenance_host
 short_description: Combine the results of a host's saves and restores
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Combines C(managed_save_result) and C(managed_restore_result) into what the report says of a host.
   - The values that a host has reported are checked. An impossible value (not a finite number, negative, or a time after

@@ -13,7 +13,7 @@ from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import sentence
 DOCUMENTATION = r"""
 name: one_line
 short_description: Make text from a host safe to show in one line
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Names of VMs and messages are text from others. A line break in them must not forge a line of a log, and an escape
     sequence must not manipulate a terminal. Therefore, characters that are not visible are replaced by C(\\n) and the

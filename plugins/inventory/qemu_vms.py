@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: qemu_vms
 short_description: The QEMU VMs of hypervisors, running or saved
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Lists the VMs that run on hypervisors, and those that are saved there, as hosts, with their state as groups. For
     example, all saved VMs are the group C(qemu_saved).

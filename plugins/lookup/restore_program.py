@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: restore_program
 short_description: Create the program that restores the saved VMs of a host when it boots
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Puts a program and the parts of this collection that it needs into one archive that Python can run without anything
     else. The same files always make the same archive, byte by byte.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: maintenance_report
 short_description: Write the report of a maintenance
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Writes what the role P(vmops.qemu.host_maintenance#role) has collected, as JSON and as an HTML page.
   - The page needs no other file and no script. It has a table of the hosts, a table of the VMs, and a diagram that

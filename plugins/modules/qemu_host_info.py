@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: qemu_host_info
 short_description: Find what prevents QEMU VMs of a host from being saved and restored
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Looks at all running VMs of a host, at the save images in its directory, at that directory and its file system, and
     at the services of the role P(vmops.qemu.host_setup#role). It returns what prevents or impairs saves and restores,

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: qemu_managed_restore
 short_description: Restore the saved QEMU VMs of a host
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Restores the VMs that M(vmops.qemu.qemu_managed_save) has saved on a host, in one run on the host, several at the
     same time. Each is restored as by M(vmops.qemu.qemu_restore).

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: qemu_managed_save
 short_description: Save all running QEMU VMs of a host
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Saves all VMs that run on a host, or some of them, in one run on the host, several at the same time. Each is saved
     as by M(vmops.qemu.qemu_save), in C(<name>.save) in O(save_dir).

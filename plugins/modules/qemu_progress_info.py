@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: qemu_progress_info
 short_description: Report the progress of saves and restores of QEMU VMs
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Reads what running saves and restores on this host publish about themselves, whoever started them. QEMU is not
     queried.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: qemu_restore
 short_description: Restore a QEMU VM from a save image
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Loads a save image, made by M(vmops.qemu.qemu_save) or by libvirt, into a QEMU that waits for it, or into a QEMU
     that the module starts with the command line that the image records. The VM goes on exactly where it was saved.

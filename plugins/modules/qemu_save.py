@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: qemu_save
 short_description: Save a running QEMU VM into a save image
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Writes the memory and the device state of a running QEMU VM into a save image and lets QEMU quit when the image is
     safely on disk. M(vmops.qemu.qemu_restore) brings the VM back exactly as it was.

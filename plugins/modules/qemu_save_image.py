@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: qemu_save_image
 short_description: Change, archive or remove the save image of a QEMU VM
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Manages the file of a finished save image of M(vmops.qemu.qemu_save) or libvirt, without a running QEMU or libvirt.
     The module can store another domain XML, choose whether the guest runs after a restore, convert the version of the

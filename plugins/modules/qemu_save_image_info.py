@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: qemu_save_image_info
 short_description: Read what save images of QEMU VMs hold
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Reads the header and the domain XML of save images of M(vmops.qemu.qemu_save) and libvirt, without a running QEMU or
     libvirt.

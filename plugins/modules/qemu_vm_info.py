@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: qemu_vm_info
 short_description: List the QEMU VMs that run on a host
-version_added: 0.1.0
+version_added: 1.0.0
 description:
   - Lists every running QEMU of the host with its VM, whether it can be saved, how M(vmops.qemu.qemu_restore) would
     start it again, and its save image.
