@@ -129,7 +129,16 @@ def parse(domain_xml: str, path: str = _ORIGIN) -> ParsedDomain:
     :raises ImageFormatError: the XML is not well-formed, has a DOCTYPE, is not a domain's, has no name, is beyond the
         limits, or a value in it makes no sense.
     """
-    _data, root = read_tree(domain_xml, path)
+    return _parsed(read_tree(domain_xml, path)[1], path)
+
+
+def parse_and_redact(domain_xml: str, path: str = _ORIGIN) -> tuple[ParsedDomain, str]:
+    """As :func:`parse` and :func:`redact`, which both raise, with the XML read once."""
+    data, root = read_tree(domain_xml, path)
+    return _parsed(root, path), _redacted(data, root, path)
+
+
+def _parsed(root: Element, path: str) -> ParsedDomain:
     name = root.text_of("name")
     if not name:
         raise ImageFormatError(path, "the domain XML has no name")
@@ -178,7 +187,10 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
     :raises ImageFormatError: the XML is not well-formed or beyond the limits (then show nothing of it), or our record
         makes no sense.
     """
-    data, root = read_tree(domain_xml, path)
+    return _redacted(*read_tree(domain_xml, path), path)
+
+
+def _redacted(data: bytes, root: Element, path: str) -> str:
     edits: list[tuple[int, int, bytes]] = []
     records: list[Element] = []
     waiting = [root]
@@ -190,8 +202,9 @@ def redact(domain_xml: str, path: str = _ORIGIN) -> str:
             if element.attributes.get("voucher"):
                 edits.append(element.attribute_edit(data, "voucher", ""))
         if element.tag in (our("argument"), our("unit-argument"), our("surroundings")):
-            shown = redact_argument(decode_text(element, path))
-            if shown != decode_text(element, path):
+            text = decode_text(element, path)
+            shown = redact_argument(text)
+            if shown != text:
                 name = element.tag[len(our("")) :]
                 edits.append((element.start, element.end(data), element_text(name, shown).encode()))
             continue

@@ -54,7 +54,17 @@ class ImageHead:
 
         :raises ImageFormatError: the XML makes no sense.
         """
-        domain = domain_xml.parse(self.xml, self.path)
+        return self._own(domain_xml.parse(self.xml, self.path))
+
+    def domain_and_shown_xml(self) -> tuple[domain_xml.ParsedDomain, str]:
+        """As :meth:`domain`, and the domain XML with its secrets hidden.
+
+        :raises ImageFormatError: the XML makes no sense; nothing of it may be shown.
+        """
+        domain, shown = domain_xml.parse_and_redact(self.xml, self.path)
+        return self._own(domain), shown
+
+    def _own(self, domain: domain_xml.ParsedDomain) -> domain_xml.ParsedDomain:
         return dataclasses.replace(domain, launch=None, save_facts=None, voucher="") if self.cookie else domain
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pwd
 import typing as t
@@ -173,9 +174,9 @@ def _look_at(path: str, stream: bool, verify: bool) -> tuple[dict[str, t.Any], S
         if verify:
             problems += head_problems(image, head)
         try:
-            domain = head.domain()
-            info.update(_domain_info(head, domain))
-            save = Save.of(head, domain)
+            domain, shown_xml = head.domain_and_shown_xml()
+            info.update(_domain_info(domain, shown_xml))
+            save = Save.of(head, domain, bool(info["vouched"]))
         except ImageError as error:
             problems.append(error.problem)
         if stream or verify:
@@ -258,8 +259,9 @@ def _archive_info(info: dict[str, t.Any]) -> tuple[dict[str, t.Any], Save | None
     info = {**info, "archive": image_format.label if image_format else None}
     try:
         head = read_archive_head(info["path"])
-        domain = head.domain()
-        return {**info, **_head_info(head), **_domain_info(head, domain), "state": "archived"}, Save.of(head, domain)
+        domain, shown_xml = head.domain_and_shown_xml()
+        info = {**info, **_head_info(head), **_domain_info(domain, shown_xml), "state": "archived"}
+        return info, Save.of(head, domain, bool(info["vouched"]))
     except ImageNotFoundError:
         return {**info, "exists": False, "state": "absent", "archive": None}, None
     except ImageError as error:
@@ -302,10 +304,9 @@ def _head_info(head: ImageHead) -> dict[str, t.Any]:
     }
 
 
-def _domain_info(head: ImageHead, domain: domain_xml.ParsedDomain) -> dict[str, t.Any]:
-    """Raises ImageFormatError where the XML cannot be read; then nothing of it is shown, as it may hold secrets."""
+def _domain_info(domain: domain_xml.ParsedDomain, shown_xml: str) -> dict[str, t.Any]:
     return {
-        "domain_xml": domain_xml.redact(head.xml, head.path),
+        "domain_xml": shown_xml,
         "name": domain.name,
         "uuid": domain.uuid,
         "memory": domain.memory,
@@ -381,6 +382,7 @@ def _has_magic(path: str) -> bool:
         return False
 
 
+@functools.lru_cache(maxsize=64)  # a directory server may be asked for it
 def _owner(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name

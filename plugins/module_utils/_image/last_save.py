@@ -74,8 +74,8 @@ class Save:
     disks: frozenset[str] | None = None
 
     @classmethod
-    def of(cls, head: ImageHead, domain: ParsedDomain) -> Save:
-        """From what is read of an image."""
+    def of(cls, head: ImageHead, domain: ParsedDomain, vouched: bool | None = None) -> Save:
+        """From what is read of an image; ``vouched`` is given where it is known already."""
         facts = domain.save_facts
         saved = facts.saved_seconds if facts else None
         launch = domain.launch
@@ -90,7 +90,7 @@ class Save:
             mtime=head.mtime,
             size=head.size,
             record=(facts.saved_at, facts.migration) if facts and facts.migration else None,
-            vouched=is_vouched(domain),
+            vouched=is_vouched(domain) if vouched is None else vouched,
             checkpoint=head.header.checkpoint,
             uid=domain.launch.uid if domain.launch else None,
         )

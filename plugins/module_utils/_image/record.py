@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import collections
 import contextlib
 import dataclasses
 import datetime
@@ -167,9 +168,12 @@ def _checksum(values: t.Iterable[tuple[str, str]]) -> str:
 
 def _from_elements(kind: type[_Record], parent: Element, path: str) -> _Record:
     values: dict[str, t.Any] = {}
+    elements = collections.defaultdict(list)
+    for element in parent.children:
+        elements[element.tag].append(element)
     for field in dataclasses.fields(kind):
         name = _element_name(field.name)
-        texts = [decode_text(element, path) for element in parent.children_named(our(name))]
+        texts = [decode_text(element, path) for element in elements[our(name)]]
         if any("\0" in text for text in texts):
             raise ImageFormatError(path, f"our record in the domain XML has a NUL in {name}")
         if field.name in _ELEMENT_OF_FIELD:  # as many elements as it has words

@@ -610,38 +610,55 @@ HIDDEN = "********"
 _SECRET_KEYS = r"(?:data|password|passwd|proxy-password|cookie|string|osk)"
 #: How names end with which kernels, init systems and guests are told secrets; "key-secret" names one, and is none.
 _SECRET_NAMES = r"(?:password|passwd|passphrase|(?<!by)pass|token|credential|api[_-]?key|(?<!-)secret)"
+#: What each of them has in it for sure, the pattern, and what is shown: to look for a word is a hundred times as fast.
 _SECRETS = (
     # key=value lists, where a comma in a value is doubled; "password=on" is a switch, not a password
-    (re.compile(rf"((?:^|,)(?:[\w-]+\.)*{_SECRET_KEYS}=)(?!(?:on|off)(?:,|$))(?:[^,]|,,)*"), rf"\1{HIDDEN}"),
+    ("=", re.compile(rf"((?:^|,)(?:[\w-]+\.)*{_SECRET_KEYS}=)(?!(?:on|off)(?:,|$))(?:[^,]|,,)*"), rf"\1{HIDDEN}"),
     # words of a kernel's command line, of a script, of a URL's query
     (
+        "=",
         re.compile(
             rf"""((?:^|[\s,;:&?"'])[\w.-]*{_SECRET_NAMES}=)(?!(?:on|off|\*+)(?:[\s,]|$))(?:"[^"]*"|'[^']*'|[^\s,&]+)""",
             re.IGNORECASE,
         ),
         rf"\1{HIDDEN}",
     ),
-    (re.compile(r"(\bset_credential(?:_binary)?=[^:\s]{1,255}:)\S+"), rf"\1{HIDDEN}"),
+    (
+        "set_credential",
+        re.compile(r"(\bset_credential(?:_binary)?=[^:\s]{1,255}:)\S+"),
+        rf"\1{HIDDEN}",
+    ),
     # JSON, also JSON in a string of JSON, whose quotes are escaped
     (
+        '"',
         re.compile(rf'((?<!\\)"(?:[\w-]+\.)*{_SECRET_KEYS}"\s*:\s*)(?:"(?:[^"\\]|\\.)*"|[-+.0-9eE]+)', re.DOTALL),
         rf'\1"{HIDDEN}"',
     ),
-    (re.compile(rf'((?<!\\)\\+"(?:[\w-]+\.)*{_SECRET_KEYS}\\+"\s*:\s*\\+").*?(?=\\+")', re.DOTALL), rf"\1{HIDDEN}"),
+    (
+        '\\"',
+        re.compile(rf'((?<!\\)\\+"(?:[\w-]+\.)*{_SECRET_KEYS}\\+"\s*:\s*\\+").*?(?=\\+")', re.DOTALL),
+        rf"\1{HIDDEN}",
+    ),
     # QEMU's JSON has strings in single quotes, too
     (
+        "'",
         re.compile(rf"('(?:[\w-]+\.)*{_SECRET_KEYS}'\s*:\s*)(?:'(?:[^'\\]|\\.)*'|[-+.0-9eE]+)", re.DOTALL),
         rf"\1'{HIDDEN}'",
     ),
-    (re.compile(r"(://[^/@:\s,]*:)[^/@\s]*@"), rf"\1{HIDDEN}@"),
-    (re.compile(r"(iscsi://[^/@%\s,]*%)[^/@\s]*@"), rf"\1{HIDDEN}@"),
-    (re.compile(r"(:key=)[^:,]*"), rf"\1{HIDDEN}"),
-    (re.compile(r"(io\.systemd\.credential(?:\.binary)?:[^=,:]{1,255}=)(?:[^,]|,,)*"), rf"\1{HIDDEN}"),
+    ("://", re.compile(r"(://[^/@:\s,]*:)[^/@\s]*@"), rf"\1{HIDDEN}@"),
+    ("iscsi://", re.compile(r"(iscsi://[^/@%\s,]*%)[^/@\s]*@"), rf"\1{HIDDEN}@"),
+    (":key=", re.compile(r"(:key=)[^:,]*"), rf"\1{HIDDEN}"),
+    (
+        "io.systemd.credential",
+        re.compile(r"(io\.systemd\.credential(?:\.binary)?:[^=,:]{1,255}=)(?:[^,]|,,)*"),
+        rf"\1{HIDDEN}",
+    ),
 )
 
 
 def redact_argument(argument: str) -> str:
     """One argument of a QEMU command line with the secrets in it hidden."""
-    for pattern, shown in _SECRETS:
-        argument = pattern.sub(shown, argument)
+    for needed, pattern, shown in _SECRETS:
+        if needed in argument:
+            argument = pattern.sub(shown, argument)
     return argument

@@ -676,6 +676,8 @@ def test_restored_qemu_does_not_end_with_the_task(given, started):
         ("name=opt/x,string=pw", f"name=opt/x,string={HIDDEN}"),
         ("type=11,value=io.systemd.credential:pw=geheim", f"type=11,value=io.systemd.credential:pw={HIDDEN}"),
         ("/var/lib/data=1/x", None),
+        ("/srv/PASSWORD", None),
+        ("init=/x API_KEY=pw", f"init=/x API_KEY={HIDDEN}"),
     ],
 )
 def test_redacts_an_argument(argument, shown):
