@@ -13,6 +13,7 @@ import mmap
 import os
 import secrets
 import stat
+import threading
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, ImageError, RequestError
@@ -47,6 +48,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import giv
 _DIRECT_IO_ALIGNMENT = 1024 * 1024
 _SET_ASIDE = 64 * 1024 * 1024
 """Bytes that a file system may set aside behind the end of a file, however small that is."""
+_WRITE_BACK_INTERVAL = 0.1
+"""Seconds in which QEMU may write before the storage is given it."""
 
 
 class PartialImage:
@@ -184,6 +187,24 @@ class PartialImage:
         """
         with image_errors(self.path, "flush the image"):
             self._file.flush()
+
+    def write_back(self, stop: threading.Event) -> None:
+        """Have what is written brought onto the storage at once, over and over, until another thread sets ``stop``.
+
+        Else a kernel with much memory begins only at the flush, and the storage has nothing to do before. It says
+        nothing of what is written later, so :meth:`flush` is still to be called; but the storage's error may be told
+        here alone. It has a descriptor of its own, as a caller that is cancelled may close the file meanwhile.
+
+        :raises ImageSpaceError: as :meth:`flush`, and so the others.
+        :raises ImageAccessError: the storage failed; the image must not be trusted.
+        """
+        with image_errors(self.path, "flush the image while it is written"):
+            descriptor = self._open_again(os.O_RDONLY)
+            try:
+                while not stop.wait(_WRITE_BACK_INTERVAL):
+                    os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def finish(self, xml: str | None = None, checkpoint: bool = False) -> None:
         """Make it the image: flush, complete magic, flush, rename over the target, flush the directory.

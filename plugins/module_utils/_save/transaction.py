@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import threading
 import time
 import types
 import typing as t
@@ -152,7 +153,9 @@ class SaveTransaction:
                     self.partial, self.session.label, bytes_needed(self.session), self.session.vm.memory
                 )
                 with self.session.patience():
-                    state = await bound.guard(self._follow(compressor), self.session.stop_if_running)
+                    following = bound.guard(self._follow(compressor), self.session.stop_if_running)
+                    is_stream = plan.format is not ImageFormat.SPARSE
+                    state = await (self._with_write_back(following) if is_stream else following)
             progress.phase("flush")
             if compressor:
                 await compressor.wait(self.partial.path)
@@ -252,6 +255,32 @@ class SaveTransaction:
             raise
         finally:
             waiting.cancel()
+
+    async def _with_write_back(self, following: t.Coroutine[t.Any, t.Any, dict[str, t.Any]]) -> dict[str, t.Any]:
+        """The result of ``following``, during which QEMU writes a stream, while the storage takes what is written.
+
+        Measured on ext4, 1 GiB, against a save with O_DIRECT: 1.16 of its time, without this 1.52. Not for what is
+        written in several places at once: sparse through the page cache takes 1.2 without this, and 1.4 (four
+        channels) to 2.3 (two) with it, as what is not yet in one piece is written in many.
+
+        :raises ImageError: the storage has failed, of which no later flush may tell.
+        """
+        stop = threading.Event()
+        writing = asyncio.ensure_future(following)
+        storing = asyncio.ensure_future(in_thread(self.partial.write_back, stop))
+        try:
+            await asyncio.wait({writing, storing}, return_when=asyncio.FIRST_COMPLETED)
+            if storing.done():
+                storing.result()
+            state = await writing
+            stop.set()
+            await storing
+            return state
+        finally:
+            stop.set()
+            for task in (writing, storing):
+                task.cancel()
+            await asyncio.gather(writing, storing, return_exceptions=True)
 
     async def _stop(self) -> None:
         await self.run.await_long("QEMU to stop the guest, which flushes all its disks", self.session.stop())

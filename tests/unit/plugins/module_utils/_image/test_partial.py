@@ -13,6 +13,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,30 @@ def test_a_failing_flush_leaves_the_target(older, partial, target, monkeypatch, 
     assert older.read_text() == "older"
     partial.discard()
     assert os.listdir(os.path.dirname(target)) == ["web1.save"]
+
+
+def test_write_back_goes_on_until_it_is_stopped(partial, monkeypatch):
+    stop, flushed = threading.Event(), []
+
+    def fdatasync(descriptor):
+        flushed.append(os.path.samestat(os.fstat(descriptor), os.stat(partial.path)))
+        if len(flushed) == 3:
+            stop.set()
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    partial.write_back(stop)
+    assert flushed == [True] * 3
+
+
+def test_write_back_tells_of_a_failing_storage(partial, monkeypatch):
+    def fdatasync(_descriptor):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ImageSpaceError, match="flush the image while it is written"):
+        partial.write_back(threading.Event())
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("there_before", [False, True])
