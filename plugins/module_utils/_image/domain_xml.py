@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from xml.sax.saxutils import escape, quoteattr
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.record import (
@@ -27,7 +26,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.record import (
     read_record,
     record_text,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.xml_tree import Element, edited, read_tree
+from ansible_collections.vmops.qemu.plugins.module_utils._image.xml_tree import (
+    Element,
+    edited,
+    escape,
+    quoteattr,
+    read_tree,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN, redact_argument
 
 MAX_NAME_SIZE = 1024

@@ -22,10 +22,9 @@ import datetime
 import re
 import typing as t
 import zlib
-from xml.sax.saxutils import escape
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.xml_tree import Element
+from ansible_collections.vmops.qemu.plugins.module_utils._image.xml_tree import Element, escape
 
 NAMESPACE = "urn:vmops:qemu:save-image:1"
 

@@ -11,6 +11,7 @@ import re
 import tracemalloc
 import xml.parsers.expat
 import zlib
+from xml.sax import saxutils
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageFormatError, RequestError
@@ -24,7 +25,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.domain_xml impor
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.record import NAMESPACE, LaunchRecord, SaveFacts
-from ansible_collections.vmops.qemu.plugins.module_utils._image.xml_tree import MAX_XML_SIZE
+from ansible_collections.vmops.qemu.plugins.module_utils._image.xml_tree import MAX_XML_SIZE, escape, quoteattr
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import HIDDEN
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +67,12 @@ FOREIGN = """<?xml version="1.0"?>
 
 
 # --- our record ---
+
+
+@given(st.text(st.sampled_from("a&<>\"'\n\r\t;é]")))
+def test_text_is_escaped_as_pythons_library_does(text):
+    assert escape(text) == saxutils.escape(text)
+    assert quoteattr(text) == saxutils.quoteattr(text)
 
 
 def test_generated_xml_says_what_went_in():
