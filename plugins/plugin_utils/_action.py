@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import typing as t
 
+from ansible.module_utils.json_utils import _filter_non_json_lines
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import reduce_answer
@@ -19,17 +22,33 @@ _NOT_PRINTED = re.compile(
 )
 
 #: Keys on which Ansible acts; what it removes of them it shows before.
-_INTERNAL = re.compile(r"_ansible_|ansible_(?!job_id$)|add_host$|add_group$")
+_INTERNAL = re.compile(r"_ansible_|ansible_(?!job_id$)|add_host$|add_group$|deprecations$")
+
+#: Under which a module's warnings pass Ansible, which from 2.21 on shows them as they are when it takes a result apart.
+_WARNINGS = "module_warnings"
+
+
+def _without_internal(printed: str) -> str:
+    """What a module has printed, without keys on which Ansible acts: some versions show what they remove of them."""
+    text, _junk = _filter_non_json_lines(printed, objects_only=True)
+    answer = json.loads(text)
+    answer = {_WARNINGS if key == "warnings" else key: answer[key] for key in answer if key != _WARNINGS}
+    kept = json.dumps({key: value for key, value in answer.items() if not _INTERNAL.match(key)})
+    return printed.replace(text, kept, 1) if text in printed else kept
 
 
 class HostAction(ActionBase):  # type: ignore[misc]  # ansible-core has no types
     """Asks modules, and lets in of their answers what they document."""
 
-    def _parse_returned_data(self, res: dict[str, t.Any], *profile: t.Any) -> dict[str, t.Any]:
-        """What a module has printed; without what Ansible would show as it is while it takes it for a result."""
+    def _parse_returned_data(self, res: dict[str, t.Any], *profile: t.Any) -> t.Any:
+        """What a module has printed; without what Ansible would show as it is while it takes it for a result.
+
+        Ansible's own class for it, which differs between its versions, is left to Ansible.
+        """
         printed = _NOT_PRINTED.sub(lambda found: f"\\u{ord(found.group()):04x}", str(res.get("stdout", "")))
-        answer: dict[str, t.Any] = super()._parse_returned_data({**res, "stdout": printed}, *profile)
-        return {key: value for key, value in answer.items() if key == "_ansible_parsed" or not _INTERNAL.match(key)}
+        with contextlib.suppress(ValueError, RecursionError):  # Ansible says what is wrong with it
+            printed = _without_internal(printed)
+        return super()._parse_returned_data({**res, "stdout": printed}, *profile)
 
     def ask(
         self,
@@ -46,6 +65,8 @@ class HostAction(ActionBase):  # type: ignore[misc]  # ansible-core has no types
         answer = self._execute_module(
             module_name=module, module_args=dict(arguments), task_vars=task_vars, wrap_async=in_background
         )
+        if _WARNINGS in answer:
+            answer["warnings"] = answer.pop(_WARNINGS)
         result, warnings = reduce_answer(module, answer, in_background)
         for warning in warnings:
             Display().warning(warning)

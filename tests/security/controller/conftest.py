@@ -19,7 +19,7 @@ import pytest
 from support.guest import COLLECTIONS, REPOSITORY
 
 #: The versions besides the one of ``.venv``, in virtual environments of their own.
-OTHER_VERSIONS = ("2.17", "2.18")
+OTHER_VERSIONS = ("2.16", "2.17", "2.18", "2.20", "2.21", "2.22")
 
 
 @dataclass

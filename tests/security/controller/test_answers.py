@@ -274,7 +274,8 @@ def test_answer_of_a_background_job_is_reduced(controller):
     assert run.code == 0, run.output
     assert "owned" not in run.output
     answer = shown(run)
-    assert set(answer) == {"changed", "failed", "msg", "vms", "disbelieved"}
+    # From 2.21 on ansible-core tells with a result what was shown of it, too.
+    assert set(answer) - {"warnings"} == {"changed", "failed", "msg", "vms", "disbelieved"}
     assert answer["disbelieved"] == ["duration", "stopped_at", "throughput"]
     (vm,) = answer["vms"]
     assert set(vm) == {"name", "changed", "msg", "disbelieved"}
