@@ -20,6 +20,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.fdset import Desc
 
 from support.observe import VM, Continuity, migration_is_active, settings, wait_until, words
 
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this")
+
 
 @pytest.fixture
 def tmpfs(tmp_path):
@@ -130,6 +132,7 @@ def children(pid):
     return [int(word) for task in tasks for word in (task / "children").read_text().split()]
 
 
+@only_root
 def test_leftover_does_not_count_against_the_space(make_guest, tmpfs, save):
     guest = make_guest(memory_mib=256, block_mib=64, observer=True)
     place = tmpfs(200)
@@ -162,6 +165,7 @@ def test_failed_save_leaves_the_old_image_alone(big_guest, image, save, run_modu
     assert os.listdir(image.parent) == ["web1.save"]
 
 
+@only_root
 def test_monitor_that_is_lost_does_not_cost_the_guest(big_guest, image, start_module):
     """The connection alone dies: the guest is reached over a new one."""
     continuity = Continuity(big_guest)

@@ -27,6 +27,8 @@ from support.module_run import check_error
 from support.observe import OTHER_VM, VM, Continuity, run_state, settings
 from support.versions import OLD_QEMU
 
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this")
+
 # --- the monitor ---
 
 
@@ -186,6 +188,7 @@ def test_descriptors_cannot_be_passed_over_tcp(make_guest, image, run_module):
     continuity.check()
 
 
+@only_root
 def test_other_users_socket(guest, image, start_module):
     """A user who may not use the socket is told so."""
     guest.qmp_socket.chmod(0o600)

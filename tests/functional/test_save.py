@@ -16,6 +16,8 @@ import pytest
 from support import Monitor
 from support.observe import VM, Continuity, run_state, settings, words
 
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this")
+
 COMPRESSED = ["gzip", "bzip2", "xz", "lzop", "zstd"]
 SPARSE = {"format": "sparse", "features": ["mapped-ram"]}
 
@@ -80,6 +82,7 @@ def test_live_compressed_save(guest, image, save, restore):
     continuity.check()
 
 
+@only_root
 def test_image_is_private_and_has_the_owner_asked_for(guest, image, save):
     os.umask(os.umask(0))
     save(name=VM, path=str(image))

@@ -16,6 +16,8 @@ import pytest
 from support import Monitor
 from support.observe import OTHER_VM, VM, Continuity
 
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this")
+
 UUID = "0e1c5f0a-7a3c-4f0e-9b4d-2f6d8a1b2c3d"
 
 #: As a user who may read all files, so that Python finds its own, but has no rights to root's sockets.
@@ -182,6 +184,7 @@ def test_vm_without_qmp(make_guest, one, tmp_path):
         process.wait()
 
 
+@only_root
 def test_vm_whose_socket_was_removed(make_guest, one):
     """Root reaches it all the same."""
     guest = make_guest()
@@ -193,6 +196,7 @@ def test_vm_whose_socket_was_removed(make_guest, one):
         assert one()["monitor"] == "answers"
 
 
+@only_root
 def test_socket_that_does_not_speak_qmp(make_guest, one, tmp_path):
     """A command line that is out of date: the chardev is a monitor for people."""
     guest = make_guest(start=False)

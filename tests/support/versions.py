@@ -17,6 +17,18 @@ from .guest import REPOSITORY
 OLD_QEMU = REPOSITORY / ".cache" / "qemu-7.2" / "qemu-system-x86_64"
 
 
+def why_not_restored() -> str:
+    """Why the oldest one cannot be started by its recorded words; the empty string where it can.
+
+    They have no variables of the environment: without its wrapper it needs libraries of this host's.
+    """
+    if not OLD_QEMU.exists():
+        return "no QEMU 7.2 (make setup)"
+    program = OLD_QEMU.parent / "root" / "usr" / "bin" / OLD_QEMU.name
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    return done.stderr.strip() if done.returncode else ""
+
+
 @dataclasses.dataclass(frozen=True, order=True)
 class Qemu:
     """One QEMU; they compare by their versions."""
