@@ -155,6 +155,12 @@ test-versions: ## The tests of several QEMU versions: 7.2, this host's, 11.1
 	@python -m pytest $(or $(TESTS),tests/versions) $(ARGS)
 	@python scripts/compatibility_table.py >/dev/null
 
+test-matrix: ## Each ansible-core with each Python of a host, then docs/compatibility.md: half an hour
+	@scripts/setup matrix
+	@rm -rf build/matrix
+	@python -m pytest $(or $(TESTS),tests/matrix) $(ARGS)
+	@python scripts/matrix_table.py
+
 .PHONY: test-interop
 test-interop: ## With a real libvirt, as root, then docs/compatibility.md: make test-interop ARGS='-m smoke'
 	@scripts/setup interop

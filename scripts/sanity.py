@@ -25,7 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGE = ROOT / "build" / "collections" / "ansible_collections" / "vmops" / "qemu"
-BIN = ROOT / ".venv" / "bin"
+#: With another ansible-core in the place of that of .venv.
+BIN = Path(os.environ.get("VMOPS_VENV") or ROOT / ".venv") / "bin"
 HOME = ROOT / ".cache" / "ansible-test"
 
 # Run by ansible-test's own set-up in every new virtual environment, with the packages as arguments.
