@@ -314,9 +314,9 @@ def main() -> None:
     (build / "bench.svg").write_text(picture)
     if options.docs:
         document = REPOSITORY / "docs" / "performance.md"
-        shown = "![Seconds of saves and restores](performance.svg)\n\n" + text
+        shown = "![Seconds of saves and restores](pictures/performance.svg)\n\n" + text
         document.write_text(between_markers(document.read_text(), shown))
-        (document.parent / "performance.svg").write_text(picture)
+        (document.parent / "pictures" / "performance.svg").write_text(picture)
     print(text)
 
 
