@@ -170,7 +170,7 @@ def timed(function: Callable[[], Any]) -> float:
 
 def ad_hoc(module: str, **options: Any) -> float:
     """Seconds of an ad-hoc ansible with this module."""
-    command = ["ansible", "localhost", "-c", "local", "-m", module, "-a", json.dumps(options)]
+    command = ["ansible", "localhost", "-c", "local", "-m", module, *(["-a", json.dumps(options)] if options else [])]
     command += ["-e", f"ansible_python_interpreter={sys.executable}"]
     environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_LOCALHOST_WARNING": "false"}
 
