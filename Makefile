@@ -178,6 +178,11 @@ test-runners: ## VMs of quickemu, OpenRC, supervisors and others, by the program
 	@scripts/setup runners
 	@python -m pytest $(or $(TESTS),tests/runners) $(ARGS)
 
+.PHONY: bench
+bench: need-setup stage ## Compare saves and restores, as root: make bench QUICK=1, make bench SIZES=1,4 ROUNDS=5 DOCS=1
+	@python tests/bench/run.py $(if $(QUICK),--quick) $(if $(SIZES),--sizes $(SIZES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(BENCH_DIR),--directory $(BENCH_DIR)) $(if $(DOCS),--docs) $(ARGS)
+
 # --- molecule -----------------------------------------------------------------------------------------------------
 
 # What molecule runs: make molecule SCENARIOS='hosts default' ARGS=--destroy=never
