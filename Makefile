@@ -145,7 +145,7 @@ test-controller: setup-test ## Kill controllers and connections: make test-contr
 	@CONTROLLER_KILLS=$(or $(N),20) python -m pytest tests/functional/test_interrupted_controller.py $(ARGS)
 
 .PHONY: test-security
-test-security: ## Hosts that lie to the controller, with ansible-core 2.17, 2.18 and that of .venv: half an hour
+test-security: ## Hosts that lie to the controller, with ansible-core 2.16 to 2.22: an hour
 	@scripts/setup security
 	@SECURITY_CORES=all python -m pytest $(or $(TESTS),tests/security) $(ARGS)
 
