@@ -51,6 +51,7 @@ def test_fresh_host_in_check_mode(tmp_path, services):
         stderr=subprocess.STDOUT,
         text=True,
         timeout=300,
+        check=False,
     )
     assert run.returncode == 0, run.stdout
     assert "WARNING" not in run.stdout, run.stdout

@@ -50,7 +50,7 @@ def _blocks(page: str, lines: list[str]) -> Iterator[Block]:
         line = lines[number]
         fence = re.match(r"( *)```(.*)$", line)
         if fence:
-            end = next(at for at in range(number + 1, len(lines)) if lines[at].strip() == "```")
+            end = number + 1 + [each.strip() for each in lines[number + 1 :]].index("```")
             text = [each[len(fence[1]) :] for each in lines[number + 1 : end]]
             yield Block(page, number + 1, fence[2].strip(), "\n".join(text) + "\n", before)
             number = end + 1

@@ -45,7 +45,7 @@ def test_json_brings_the_same_rows_back():
 def test_the_chart_is_xml_with_a_bar_for_each_median():
     root = ElementTree.fromstring(chart(ROWS, "g <1>"))
     bars = [each for each in root.iter() if each.tag.endswith("rect") and each.get("height") == "12"]
-    assert [float(bar.get("width", 0)) for bar in bars] == [115.0, 230.0, 460.0, 287.5, 230.0, 57.5, 115.0]
+    assert [float(each.get("width", 0)) for each in bars] == [115.0, 230.0, 460.0, 287.5, 230.0, 57.5, 115.0]
 
 
 def test_only_what_is_between_the_markers_is_replaced():

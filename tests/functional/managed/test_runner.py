@@ -25,7 +25,7 @@ from .conftest import NAMES, files
 
 DB1 = NAMES[0]
 DOCUMENTED = blocks("docs/automation-platform.md")
-FILES = {name: block.text for block in DOCUMENTED if (name := file_of(block))}
+FILES = {file_of(block): block.text for block in DOCUMENTED if file_of(block)}
 (VARIABLES,) = (yaml.safe_load(block.text) for block in DOCUMENTED if not file_of(block))
 
 
