@@ -207,7 +207,7 @@ test-rootless: ## The tests of VMs without root, on machines of their own: test-
 .PHONY: test-docs
 test-docs: ## What README and the first guides say, word for word on machines of their own, as root
 	@scripts/setup hosts
-	@python -m pytest tests/hosts/test_documentation.py $(ARGS)
+	@python -m pytest tests/hosts/test_documentation.py tests/hosts/test_save_dir_in_memory.py $(ARGS)
 
 # --- the artefact -------------------------------------------------------------------------------------------------
 

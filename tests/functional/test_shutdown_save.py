@@ -10,6 +10,8 @@ That the host goes down is only said: it shall not.
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._host import shutdown_program
@@ -64,6 +66,16 @@ def test_all_are_saved_and_marked_for_the_boot(make_guest, image, at_shutdown, r
 
 def test_service_that_is_stopped_while_the_host_stays_up(guest, image, at_shutdown):
     assert at_shutdown(goes_down=False) == (0, "this host does not shut down, so no VM is touched\n")
+    assert run_state(guest) == "running"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a user's own systemd ends with the user's session, too")
+def test_directory_that_goes_with_the_host(guest, at_shutdown):
+    """An image there would be lost; its unit may shut the guest down as it always does."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        status, said = at_shutdown(save_dir=place)
+        assert (status, os.listdir(place)) == (1, [])
+    assert f"{place} is on /dev/shm, a file system (tmpfs) that goes with this host's shutdown" in said
     assert run_state(guest) == "running"
 
 

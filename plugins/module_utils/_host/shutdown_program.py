@@ -16,6 +16,8 @@ import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import volatile_mount
 from ansible_collections.vmops.qemu.plugins.module_utils._host.save import HostSaveOperation, HostSaveRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
     StandardStreams,
@@ -92,6 +94,14 @@ def main(settings: str) -> int:
         if not await _host_goes_down():
             journal.say("this host does not shut down, so no VM is touched")
             return True
+        mount = await in_thread(volatile_mount, asked.save_dir)
+        # Not of a user's own systemd, which also ends when that user logs out.
+        if mount and os.geteuid() == 0:
+            raise ConflictError(
+                f"{asked.save_dir} is on {mount}, a file system (tmpfs) that goes with this host's shutdown: no VM is"
+                " saved there, and each ends as its own unit ends it",
+                cure="Choose a directory on a disk (vmops_qemu_save_dir), and run the role vmops.qemu.host_setup again",
+            )
         names = await in_thread(vms_to_save, asked.exclude)
         if not names:
             journal.say("no VM is to be saved")
