@@ -155,6 +155,7 @@ test-versions: ## The tests of several QEMU versions: 7.2, this host's, 11.1
 	@python -m pytest $(or $(TESTS),tests/versions) $(ARGS)
 	@python scripts/compatibility_table.py >/dev/null
 
+.PHONY: test-matrix
 test-matrix: ## Each ansible-core with each Python of a host, then docs/compatibility.md: half an hour
 	@scripts/setup matrix
 	@rm -rf build/matrix

@@ -28,8 +28,6 @@ from support import find_qemu_pids
 from support.observe import VM, Continuity, wait_until
 from support.versions import OLD_QEMU, why_not_restored
 
-needs_old_qemu = pytest.mark.skipif(not OLD_QEMU.exists(), reason="QEMU 7.2 is not set up")
-
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces")
 
 

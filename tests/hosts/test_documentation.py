@@ -17,7 +17,7 @@ import pytest
 
 from support import CounterGuest
 from support.documentation import Block, blocks, commands, file_of
-from support.guest import COLLECTIONS, SOURCES, gaps
+from support.guest import COLLECTIONS, SOURCES, counters_in, gaps
 from support.machine_tool import UNAVAILABLE
 from support.observe import wait_until
 
@@ -107,7 +107,7 @@ class Reader:
         said = self.host.run(f"cat {CONSOLE}", check=False)
         assert len(re.findall(r"boot block=", said)) <= self.boots, said[-2000:]
         last = said.rpartition("boot block=")[2]
-        return [int(number) for number in re.findall(r"counter=(\d+)\r?$", last, re.MULTILINE)]
+        return counters_in(last)
 
     def goes_on(self) -> None:
         """The guest runs, and has missed nothing."""

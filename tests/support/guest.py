@@ -42,6 +42,11 @@ class GuestError(Exception):
     """The guest did not do what it should, in time or at all."""
 
 
+def counters_in(log: str) -> list[int]:
+    """The counters in what a guest has said, in their order; of a line that is still being written nothing is known."""
+    return [int(number) for number in re.findall(r"counter=(\d+)\r?\n", log)]
+
+
 def gaps(counters: Sequence[int]) -> list[tuple[int, int]]:
     """The neighbours that are not n, n+1: gaps, repeats and restarts. Empty for a guest that never noticed a thing."""
     return [(a, b) for a, b in zip(counters, counters[1:]) if b != a + 1]
@@ -315,8 +320,8 @@ class Guest:
         return len(re.findall(self.boot_line, self.log(), re.MULTILINE))
 
     def counters(self) -> list[int]:
-        """All the counters in the log, in their order; of a line that is still being written nothing is known."""
-        return [int(number) for number in re.findall(r"counter=(\d+)\r?\n", self.log())]
+        """All the counters in the log, in their order."""
+        return counters_in(self.log())
 
     def wait_for_counter(self, beyond: int = -1, timeout: float = 10.0) -> int:
         """Wait up to timeout seconds until the last counter is greater than beyond, and return it."""
