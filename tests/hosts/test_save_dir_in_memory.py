@@ -6,15 +6,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from support.guest import COLLECTIONS
+from support.machine_run import run_playbook
 from support.machine_tool import UNAVAILABLE
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
@@ -39,32 +33,10 @@ def maintain(machine, tmp_path):
     """Run the playbook on a machine with a VM; what it said. It fails."""
     monitor = "unix:/run/web1.qmp,server=on,wait=off"
     machine.run(f"qemu-system-x86_64 -name web1 -m 64 -display none -qmp {monitor} -daemonize")
-    inventory = tmp_path / "inventory.json"
-    host = {
-        "ansible_user": "root",
-        "ansible_ssh_common_args": f"-F {machine.ssh_config}",
-        "ansible_python_interpreter": "/usr/bin/python3",
-    }
-    inventory.write_text(json.dumps({"all": {"hosts": {machine.name: host}}}))
 
     def run(*options, **variables):
         variables = {"host_maintenance_hosts": "all", "host_maintenance_reboot": True, **variables}
-        command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(inventory), *options]
-        done = subprocess.run(
-            [*command, "vmops.qemu.host_maintenance", "-e", json.dumps(variables)],
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
-                "ANSIBLE_LOCAL_TEMP": str(tmp_path / "ansible"),
-                "ANSIBLE_SSH_CONTROL_PATH_DIR": f"/tmp/sd-{os.getpid()}",
-                "ANSIBLE_NOCOLOR": "1",
-            },
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = run_playbook(machine, tmp_path, "root", *options, "vmops.qemu.host_maintenance", **variables)
         assert done.returncode != 0, done.stdout + done.stderr
         assert machine.run("python3 -", stdin=RUN_STATE.encode()).strip() == "running"
         return done.stdout

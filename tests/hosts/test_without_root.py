@@ -9,14 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from support.guest import COLLECTIONS, REPOSITORY
-from support.machine_run import PLACE
+from support.guest import REPOSITORY
+from support.machine_run import PLACE, run_playbook
 from support.machine_tool import UNAVAILABLE
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
@@ -78,33 +75,11 @@ def went_on(host) -> None:
 @pytest.fixture
 def ansible(host, tmp_path):
     """``ansible(plays)``: run them from here, as the user; what was said. ``failed=True`` where they must fail."""
-    inventory = tmp_path / "inventory.yml"
-    host_variables = {
-        "ansible_user": USER,
-        "ansible_ssh_common_args": f"-F {host.ssh_config}",
-        "ansible_python_interpreter": "/usr/bin/python3",
-    }
-    inventory.write_text(json.dumps({"all": {"hosts": {host.name: host_variables}}}))
 
     def run(plays, failed: bool = False, **variables) -> str:
         play = tmp_path / "play.yml"
         play.write_text(json.dumps(plays))
-        command = [Path(sys.executable).with_name("ansible-playbook"), "-v", "-i", inventory, play]
-        done = subprocess.run(
-            [*map(str, command), "-e", json.dumps(variables)],
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
-                "ANSIBLE_LOCAL_TEMP": str(tmp_path / "ansible"),
-                "ANSIBLE_SSH_CONTROL_PATH_DIR": f"/tmp/rl-{os.getpid()}",
-                "ANSIBLE_NOCOLOR": "1",
-            },
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        done = run_playbook(host, tmp_path, USER, "-v", str(play), **variables)
         assert (done.returncode != 0) == failed, done.stdout + done.stderr
         return done.stdout
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
+import os
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
 from typing import Optional
 
 from .counter import build_counter
-from .guest import REPOSITORY
+from .guest import COLLECTIONS, REPOSITORY
 
 #: Where all of it is on the machine; it has room there, and every user may look into it.
 PLACE = "/opt/run"
@@ -129,3 +132,35 @@ class HostMachine:
             if said.endswith(("running", "degraded")) and not said.startswith(before):
                 return
             time.sleep(0.2)
+
+
+def run_playbook(
+    machine: HostMachine, place: Path, user: str, *arguments: str, **variables: object
+) -> subprocess.CompletedProcess[str]:
+    """Run ansible-playbook from here, as a user of a machine.
+
+    place: where it runs, and keeps what is its own; arguments: the playbook, and options before it.
+    """
+    inventory = place / "inventory.json"
+    host = {
+        "ansible_user": user,
+        "ansible_ssh_common_args": f"-F {machine.ssh_config}",
+        "ansible_python_interpreter": "/usr/bin/python3",
+    }
+    inventory.write_text(json.dumps({"all": {"hosts": {machine.name: host}}}))
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(inventory), *arguments]
+    return subprocess.run(
+        [*command, "-e", json.dumps(variables)],
+        cwd=place,
+        env={
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
+            "ANSIBLE_LOCAL_TEMP": str(place / "ansible"),
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": f"/tmp/vmops-ssh-{os.getpid()}",
+            "ANSIBLE_NOCOLOR": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
