@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
 
 import pytest
@@ -76,6 +77,80 @@ def test_port_in_a_network_namespace_is_not_reached(start_inside, info, run_modu
     result = run_module("qemu_save", name=VM, path=str(image))
     assert result["error"] == "MonitorMissingError"
     assert "-qmp unix:" in result["cure"]
+
+
+@pytest.fixture
+def in_its_namespace(start_module):
+    """Run a module where a process sees its files from, but with the namespace's own root directory."""
+
+    def run(process, module, **options):
+        prefix = ["nsenter", f"--mount=/proc/{process.pid}/ns/mnt", "--"]
+        return start_module(module, prefix=prefix, **options).result()
+
+    return run
+
+
+#: Makes a root directory with all that QEMU needs; that of a bind mount has the inode of ours.
+ROOTS = {
+    "bind": "mount --rbind / root",
+    "directory": """
+        mount -t tmpfs tests root
+        for each in /*; do
+            if [ -L "$each" ]; then cp -a "$each" root/
+            elif [ -d "$each" ]; then mkdir "root$each" && mount --rbind "$each" "root$each"; fi
+        done
+    """,
+}
+
+
+@pytest.fixture
+def start_below_root(start_inside, tmp_path):
+    """Start a QEMU with such a root directory, in which the directory ``run`` is another one; its socket is in that."""
+
+    def start(root):
+        path = tmp_path / "run" / "qmp.sock"
+        qemu = shlex.join([*QEMU, "-name", VM, "-qmp", f"unix:{path},server=on,wait=off"])
+        prepare = f"mkdir root && {ROOTS[root].strip()}\nmount -t tmpfs tests root$PWD/run && exec chroot root {qemu}"
+        process = start_inside(prepare=prepare)
+        assert os.readlink(f"/proc/{process.pid}/root") == str(tmp_path / "root")
+        wait_until(lambda: os.path.exists(f"/proc/{process.pid}/root{path}"))
+        return process, path
+
+    return start
+
+
+@pytest.fixture
+def saved_beside(start_module, image):
+    """Save with the files that a process's mount namespace has, but below the root directory of that."""
+
+    def run(process):
+        prefix = ["nsenter", f"--mount=/proc/{process.pid}/ns/mnt", "--"]
+        options = {"require_restorable": False, "after_save": "resume"}
+        result = start_module("qemu_save", name=VM, path=str(image), prefix=prefix, **options).result()
+        assert not result.get("failed"), result["msg"]
+        return result
+
+    return run
+
+
+@pytest.mark.parametrize("is_taken", [False, True], ids=["free", "taken"])
+@pytest.mark.parametrize("root", ROOTS)
+def test_socket_below_a_root_of_its_own(start_below_root, saved_beside, root, is_taken):
+    """It has its name there, whatever is at that path here."""
+    process, path = start_below_root(root)
+    with socket.socket(socket.AF_UNIX) as other:
+        if is_taken:
+            other.bind(str(path))
+            other.listen()
+        result = saved_beside(process)
+    assert "lost its name" not in str(result.get("warnings"))
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_socket_that_is_gone_below_a_root_of_its_own(start_below_root, saved_beside, root):
+    process, path = start_below_root(root)
+    os.unlink(f"/proc/{process.pid}/root{path}")
+    assert "lost its name" in str(saved_beside(process)["warnings"])
 
 
 def test_socket_that_is_gone(start_inside, info, tmp_path):

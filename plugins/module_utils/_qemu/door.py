@@ -44,7 +44,7 @@ class Door:
         roots: list[int | None] = [pid, None]
         if not _is_other(pid, "ns/mnt"):
             # It may have changed its root after it had opened its sockets.
-            roots = [None, pid] if _is_other(pid, "root") else [None]
+            roots = [None, pid] if _has_other_root(pid) else [None]
         return [dataclasses.replace(self, root_of=root) for root in roots]
 
     def is_out_of_reach(self, pid: int) -> bool:
@@ -97,5 +97,16 @@ def _is_other(pid: int, name: str) -> bool:
     """Whether a process has another one of these than this process; False where that cannot be told."""
     try:
         return not os.path.samestat(os.stat(proc_path(pid, name)), os.stat(proc_path("self", name)))
+    except OSError:
+        return False
+
+
+def _has_other_root(pid: int) -> bool:
+    """Whether a process in our mount namespace has another root directory; False where that cannot be told.
+
+    By its path: a bind mount of our root has the same inode.
+    """
+    try:
+        return os.readlink(proc_path(pid, "root")) != os.readlink(proc_path("self", "root"))
     except OSError:
         return False

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import itertools
 import os
 import time
 import typing as t
@@ -157,14 +158,6 @@ async def connect_by_process(process: QemuProcess, timeout: float | None = None,
     )
 
 
-async def _connect_by_door(door: Door, process: QemuProcess, timeout: float | None) -> Monitor:
-    """A session by one of a VM's doors, also where its socket has lost its name; raises as :meth:`Door.open`."""
-    try:
-        return await _open_door(door, process, timeout)
-    except (MonitorMissingError, MonitorForeignError, MonitorBusyError, MonitorProtocolError) as exc:
-        return await _connect_without_name(process, door, exc, timeout)
-
-
 async def _open_door(door: Door, process: QemuProcess, timeout: float | None) -> Monitor:
     """As :meth:`Door.open`, with what to do where a VM has no monitor that can be used."""
 
@@ -186,13 +179,21 @@ async def _first_free(
 
     :param is_up: whether its QMP servers are there if they will be at all; else no human monitor takes their place.
     """
-    for door in known:
-        if door.is_human and problems and not is_up and all(isinstance(each, MonitorMissingError) for each in problems):
+    for (is_human, _address), places in itertools.groupby(known, key=lambda door: (door.is_human, door.address)):
+        if is_human and problems and not is_up and all(isinstance(each, MonitorMissingError) for each in problems):
             break
-        try:
-            return await _connect_by_door(door, process, timeout)
-        except MonitorError as exc:
-            problems.append(exc)
+        found: list[tuple[Door, MonitorError]] = []
+        for door in places:
+            try:
+                return await _open_door(door, process, timeout)
+            except MonitorError as exc:
+                found.append((door, exc))
+        # Its socket has lost its name only where none of these places leads to it.
+        for door, problem in found:
+            try:
+                return await _connect_without_name(process, door, problem, timeout)
+            except MonitorError as exc:
+                problems.append(exc)
     return None
 
 
@@ -204,6 +205,8 @@ async def _connect_without_name(
     :param problem: what is at that path; it is raised where the socket cannot be reached.
     :raises MonitorError: it cannot be used.
     """
+    if not isinstance(problem, (MonitorMissingError, MonitorForeignError, MonitorBusyError, MonitorProtocolError)):
+        raise problem
     missing = isinstance(problem, MonitorMissingError)
     try:
         if not door.address.startswith("/") or (door.root_of is not None and not missing):
