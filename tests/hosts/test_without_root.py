@@ -15,6 +15,7 @@ import pytest
 from support.guest import REPOSITORY
 from support.machine_run import PLACE, run_playbook
 from support.machine_tool import UNAVAILABLE
+from support.observe import words
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
 
@@ -245,3 +246,64 @@ def test_maintenance_with_a_reboot(host, vms, ansible):
     host.run(f"echo '{USER} ALL=(root) NOPASSWD: ALL' >/etc/sudoers.d/{USER}")
     ansible(plays)
     went_on(host)
+
+
+def start_tpm(host, user: str) -> str:
+    """The TPM's server as a unit of this user's systemd (root: the host's), which runs; its socket, for all."""
+    units = "/etc/systemd/system" if user == "root" else "~/.config/systemd/user"
+    systemctl = "systemctl" if user == "root" else "systemctl --user"
+    home = host.run("echo ~", user)
+    unit = (
+        f"[Service]\nExecStart=/usr/bin/swtpm socket --tpm2 --tpmstate dir={home}/tpm"
+        " --ctrl type=unixio,path=/var/tmp/tpm.sock,mode=0666\n"
+    )
+    host.run(f"mkdir -p ~/tpm {units} && cat >{units}/tpm.service", user, stdin=unit.encode())
+    host.run(f"{systemctl} daemon-reload && {systemctl} start tpm", user)
+    host.run(
+        "for _try in $(seq 100); do test -S /var/tmp/tpm.sock && break; sleep 0.1; done; test -S /var/tmp/tpm.sock"
+    )
+    return "/var/tmp/tpm.sock"
+
+
+def start_vm_with_tpm(host, user: str, socket: str) -> None:
+    """A VM of this user's that no unit runs."""
+    home = host.run("echo ~", user)
+    host.run(
+        "qemu-system-x86_64 -name tpm1 -nodefaults -no-user-config -display none -accel tcg -m 32 -daemonize"
+        f" -qmp unix:{home}/qmp.sock,server=on,wait=off -chardev socket,id=c,path={socket}"
+        " -tpmdev emulator,id=tpm0,chardev=c -device tpm-tis,tpmdev=tpm0",
+        user,
+    )
+
+
+@pytest.mark.parametrize("saver", ["root", USER])
+def test_tpm_whose_server_is_a_unit_of_a_user(host, saver):
+    """It is that user's again after the restore, whoever saves and restores the VM; his unit's, if he does."""
+    host.unpack()
+    start_vm_with_tpm(host, saver, start_tpm(host, USER))
+    saved = module(host, "qemu_save", saver, name="tpm1")
+    assert not saved.get("failed"), saved["msg"]
+    assert "server_needed" not in {problem["kind"] for problem in saved["problems"]}
+    restored = module(host, "qemu_restore", saver, name="tpm1")
+    assert not restored.get("failed"), restored["msg"]
+    assert host.run("ps -C swtpm -o user=").split() == [USER]
+    state = host.run("systemctl --user show --property=ActiveState --value tpm", USER)
+    assert state == ("inactive" if saver == "root" else "active")
+
+
+def test_tpm_whose_server_is_a_unit_of_the_host(host):
+    """Which a user may not start: that is said before his VM is saved, and again at its restore."""
+    host.unpack()
+    start_vm_with_tpm(host, USER, start_tpm(host, "root"))
+    for check in (True, False):
+        saved = module(host, "qemu_save", USER, name="tpm1", _ansible_check_mode=check)
+        assert not saved.get("failed"), saved["msg"]
+        (problem,) = [problem for problem in saved["problems"] if problem["kind"] == "server_needed"]
+        assert "/var/tmp/tpm.sock" in problem["what"]
+    refused = module(host, "qemu_restore", USER, name="tpm1")
+    assert refused["error"] == "LaunchError", refused["msg"]
+    assert "/var/tmp/tpm.sock" in refused["msg"]
+    assert words(refused) == ("saved", "kept")
+    host.run("systemctl start tpm")
+    restored = module(host, "qemu_restore", USER, name="tpm1")
+    assert not restored.get("failed"), restored["msg"]
