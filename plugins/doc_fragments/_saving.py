@@ -35,8 +35,8 @@ options:
     default: 60
   after_save:
     description:
-      - What happens to the VM when the image is complete. V(quit) ends QEMU, V(pause) leaves the guest paused,
-        V(resume) lets the guest run on if it ran before.
+      - What happens to the VM. When the image is complete, V(quit) ends QEMU, and V(pause) leaves the guest paused.
+        V(resume) lets the guest run on, if it ran before, as soon as QEMU has written, while the image is completed.
       - After V(resume), the VM's disks change while the image does not. Restore such an image only together with disks
         of the same moment.
       - A guest that sleeps (S3) is saved with V(quit) only, as QEMU cannot let it go on after that.
@@ -82,8 +82,8 @@ options:
         O(vmops.qemu.qemu_restore#module:verify=full) and O(vmops.qemu.qemu_save_image_info#module:verify=true) detect
         any later change of the guest's memory and device state in the image, even of a single bit.
       - To compute it, the module reads everything that was written again, bypassing the page cache if the save did.
-        This makes the save take longer, see RV(vmops.qemu.qemu_save#module:checksum_ms). A guest that goes on with
-        O(after_save=resume) is paused for longer, too.
+        This makes the save take longer, see RV(vmops.qemu.qemu_save#module:checksum_ms). The VM's QEMU does not quit
+        before everything could be read; a guest that goes on after the save does not wait for it.
       - A checksum is not added to an image that is already complete.
     type: bool
     default: false

@@ -286,6 +286,54 @@ def test_killed_save_is_adopted_as_the_present_run_asks(big_guest, image, readin
     continuity.check()
 
 
+@pytest.mark.parametrize("live", [False, True], ids=["stopped", "live"])
+def test_guest_that_shall_go_on_does_not_wait_for_the_checksum(big_guest, image, start_slowly, info, live):
+    before = settings(big_guest)
+    continuity = Continuity(big_guest)
+    run, _pid = start_slowly(0.2, "qemu_save", checksum=True, after_save="resume", live=live)
+    assert run_state(big_guest) == "running"
+    assert settings(big_guest) == before
+    assert not image.exists()
+    result = run.result(60)
+    assert not result.get("failed"), result["msg"]
+    assert result["pause_ms"] < result["checksum_ms"]
+    assert result["image"]["checkpoint"]
+    assert info(verify=True)["problems"] == []
+    continuity.check()
+
+
+def test_signal_while_the_guest_goes_on(big_guest, image, reading_save, save):
+    """Nothing is to be put back, and the image that was there stays."""
+    save(name=VM, path=str(image), after_save="resume")
+    old = image.read_bytes()
+    before = settings(big_guest)
+    continuity = Continuity(big_guest)
+    run, pid = reading_save(after_save="resume", force=True)
+    os.kill(pid, signal.SIGTERM)
+    result = run.result(60)
+    assert result["error"] == "InterruptedOperationError", result["msg"]
+    assert words(result) == ("running", "complete")
+    assert image.read_bytes() == old
+    assert os.listdir(image.parent) == [image.name]
+    assert settings(big_guest) == before
+    continuity.check()
+
+
+def test_killed_save_of_a_guest_that_goes_on_is_done_again(big_guest, image, reading_save, save):
+    """What it left is of the past: it must never become the image of a guest that has gone on."""
+    before = settings(big_guest)
+    continuity = Continuity(big_guest)
+    run, pid = reading_save(after_save="resume")
+    os.kill(pid, signal.SIGKILL)
+    run.process.communicate()
+    assert run_state(big_guest) == "running"
+    assert settings(big_guest) == before
+    result = save(name=VM, path=str(image), after_save="resume")
+    assert "earlier run" not in result["msg"]
+    assert os.listdir(image.parent) == [image.name]
+    continuity.check()
+
+
 def test_restore_that_is_interrupted_while_it_verifies(guest, image, save, restore, start_slowly):
     continuity = Continuity(guest)
     save(name=VM, path=str(image), **FULL)

@@ -63,12 +63,10 @@ async def end_save(run: SaveRun, session: VmSession, run_state: str) -> None:
             run.situation = Situation(f"The image {run.path} is complete; whether {label} runs is not known")
             with session.patience(way_back=True):
                 await session.twice(lambda: session.put_guest_back("running"))
-            run.situation = Situation(f"{label} runs, and {image_is_safe}", "running")
+            await end_checkpoint(run, session)
         else:
             run.situation = Situation(f"{label} is stopped as before the save", "paused")
-        # The image is not the guest's truth any more, but an earlier save may have guarded it. What cannot be
-        # removed now is removed by the VM's next save or restore.
-        await free_units("", session.process, run.path)
+            await free_units("", session.process, run.path)
     else:
         run.situation = Situation(f"{label} is stopped and {image_is_safe}", "paused")
         quit_at, waited_for = boot_time(), session.pid is not None and waits_for(session.pid)
@@ -76,6 +74,16 @@ async def end_save(run: SaveRun, session: VmSession, run_state: str) -> None:
         run.situation = Situation(f"{label} has ended and {image_is_safe}", "saved")
         if session.process:
             await _require_no_revival(run, session.vm, session.process, quit_at, waited_for)
+
+
+async def end_checkpoint(run: SaveRun, session: VmSession) -> None:
+    """What is left to do where the guest goes on, and the image is complete.
+
+    The image is not the guest's truth any more, but an earlier save may have guarded it. What cannot be removed now is
+    removed by the VM's next save or restore.
+    """
+    run.situation = Situation(f"{session.label} runs, and the image {run.path} is complete", "running")
+    await free_units("", session.process, run.path)
 
 
 async def _require_no_revival(

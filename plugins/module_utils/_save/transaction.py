@@ -6,7 +6,8 @@
 
 Create the partial image beside the target; stop the guest (or leave it running while its memory is written); let QEMU
 write; flush; check the file against what it promises; complete and rename it; only then let QEMU quit. Whatever goes
-wrong before the rename puts the guest back as it was and leaves the target alone.
+wrong before the rename puts the guest back as it was and leaves the target alone. A guest that shall run after the save
+does so as soon as QEMU has written, as it would after a failure: the rest of the save can fail without it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import ev
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES
-from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import end_save, guard
+from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import end_checkpoint, end_save, guard
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave, SaveRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._save.plan import SavePlan, adopted_plan, bytes_needed
 from ansible_collections.vmops.qemu.plugins.module_utils._save.run import SaveRun
@@ -100,6 +101,8 @@ class SaveTransaction:
         self.since = session.monitor.mark()
         #: Whether what was written stays for the next run, as the guest cannot go on without it.
         self.kept = False
+        #: Whether the guest goes on already, as it shall after the save.
+        self.goes_on = False
         self.in_qemu, self.beside = WayBack(), WayBack()
         self.beside.push_async_exit(self._tell_end)
         self.beside.callback(self._discard)
@@ -156,6 +159,9 @@ class SaveTransaction:
                     following = bound.guard(self._follow(compressor), self.session.stop_if_running)
                     is_stream = plan.format is not ImageFormat.SPARSE
                     state = await (self._with_write_back(following) if is_stream else following)
+            surroundings = await self._surroundings(plan)
+            if self.run.request.after_save == "resume" and self._run_state == "running":
+                await despite_cancellation(self._let_guest_go_on())
             progress.phase("flush")
             if compressor:
                 await compressor.wait(self.partial.path)
@@ -165,7 +171,6 @@ class SaveTransaction:
             await self._check_file()
             progress.phase("checksum")
             digest, checksum_ms = await self._digest(access) if self.run.request.checksum else ("", None)
-            surroundings = await self._surroundings(plan)
             written = _Written(state, seconds, surroundings, checksum_ms)
             xml = plan.final_xml(
                 self.run.path,
@@ -285,6 +290,24 @@ class SaveTransaction:
     async def _stop(self) -> None:
         await self.run.await_long("QEMU to stop the guest, which flushes all its disks", self.session.stop())
 
+    async def _let_guest_go_on(self) -> None:
+        """What a save calls off where it fails, the guest's stop first; quiet where QEMU does not let it run.
+
+        Then it is saved in the first place, and asked again when the image is complete.
+
+        :raises MonitorError: it runs, and QEMU's settings could not be put back.
+        """
+        label = self.session.label
+        try:
+            with self.session.patience(way_back=True):
+                await self.session.twice(lambda: self.session.put_guest_back("running"))
+        except MonitorError:
+            return
+        self.goes_on = True
+        self.run.situation = Situation(f"{label} runs again", "running")
+        await self.session.twice(self.transfer.clean)
+        self.in_qemu.pop_all()
+
     async def _check_file(self) -> None:
         """Check that the file holds what its bitmaps promise: QEMU before 11.1 takes a short write for a success."""
         problems = await in_thread(structure_problems, self.partial.path)
@@ -320,12 +343,15 @@ class SaveTransaction:
         self.beside.pop_all()
         self.run.written = True
         self.run.locks.callback(self.partial.release)
-        self.run.situation = Situation(
-            f"{self.session.label} is stopped and the image {self.run.path} is complete", "paused"
-        )
-        if self.run.request.after_save != "quit":
-            await self.session.twice(self.transfer.clean)
-        await end_save(self.run, self.session, self._run_state)
+        if self.goes_on:
+            await end_checkpoint(self.run, self.session)
+        else:
+            self.run.situation = Situation(
+                f"{self.session.label} is stopped and the image {self.run.path} is complete", "paused"
+            )
+            if self.run.request.after_save != "quit":
+                await self.session.twice(self.transfer.clean)
+            await end_save(self.run, self.session, self._run_state)
         bytes_written = int(written.state.get("ram", {}).get("transferred", 0))
         outcome = self.run.outcome()
         if self.run.request.after_save != "quit":
