@@ -471,20 +471,6 @@ def test_storage_that_fails_the_module(guest, image, start_module, call, first, 
     before.check_all_is_as_before()
 
 
-@pytest.mark.parametrize("options", [RAW, ZSTD], ids=named)
-@pytest.mark.parametrize(("first", "number"), [(1, errno.EIO), (3, errno.ENOSPC)])
-def test_storage_that_fails_while_qemu_writes(big_guest, image, start_module, options, first, number):
-    """Only that flush is told of it, so the save ends there, and no later flush that succeeds makes it an image."""
-    make_image(image)
-    before = Before(big_guest, image.parent)
-    prefix = faulty_storage("fdatasync", first, number, PARTIAL)
-    run = start_module("qemu_save", name=VM, path=str(image), force=True, bandwidth="64M", prefix=prefix, **options)
-    result = run.result()
-    error = "ImageSpaceError" if number == errno.ENOSPC else "ImageAccessError"
-    check_error(result, error, str(image.parent), "while it is written", os.strerror(number), guest="running")
-    before.check_all_is_as_before()
-
-
 def test_storage_that_fails_the_modules_last_flush(guest, image, start_module, save, restore):
     """The new image has its name by then, and nobody knows for how long: it must not stand beside a guest that runs."""
     make_image(image)

@@ -189,20 +189,18 @@ class PartialImage:
             self._file.flush()
 
     def write_back(self, stop: threading.Event) -> None:
-        """Have what is written brought onto the storage at once, over and over, until another thread sets ``stop``.
+        """Have what is written brought onto the storage at once, until another thread sets ``stop``, and not cached.
 
-        Else a kernel with much memory begins only at the flush, and the storage has nothing to do before. It says
-        nothing of what is written later, so :meth:`flush` is still to be called; but the storage's error may be told
-        here alone. It has a descriptor of its own, as a caller that is cancelled may close the file meanwhile.
-
-        :raises ImageSpaceError: as :meth:`flush`, and so the others.
-        :raises ImageAccessError: the storage failed; the image must not be trusted.
+        Else a kernel with much memory begins only at the flush, and the storage has nothing to do before. It is a hint:
+        whether the storage takes it, :meth:`flush` tells. fdatasync(2), which waits and writes the file system's
+        journal each time, does not help where several places are written at once.
         """
-        with image_errors(self.path, "flush the image while it is written"):
+        with contextlib.suppress(OSError):
+            # On a descriptor of its own, as a caller that is cancelled may close the file meanwhile.
             descriptor = self._open_again(os.O_RDONLY)
             try:
                 while not stop.wait(_WRITE_BACK_INTERVAL):
-                    os.fdatasync(descriptor)
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)
 

@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -184,26 +185,49 @@ def test_a_failing_flush_leaves_the_target(older, partial, target, monkeypatch, 
 
 
 def test_write_back_goes_on_until_it_is_stopped(partial, monkeypatch):
-    stop, flushed = threading.Event(), []
+    stop, advised = threading.Event(), []
 
-    def fdatasync(descriptor):
-        flushed.append(os.path.samestat(os.fstat(descriptor), os.stat(partial.path)))
-        if len(flushed) == 3:
+    def advise(descriptor, *arguments):
+        advised.append((os.path.samestat(os.fstat(descriptor), os.stat(partial.path)), *arguments))
+        if len(advised) == 3:
             stop.set()
 
-    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    monkeypatch.setattr(os, "posix_fadvise", advise)
     partial.write_back(stop)
-    assert flushed == [True] * 3
+    assert advised == [(True, 0, 0, os.POSIX_FADV_DONTNEED)] * 3
 
 
-def test_write_back_tells_of_a_failing_storage(partial, monkeypatch):
-    def fdatasync(_descriptor):
-        raise OSError(errno.ENOSPC, "full")
+def test_write_back_has_data_reach_the_storage(partial):
+    """Nobody flushes: what is written has its place on the disk, and leaves the page cache, by this alone."""
+    descriptor = partial.open_for_qemu()
+    os.pwrite(descriptor, os.urandom(8 << 20), partial.stream_offset)
+    os.close(descriptor)
+    stop = threading.Event()
+    thread = threading.Thread(target=partial.write_back, args=(stop,))
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while cached(partial.path) > 1 << 20:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        stop.set()
+        thread.join()
 
-    monkeypatch.setattr(os, "fdatasync", fdatasync)
+
+def cached(path):
+    """Bytes of a file in the page cache."""
+    output = subprocess.run(["fincore", "-b", "-n", "-o", "RES", path], capture_output=True, text=True, check=True)
+    return int(output.stdout)
+
+
+def test_write_back_leaves_errors_to_the_flush(partial, monkeypatch):
+    def advise(_descriptor, *_arguments):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(ImageSpaceError, match="flush the image while it is written"):
-        partial.write_back(threading.Event())
+    partial.write_back(threading.Event())
     assert len(os.listdir("/proc/self/fd")) == before
 
 
