@@ -7,8 +7,9 @@
     make bench [QUICK=1] [SIZES=1,4] [ROUNDS=5] [BENCH_DIR=build/bench] [DOCS=1]
 
 A save counts from the start of its process until the image is durable (whoever wrote it, the file is flushed then) and
-QEMU is gone; a restore from a cold cache until the process says that the guest runs. The image's removal is measured
-apart. Figures go to build/bench.json, build/bench.md and build/bench.svg; with --docs also into docs/performance.md.
+QEMU is gone; a restore, of an image that is not in the page cache, until the process says that the guest runs. The
+image's removal is measured apart. Figures go to build/bench.json, build/bench.md and build/bench.svg; with --docs also
+into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -61,12 +62,14 @@ def flush(image: Path) -> None:
 
 def one_round(side: Side, image: Path, figures: Figures) -> None:
     """Save and restore once."""
+    side.warm()
     started = time.monotonic()
     side.save(image)
     side.guest.wait_exit(60)
     flush(image)
     figures.add("save", time.monotonic() - started)
     cold_cache()
+    side.warm()
     started = time.monotonic()
     side.restore(image)
     figures.add("restore", time.monotonic() - started)

@@ -21,6 +21,7 @@ from support import CounterGuest, Monitor
 from support.guest import COLLECTIONS
 from support.libvirt import LibvirtGuest
 
+_MODULES = "ansible_collections.vmops.qemu.plugins.modules"
 _POLL = 0.05  # seconds between two looks at a module's peak memory
 _QMP_TIMEOUT = 600.0  # seconds
 
@@ -31,7 +32,7 @@ def run_module(module: str, **options: Any) -> tuple[dict[str, Any], int]:
         json.dump({"ANSIBLE_MODULE_ARGS": options}, arguments)
         arguments.seek(0)
         process = subprocess.Popen(
-            [sys.executable, "-m", f"ansible_collections.vmops.qemu.plugins.modules.{module}"],
+            [sys.executable, "-m", f"{_MODULES}.{module}"],
             stdin=arguments,
             stdout=output,
             env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
@@ -64,6 +65,10 @@ class Side:
         self.pause: float | None = None
         self.peak_kib = 0
 
+    def warm(self) -> None:
+        """Have its programs in the page cache, as on a host that has used them before."""
+        subprocess.run([self.guest.qemu, "--version"], stdout=subprocess.DEVNULL, check=True)
+
     def save(self, image: Path) -> None:
         """Until the image is written; the guest's QEMU may still be ending."""
         raise NotImplementedError
@@ -79,6 +84,12 @@ class Module(Side):
     def __init__(self, name: str, guest: CounterGuest, save: dict[str, Any], restore: dict[str, Any]) -> None:
         super().__init__(f"vmops {name}", guest)
         self._save, self._restore = save, restore
+
+    def warm(self) -> None:
+        super().warm()
+        imports = "; ".join(f"import {_MODULES}.{module}" for module in ("qemu_save", "qemu_restore"))
+        environment = {**os.environ, "PYTHONPATH": str(COLLECTIONS)}
+        subprocess.run([sys.executable, "-c", imports], env=environment, check=True)
 
     def save(self, image: Path) -> None:
         result, peak = run_module("qemu_save", name=self.guest.name, path=str(image), **self._save)
@@ -142,6 +153,10 @@ class Virsh(Side):
         super().__init__(f"virsh {name}", guest)
         self._virsh: Callable[..., str] = guest.libvirt.virsh
         self._save, self._restore = save, restore
+
+    def warm(self) -> None:
+        super().warm()
+        self._virsh("list")
 
     def save(self, image: Path) -> None:
         self._virsh("save", self.guest.name, image, *self._save)
