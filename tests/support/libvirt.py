@@ -17,6 +17,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import uuid as uuids
 from pathlib import Path
@@ -72,7 +73,24 @@ mount -t tmpfs -o mode=755 tests /run
 if [ -d /sys/fs/cgroup ]; then
     umount -R /sys/fs/cgroup 2>/dev/null || mount -t tmpfs tests /sys/fs/cgroup
 fi
-exec libvirtd -f /etc/libvirt/libvirtd.conf -p /run/libvirtd.pid
+exec "$2" -c "$3" libvirtd -f /etc/libvirt/libvirtd.conf -p /run/libvirtd.pid
+"""
+
+#: Reaps libvirt's QEMUs, whose parent would be init. libvirt waits until an ended one is gone; init may take seconds.
+_REAPER = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
+prctl = ctypes.CDLL(None).prctl
+prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+daemon = os.fork()
+if not daemon:
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    os.execvp(sys.argv[1], sys.argv[1:])
+signal.signal(signal.SIGTERM, lambda *_: os.kill(daemon, signal.SIGTERM))
+prctl(PR_SET_NAME, b"libvirtd", 0, 0, 0)
+while (ended := os.wait())[0] != daemon:
+    pass
+sys.exit(os.waitstatus_to_exitcode(ended[1]))
 """
 
 
@@ -101,7 +119,10 @@ class Libvirt:
         self.log = self.workdir / "libvirtd.log"
         with open(self.log, "wb") as log:
             self._daemon = subprocess.Popen(
-                ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, "sh", str(self.workdir)],
+                [
+                    *("unshare", "--mount", "--propagation", "private"),
+                    *("sh", "-c", _ENTER, "sh", str(self.workdir), sys.executable, _REAPER),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -126,7 +147,7 @@ class Libvirt:
     def _wait(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT
         while self._daemon.poll() is None:
-            # Before libvirtd has its program, this namespace may not be there yet
+            # Before it has this name, its namespace may not be there yet.
             if Path(f"/proc/{self._daemon.pid}/comm").read_text().strip() == "libvirtd":
                 probe = self._virsh(["uri"])
                 if probe.returncode == 0:
