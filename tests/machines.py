@@ -147,7 +147,8 @@ class Machine:
             command = ["systemd-nspawn", "--quiet", "--boot", "--directory", str(root), "--machine", self.unit]
             command += ["--hostname", self.name, "--network-namespace-path", f"/proc/{os.getpid()}/ns/net"]
             command += ["--register=no", "--keep-unit", "--link-journal=no", "--resolv-conf=off", "--timezone=off"]
-            command += ["--console=read-only"]
+            # The network is the machine's own, and its root may do there what a host's may.
+            command += ["--console=read-only", "--capability=CAP_NET_ADMIN"]
             # Debian 13's systemd knows no other control groups, whichever this host uses.
             environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
             while True:
@@ -267,7 +268,7 @@ def connect() -> None:
 
 
 def loopback_up() -> None:
-    """Bring up lo in this network namespace; without a network of systemd-nspawn's making, the machine may not."""
+    """Bring up lo in this network namespace, which systemd-nspawn leaves as it finds it."""
     set_flags, up = 0x8914, 1  # SIOCSIFFLAGS and IFF_UP, linux/sockios.h and linux/if.h
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, set_flags, struct.pack("16sh22x", b"lo", up))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support import find_qemu_pids
+from support import find_qemu_pids, network
 from support.observe import VM, Continuity, run_state, wait_until, words
 from support.paused import make_disk
 from support.versions import find_qemus
@@ -367,34 +367,19 @@ def test_server_behind_a_socket(make_guest, image, run_module, save, restore, tm
 
 @pytest.fixture
 def bridge():
-    name = f"vmb{os.getpid() % 100000}{os.urandom(1).hex()}"
-    try:
-        subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no bridge can be made here")
-    yield name
-    subprocess.run(["ip", "link", "delete", name], check=True)
-
-
-def master_of(name):
-    try:
-        return os.path.basename(os.readlink(f"/sys/class/net/{name}/master"))
-    except FileNotFoundError:
-        return ""
+    with network.new_bridge() as name:
+        if name is None:
+            pytest.skip("no bridge can be made here")
+        yield name
 
 
 @pytest.fixture
 def tap_guest(make_guest, bridge):
     if not os.path.exists("/dev/net/tun"):
         pytest.skip("no /dev/net/tun")
-    name = f"vmt{os.getpid() % 100000}{os.urandom(1).hex()}"
-    guest = make_guest(
-        extra_args=[
-            *("-netdev", f"tap,id=n0,ifname={name},script=no,downscript=no"),
-            *("-device", "virtio-net-pci,netdev=n0,romfile="),
-        ]
-    )
-    subprocess.run(["ip", "link", "set", "dev", name, "master", bridge], check=True)
+    name = network.new_name("vmt")
+    guest = make_guest(extra_args=network.tap_words(name))
+    network.put(name, bridge)
     guest.tap = name
     return guest
 
@@ -405,7 +390,7 @@ def test_tap_that_somebody_put_into_a_bridge(tap_guest, bridge, image, save, res
     save(name=VM, path=str(image))
     result = restore(name=VM, path=str(image))
     before.check()
-    assert master_of(tap_guest.tap) == bridge
+    assert network.master_of(tap_guest.tap) == bridge
     assert tap_guest.tap not in str(result.get("warnings"))
 
 
@@ -413,18 +398,18 @@ def test_tap_that_somebody_put_into_a_bridge(tap_guest, bridge, image, save, res
 def test_bridge_that_is_not_there_any_more(tap_guest, bridge, image, save, restore):
     before = Continuity(tap_guest)
     save(name=VM, path=str(image))
-    subprocess.run(["ip", "link", "delete", bridge], check=True)
+    network.delete(bridge)
     try:
         result = restore(name=VM, path=str(image))
         before.check()
         assert f"{tap_guest.tap} was in the bridge {bridge}" in str(result["warnings"])
     finally:
-        subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], check=True)
+        network.make_bridge(bridge)
 
 
 @only_root
 def test_tap_that_stood_without_qemu(make_guest, bridge, image, save, run_module, restore):
-    name = f"vmp{os.getpid() % 100000}{os.urandom(1).hex()}"
+    name = network.new_name("vmp")
 
     def make():
         subprocess.run(["ip", "tuntap", "add", "dev", name, "mode", "tap"], check=True)
@@ -434,23 +419,18 @@ def test_tap_that_stood_without_qemu(make_guest, bridge, image, save, run_module
     except subprocess.CalledProcessError:
         pytest.skip("no tap can be made here")
     try:
-        guest = make_guest(
-            extra_args=[
-                *("-netdev", f"tap,id=n0,ifname={name},script=no,downscript=no"),
-                *("-device", "virtio-net-pci,netdev=n0,romfile="),
-            ]
-        )
+        guest = make_guest(extra_args=network.tap_words(name))
         before = Continuity(guest)
         saved = save(name=VM, path=str(image))
         assert name in problems(saved, "tap_needed")[0]["what"]
-        subprocess.run(["ip", "link", "delete", name], check=True)
+        network.delete(name)
         not_restored(run_module, image, "LaunchError", name)
         make()
         restore(name=VM, path=str(image))
         before.check()
         guest.end()
     finally:
-        subprocess.run(["ip", "link", "delete", name], check=True)
+        network.delete(name)
 
 
 # --- the directory of relative names ---
@@ -562,6 +542,6 @@ def test_tap_without_a_name_in_a_bridge(make_guest, bridge, image, save):
         ]
     )
     name = next(iter(name for name in set(os.listdir("/sys/class/net")) - before if name.startswith("tap")))
-    subprocess.run(["ip", "link", "set", "dev", name, "master", bridge], check=True)
+    network.put(name, bridge)
     (problem,) = problems(save(name=VM, path=str(image), after_save="resume"), "bridge_lost")
     assert bridge in problem["what"]

@@ -132,7 +132,7 @@ def put_into_bridges(recorded: t.Iterable[Tap], opened: t.Iterable[Tap]) -> list
         reason = "QEMU does not have it now" if tap.name not in now else _put(tap.name, tap.bridge)
         if reason:
             failed.append(
-                f"The network interface {tap.name} was in the bridge {tap.bridge} when the VM was saved, and is not"
+                f"The network interface {tap.name} was in the bridge {tap.bridge} when the VM ran before, and is not"
                 f" now: {reason}"
             )
     return failed

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._state_directory import state_path
 
-from support import Monitor, find_qemu_pids
+from support import Monitor, find_qemu_pids, network
 from support.observe import VM, Continuity, run_state, wait_until
 from support.tpm import Swtpm
 from support.units import ALWAYS, BY_USER, UNAVAILABLE, of_root, systemctl
@@ -254,6 +254,37 @@ def test_what_it_needs_is_there_again(make_guest, managed_save, managed_restore,
     finally:
         tpm.kill()
         shutil.rmtree(run, ignore_errors=True)
+
+
+@of_root
+@pytest.mark.skipif(not os.path.exists("/dev/net/tun"), reason="no /dev/net/tun")
+@pytest.mark.parametrize("is_there", [True, False], ids=["bridge", "no-bridge"])
+def test_tap_is_in_its_bridge_again(make_guest, make_service, managed_save, managed_restore, is_there):
+    """As at a restore; after a reboot the host makes the bridge, and QEMU its tap."""
+    make_guest(observer=True)
+    taps = {OTHER: network.new_name("vmt"), THIRD: network.new_name("vmt")}
+    with network.new_bridge() as bridge:
+        if bridge is None:
+            pytest.skip("no bridge can be made here")
+        service = make_service(service=ALWAYS, guest={"name": OTHER, "extra_args": network.tap_words(taps[OTHER])})
+        by_hand = make_guest(THIRD, extra_args=network.tap_words(taps[THIRD]))
+        for tap in taps.values():
+            network.put(tap, bridge)
+        saved = managed_save()
+        assert fates(saved) == {OTHER: "shut down", THIRD: "shut down"}, saved["msg"]
+        assert not any(network.exists(tap) for tap in taps.values())
+        network.delete(bridge)
+        if is_there:
+            network.make_bridge(bridge)
+        back = managed_restore()
+        assert started(back) == {OTHER: "started", THIRD: "started"}, back["msg"]
+        masters = {name: network.master_of(tap) for name, tap in taps.items()}
+        assert masters == dict.fromkeys(taps, bridge if is_there else "")
+        for name, tap in taps.items():
+            said = f"{tap} was in the bridge {bridge} when the VM ran before, and is not now"
+            assert (said in str(back.get("warnings"))) == (not is_there), name
+        wait_for_boots(service.guest, 2)
+        wait_for_boots(by_hand, 2)
 
 
 def test_server_of_its_tpm_ends_with_a_start_that_fails(make_guest, managed_save, managed_restore, tmp_path):
