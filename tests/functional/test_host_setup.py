@@ -10,25 +10,29 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from support.guest import COLLECTIONS
+from support.guest import COLLECTIONS, REPOSITORY
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="it prepares a host for root")
+
+SERVICES = ("host_setup_boot_restore", "host_setup_shutdown_save", "host_setup_metrics")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="it prepares a host for root")
-@pytest.mark.parametrize("services", [False, True], ids=["plain", "with services"])
-def test_fresh_host_in_check_mode(tmp_path, services):
-    """Nothing fails that only is not there yet, and nothing is warned of."""
-    metrics = tmp_path / "metrics"
-    metrics.mkdir()
-    variables = {
-        "vmops_qemu_save_dir": str(tmp_path / "vmops" / "save"),
-        "host_setup_program_dir": str(tmp_path / "lib" / "vmops-qemu"),
-        "host_setup_metrics_dir": str(metrics),
-        **dict.fromkeys(("host_setup_boot_restore", "host_setup_shutdown_save", "host_setup_metrics"), services),
-    }
+@pytest.fixture
+def place():
+    """A directory on a disk, which pytest's own may not be, where only the role writes."""
+    with tempfile.TemporaryDirectory(dir=REPOSITORY / "build") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def host_setup(tmp_path, place):
+    """Run the role in check mode, which changes nothing: how it ended, and what it said."""
+    (tmp_path / "metrics").mkdir()
     (tmp_path / "ansible.cfg").touch()
     play = tmp_path / "play.yml"
     play.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "roles": ["vmops.qemu.host_setup"]}]))
@@ -39,20 +43,54 @@ def test_fresh_host_in_check_mode(tmp_path, services):
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_CONFIG": str(tmp_path / "ansible.cfg"),
     }
-    run = subprocess.run(
-        [
-            str(Path(sys.executable).parent / "ansible-playbook"),
-            *("--check", "-c", "local", "-e", json.dumps({"ansible_python_interpreter": sys.executable, **variables})),
-            str(play),
-        ],
-        env={**{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}, **settings},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout
-    assert "WARNING" not in run.stdout, run.stdout
-    assert sorted(os.listdir(tmp_path)) == ["ansible.cfg", "metrics", "play.yml"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+
+    def run(services, save_dir):
+        variables = {
+            "ansible_python_interpreter": sys.executable,
+            "vmops_qemu_save_dir": str(save_dir),
+            "host_setup_program_dir": str(place / "lib" / "vmops-qemu"),
+            "host_setup_metrics_dir": str(tmp_path / "metrics"),
+            **{name: name in services for name in SERVICES},
+        }
+        done = subprocess.run(
+            [
+                str(Path(sys.executable).parent / "ansible-playbook"),
+                *("--check", "-c", "local", "-e", json.dumps(variables)),
+                str(play),
+            ],
+            env={**environment, **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert os.listdir(place) == [], done.stdout
+        assert sorted(os.listdir(tmp_path)) == ["ansible.cfg", "metrics", "play.yml"]
+        return done.returncode, done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize("services", [(), SERVICES], ids=["plain", "with services"])
+def test_fresh_host_in_check_mode(host_setup, place, services):
+    """Nothing fails that only is not there yet, and nothing is warned of."""
+    status, said = host_setup(services, place / "vmops" / "save")
+    assert status == 0, said
+    assert "WARNING" not in said, said
+
+
+@pytest.mark.parametrize("services", [SERVICES[:1], SERVICES[:2], ()], ids=["boot", "shutdown", "neither"])
+def test_images_that_a_reboot_would_take(host_setup, services):
+    """Its services are for images that a reboot leaves; without them a directory in memory is the user's own affair."""
+    status, said = host_setup(services, f"/dev/shm/vmops-{os.getpid()}/save")
+    said = " ".join(said.split())
+    if not services:
+        assert status == 0, said
+        return
+    assert status != 0, said
+    assert f"{services[-1]} is for images that are there after a reboot" in said
+    assert "mounted on /dev/shm" in said
+    assert "Nothing was changed. Choose a directory on a disk (vmops_qemu_save_dir)" in said
