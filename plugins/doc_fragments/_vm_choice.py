@@ -18,6 +18,8 @@ options:
   unit:
     description:
       - The systemd unit that runs the VM, such as C(qemu@web1.service). C(.service) may be left out.
+      - A unit of another user's own systemd (C(systemctl --user)) is given with the service in which that systemd runs,
+        as in V(user@1000.service/web1.service).
     type: str
   pid:
     description:

@@ -31,6 +31,7 @@ options:
   unit:
     description:
       - List only the VMs in these systemd units. C(.service) may be left out.
+      - Units of other users' own systemd (C(systemctl --user)) are given as RV(vms[].unit) has them.
     type: list
     elements: str
   pid:

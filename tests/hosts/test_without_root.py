@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import uuid as uuids
 
 import pytest
 
@@ -20,6 +21,7 @@ from support.observe import words
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)
 
 USER = "alice"
+OTHER_USER = "bob"
 VMS = ("web1", "db1")
 
 UNIT = """\
@@ -40,13 +42,17 @@ CHOSEN = os.environ.get("UNITS_ARGS", "")
 @pytest.fixture
 def host(machine):
     """A machine with a user whose systemd runs from the boot on, and who may log in."""
-    machine.run(
-        f"useradd --create-home --shell /bin/bash {USER} && install -d -m 700 -o {USER} -g {USER} /home/{USER}/.ssh"
-        f" && install -m 600 -o {USER} -g {USER} /root/.ssh/authorized_keys /home/{USER}/.ssh/"
-        f" && loginctl enable-linger {USER}"
-    )
-    machine.run("systemctl --user is-system-running --wait", USER, check=False)
+    add_user(machine, USER)
     return machine
+
+
+def add_user(machine, user: str) -> None:
+    machine.run(
+        f"useradd --create-home --shell /bin/bash {user} && install -d -m 700 -o {user} -g {user} /home/{user}/.ssh"
+        f" && install -m 600 -o {user} -g {user} /root/.ssh/authorized_keys /home/{user}/.ssh/"
+        f" && loginctl enable-linger {user}"
+    )
+    machine.run("systemctl --user is-system-running --wait", user, check=False)
 
 
 def guests(host, command: str, *arguments: str, user: str = USER):
@@ -307,3 +313,71 @@ def test_tpm_whose_server_is_a_unit_of_the_host(host):
     host.run("systemctl start tpm")
     restored = module(host, "qemu_restore", USER, name="tpm1")
     assert not restored.get("failed"), restored["msg"]
+
+
+# --- one name of a unit for several ---
+
+
+def start_unit(host, user: str) -> dict:
+    """A VM web1 in a unit web1.service of this user's own systemd (root: the host's); all by which it can be chosen."""
+    units, systemctl = "~/.config/systemd/user", "systemctl --user"
+    if user == "root":
+        units, systemctl = "/etc/systemd/system", "systemctl"
+    uuid = str(uuids.uuid4())
+    words = f"-name web1 -uuid {uuid} -nodefaults -no-user-config -display none -accel tcg -m 32 -S"
+    unit = f"[Service]\nExecStart=/usr/bin/qemu-system-x86_64 {words} -qmp unix:%t/web1.qmp,server=on,wait=off\n"
+    host.run(f"mkdir -p {units} && cat >{units}/web1.service", user, stdin=unit.encode())
+    host.run(f"{systemctl} daemon-reload && {systemctl} start web1", user)
+    uid = host.run("id -u", user)
+    run = "/run" if user == "root" else f"/run/user/{uid}"
+    return {
+        "unit": "web1.service" if user == "root" else f"user@{uid}.service/web1.service",
+        "pid": int(host.run(f"{systemctl} show --property=MainPID --value web1", user)),
+        "uuid": uuid,
+        "qmp_socket": f"{run}/web1.qmp",
+    }
+
+
+def would_save(host, user: str, **options) -> dict:
+    return module(host, "qemu_save", user, _ansible_check_mode=True, require_restorable=False, **options)
+
+
+def test_units_of_one_name(host):
+    """By a unit's name alone nobody means another user's, and of several of his own none is taken for the other."""
+    host.unpack()
+    add_user(host, OTHER_USER)
+    theirs = {user: start_unit(host, user) for user in (USER, OTHER_USER)}
+    for name in ("web1", "web1.service"):
+        told = module(host, "qemu_vm_info", "root", unit=[name])
+        assert told["vms"] == []
+        saved, restored = (module(host, kind, "root", unit=name) for kind in ("qemu_save", "qemu_restore"))
+        assert (saved["error"], restored["error"]) == ("VmNotFoundError", "ImageNotFoundError")
+        for vm in theirs.values():
+            assert all(
+                f"pid {vm['pid']}, uuid {vm['uuid']}, unit {vm['unit']}" in said["msg"] for said in (told, saved)
+            )
+            assert all(vm["unit"] in said["cure"] for said in (saved, restored)), (saved["cure"], restored["cure"])
+    for kind in ("qemu_save", "qemu_restore"):
+        told = module(host, kind, "root", name="web1")
+        assert told["error"] == "VmAmbiguousError", told["msg"]
+        for user, vm in theirs.items():
+            assert f"pid {vm['pid']} of the user {user} (uuid {vm['uuid']}, unit {vm['unit']}" in told["msg"]
+    for vm in theirs.values():
+        for key in vm:
+            told = would_save(host, "root", **{key: vm[key]})
+            assert told.get("vm", {}).get("pid") == vm["pid"], told["msg"]
+    # The same with one of the host's own, which its name means for root; for a user it may be his own one.
+    own = start_unit(host, "root")
+    for options in ({"unit": "web1"}, {"name": "web1", "unit": "web1"}, {"name": "web1"}):
+        told = would_save(host, "root", **options)
+        assert told.get("vm", {}).get("pid") == own["pid"], told["msg"]
+        (found,) = module(host, "qemu_vm_info", "root", unit=["web1"])["vms"]
+        assert found["pid"] == own["pid"]
+    told = would_save(host, USER, unit="web1")
+    assert told["error"] == "VmAmbiguousError", told["msg"]
+    assert all(f"pid {vm['pid']} of the user" in told["msg"] for vm in (own, theirs[USER]))
+    assert str(theirs[OTHER_USER]["pid"]) not in told["msg"]
+    told = would_save(host, USER, unit=theirs[USER]["unit"])
+    assert told.get("vm", {}).get("pid") == theirs[USER]["pid"], told["msg"]
+    for user, vm in (*theirs.items(), ("root", own)):
+        assert host.run(f"cat /proc/{vm['pid']}/comm", user).startswith("qemu-system")

@@ -20,9 +20,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import Mismatch
 from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, means_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import is_trusted
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import is_unit
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import is_unit, plain_name
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, list_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
+
+#: Units of one name that are told.
+_MAX_UNITS = 5
 
 _UUID = re.compile(r"([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{12})")
 
@@ -77,7 +80,11 @@ class Selection:
     @property
     def label(self) -> str:
         """The VM as messages name it."""
-        given = [self.uuid and f"uuid {self.uuid}", self.unit, self.pid and f"QEMU's pid {self.pid}"]
+        given = [
+            self.uuid and f"uuid {self.uuid}",
+            self.unit and f"unit {self.unit}",
+            self.pid and f"QEMU's pid {self.pid}",
+        ]
         others = ", ".join(str(part) for part in given if part)
         return f"{self.name} ({others})" if self.name and others else self.name or f"the VM with the {others}"
 
@@ -105,6 +112,18 @@ class Selection:
             return [process for process in found if process.name == self.name]
         named = [process for process in found if process.name == self.name]
         return named if self.name and named else found
+
+    def cure(self) -> str:
+        """What to do where it is true of no VM that runs, as far as the units that run tell; or the empty string.
+
+        A unit of another user's own systemd is another one than the host's or the caller's of that name.
+        """
+        units = {systemd.unit_of_process(process.pid) for process in list_processes()} if self.unit else set()
+        found = sorted(unit for unit in units if unit != self.unit and plain_name(unit) == self.unit)
+        if not found:
+            return ""
+        shown = " or ".join(found[:_MAX_UNITS]) + (" or …" if len(found) > _MAX_UNITS else "")
+        return f"{self.unit} alone means no unit of another user's own systemd: for one of those, give unit as {shown}"
 
     def _is_of(self, process: QemuProcess) -> bool:
         return (

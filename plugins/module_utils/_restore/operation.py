@@ -306,7 +306,8 @@ class RestoreOperation(RestoreRun):
             f"there is no image to restore, and {guest}",
             cure="It was archived: expand it first (vmops.qemu.qemu_save_image with archive: none)"
             if archived
-            else "Check name, path and save_dir (vmops.qemu.qemu_save_image_info lists a directory)",
+            else self.selection.cure()
+            or "Check name, path and save_dir (vmops.qemu.qemu_save_image_info lists a directory)",
         )
 
     # --- deciding ---

@@ -255,9 +255,8 @@ class SaveOperation(SaveRun):
             raise VmNotFoundError(
                 f"No running QEMU {self.selection.predicate()}{where}: there is nothing to save{doubtful_note()}."
                 f" {running_note(None if by_name else details)}",
-                cure="Check the name, or give the VM's qmp_socket"
-                if by_name
-                else "Check by what it is chosen, or give the VM's qmp_socket",
+                cure=self.selection.cure()
+                or f"Check {'the name' if by_name else 'by what it is chosen'}, or give the VM's qmp_socket",
             )
         if not head.header.complete:
             raise ImagePartialError(
