@@ -213,7 +213,10 @@ class ImageUnsupportedError(ImageError):
 
 
 class ImageUnsafeError(ImageError):
-    """The image, or a directory on its way, is writable by others: what it says must not be run."""
+    """The image, or a directory on its way, is writable by others: what it says must not be run.
+
+    Or the file system gives a new image to others.
+    """
 
 
 class NotVouchedError(ImageError):

@@ -18,8 +18,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 
 _CURES = {
-    errno.EACCES: "Run as root or as the owner of the file and its directory (become), or correct their permissions",
-    errno.EPERM: "Run as root or as the owner of the file and its directory (become), or correct their permissions",
     errno.EROFS: "The file system is mounted read-only, perhaps since an error of its disk (see the kernel's log):"
     " remount it or choose another directory",
     errno.ELOOP: "Give the path of the file itself, not of a symbolic link",
@@ -27,13 +25,27 @@ _CURES = {
     errno.EFBIG: "Raise the file size limit of the process (ulimit -f), or choose another file system",
     errno.EIO: "The storage failed: look into the kernel's log before the image is trusted",
 }
+_CURE_RIGHTS = "Run as root or as the owner of the file and its directory (become), or correct their permissions"
+#: Root may do all that the kernel of this host decides, but for what is marked as immutable.
+_CURE_ROOT = (
+    "Root may not do that there, as where a file server takes root for another user (root squash): choose a directory"
+    " on a disk of this host, or have the server leave root as it is (no_root_squash); on a disk see lsattr"
+)
 _CURE_SPACE = "Free space (or quota) there, or choose another directory"
 
 
 def cure_for(said: str) -> str:
     """What to do about a failed system call that a text names, as QEMU and other tools do; empty where it is none."""
-    cures = {errno.ENOSPC: _CURE_SPACE, errno.EDQUOT: _CURE_SPACE, **_CURES}
-    return next((cure for number, cure in cures.items() if os.strerror(number) in said), "")
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, *_CURES)
+    return next((_cure(number) for number in numbers if os.strerror(number) in said), "")
+
+
+def _cure(number: int) -> str:
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return _CURE_SPACE
+    if number in (errno.EACCES, errno.EPERM):
+        return _CURE_RIGHTS if os.geteuid() else _CURE_ROOT
+    return _CURES.get(number, "")
 
 
 @contextlib.contextmanager
@@ -52,7 +64,7 @@ def image_errors(path: str, action: str) -> t.Iterator[None]:
         number = error.errno or 0
         what = f"cannot {action}: {os.strerror(number) if number else error}"
         if number in (errno.ENOSPC, errno.EDQUOT):
-            raise ImageSpaceError(path, what, cure=_CURE_SPACE) from error
+            raise ImageSpaceError(path, what, cure=_cure(number)) from error
         if number in (errno.ENOENT, errno.ENOTDIR):
             raise ImageNotFoundError(path, what) from error
-        raise ImageAccessError(path, what, cure=_CURES.get(number, "")) from error
+        raise ImageAccessError(path, what, cure=_cure(number)) from error

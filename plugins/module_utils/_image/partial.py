@@ -43,7 +43,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
     open_directory,
     require_replaceable_file,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import give_file
+from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import give_file, require_as_asked
 
 _DIRECT_IO_ALIGNMENT = 1024 * 1024
 _SET_ASIDE = 64 * 1024 * 1024
@@ -97,7 +97,8 @@ class PartialImage:
         :raises ImageNotFoundError: the directory does not exist.
         :raises ImageSpaceError: the file system is full.
         :raises ImageAccessError: the file cannot be created, owned as asked, or written.
-        :raises ImageUnsafeError: whoever it shall belong to could have led its path to a directory of root's.
+        :raises ImageUnsafeError: whoever it shall belong to could have led its path to a directory of root's, or the
+            file system gives it to another user, or to all.
         """
         target = os.path.abspath(target_path)
         text, cookie_offset = text_area(target, xml, cookie)
@@ -112,6 +113,7 @@ class PartialImage:
                 if (uid, gid) != (-1, -1):
                     give_file(image._file, uid, gid)
                 os.fchmod(image._file.descriptor, mode)
+                require_as_asked(image._file, uid, mode)
             stream_offset = -(-(HEADER_SIZE + len(text) + EDIT_ROOM) // STREAM_ALIGNMENT) * STREAM_ALIGNMENT
             image._cookie = cookie
             image._header = dataclasses.replace(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageUnsafeError
@@ -19,6 +20,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import (
     why_unsafe,
     why_unsafe_directory,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
 
 def require_safe_image(path: str) -> None:
@@ -127,3 +129,37 @@ def give_file(image: ImageFile, uid: int, gid: int) -> None:
         os.fchown(image.descriptor, uid, gid)
     finally:
         os.close(place)
+
+
+def require_as_asked(image: ImageFile, uid: int, mode: int) -> None:
+    """See that a file that was just made belongs to whom it shall, and is open to nobody else.
+
+    A file server may take root for another user (root squash) and still say that a directory is root's; others give all
+    their files one mode, and say nothing (CIFS, NTFS).
+
+    :param uid: as in :func:`give_file`. :param mode: the permission bits that were set.
+    :raises ImageUnsafeError: it is not so.
+    :raises OSError: it cannot be looked at.
+    """
+    facts = image.facts()
+    directory = os.path.dirname(os.path.abspath(image.path))
+    trusted = (0, os.geteuid())
+    owners = trusted if uid == -1 else (uid,)
+    # Who saves into a directory of others all the same knows that they may write what is in it.
+    if facts.st_uid not in owners and (uid != -1 or not why_unsafe_directory(directory, trusted)):
+        raise ImageUnsafeError(
+            image.path,
+            f"a file that {user_name(os.geteuid())} makes there belongs to {user_name(facts.st_uid)}, who could write"
+            " what a restore would run",
+            cure="Save into a directory on a disk of this host, or have the file server leave root as it is"
+            " (no_root_squash)",
+        )
+    given = stat.S_IMODE(facts.st_mode)
+    if given & ~mode & 0o077:
+        raise ImageUnsafeError(
+            image.path,
+            f"a file with the mode {mode:04o} has the mode {given:04o} there, with which others could read the guest's"
+            " memory, or write it",
+            cure="Save into a directory on another file system, or mount that one so that its files are for root alone"
+            " (file_mode=, fmask=)",
+        )

@@ -2,18 +2,20 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Disks whose names lead QEMU nowhere any more, so that a save would fail when all of the memory is written.
+"""Disks that QEMU cannot open again by their names, so that a save would fail when all of the memory is written.
 
 When a migration has written all, QEMU lets go of its disks. A disk of ``-drive`` is then opened again, read-only, by
 its name (``auto-read-only``, on for those, in block/file-posix.c). Where the file was moved or removed, or QEMU has
-left the directory from which that counts (``-daemonize``) or gone into a jail (``-run-with chroot=``), it ends the
-migration with "Bad address" or "Block inactivate failed" (tried with QEMU 7.2, 10.0 and 11.1), and the guest, which
-stood still all the time, goes on. A node of ``-blockdev`` is not opened again.
+left the directory from which that counts (``-daemonize``) or gone into a jail (``-run-with chroot=``), or may not read
+the file any more (a file server that takes root for nobody), it ends the migration with "Bad address" or "Block
+inactivate failed" (tried with QEMU 7.2, 10.0 and 11.1), and the guest, which stood still all the time, goes on. A node
+of ``-blockdev`` is not opened again.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import proc_path
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
@@ -33,18 +35,52 @@ def disk_name_problems(graph: BlockGraph, process: QemuProcess) -> list[Problem]
             continue
         for layer in graph.layers(drive.node)[:1]:
             name = layer.node.filename
-            if layer.node.driver == "file" and name and not _leads_somewhere(name, process.pid):
+            lost = _why_lost(name, process) if layer.node.driver == "file" and name else None
+            if lost:
+                what, cure = lost
                 problems.append(
                     Problem(
                         "disk_name_lost",
-                        f"QEMU opens its disk {drive.backend} again by the name {name} at the end of a save, and that"
-                        f" leads nowhere {_why(name, process)}, so the save would fail",
-                        "Put a file that was moved back (ln, where it was only renamed); start the VM with absolute"
-                        " paths and without chroot, or with the disk as a node (-blockdev)",
+                        f"QEMU opens its disk {drive.backend} again by the name {name} at the end of a save, and"
+                        f" {what}, so the save would fail",
+                        f"{cure}, or with the disk as a node (-blockdev)",
                         fails_save=True,
                     )
                 )
     return problems
+
+
+def _why_lost(name: str, process: QemuProcess) -> tuple[str, str] | None:
+    """Why QEMU could not open the file by this name, as a clause, and what to do; None as far as is known."""
+    base = proc_path(process.pid, "root" if os.path.isabs(name) else "cwd")
+    place = os.path.join(base, name.lstrip("/"))
+    # What root is denied here, it is denied there. What others may do depends on groups, too.
+    is_root = process.uid == os.geteuid() == 0
+    try:
+        os.stat(base)
+    except OSError:
+        return None
+    try:
+        facts = os.stat(place)
+        if is_root and stat.S_ISREG(facts.st_mode):  # opening a device may do something
+            os.close(os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except (FileNotFoundError, NotADirectoryError):
+        return (
+            f"that leads nowhere {_why(name, process)}",
+            "Put a file that was moved back (ln, where it was only renamed); start the VM with absolute paths and"
+            " without chroot",
+        )
+    except PermissionError:
+        if is_root:
+            return (
+                "root may not read that file any more, as where a file server takes root for another user (root"
+                " squash)",
+                "Open the file to that user, or have the server leave root as it is (no_root_squash); start the VM as"
+                " the file's owner",
+            )
+    except (OSError, ValueError):
+        pass  # whose file system does not say it
+    return None
 
 
 def _why(name: str, process: QemuProcess) -> str:
@@ -53,14 +89,3 @@ def _why(name: str, process: QemuProcess) -> str:
     if command_line.daemonizes(process.argv) and not os.path.isabs(name):
         return "from the directory into which it has gone (-daemonize)"
     return "any more, as the file was moved or removed"
-
-
-def _leads_somewhere(name: str, pid: int) -> bool:
-    base = proc_path(pid, "root" if os.path.isabs(name) else "cwd")
-    try:
-        os.stat(os.path.join(base, name.lstrip("/")))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError):
-        pass  # what this user may not look at
-    return True

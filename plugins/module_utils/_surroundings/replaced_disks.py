@@ -40,6 +40,10 @@ _CURE = (
     "Give qemu_restore a command in launch that starts it with the disks that it has now,"
     " or start the VM so before it is saved"
 )
+_CURE_DENIED = (
+    "Run the task as the VM's user, who may read it (become_user); where a file server takes root for another user"
+    " (root squash), have the server leave root as it is (no_root_squash)"
+)
 
 #: Words of a network medium's name that say nothing of where it is, and the ports that QEMU adds.
 _NOT_OF_A_PLACE = frozenset(
@@ -160,7 +164,8 @@ class _Comparison:
         try:
             layers = self._configured.layers(options)
         except UnknownMediumError as exc:
-            return _unknown(label, str(exc))
+            denied = isinstance(exc.__cause__, PermissionError)
+            return _unknown(label, str(exc), _CURE_DENIED if denied else _CURE)
         if medium is None:
             what = f"the disk {label} ({_names(layers)}), which its command line gives it, is not in it any more"
             return Problem("disk_missing", what, _CURE) if layers else None
@@ -205,9 +210,9 @@ def _words(text: str) -> set[str]:
     return {part for part in parts if part} - _NOT_OF_A_PLACE
 
 
-def _unknown(label: str, reason: str) -> Problem:
+def _unknown(label: str, reason: str, cure: str = _CURE) -> Problem:
     what = f"it cannot be told whether the disk {label} is the one that its command line gives it: {reason}"
-    return Problem("disk_unknown", what, _CURE)
+    return Problem("disk_unknown", what, cure)
 
 
 def _difference(label: str, files: t.Sequence[MediumFile], layers: t.Sequence[Layer]) -> str:

@@ -13,7 +13,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageNotFoundError,
     ImageSpaceError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import cure_for, image_errors
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,16 @@ def test_each_errno_becomes_an_error_of_the_tree(number, kind, has_cure):
     assert caught.value.what == f"/p: cannot do it: {os.strerror(number)}"
     assert bool(caught.value.cure) is has_cure
     assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+@pytest.mark.parametrize(("uid", "cure"), [(0, "no_root_squash"), (1000, "Run as root")])
+def test_what_root_may_not_do_is_not_for_root_to_try_again(monkeypatch, number, uid, cure):
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    with pytest.raises(ImageAccessError) as caught, image_errors("/p", "do it"):
+        raise OSError(number, "whatever")
+    assert cure in caught.value.cure
+    assert cure in cure_for(f"qemu: {os.strerror(number)}")
 
 
 def test_others_pass():
