@@ -6,13 +6,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 
 import pytest
 from runners.programs import program, words_of
 
 from support import find_qemu_pids
-from support.observe import VM, Continuity
+from support.observe import VM, Continuity, wait_until
+from support.process import read_argv
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def quickemu(make_guest, run_runner, tmp_path):
         def call(self, *words):
             return run_runner(path, "--vm", f"{VM}.conf", "--display", "none", "--viewer", "none", *words)
 
-        def start(self, monitor=True):
+        def start(self, monitor=True, settings=""):
             self.files.mkdir()
             # An empty one would be taken for one without a system.
             disk = self.files / "disk.qcow2"
@@ -40,7 +43,7 @@ def quickemu(make_guest, run_runner, tmp_path):
             words = " ".join(words_of(vm, monitor, serial=False))
             (tmp_path / f"{VM}.conf").write_text(
                 'guest_os="linux"\nboot="legacy"\ncpu_cores="1"\nram="256M"\nserial="none"\nnetwork="none"\n'
-                f'disk_img="{VM}/disk.qcow2"\nextra_args="{words}"\n'
+                f'disk_img="{VM}/disk.qcow2"\nextra_args="{words}"\n{settings}'
             )
             said = self.call()
             if monitor:
@@ -63,6 +66,42 @@ def test_saved_and_restored(quickemu, image, save, restore):
     assert find_qemu_pids(VM) == [restored["vm"]["pid"]]
     assert "killed" in quickemu.call("--kill")
     guest.wait_exit()
+
+
+def servers_of_tpm(place):
+    """The processes that serve a TPM at this path, which quickemu has from the directory in which it is called."""
+    words = {pid: read_argv(pid) for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit())}
+    return [pid for pid, argv in words.items() if argv and "swtpm" in argv[0] and f"type=unixio,path={place}" in argv]
+
+
+def test_with_the_tpm_that_quickemu_starts(quickemu, image, save, restore, end_later):
+    """Its swtpm ends with QEMU, and is started again for the restore."""
+    if shutil.which("swtpm") is None:
+        pytest.skip("no swtpm")
+    quickemu.start(settings='tpm="on"\n')
+    guest = quickemu.guest
+    guest.wait_for_counter()
+    place = f"{VM}/{VM}.swtpm-sock"
+    (before,) = servers_of_tpm(place)
+    end_later(before)
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    guest.wait_exit()
+    wait_until(lambda: servers_of_tpm(place) == [])
+    restore(name=VM, path=str(image))
+    (after,) = servers_of_tpm(place)
+    end_later(after)
+    assert os.path.samefile(f"/proc/{after}/cwd", quickemu.directory)
+    continuity.check()
+    # QEMU asks the server through its socket.
+    (tpm,) = guest.qmp("query-tpm")
+    assert tpm["options"]["type"] == "emulator"
+    # It goes there and back once more, which takes the TPM's state from the server that was started for the restore.
+    save(name=VM, path=str(image))
+    wait_until(lambda: servers_of_tpm(place) == [])
+    restore(name=VM, path=str(image))
+    end_later(servers_of_tpm(place)[0])
+    continuity.check()
 
 
 def test_without_a_monitor_it_is_said_where_one_goes(quickemu, image, run_module, end_later):
