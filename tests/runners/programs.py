@@ -25,6 +25,19 @@ def program(name: str, command: Optional[str] = None) -> Path:
     return path
 
 
+def tool(name: str, command: str) -> list[str]:
+    """Another command of a package that is set up for its program, as words to call it by.
+
+    With those of its libraries that this host does not have, as the program itself has them.
+    """
+    root = RUNNERS / name / "root"
+    path = root / "usr" / "bin" / command
+    if not path.exists():
+        pytest.skip(f"no {command}: scripts/setup runners")
+    libraries = ":".join(str(place) for place in root.glob("usr/lib/*-linux-gnu"))
+    return ["env", *([f"LD_LIBRARY_PATH={libraries}"] if libraries else []), str(path)]
+
+
 def words_of(guest: CounterGuest, monitor: bool = True, serial: bool = True) -> list[str]:
     """What makes a machine that a runner starts the guest's: its serial port, its disk and, if wanted, its monitor.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from runners.programs import program, words_of
+from runners.programs import program, tool, words_of
 
 from support import find_qemu_pids
 from support.observe import VM, Continuity, wait_until
@@ -98,26 +98,60 @@ def test_loop_of_a_shell(supervised, tmp_path, start_runner, image, run_module):
     check_refused(run_module, supervised, image, "runs it in a loop")
 
 
-def test_runit(supervised, tmp_path, start_runner, image, run_module):
+def make_service(guest, tmp_path):
+    """A directory with the script `run`, as runit and s6 want it."""
     service = tmp_path / "web1"
     service.mkdir()
     run = service / "run"
-    run.write_text(f"#!/bin/sh\nexec {shlex.join(supervised.argv())}\n")
+    run.write_text(f"#!/bin/sh\nexec {shlex.join(guest.argv())}\n")
     run.chmod(0o755)
-    start_runner(program("runit", "runsv"), service)
+    return service
+
+
+def check_let_go(guest, image, save, restore, is_down):
+    """What is saved and restored after its supervisor was told not to start it again.
+
+    is_down: whether the supervisor has the service for one that is down, and nothing is left for it to do.
+    """
+    guest.wait_for_counter()
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), require_restorable=False)
+    wait_until(is_down)
+    assert find_qemu_pids(VM) == []
+    restored = restore(name=VM, path=str(image), launch="command", command=guest.argv())
+    continuity.check()
+    assert is_down()
+    assert find_qemu_pids(VM) == [restored["vm"]["pid"]]
+
+
+def test_runit(supervised, tmp_path, start_runner, image, run_module):
+    start_runner(program("runit", "runsv"), make_service(supervised, tmp_path))
     supervised.wait_restarted()
     check_refused(run_module, supervised, image, "runsv (pid ")
 
 
+def test_runit_that_was_told_once(supervised, tmp_path, start_runner, run_runner, image, save, restore):
+    service = make_service(supervised, tmp_path)
+    start_runner(program("runit", "runsv"), service)
+    supervised.wait_restarted()
+    run_runner(*tool("runit", "sv"), "once", service)
+    status = service / "supervise" / "stat"
+    check_let_go(supervised, image, save, restore, lambda: status.read_text().startswith("down"))
+
+
 def test_s6(supervised, tmp_path, start_runner, image, run_module):
-    service = tmp_path / "web1"
-    service.mkdir()
-    run = service / "run"
-    run.write_text(f"#!/bin/sh\nexec {shlex.join(supervised.argv())}\n")
-    run.chmod(0o755)
-    start_runner(program("s6", "s6-supervise"), service)
+    start_runner(program("s6", "s6-supervise"), make_service(supervised, tmp_path))
     supervised.wait_restarted()
     check_refused(run_module, supervised, image, "s6-supervise (pid ")
+
+
+def test_s6_that_was_told_once(supervised, tmp_path, start_runner, run_runner, image, save, restore):
+    service = make_service(supervised, tmp_path)
+    start_runner(program("s6", "s6-supervise"), service)
+    supervised.wait_restarted()
+    run_runner(*tool("s6", "s6-svc"), "-O", service)
+    status = [*tool("s6", "s6-svstat"), "-o", "up", service]
+    check_let_go(supervised, image, save, restore, lambda: run_runner(*status).strip() == "false")
 
 
 def test_parent_that_is_not_known(supervised, tmp_path, start_runner, image, run_module):
