@@ -112,6 +112,43 @@ def test_saved_and_restored(service, image, on_host):
     guest.wait_exit()
 
 
+def restored_where_these_are_gone(service, image, on_host, *gone):
+    """Save and restore a service's guest, between which these files go; the number of its QEMU."""
+    service.write(service.guest.argv())
+    service.call("start")
+    guest = service.guest
+    guest.wait_restarted()
+    guest.wait_for_counter()
+    continuity = Continuity(guest)
+    saved = on_host("qemu_save", name=VM, path=str(image))
+    assert not saved.get("failed"), saved["msg"]
+    subprocess.run([*service.prefix, "rm", "-rf", service.pid_file, *gone], check=True)
+    restored = on_host("qemu_restore", name=VM, path=str(image))
+    assert not restored.get("failed"), restored["msg"]
+    continuity.check()
+    return restored["vm"]["pid"]
+
+
+def test_zapped_where_the_pid_file_is_gone(service, image, on_host):
+    """OpenRC takes the VM for stopped, and that runs on."""
+    pid = restored_where_these_are_gone(service, image, on_host)
+    assert "status: started" in service.call("status")
+    service.call("zap")
+    assert "status: stopped" in service.call("status", status=3)
+    service.guest.wait_for_counter(service.guest.counters()[-1])
+    assert find_qemu_pids(VM) == [pid]
+
+
+def test_all_that_openrc_knew_is_gone(service, image, on_host):
+    """As after a reboot: it has the restored VM for stopped by itself, and stops nothing."""
+    known = [f"/run/openrc/{place}/{VM}" for place in ("started", "options", "daemons")]
+    pid = restored_where_these_are_gone(service, image, on_host, *known)
+    assert "status: stopped" in service.call("status", status=3)
+    assert "already stopped" in service.call("stop")
+    service.guest.wait_for_counter(service.guest.counters()[-1])
+    assert find_qemu_pids(VM) == [pid]
+
+
 def test_without_a_monitor_it_is_said_where_one_goes(service, image, on_host, end_later):
     argv = [*service.guest.argv()[:3], "-machine", "pc", "-display", "none", *words_of(service.guest, monitor=False)]
     service.write(argv)
