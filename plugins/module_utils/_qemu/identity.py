@@ -154,7 +154,7 @@ async def connect_by_process(process: QemuProcess, timeout: float | None = None,
     raise VmNotFoundError(
         f"{process.name or 'The VM without a name'} runs (pid {process.pid}), but its configuration opens no QMP server"
         " that can be reached",
-        cure=f"{how_to_add_a_monitor(process)}; or name its socket in qmp_socket",
+        cure=how_to_add_a_monitor(process, otherwise="or name its socket in qmp_socket"),
     )
 
 

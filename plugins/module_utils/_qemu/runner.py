@@ -47,6 +47,8 @@ class Runner:
     name: str
     #: What to do with an option for QEMU, as a clause: ``{option}`` stands for it, ``{argument}`` for its argument.
     line: str
+    #: Whether QEMU's options are its own: the line says what to do instead of saving the VM.
+    takes_none: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,8 @@ class _Program:
     words: str = ""
     #: A pattern of the unit's name.
     unit: str = ""
+    #: As :attr:`Runner.takes_none`.
+    takes_none: bool = False
 
 
 _PROGRAMS = (
@@ -99,10 +103,19 @@ _PROGRAMS = (
     ),
     _Program(
         "multipass",
-        "shut it down instead of saving it (multipass stop), as multipass takes no option for QEMU",
+        "stop it instead of saving it (multipass stop, or multipass suspend), as multipass takes no option for QEMU",
         frozenset(("multipassd",)),
+        takes_none=True,
+    ),
+    _Program(
+        "Kata",
+        "stop its containers instead of saving it, as a VM of Kata's does not come back without Kata's shim",
+        frozenset(("containerd-shim-kata-v2",)),
+        r"/run/vc/vm/",
+        takes_none=True,
     ),
     _Program("GNS3", "add {option} to the additional options of the node {name}", frozenset(("gns3server",))),
+    _Program("mkosi", "add {option} to QemuArgs= of its configuration", frozenset(("mkosi",))),
     _Program("vrnetlab", "add {option} to self.qemu_args in the launch.py of its image", frozenset(("launch.py",))),
     _Program(
         "qsvm",
@@ -141,17 +154,20 @@ _QEMU_TOOL_ROLES = ("run-vm", "gen-vm")
 _QEMU_TOOL = uuid.uuid5(uuid.NAMESPACE_DNS, "qemu-tool.qemu-minimal")
 
 
-def how_to_add_a_monitor(process: QemuProcess) -> str:
+def how_to_add_a_monitor(process: QemuProcess, otherwise: str = "") -> str:
     """What to do so that a VM has a QMP monitor at its next start, as a sentence without its full stop.
 
     It never raises, but reads in /proc.
+
+    :param otherwise: what else would do, as a clause; not where its program takes no option for QEMU.
     """
     runner = find_runner(process)
     argument = f"unix:{_socket_path(process)},server=on,wait=off"
     line = runner.line if runner else "add {option} to its command line"
     line = line.replace("{option}", f"-qmp {argument}").replace("{argument}", argument)
     by = f" ({runner.name} has started it)" if runner else ""
-    return f"{line[:1].upper()}{line[1:]}, and start the VM anew{by}"
+    then = "" if runner and runner.takes_none else ", and start the VM anew"
+    return f"{line[:1].upper()}{line[1:]}{then}{by}{'; ' + otherwise if then and otherwise else ''}"
 
 
 def _socket_path(process: QemuProcess) -> str:
@@ -240,7 +256,7 @@ def _by_program(signs: _Signs) -> Runner | None:
         match = next((one for one in found if one), None)
         if match or program.processes & names or (program.name == "quickemu" and _has_files_of_quickemu(signs)):
             name = match.group(1) if match and match.re.groups else signs.name
-            return _runner(program.name, program.line, name)
+            return dataclasses.replace(_runner(program.name, program.line, name), takes_none=program.takes_none)
     if signs.uuid and signs.uuid in (str(uuid.uuid5(_QEMU_TOOL, f"{role}:{signs.name}")) for role in _QEMU_TOOL_ROLES):
         return _runner("qemu-tool", "call qemu-tool run-vm with --qmp-socket", signs.name)
     return None

@@ -75,7 +75,9 @@ PROGRAMS = [
     (["-chardev", "socket,id=mon,path=/run/user/0/maqet/sockets/x.sock"], [], "", "to the list arguments"),
     ([], [ancestor("/usr/bin/python3", "-m", "maqet.vm_runner", "web1")], "", "to the list arguments"),
     (["-append", "virtme_hostname=web1 console=ttyS0"], [], "", f'Call vng with --qemu-opts="{QMP}"'),
-    ([], [ancestor("/snap/multipass/x1/bin/multipassd")], "", "multipass takes no option for QEMU"),
+    ([], [ancestor("/snap/multipass/x1/bin/multipassd")], "", "multipass takes no option for QEMU (multipass has"),
+    (["-pidfile", "/run/vc/vm/4f1d/pid"], [], "", "Stop its containers instead of saving it"),
+    ([], [ancestor("/usr/bin/python3", "/usr/bin/mkosi", "vm")], "", f"Add {QMP} to QemuArgs= of its configuration"),
     (
         [],
         [ancestor("/usr/bin/python3", "/usr/bin/gns3server", comm="gns3server")],
