@@ -49,6 +49,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
     resident_bytes,
     running_note,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.runner import how_to_add_a_monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import Selection
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import read_vm
@@ -239,9 +240,7 @@ class _Vm:
             "qemu_version": support.version,
             "qmp_socket": None if monitor.is_temporary else _shown(monitor.address),
             "monitor": "human" if monitor.is_temporary else "answers",
-            "reason": f"{monitor.shown_address} is a human monitor; a QMP monitor is opened through it for each run"
-            if monitor.is_temporary
-            else "",
+            "reason": self._reason(monitor),
             "launch": self._launch(surroundings.problems),
             "problems": [problem.as_result() for problem in surroundings.problems],
             "save_support": {
@@ -252,6 +251,15 @@ class _Vm:
             },
             "blockers": blockers,
         }
+
+    def _reason(self, monitor: Monitor) -> str:
+        """What there is to say of a monitor that answers."""
+        if monitor.is_temporary:
+            return f"{monitor.shown_address} is a human monitor; a QMP monitor is opened through it for each run"
+        if not monitor.passes_descriptors:
+            advice = how_to_add_a_monitor(self.process)
+            return one_line(f"no image can be passed through {monitor.shown_address}. {advice}")
+        return ""
 
     def _launch(self, problems: t.Sequence[Problem]) -> dict[str, t.Any]:
         """The ``launch`` of the result."""

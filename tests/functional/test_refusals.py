@@ -174,15 +174,17 @@ def test_name_and_socket_of_different_vms(make_guest, image, run_module):
     assert run_state(other) == "running"
 
 
-def test_descriptors_cannot_be_passed_over_tcp(make_guest, image, run_module):
+@pytest.mark.parametrize("check", [True, False])
+def test_descriptors_cannot_be_passed_over_tcp(make_guest, image, run_module, check):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     guest = make_guest(observer=True, extra_args=["-qmp", f"tcp:127.0.0.1:{port},server=on,wait=off"])
     continuity = Continuity(guest)
     before = settings(guest)
-    result = run_module("qemu_save", qmp_socket=f"127.0.0.1:{port}", path=str(image))
+    result = run_module("qemu_save", qmp_socket=f"127.0.0.1:{port}", check=check, path=str(image))
     check_error(result, "RequestError", "UNIX socket")
+    assert "-qmp unix:" in result["cure"]
     assert settings(guest) == before
     assert os.listdir(image.parent) == []
     continuity.check()

@@ -20,6 +20,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageSpaceError,
     MismatchError,
     NotRestorableError,
+    RequestError,
     UnsupportedByQemuError,
     VouchingKeyError,
 )
@@ -45,6 +46,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
     read_support,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import resident_bytes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.runner import how_to_add_a_monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import own_name
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit, read_vm_unit, require_guardable
@@ -150,6 +152,7 @@ class _Planner:
         self.key_cure = ""
 
     async def plan(self) -> SavePlan:
+        self._require_descriptors()
         support = await read_support(self.session.monitor)
         await self._check_migration()
         image_format = self._choose_format(support)
@@ -195,6 +198,17 @@ class _Planner:
             reasons=self.reasons,
             warnings=self.warnings,
         )
+
+    def _require_descriptors(self) -> None:
+        monitor, process = self.session.monitor, self.session.process
+        if not monitor.passes_descriptors:
+            raise RequestError(
+                f"{self.session.label} cannot be saved through {monitor.shown_address}: QEMU is given its image as a"
+                " descriptor, and only a UNIX socket carries descriptors",
+                cure=how_to_add_a_monitor(process, otherwise="or name its QMP socket in qmp_socket")
+                if process
+                else "Give the VM a monitor on a UNIX socket (-qmp unix:PATH,server=on,wait=off)",
+            )
 
     async def _check_migration(self) -> None:
         state = await query_state(self.session.monitor)
