@@ -34,7 +34,8 @@ Row = tuple[str, str, str]  # result, kinds, what was said
 def steady(why: str) -> str:
     """What was said, without what is another in each run: numbers of QEMU's nodes, free ports, names of taps."""
     why = re.sub(r"the network interface \S+|its network interface \S+", "its network interface tapN", why)
-    return re.sub(r"the host's port \d+/", "the host's port N/", re.sub(r"#block\d+", "#blockN", why))
+    why = re.sub(r"the host's port \d+/", "the host's port N/", re.sub(r"#block\d+", "#blockN", why))
+    return re.sub(r"(127\.0\.0\.1|localhost):\d+", r"\1:N", why)
 
 
 def recorded() -> dict[Key, Row]:

@@ -21,7 +21,7 @@ from machine_configurations.place import MIB, Place, Skip, needs_root, replaced,
 from support import Monitor
 from support.guest import Guest
 from support.tpm import Swtpm
-from support.versions import OLD_QEMU
+from support.versions import NEW_QEMU, OLD_QEMU
 
 Words = Sequence[object]
 
@@ -56,8 +56,10 @@ class Case:
     rewrite: Optional[Callable[[list[str]], list[str]]] = None
     #: The VM's name after -name, where it is not the usual one; None where it has none.
     name: Optional[str] = ""
-    #: The QMP address that the modules are given; without it they find it by the name.
-    address: Optional[Callable[[Guest], str]] = None
+    #: The options by which the modules find it, where not by its name.
+    address: Optional[Callable[[Guest], dict[str, Any]]] = None
+    #: What the advice of a save that fails must have in it.
+    cure: str = ""
     #: Why it does not end so yet, where it does not.
     pending: str = ""
     #: More options of qemu_save, and the state of the guest after the restore.
@@ -879,7 +881,7 @@ case(
     "-name guest=, debug-threads",
     rewrite=lambda argv: replaced(argv, "-name", "-name", f"debug-threads=on,guest={argv[2]}"),
 )
-case("No name, by its socket", name=None, address=lambda guest: str(guest.qmp_socket))
+case("No name, by its socket", name=None, address=lambda guest: {"qmp_socket": str(guest.qmp_socket)})
 case("With a uuid", "-uuid", "7d0a3d3e-1c5a-4a52-8a47-4a2e9c1f0b11")
 
 
@@ -1108,6 +1110,267 @@ case(
     rewrite=with_monitor("-chardev", "socket,id=char-qmp,path=PATH,server=on,wait=off", "-qmp", "chardev:char-qmp"),
 )
 refused("podman machine: its network is a descriptor", "inherited_descriptor", podman_network)
+
+# Each as the program's source builds it, with TCG for KVM, and without what is not to be had here: taps with helpers,
+# vsock, a kernel. Where the program waits for its QEMU, a process of its name does so.
+
+UUID = "7d0a3d3e-1c5a-4a52-8a47-4a2e9c1f0b12"
+
+
+def without_defaults_of_tests(*words: str) -> Callable[[list[str]], list[str]]:
+    """With these words in the place of the usual monitor, and of what the tests' guests switch off."""
+
+    def rewrite(argv: list[str]) -> list[str]:
+        own = [word for word in argv if word not in ("-nodefaults", "-no-user-config")]
+        return with_monitor(*words)(own)
+
+    return rewrite
+
+
+def multipass(place: Place) -> Words:
+    place.child_of("multipassd")
+    code, _variables = ovmf(place)
+    return (
+        *("-L", code.parent, "-drive", f"file={code},if=pflash,format=raw,readonly=on,file.locking=off", "-cpu", "max"),
+        *("-nic", "user,model=virtio-net-pci,mac=52:54:00:4b:ab:cd", "-device", "virtio-scsi-pci,id=scsi0"),
+        *("-drive", f"file={place.disk('ubuntu.img')},if=none,format=qcow2,discard=unmap,id=hda"),
+        *("-device", "scsi-hd,drive=hda,bus=scsi0.0", "-smp", "1", "-m", "128M"),
+        *("-chardev", "null,id=char0", "-serial", "chardev:char0", "-nographic"),
+        *("-cdrom", place.file("cloud-init-config.iso", MIB), "-uuid", UUID),
+    )
+
+
+not_saved(
+    "multipass, whose QMP server is its standard input and output",
+    "VmNotFoundError",
+    multipass,
+    boot="",
+    memory_mib=128,
+    name=None,
+    address=lambda _guest: {"uuid": UUID},
+    rewrite=without_defaults_of_tests("-qmp", "stdio"),
+    cure="multipass stop",
+)
+
+
+def gns3(place: Place) -> Words:
+    """A node with a telnet console and one adapter, whose link ends at uBridge."""
+    place.child_of("gns3server")
+    near, far = free_port(), free_port()
+    return (
+        *("-smp", "cpus=1,sockets=1", "-boot", "order=c"),
+        *("-drive", f"file={place.disk('hda_disk.qcow2')},if=virtio,index=0,media=disk,id=drive0", "-uuid", UUID),
+        *("-serial", f"telnet:127.0.0.1:{free_port()},server,nowait", "-net", "none"),
+        *("-device", "e1000,mac=0c:4b:ab:cd:00:00,netdev=gns3-0"),
+        *("-netdev", f"socket,id=gns3-0,udp=127.0.0.1:{far},localaddr=127.0.0.1:{near}", "-display", "none"),
+    )
+
+
+GNS3_MONITOR = ("-monitor", f"tcp:127.0.0.1:{free_port()},server,nowait")
+not_saved(
+    "GNS3, which has a human monitor on TCP alone",
+    "MonitorHumanError",
+    gns3,
+    rewrite=without_defaults_of_tests(*GNS3_MONITOR),
+    cure="to the additional options of the node",
+)
+said(
+    "GNS3, a node with -qmp among its options",
+    "supervisor_unknown",
+    gns3,
+    rewrite=without_defaults_of_tests(*GNS3_MONITOR, "-qmp", "unix:PATH,server=on,wait=off"),
+)
+said(
+    "GNS3 with QEMU 11.1, through its human monitor",
+    "supervisor_unknown",
+    gns3,
+    qemu=str(NEW_QEMU),
+    rewrite=without_defaults_of_tests(*GNS3_MONITOR),
+)
+
+
+VNG = (
+    *("-cpu", "max", "-device", "i6300esb,id=watchdog0", "-parallel", "none", "-net", "none", "-echr", "1"),
+    *("-chardev", "stdio,id=console,signal=off,mux=on", "-serial", "chardev:console", "-mon", "chardev=console"),
+    *("-vga", "none", "-display", "none"),
+)
+#: What the kernel says goes to virtme-ng's own standard error; not with --systemd.
+VNG_ERRORS = (
+    *("-chardev", "file,path=/proc/self/fd/2,id=dmesg", "-device", "virtio-serial-pci"),
+    *("-device", "virtconsole,chardev=dmesg"),
+)
+
+
+def vng(place: Place, *more: str) -> Words:
+    place.child_of("vng")
+    return (*more, *VNG)
+
+
+def vng_root(place: Place) -> Words:
+    """With the host's root directory by virtiofs."""
+    words = virtiofs(place)
+    return (*words[4:], *words[:2], "-numa", "node,memdev=mem", *vng(place, *VNG_ERRORS))
+
+
+not_saved(
+    "virtme-ng with --qmp, which is on TCP",
+    "RequestError",
+    vng,
+    machine="q35",
+    rewrite=without_defaults_of_tests("-qmp", f"tcp:localhost:{free_port()},server,nowait"),
+    cure="--qemu-opts=",
+)
+refused(
+    "virtme-ng with -qmp by --qemu-opts: it has the host's root directory, and its standard error",
+    ("inherited_descriptor", "server_state"),
+    vng_root,
+    machine="q35",
+    rewrite=without_defaults_of_tests("-qmp", "unix:PATH,server=on,wait=off"),
+)
+
+
+def vrnetlab(place: Place) -> Words:
+    place.child_of("launch.py")
+    return (
+        *("-display", "none", "-serial", f"telnet:127.0.0.1:{free_port()},server,nowait", "-cpu", "max", "-smp", "1"),
+        *("-drive", f"if=ide,file={place.disk('overlay.qcow2')}", "-device", "pci-bridge,chassis_nr=1,id=pci.1"),
+        *("-device", "virtio-net-pci,netdev=p00,mac=0c:00:4b:ab:cd:00"),
+        *("-netdev", "user,id=p00,net=10.0.0.0/24,host=10.0.0.2,dns=10.0.0.3,dhcpstart=10.0.0.15"),
+    )
+
+
+VRNETLAB_MONITOR = ("-monitor", f"tcp:127.0.0.1:{free_port()},server,nowait")
+not_saved(
+    "vrnetlab, which has a human monitor on TCP alone",
+    "MonitorHumanError",
+    vrnetlab,
+    name=None,
+    address=lambda guest: {"pid": guest.pid},
+    rewrite=without_defaults_of_tests(*VRNETLAB_MONITOR),
+    cure="to self.qemu_args in the launch.py",
+)
+said(
+    "vrnetlab with -qmp in self.qemu_args",
+    "supervisor_unknown",
+    vrnetlab,
+    name=None,
+    address=lambda guest: {"qmp_socket": str(guest.qmp_socket)},
+    rewrite=without_defaults_of_tests(*VRNETLAB_MONITOR, "-qmp", "unix:PATH,server=on,wait=off"),
+)
+
+#: As :data:`WITH_SOCKET`, by Kata's number, with Kata's shim as the client for as long as it runs.
+WITH_SHIM = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+if os.fork() == 0:
+    shim = socket.socket(socket.AF_UNIX)
+    shim.connect(sys.argv[1])
+    listener.close()
+    while shim.recv(65536):
+        pass
+    os._exit(0)
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def kata(place: Place) -> Words:
+    """Daemonized, its memory in a shared file, its containers' files by virtiofs; vsock is not to be had here."""
+    needs_root()
+    directory = Path("/run/vc/vm", f"vmops-{os.getpid()}")
+    directory.mkdir(parents=True)
+    place.undo(shutil.rmtree, directory)
+    place.prefix = (sys.executable, "-c", WITH_SHIM, str(directory / "qmp.sock"))
+    console, shared = directory / "console.sock", virtiofs(place)[4:6]
+    return (
+        *("-uuid", UUID, "-cpu", "max,pmu=off", "-qmp", "unix:fd=3,server=on,wait=off", "-m", "64M,slots=10,maxmem=1G"),
+        *("-device", "pci-bridge,bus=pcie.0,id=pci-bridge-0,chassis_nr=1,shpc=off,addr=2,io-reserve=4k"),
+        *("-device", "virtio-serial-pci,disable-modern=false,id=serial0"),
+        *("-device", "virtconsole,chardev=charconsole0,id=console0"),
+        *("-chardev", f"socket,id=charconsole0,path={console},server=on,wait=off"),
+        *("-device", "virtio-scsi-pci,id=scsi0,disable-modern=false"),
+        *("-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0"),
+        *(*shared, "-device", "vhost-user-fs-pci,chardev=c0,tag=kataShared,queue-size=1024"),
+        *("-rtc", "base=utc,driftfix=slew,clock=host", "-global", "kvm-pit.lost_tick_policy=discard"),
+        *("-vga", "none", "-no-user-config", "-nodefaults", "-nographic", "--no-reboot", "-daemonize"),
+        *("-object", f"memory-backend-file,id=dimm1,{SIZE},mem-path={place.memory().parent},share=on"),
+        *("-numa", "node,memdev=dimm1", "-pidfile", directory / "pid"),
+        *("-smp", "1,cores=1,threads=1,sockets=4,maxcpus=4"),
+    )
+
+
+not_saved(
+    "Kata, whose only QMP server is a descriptor that its shim holds",
+    "VmNotFoundError",
+    kata,
+    machine="q35",
+    rewrite=with_monitor(),
+    cure="Stop its containers instead of saving it",
+)
+refused(
+    "Kata with extra_monitor_socket",
+    ("inherited_descriptor", "server_state"),
+    kata,
+    machine="q35",
+    rewrite=with_monitor("-qmp", "unix:path=PATH,server=on,wait=off"),
+)
+
+#: Starts a program with a device's descriptor 3, as mkosi does with /dev/kvm.
+WITH_DEVICE = """
+import os, sys
+device = os.open("/dev/zero", os.O_RDWR)
+os.dup2(device, 3)
+os.set_inheritable(3, True)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def mkosi(place: Place) -> Words:
+    """A disk image in the native console."""
+    place.child_of("mkosi")
+    disk = place.file("image.raw")
+    return (
+        *("-smp", "1", "-object", "rng-random,filename=/dev/urandom,id=rng0"),
+        *("-device", "virtio-rng-pci,rng=rng0,id=rng-device0", "-device", "virtio-balloon,free-page-reporting=on"),
+        *("-no-user-config", "-nic", "user,model=virtio-net-pci", "-cpu", "max", "-nographic", "-nodefaults"),
+        *("-chardev", "stdio,mux=on,id=console,signal=off", "-device", "virtio-serial-pci,id=mkosi-virtio-serial-pci"),
+        *("-device", "virtconsole,chardev=console", "-mon", "console"),
+        "-blockdev",
+        f"driver=raw,node-name=mkosi,discard=unmap,file.driver=file,file.filename={disk},"
+        "file.aio=io_uring,cache.direct=yes,cache.no-flush=no",
+        *("-device", "virtio-blk-pci,drive=mkosi,bootindex=1"),
+    )
+
+
+def mkosi_with_devices(place: Place) -> Words:
+    """In its sandbox, a mount namespace, and with KVM by a descriptor."""
+    needs_root()
+    place.prefix = ("unshare", "--mount", sys.executable, "-c", WITH_DEVICE)
+    return (*mkosi(place), "--add-fd", "fd=3,set=1,opaque=/dev/kvm")
+
+
+not_saved(
+    "mkosi, which has a human monitor on its terminal alone",
+    "VmNotFoundError",
+    mkosi,
+    machine="type=q35,smm=off,hpet=off",
+    name=None,
+    address=lambda guest: {"pid": guest.pid},
+    rewrite=with_monitor(),
+    cure="to QemuArgs= of its configuration",
+)
+refused(
+    "mkosi with -qmp in QemuArgs=: its devices are descriptors, in a sandbox of its own",
+    ("inherited_descriptor", "mount_namespace"),
+    mkosi_with_devices,
+    machine="type=q35,smm=off,hpet=off",
+    name=None,
+    address=lambda guest: {"qmp_socket": str(guest.qmp_socket)},
+    rewrite=with_monitor("-qmp", "unix:PATH,server=on,wait=off"),
+)
 
 
 # --- states ---

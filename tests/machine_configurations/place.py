@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -114,6 +115,16 @@ class Place:
                 raise AssertionError(f"{words[0]} does not serve: {(self / 'servers.log').read_text()}")
             time.sleep(0.01)
 
+    def child_of(self, name: str) -> None:
+        """Have a process of this name start QEMU, hold its standard input and output, and wait for its end."""
+        script = self.text(
+            name,
+            f"#!{sys.executable}\nimport subprocess, sys\n"
+            "subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE).wait()\n",
+        )
+        script.chmod(0o755)
+        self.prefix = (str(script), *self.prefix)
+
     def tap(self) -> str:
         """A persistent tap."""
         needs_root()
@@ -166,6 +177,11 @@ class Started(Guest):
         self._wait_monitor(deadline)
         self._wait(lambda: self.boots() > 0, deadline, "its boot line")
 
+    def _wait_monitor(self, deadline: float) -> None:
+        # Some programs open none that this guest could be asked through.
+        if any(escaped(self.qmp_socket) in word for word in self.argv()):
+            super()._wait_monitor(deadline)
+
     def _wait_start(self, deadline: float) -> None:
         while not self.adopt_restarted():
             if time.monotonic() > deadline or "qemu-system" in self.stderr():
@@ -217,7 +233,7 @@ class FirmwareGuest(Started):
     kind = "firmware"
 
     def boots(self) -> int:
-        """Its monitor answers: it has begun."""
+        """It runs, and its monitor answers if it has one: it has begun."""
         return int(self.alive())
 
     def human(self, command: str) -> str:

@@ -90,16 +90,21 @@ def try_it(case, place, guest, run_module):
     if case.change:
         case.change(guest, place)
     seen = observe(guest, case.memory_at) if case.outcome in (RESTORED, SAID) and not case.paused else None
-    address = {"qmp_socket": case.address(guest)} if case.address else {"name": guest.name}
+    address = case.address(guest) if case.address else {"name": guest.name}
     saves = place / "save"
     saves.mkdir(mode=0o700, exist_ok=True)
     image = saves / "image.save"
     saved = run_module("qemu_save", **address, **{**case.save, "path": str(image)})
     problems = [problem for problem in saved.get("problems", []) if problem["kind"] in case.kinds or not own(problem)]
+    if case.cure:
+        assert case.cure in saved["cure"], saved["msg"]
+        (vm,) = run_module("qemu_vm_info", **{key: [value] for key, value in address.items()})["vms"]
+        assert case.cure in vm["reason"], vm
     if case.outcome == NOT_SAVED:
         assert saved.get("failed"), saved["msg"]
         assert [saved["error"]] == list(case.kinds), saved["msg"]
         assert not image.exists()
+        assert guest.alive()
         return record(case, "refused", saved["msg"], guest)
     if case.outcome == REFUSED:
         assert saved.get("failed"), saved["msg"]

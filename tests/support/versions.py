@@ -16,6 +16,9 @@ from .guest import REPOSITORY
 #: The oldest one, which may not be there.
 OLD_QEMU = REPOSITORY / ".cache" / "qemu-7.2" / "qemu-system-x86_64"
 
+#: One that opens a QMP monitor through a human one, which may not be there.
+NEW_QEMU = REPOSITORY / ".cache" / "qemu-11.1" / "qemu-system-x86_64"
+
 
 def why_not_restored() -> str:
     """Why the oldest one cannot be started by its recorded words; the empty string where it can.
@@ -67,7 +70,7 @@ def common_machine(one: Qemu, other: Qemu) -> str:
 @functools.cache
 def find_qemus() -> tuple[Qemu, ...]:
     """The QEMUs that are there, the oldest first; one for each version."""
-    paths = [OLD_QEMU, REPOSITORY / ".cache" / "qemu-11.1" / "qemu-system-x86_64"]
+    paths = [OLD_QEMU, NEW_QEMU]
     found: dict[tuple[int, ...], Qemu] = {}
     for path in ["qemu-system-x86_64", *(str(path) for path in paths if path.exists())]:
         match = re.match(r"QEMU emulator version (\d+(?:\.\d+)+)", _output(path, "--version"))
