@@ -24,6 +24,10 @@ _TERMINALS = frozenset(("curses",))
 #: Sound servers of a session; QEMU goes on without one where it cannot reach it (PulseAudio's) or ends.
 _SOUND = frozenset(("pa", "pipewire", "jack", "sndio"))
 
+#: Terminals by a number that is another's as soon as whoever has opened it is gone, or that of the session itself.
+_TERMINAL = re.compile(r"/dev/(?:pts/\d+|tty)")
+_CHARACTER_DEVICES = ("chardev", "serial", "parallel", "monitor", "qmp", "qmp-pretty", "debugcon")
+
 
 async def display_of(monitor: Monitor) -> str:
     """The kind of a QEMU's display, also of one that it has chosen by itself; empty where it does not say.
@@ -41,7 +45,12 @@ def session_problems(configuration: Configuration, by_unit: bool, display: str =
     """
     if by_unit:
         return []
-    return [*_displays(configuration, display), *_sound(configuration), *_parent(configuration)]
+    return [
+        *_displays(configuration, display),
+        *_terminals(configuration),
+        *_sound(configuration),
+        *_parent(configuration),
+    ]
 
 
 def _displays(configuration: Configuration, display: str) -> t.Iterator[Problem]:
@@ -63,6 +72,21 @@ def _display_of(setting: Setting) -> str:
         # That of a bus which is named does not need the session's.
         return "" if kind == "dbus" and re.search(r"\baddr=|\bp2p\b", options) else kind
     return setting.option
+
+
+def _terminals(configuration: Configuration) -> t.Iterator[Problem]:
+    for setting in configuration.of(*_CHARACTER_DEVICES):
+        # -serial /dev/pts/3, -serial file:/dev/pts/3, -chardev serial,id=c0,path=/dev/pts/3
+        places = (setting.argument, setting.argument.partition(":")[2], *setting.keys.values())
+        terminal = next((place for place in places if _TERMINAL.fullmatch(place)), "")
+        if terminal:
+            yield Problem(
+                "session_terminal",
+                f"its -{setting.option} is the terminal {terminal}, which ends with whoever has opened it; then this is"
+                " nobody's, or another's",
+                "Start the VM with a terminal of its own (pty), a socket or a file; or restore it with launch: attach,"
+                " into a QEMU that you start with a terminal",
+            )
 
 
 def _sound(configuration: Configuration) -> t.Iterator[Problem]:
