@@ -1372,6 +1372,51 @@ refused(
     rewrite=with_monitor("-qmp", "unix:PATH,server=on,wait=off"),
 )
 
+#: Starts a program with a terminal as its console, and reads from that until the program ends, as vmspawn does.
+WITH_TERMINAL = """
+import os, subprocess, sys
+here, there = os.openpty()
+program = subprocess.Popen([word.replace("TERMINAL", os.ttyname(there)) for word in sys.argv[1:]])
+os.close(there)
+program.wait()
+"""
+
+
+def vmspawn(place: Place) -> Words:
+    """An image in the console that it has as a rule, without vsock and KVM, which it has as descriptors."""
+    script = place.text("systemd-vmspawn", f"#!{sys.executable}\n{WITH_TERMINAL}")
+    script.chmod(0o755)
+    place.prefix = (str(script),)
+    return (
+        *("-smp", "1", "-object", "rng-random,filename=/dev/urandom,id=rng0"),
+        *("-device", "virtio-rng-pci,rng=rng0,id=rng-device0", "-device", "virtio-balloon,free-page-reporting=on"),
+        *("-device", f"vmgenid,guid={UUID}", "-nic", "none", "-cpu", "max", "-nographic", "-nodefaults"),
+        *("-device", "virtio-serial-pci,id=vmspawn-virtio-serial-pci", "-chardev", "serial,id=console,path=TERMINAL"),
+        *("-device", "virtconsole,chardev=console"),
+    )
+
+
+refused(
+    "systemd-vmspawn with -qmp in SYSTEMD_VMSPAWN_QEMU_EXTRA: its console is vmspawn's terminal",
+    "session_terminal",
+    vmspawn,
+    machine="type=q35,smm=off,hpet=off",
+    name=None,
+    address=lambda guest: {"qmp_socket": str(guest.qmp_socket)},
+    rewrite=with_monitor("-qmp", "unix:PATH,server=on,wait=off"),
+)
+
+not_saved(
+    "systemd-vmspawn, which has no monitor",
+    "VmNotFoundError",
+    vmspawn,
+    machine="type=q35,smm=off,hpet=off",
+    name=None,
+    address=lambda guest: {"pid": guest.pid},
+    rewrite=with_monitor(),
+    cure="to the variable SYSTEMD_VMSPAWN_QEMU_EXTRA",
+)
+
 
 # --- states ---
 

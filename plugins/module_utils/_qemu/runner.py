@@ -116,6 +116,9 @@ _PROGRAMS = (
     ),
     _Program("GNS3", "add {option} to the additional options of the node {name}", frozenset(("gns3server",))),
     _Program("mkosi", "add {option} to QemuArgs= of its configuration", frozenset(("mkosi",))),
+    _Program(
+        "systemd-vmspawn", "add {option} to the variable SYSTEMD_VMSPAWN_QEMU_EXTRA", frozenset(("systemd-vmspawn",))
+    ),
     _Program("vrnetlab", "add {option} to self.qemu_args in the launch.py of its image", frozenset(("launch.py",))),
     _Program(
         "qsvm",

@@ -76,6 +76,12 @@ PROGRAMS = [
     ([], [ancestor("/usr/bin/python3", "-m", "maqet.vm_runner", "web1")], "", "to the list arguments"),
     (["-append", "virtme_hostname=web1 console=ttyS0"], [], "", f'Call vng with --qemu-opts="{QMP}"'),
     ([], [ancestor("/snap/multipass/x1/bin/multipassd")], "", "multipass takes no option for QEMU (multipass has"),
+    (
+        [],
+        [ancestor("/usr/bin/systemd-vmspawn", "--image=x.raw")],
+        "",
+        f"Add {QMP} to the variable SYSTEMD_VMSPAWN_QEMU",
+    ),
     (["-pidfile", "/run/vc/vm/4f1d/pid"], [], "", "Stop its containers instead of saving it"),
     ([], [ancestor("/usr/bin/python3", "/usr/bin/mkosi", "vm")], "", f"Add {QMP} to QemuArgs= of its configuration"),
     (
