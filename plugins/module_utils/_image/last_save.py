@@ -131,7 +131,7 @@ def _disks(facts: SaveFacts | None) -> frozenset[str] | None:
 
 def last_of(saves: t.Iterable[Save]) -> Save | None:
     """The last one; None where there is none."""
-    return max(saves, key=lambda save: (save.vouched, save.saved, save.mtime, save.path), default=None)
+    return max(saves, key=_order, default=None)
 
 
 def superseding(saves: t.Iterable[Save], among: t.Iterable[Save]) -> dict[str, str]:
@@ -140,7 +140,7 @@ def superseding(saves: t.Iterable[Save], among: t.Iterable[Save]) -> dict[str, s
     :param among: the saves that came to their end.
     """
     by_name, by_uuid = collections.defaultdict(list), collections.defaultdict(list)
-    for other in among:
+    for other in _one_of_each(among):
         by_name[other.name].append(other)
         by_uuid[other.uuid].append(other)
     found = {}
@@ -150,6 +150,20 @@ def superseding(saves: t.Iterable[Save], among: t.Iterable[Save]) -> dict[str, s
         if last:
             found[save.path] = last.path
     return found
+
+
+def _one_of_each(saves: t.Iterable[Save]) -> t.Iterable[Save]:
+    """The last of the copies of each save: later than another save is either this one or none of them."""
+    by_record = collections.defaultdict(list)
+    for save in saves:
+        # By all that decides of it but the time of the file.
+        alike = (save.record, save.vouched, save.checkpoint, save.uid, save.name, save.uuid, save.addresses, save.disks)
+        by_record[alike if save.record else save.path].append(save)
+    return (max(same, key=_order) for same in by_record.values())
+
+
+def _order(save: Save) -> tuple[bool, float, float, str]:
+    return save.vouched, save.saved, save.mtime, save.path
 
 
 def copies(saves: t.Iterable[Save]) -> dict[str, str]:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import random
 import re
 import shutil
 
@@ -20,8 +22,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file impor
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import describe, directory_info, image_info
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import (
+    Save,
+    last_of,
     mark_superseded,
     newer_image,
+    superseding,
     why_left_alone,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.record import SaveFacts, now
@@ -357,3 +362,34 @@ def test_image_that_cannot_be_marked_is_told(save, tmp_path):
         (told,) = mark_superseded(path, read_image_head(path))
     assert told.startswith(f"{older} is an outdated save of web1, and could not be marked so: ")
     assert checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_superseding_is_what_a_comparison_of_all_with_all_finds(seed):
+    """Few values, so that copies, twins and saves of one moment come up."""
+    chance = random.Random(seed)
+    saves = [
+        Save(
+            path=f"/save/{number}",
+            name=chance.choice(["web1", "db1"]),
+            uuid=chance.choice(["", UUID, OTHER_UUID]),
+            saved=float(chance.randrange(3)),
+            mtime=float(chance.randrange(3)),
+            size=1,
+            record=chance.choice([None, ("1", "a"), ("2", "b")]),
+            vouched=chance.random() < 0.5,
+            checkpoint=chance.random() < 0.3,
+            uid=chance.choice([None, 0, 1000]),
+            addresses=chance.choice([frozenset(), frozenset("a"), frozenset("b")]),
+            disks=chance.choice([None, frozenset("c"), frozenset("d")]),
+        )
+        for number in range(60)
+    ]
+    # A copy of a save is of its moment.
+    saves = [dataclasses.replace(save, saved=float(save.record[0])) if save.record else save for save in saves]
+    expected = {}
+    for save in saves:
+        last = last_of(other for other in saves if other.is_later_than(save))
+        if last:
+            expected[save.path] = last.path
+    assert superseding(saves, saves) == expected
