@@ -278,9 +278,9 @@ class SaveTransaction:
         await self.run.await_long("QEMU to stop the guest, which flushes all its disks", self.session.stop())
 
     async def _let_guest_go_on(self) -> None:
-        """What a save calls off where it fails, the guest's stop first; quiet where QEMU does not let it run.
+        """Let the guest run and put QEMU's settings back, in this order, as where a save fails.
 
-        Then it is saved in the first place, and asked again when the image is complete.
+        Quiet where QEMU does not let it run: then its image is needed most, and it is tried again when that is complete.
 
         :raises MonitorError: it runs, and QEMU's settings could not be put back.
         """
