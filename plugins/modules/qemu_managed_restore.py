@@ -206,6 +206,12 @@ left_alone:
   type: list
   elements: dict
   returned: always
+save_dir_volatile:
+  description:
+    - Where the file system of O(save_dir) is mounted, if a reboot of the host empties it (tmpfs); else an empty string.
+  type: str
+  returned: always
+  sample: ""
 started_at:
   description: When the run began, in seconds since the epoch.
   type: float

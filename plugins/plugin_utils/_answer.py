@@ -82,6 +82,7 @@ RETURNED: t.Mapping[str, t.Mapping[str, str]] = {
         "unusable": "list",
         "left_alone": "list",
         "running": "list",
+        "save_dir_volatile": "str",
     },
     "qemu_progress_info": {"operations": "list", "runs": "list"},
 }

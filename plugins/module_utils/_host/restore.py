@@ -27,6 +27,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageNotFoundError,
     one_line,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import volatile_mount
 from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import (
     Choice,
     HostRestoreRequest,
@@ -287,6 +288,7 @@ class HostRestoreOperation:
             "unhealthy": self._unhealthy,
             "unusable": self._choice.unusable,
             "left_alone": self._choice.left_alone,
+            "save_dir_volatile": volatile_mount(self.request.save_dir),
             "running": [
                 {
                     "name": process.name,

@@ -9,8 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
+
+import pytest
 
 from support import find_qemu_pids
+from support.guest import REPOSITORY
+from support.mounts import mounted
 from support.observe import Continuity, wait_until
 
 from .conftest import NAMES, files, states
@@ -117,3 +122,17 @@ def test_check_mode_of_a_play_that_saves_before_it_restores(guests, managed_save
     assert "unless a task before this one makes the image" in str(result["warnings"])
     assert files(save_dir) == []
     assert managed_restore(vms=[*NAMES, absent])["failed"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems")
+def test_where_a_reboot_would_take_the_images(managed_restore, tmp_path):
+    """Told also of a directory that is not there yet, and where nothing is to be restored."""
+    with mounted(tmp_path / "memory", "tmpfs", 1) as reason:
+        if reason:
+            pytest.skip(reason)
+        (tmp_path / "link").symlink_to(tmp_path / "memory")
+        for place in "memory", "memory/new/save", "link/save":
+            told = managed_restore(save_dir=str(tmp_path / place), vms=["none"], check=True)
+            assert told["save_dir_volatile"] == str(tmp_path / "memory"), told
+    with tempfile.TemporaryDirectory(dir=REPOSITORY / "build") as on_disk:
+        assert managed_restore(save_dir=on_disk, vms=["none"], check=True)["save_dir_volatile"] == ""
