@@ -107,6 +107,12 @@ def test_there_and_back_over_tcp(words, make_human, image, save, restore, read_v
     there_and_back(at_tcp(make_human, words), image, save, restore, read_vm)
 
 
+def test_there_and_back_beside_a_qmp_server_at_a_port(make_human, image, save, restore, read_vm):
+    """No image can be passed to that."""
+    qmp = ["-qmp", f"tcp:127.0.0.1:{free_port()},server=on,wait=off"]
+    there_and_back(make_human(monitor=[*qmp, *UNIX["monitor"]]), image, save, restore, read_vm)
+
+
 @pytest.mark.parametrize("image_format", ["raw", "zstd"])
 def test_formats_that_need_a_pipe(image_format, make_human, image, save, restore):
     guest = make_human()

@@ -37,6 +37,11 @@ class Door:
         """Where it is, for messages."""
         return shown_address(self.address)
 
+    @property
+    def is_tcp(self) -> bool:
+        """Whether it is a TCP port."""
+        return not self.address.startswith(("/", "\0"))
+
     def seen_by(self, pid: int) -> list[Door]:
         """Where this door of a process may be as seen from here, the likelier place first."""
         if not self.address.startswith("/"):
@@ -85,11 +90,14 @@ class Door:
 def doors(words: t.Sequence[str], cwd: str, pid: int | None = None) -> list[Door]:
     """The ways to a QEMU that was started with these words, the best ones first.
 
+    A QMP server at a TCP port comes last: no descriptors, and so no images, can be passed to it, as they can to the one
+    that is opened through a human monitor.
+
     :param pid: its process, where it is known: it may see other files than this one.
     """
-    addresses = [(address, False) for address in command_line.qmp_addresses(words, cwd)]
-    addresses += [(address, True) for address in command_line.human_addresses(words, cwd)]
-    found = [Door(address, is_human) for address, is_human in addresses]
+    servers = [Door(address) for address in command_line.qmp_addresses(words, cwd)]
+    human = [Door(address, is_human=True) for address in command_line.human_addresses(words, cwd)]
+    found = [*(door for door in servers if not door.is_tcp), *human, *(door for door in servers if door.is_tcp)]
     return found if pid is None else [seen for door in found for seen in door.seen_by(pid)]
 
 

@@ -58,9 +58,8 @@ def doors_of(how: Launch, name: str, wanted: str | None = None) -> list[Door]:
             f"The command of {name} opens no QMP server", cure="Add -qmp unix:PATH,server=on,wait=off to it"
         )
     # Only over a UNIX socket can it be given the image.
-    servers = [door for door in found if not door.is_human]
-    servers = [door for door in servers if door.address[0] in "/\0"] or servers
-    return servers + [door for door in found if door.is_human]
+    has_servers = any(not door.is_human and not door.is_tcp for door in found)
+    return [door for door in found if not (has_servers and door.is_tcp and not door.is_human)]
 
 
 async def greeted(launched: LaunchedQemu, known: t.Sequence[Door], name: str) -> Monitor:

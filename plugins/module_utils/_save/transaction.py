@@ -280,7 +280,7 @@ class SaveTransaction:
     async def _let_guest_go_on(self) -> None:
         """Let the guest run and put QEMU's settings back, in this order, as where a save fails.
 
-        Quiet where QEMU does not let it run: its image is needed most then, and is completed before this is tried again.
+        Quiet where QEMU does not let it run: then its image is needed most, and is completed before it is tried again.
 
         :raises MonitorError: it runs, and QEMU's settings could not be put back.
         """
