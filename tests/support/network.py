@@ -22,13 +22,13 @@ def new_name(prefix: str) -> str:
 def new_bridge() -> Iterator[Optional[str]]:
     """The name of a new bridge, or None where none can be made; it is removed if it is still there."""
     name = new_name("vmb")
+    made: Optional[str] = name
     try:
-        make_bridge(name)
-    except (OSError, subprocess.CalledProcessError):
-        yield None
-        return
-    try:
-        yield name
+        try:
+            make_bridge(name)
+        except (OSError, subprocess.CalledProcessError):
+            made = None
+        yield made
     finally:
         if exists(name):
             delete(name)
