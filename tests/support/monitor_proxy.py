@@ -118,13 +118,18 @@ class MonitorProxy:
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join()
-        # When no session can freeze it any more: a run may have ended before its fault was done.
+            # A session that connects to a frozen QEMU waits for it; and one may freeze it still, whose run has ended.
+            while thread.is_alive():
+                self._thaw()
+                thread.join(0.1)
+        self._thaw()
+        for client in self._clients:
+            client.close()
+
+    def _thaw(self) -> None:
         if self._frozen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._frozen, signal.SIGCONT)
-        for client in self._clients:
-            client.close()
 
     def _start(self, function: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=function, args=arguments, daemon=True)
