@@ -27,6 +27,7 @@ def daemon(monkeypatch):
 
 def test_root(monkeypatch):
     """Whose place is that of the host, whatever his environment says."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("XDG_STATE_HOME", "/srv/state")
     monkeypatch.setattr(_state_directory, "ROOT_DIRECTORY", "/var/lib/vmops.qemu")
     assert default_save_directory() == "/var/lib/vmops/save"

@@ -80,7 +80,7 @@ def test_mode_with_which_others_know_it(own_key, mode):
         assert "0600" in caught.value.cure
 
 
-@pytest.mark.parametrize("mode", [0o720, 0o707, 0o1777])
+@pytest.mark.parametrize("mode", [pytest.param(0o720, marks=AS_ROOT), 0o707, 0o1777])
 def test_directory_that_others_can_write_to(own_key, mode):
     make_key()
     own_key.parent.chmod(mode)

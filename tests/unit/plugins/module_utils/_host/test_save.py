@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostRunError
@@ -47,7 +48,7 @@ def run(monkeypatch, processes, doubtful=(), **options):
 
 
 def process(name, pid=7):
-    return QemuProcess(pid, name, ("qemu-system-x86_64",), "/", "/usr/bin/qemu-system-x86_64", 0, 0)
+    return QemuProcess(pid, name, ("qemu-system-x86_64",), "/", "/usr/bin/qemu-system-x86_64", os.geteuid(), 0)
 
 
 def test_vm_without_a_name_is_refused_where_all_are_to_be_saved(monkeypatch):

@@ -28,7 +28,7 @@ def logs(tmp_path, monkeypatch):
     tmp_path.chmod(0o755)
     monkeypatch.setattr(_run_directory, "_ROOT_LOGS", str(tmp_path / "logs"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run").mkdir(mode=0o700)
     return tmp_path / "logs"
 
 
