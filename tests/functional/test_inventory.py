@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -248,10 +250,16 @@ def test_what_cannot_be_asked(controller, make_guest):
 def test_a_hypervisor_that_hangs_is_given_up(controller, make_guest):
     make_guest(DB1, block_mib=2)
     slow = controller.place / "slow"
-    slow.write_text("#!/bin/sh\nexec sleep 600\n")
+    pids = controller.place / "pids"
+    slow.write_text(f"#!/bin/sh\necho $$ >>{pids}\nexec sleep 600\n")
     slow.chmod(0o755)
     controller.hosts["hv2"]["ansible_python_interpreter"] = str(slow)
-    _hosts, groups, errors = controller.listed(timeout=15)
+    try:
+        _hosts, groups, errors = controller.listed(timeout=15)
+    finally:
+        for pid in pids.read_text().split():  # nobody else ends them
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
     assert groups["qemu_running"] == [DB1]
     assert "The VMs of hv2 are not known" in errors
 
