@@ -28,6 +28,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._proc import birth_of, 
 #: The numbers are the same on all architectures for which there is a QEMU with a guest worth saving.
 _PIDFD_SEND_SIGNAL = 424
 _PIDFD_OPEN = 434
+_PIDFD_GETFD = 438
 
 #: Seconds between two looks at a process that can be followed by looking alone; the first ones come sooner.
 _SHORTEST_INTERVAL = 0.005
@@ -43,6 +44,15 @@ def open_pidfd(pid: int) -> int:
     if hasattr(os, "pidfd_open"):
         return os.pidfd_open(pid)
     return _system_call(_PIDFD_OPEN, pid, 0)
+
+
+def take_descriptor(process: int, number: int) -> int:
+    """A copy of another process's descriptor, rather than what its number in /proc leads to at the next moment.
+
+    :param process: of :func:`open_pidfd`.
+    :raises OSError: there is none of this number, or it may not be had (pidfd_getfd(2): Yama, a container's filter).
+    """
+    return _system_call(_PIDFD_GETFD, process, number, 0)
 
 
 def _send_signal(descriptor: int, number: int) -> None:

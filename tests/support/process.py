@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -136,21 +135,3 @@ def find_qemu_pids(name: str) -> list[int]:
         if name in (names or [""]):
             found.append(int(entry))
     return sorted(found)
-
-
-def _copies_descriptors() -> bool:
-    with contextlib.suppress(AttributeError, OSError):  # an older Python, or kernel
-        process = os.pidfd_open(os.getpid())
-        try:
-            pidfd_getfd = 438
-            copy = int(ctypes.CDLL(None, use_errno=True).syscall(pidfd_getfd, process, process, 0))
-        finally:
-            os.close(process)
-        if copy >= 0:
-            os.close(copy)
-            return True
-    return False
-
-
-#: Whether a descriptor can be taken from another process here: the filters of some containers forbid it even to root.
-COPIES_DESCRIPTORS = _copies_descriptors()

@@ -15,7 +15,6 @@ Sources: pidfd_getfd(2), unix(7), linux/sockios.h (SIOCUNIXFILE, Linux 4.2), pro
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -26,10 +25,9 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_up_to
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import descriptors_of, proc_path
+from ansible_collections.vmops.qemu.plugins.module_utils._process_handle import open_pidfd, take_descriptor
 
-#: System calls whose numbers are the same on all architectures of Linux on which QEMU's are.
-_PIDFD_OPEN = 434
-_PIDFD_GETFD = 438
+#: An ioctl of UNIX sockets (linux/un.h).
 _SIOCUNIXFILE = 0x89E0
 
 #: What a line of /proc/net/unix says of a socket that listens (SO_ACCEPTCON), and bytes of it that are read.
@@ -120,23 +118,11 @@ def _listening(pid: int) -> dict[int, str]:
 
 def _copy_of(pid: int, number: int) -> int:
     """A copy of a process's descriptor; raises OSError."""
-    library = ctypes.CDLL(None, use_errno=True)
-    # Not every build of Python has os.pidfd_open.
-    process = _call(library.syscall(ctypes.c_long(_PIDFD_OPEN), ctypes.c_int(pid), ctypes.c_uint(0)))
+    process = open_pidfd(pid)
     try:
-        call = library.syscall(
-            ctypes.c_long(_PIDFD_GETFD), ctypes.c_int(process), ctypes.c_int(number), ctypes.c_uint(0)
-        )
-        return _call(call)
+        return take_descriptor(process, number)
     finally:
         os.close(process)
-
-
-def _call(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return int(result)
 
 
 def _file_of(descriptor: int) -> int:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
-import ctypes
 import dataclasses
 import errno
 import fcntl
@@ -31,7 +30,7 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._holes import data_ranges, punch
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import open_again
-from ansible_collections.vmops.qemu.plugins.module_utils._process_handle import open_pidfd
+from ansible_collections.vmops.qemu.plugins.module_utils._process_handle import open_pidfd, take_descriptor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RamBlock, parse_ram_blocks
@@ -42,10 +41,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict i
 #: Bytes that are compared with zeros at a time.
 _CHUNK = 1024 * 1024
 _ZEROS = bytes(_CHUNK)
-
-#: A system call that Python has no function for; its number is the same on all of Linux's architectures on which QEMU's
-#: is.
-_PIDFD_GETFD = 438
 
 #: File systems on which a write through a mapping changes the file's time of modification, if the file was flushed
 #: before (measured, or read in the kernel's sources for xfs); tmpfs and hugetlbfs keep it as it is.
@@ -345,28 +340,17 @@ def _descriptor(file: MemoryFile) -> t.Iterator[int]:
 
 
 def _copy_descriptor(pid: int, number: int) -> int:
-    """The very descriptor of another process, rather than what its number in /proc leads to at the next moment.
-
-    :raises OSError: it may not be had.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
+    """The very descriptor of another process; raises OSError where it may not be had."""
     process = open_pidfd(pid)
     try:
-        copy = int(libc.syscall(_PIDFD_GETFD, process, number, 0))
-        if copy >= 0:
-            return copy
-        error = _last_error()
+        return take_descriptor(process, number)
+    except OSError:
+        if os.geteuid() == 0:
+            raise
     finally:
         os.close(process)
-    if os.geteuid() == 0:
-        raise error
     # The kernel may forbid it to all but a parent (Yama). Who is not root cannot be led further than his own rights.
     return os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def _last_error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
 
 
 @contextlib.contextmanager

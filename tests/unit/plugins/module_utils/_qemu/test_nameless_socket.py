@@ -17,7 +17,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.nameless_socket i
     name_of_listener,
 )
 
-from support.process import COPIES_DESCRIPTORS
+from support.descriptors import COPIES_DESCRIPTORS
 
 only_root = pytest.mark.skipif(
     os.geteuid() != 0 or not COPIES_DESCRIPTORS,

@@ -19,7 +19,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory im
     memory_problems,
 )
 
-from support.process import COPIES_DESCRIPTORS
+from support.descriptors import COPIES_DESCRIPTORS
 
 MIB = 1024 * 1024
 
