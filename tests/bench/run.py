@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import disk
 from bench.chart import chart
 from bench.figures import Figures, as_json, between_markers, table
+from bench.fill import Fill
 from bench.sides import Bare, Module, Side, Virsh, run_module
 
 from support import CounterGuest, qmp
@@ -41,6 +42,7 @@ from support.guest import COLLECTIONS, REPOSITORY
 from support.libvirt import Libvirt, LibvirtError, LibvirtGuest
 
 _REACH = 3072  # MiB that the counter guest reaches of a larger one
+_ALONE_FROM = 4096  # MiB; larger guests are filled from outside beyond that reach, and run one at a time
 _FIRMWARE = 2  # MiB of the counter guest's memory that are not its block
 
 
@@ -92,31 +94,33 @@ def disk_round(image: Path, mib: int, threads: int, figures: Figures) -> None:
     image.unlink()
 
 
-def module_sides(guest: CounterGuest, few: bool) -> list[Side]:
-    """Our modules, in all ways or in the most telling ones."""
+def module_sides(guest: CounterGuest, which: str) -> list[Side]:
+    """Our modules: in "all" ways, in the most telling "few", or in those that go past the page cache ("direct")."""
     sides: list[Side] = [Module("default", guest, {}, {})]
-    for channels in (4,) if few else (1, 2, 4, 8):
+    for channels in (1, 2, 4, 8) if which == "all" else (4,):
         how = {"format": "sparse", "bypass_cache": True, "parallel_channels": channels}
         again = {"bypass_cache": True, "parallel_channels": channels}
         sides.append(Module(f"sparse, O_DIRECT, {channels} channels", guest, how, again))
+    sides.append(Module("live", guest, {"live": True}, {}))
+    sides.append(Module("with checksum", guest, {"checksum": True}, {"verify": "full"}))
+    if which == "direct":
+        return sides
     sides.append(
         Module("sparse, buffered", guest, {"format": "sparse", "bypass_cache": False}, {"bypass_cache": False})
     )
     sides.append(Module("raw", guest, {"format": "raw"}, {}))
-    sides.append(Module("live", guest, {"live": True}, {}))
-    sides.append(Module("with checksum", guest, {"checksum": True}, {"verify": "full"}))
     for tool in ("zstd", "lzop"):
         if shutil.which(tool):
             sides.append(Module(tool, guest, {"format": tool}, {}))
     return sides
 
 
-def virsh_sides(guest: LibvirtGuest) -> list[Side]:
-    """libvirt's default, and its best flags."""
+def virsh_sides(guest: LibvirtGuest, which: str) -> list[Side]:
+    """libvirt's default, and its best flags; "direct" leaves the default out, which goes through the page cache."""
     bypass = ["--bypass-cache"]
     parallel = [*bypass, "--parallel-channels", "4"]
     return [
-        Virsh("raw, default", guest, [], []),
+        *([] if which == "direct" else [Virsh("raw, default", guest, [], [])]),
         Virsh("raw, bypass", guest, bypass, bypass),
         Virsh("sparse, bypass, 4 channels", guest, ["--image-format", "sparse", *parallel], parallel),
     ]
@@ -133,35 +137,53 @@ def standing_still(idle: set[CounterGuest]) -> Iterator[None]:
 
 
 def measure(kind: str, place: Path, libvirt: Optional[Libvirt], rounds: int, few: bool, **guest: Any) -> list[Figures]:
-    """All sides in turns on guests of one kind."""
+    """All sides, or a few, in turns on guests of one kind.
+
+    high_mib is what the guest has beyond the reach of its program, and is filled from outside. Such guests are started
+    anew in each round, one at a time, as the machine has not the memory for two.
+    """
+    high_mib = guest.pop("high_mib", 0)
+    fill = Fill(guest["memory_mib"], guest["memory_mib"] - high_mib) if high_mib else None
+    data_mib = guest["block_mib"] + guest.get("dirty_mib", 0) + _FIRMWARE + high_mib
+    which = "direct" if fill else "few" if few else "all"
     own = CounterGuest(place / "own", f"bench-own-{os.getpid()}", line_ms=500, **guest)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(own)
-        own.boot_timeout = 300  # type: ignore[misc]
-        own.start()
-        sides = [*module_sides(own, few), *(Bare(own, channels) for channels in ((4,) if few else (1, 4, 8)))]
+        turns: list[tuple[CounterGuest, list[Side]]] = []
+        bare = [Bare(own, channels) for channels in ((1, 4, 8) if which == "all" else (4,))]
+        turns.append((stack.enter_context(own), [*module_sides(own, which), *bare]))
         if libvirt:
             other = LibvirtGuest(libvirt, place / "libvirt", f"bench-libvirt-{os.getpid()}", line_ms=500, **guest)
-            stack.enter_context(other)
-            other.boot_timeout = 300  # type: ignore[misc]
-            other.start()
-            sides += virsh_sides(other)
-        all_guests = {side.guest for side in sides}
-        if guest.get("dirty_mib"):
-            for each in all_guests:
-                each.dirty(True)
-        rows = [Figures(kind, side.name) for side in sides]
+            turns.append((stack.enter_context(other), virsh_sides(other, which)))
+        if not fill:
+            for each, _sides in turns:
+                boot(each, dirties=bool(guest.get("dirty_mib")))
+        rows = {side: Figures(kind, side.name) for _guest, sides in turns for side in sides}
         limits = [(threads, Figures(kind, f"disk, O_DIRECT, {threads} threads")) for threads in (1, 2, 4, 8)]
         for number in range(rounds):
-            for side, figures in zip(sides, rows):
-                print(f"{kind}, round {number + 1} of {rounds}: {side.name}", file=sys.stderr, flush=True)
-                with standing_still(all_guests - {side.guest}):
-                    one_round(side, place / "bench.save", figures)
-            with standing_still(all_guests):
+            for current, sides in turns:
+                if fill:
+                    boot(current)
+                    fill.write(current.pid or 0)
+                with standing_still({each for each, _sides in turns if each is not current and not fill}):
+                    for side in sides:
+                        print(f"{kind}, round {number + 1} of {rounds}: {side.name}", file=sys.stderr, flush=True)
+                        one_round(side, place / "bench.save", rows[side])
+                        if fill:
+                            fill.require(current.pid or 0)
+                if fill:
+                    current.end()
+            with standing_still({each for each, _sides in turns if not fill}):
                 for threads, figures in limits:
-                    mib = guest["block_mib"] + guest.get("dirty_mib", 0) + _FIRMWARE
-                    disk_round(place / "bench.disk", mib, threads, figures)
-    return [*rows, *(figures for _threads, figures in limits)]
+                    disk_round(place / "bench.disk", data_mib, threads, figures)
+    return [*rows.values(), *(figures for _threads, figures in limits)]
+
+
+def boot(guest: CounterGuest, dirties: bool = False) -> None:
+    """Start it; a large one takes its time to fill its block."""
+    guest.boot_timeout = 300  # type: ignore[misc]
+    guest.start()
+    if dirties:
+        guest.dirty(True)
 
 
 def timed(function: Callable[[], Any]) -> float:
@@ -240,17 +262,24 @@ def fixed_table(found: dict[str, Any]) -> str:
 
 
 def guests(sizes: list[int], left_out: list[str], free_mib: int) -> Iterator[tuple[str, dict[str, int]]]:
-    """The guests of these sizes in MiB that fit, and two special ones of the first size; two run side by side."""
+    """The guests of these sizes in MiB that fit, and two special ones of the first size.
+
+    Two run side by side, but for those of which only one fits.
+    """
     memory_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     for size in sizes:
         total = size + 64
-        if size > 4096:
-            left_out.append(f"{size} MiB: the benchmark's guest fills 3 GiB at most")
-        elif 2 * total > memory_mib * 3 // 4 or 2 * total > free_mib:
+        beside = 1 if size > _ALONE_FROM else 2
+        if beside * total > memory_mib * 3 // 4 or beside * total > free_mib:
             left_out.append(f"{size} MiB: not enough memory or disk here")
-        else:
-            block = min(size, _REACH - 64)
-            yield f"{size} MiB guest, {block} MiB of random data", {"memory_mib": total, "block_mib": block}
+            continue
+        block = min(size, _REACH - 64)
+        high = {"high_mib": total - _REACH} if size > _ALONE_FROM else {}
+        random = block + high.get("high_mib", 0)
+        yield (
+            f"{size} MiB guest, {random} MiB of random data",
+            {"memory_mib": total, "block_mib": block, **high},
+        )
     if len(sizes) == 1 and sizes[0] <= 64:
         return
     first = min(sizes[0], 1024)
@@ -294,7 +323,8 @@ def main() -> None:
         try:
             free_mib = shutil.disk_usage(place).free >> 20
             planned = list(guests(sizes, left_out, free_mib))
-            largest = max(guest["memory_mib"] for _kind, guest in planned)
+            # Of which all is measured, and drawn.
+            largest = max(guest["memory_mib"] for _kind, guest in planned if "high_mib" not in guest)
             for number, (kind, guest) in enumerate(planned):
                 where = place / str(number)
                 where.mkdir()

@@ -18,6 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import disk
 from bench.chart import chart
 from bench.figures import BEGIN, END, Figures, as_json, best, between_markers, from_json, table
+from bench.fill import CHUNK_MIB, Fill
+
+from support import CounterGuest
 
 ROWS = [
     Figures("g <1>", "vmops default", {"save": [3.0, 1.0, 2.0], "restore": [4.0]}, peak_kib=40960),
@@ -61,3 +64,21 @@ def test_the_disk_is_written_whole_by_more_threads_than_it_divides_by(tmp_path):
     assert disk.read(path, 5, 3) > 0
     with pytest.raises(OSError, match="short transfer"):
         disk.read(path, 6, 3)
+
+
+def test_memory_is_filled_from_outside_and_what_changes_it_is_seen(tmp_path):
+    memory_mib = 3 * CHUNK_MIB
+    with CounterGuest(tmp_path / "guest", "fill", memory_mib=memory_mib, block_mib=1) as guest:
+        guest.start()
+        pid = guest.pid or 0
+        fill = Fill(memory_mib, CHUNK_MIB)
+        with pytest.raises(RuntimeError, match="not what it was"):
+            fill.require(pid)
+        fill.write(pid)
+        fill.require(pid)
+        guest.wait_for_counter(guest.counters()[-1])
+        Fill(memory_mib, 2 * CHUNK_MIB).write(pid)
+        with pytest.raises(RuntimeError, match="not what it was"):
+            fill.require(pid)
+        with pytest.raises(RuntimeError, match="no mapping of 1000 MiB"):
+            Fill(1000, 0).write(pid)
