@@ -42,6 +42,11 @@ def port():
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "", "[127.0.0.1]"])
 def test_a_tcp_address(host, port):
+    if host in ("localhost", ""):
+        try:
+            socket.getaddrinfo("localhost", port)
+        except OSError as error:  # without /etc/hosts, as debootstrap leaves a system
+            pytest.skip(f"localhost has no address here: {error}")
     assert connect(f"{host}:{port}") == (("127.0.0.1", port), None)
 
 
