@@ -12,10 +12,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ImageError, ImageNotFoundError, UnitError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ConflictError,
+    ImageError,
+    ImageNotFoundError,
+    UnitError,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system, file_system_type
 from ansible_collections.vmops.qemu.plugins.module_utils._host.table import problem_table
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
@@ -27,6 +33,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import HOST, Manager, shown
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe_directory
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, read_all
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 from ansible_collections.vmops.qemu.plugins.module_utils._vm_info import VmInfoOperation, VmInfoRequest
@@ -110,6 +117,7 @@ class HostInfoOperation:
             *(problem for vm in vms for problem in vm_problems(vm)),
             *problems,
             *image_problems(images, {vm[key] for vm in vms for key in ("name", "uuid")}),
+            *await in_thread(lambda: shut_down_problems({vm["name"] for vm in vms})),
             *place.problems,
             *space_problems(save_dir, place.free, needed),
             *await _service_problems(),
@@ -195,15 +203,14 @@ def vm_problems(vm: t.Mapping[str, t.Any]) -> list[HostProblem]:
             )
         )
     image = vm["image"] or {}
-    if image.get("state") == "complete" and not image["checkpoint"] and vm["run_state"] in ("running", "suspended"):
-        found.append(
-            HostProblem(
-                subject,
-                "image_beside",
-                f"it runs beside its image {image['path']}, which a save does not replace, and a restore refuses",
-                "Remove the image (qemu_save_image with state: absent), or save with force",
-            )
+    if image.get("state") == "complete" and vm["run_state"] in ("running", "suspended"):
+        what = (
+            f"its checkpoint {image['path']} lies where its next save would be, which does not replace it"
+            if image["checkpoint"]
+            else f"it runs beside its image {image['path']}, which a save does not replace, and a restore refuses"
         )
+        cure = "Remove the image (qemu_save_image with state: absent), or save with force"
+        found.append(HostProblem(subject, "image_beside", what, cure))
     return found
 
 
@@ -299,6 +306,31 @@ def _not_restorable(image: t.Mapping[str, t.Any]) -> list[HostProblem]:
         HostProblem(image["path"], "image_not_restorable", f"{problem['kind']}: {problem['what']}", problem["cure"])
         for problem in blocking
     ]
+
+
+# --- VMs that were shut down --------------------------------------------------------------------------------------
+
+
+def shut_down_problems(running: t.Container[str]) -> list[HostProblem]:
+    """The VMs that a run over all VMs of the host has shut down, and that nothing has started again.
+
+    :param running: the names of VMs that have a QEMU.
+    """
+    try:
+        return [_shut_down(vm) for vm in read_all() if vm.name not in running]
+    except ConflictError as error:
+        return [HostProblem("host", "shut_down", error.what, error.cure, blocks=False)]
+
+
+def _shut_down(vm: ShutDownVm) -> HostProblem:
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(vm.at))
+    return HostProblem(
+        vm.name,
+        "shut_down",
+        f"it was shut down with its host in mind ({moment}) and was not started again",
+        f"Run qemu_managed_restore, which starts it; or remove {vm.path} if it is to stay off",
+        blocks=False,
+    )
 
 
 # --- where they lie -----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._durable import write_durably
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ConflictError,
     ImageError,
     ImageNotFoundError,
     UnitError,
@@ -35,6 +36,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._last_run import read_r
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, list_processes
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, read_all
 
 #: Images that are told of one by one, and characters of a label.
 _MOST_IMAGES = 1000
@@ -97,11 +99,15 @@ def label_value(text: str) -> str:
 
 
 def metrics(
-    images: t.Sequence[t.Mapping[str, t.Any]] | None, processes: t.Sequence[QemuProcess], boot_restore: str
+    images: t.Sequence[t.Mapping[str, t.Any]] | None,
+    shut_down: t.Sequence[ShutDownVm] | None,
+    processes: t.Sequence[QemuProcess],
+    boot_restore: str,
 ) -> str:
     """The file's content.
 
     :param images: those of the directory, as ``directory_info`` returns them; None where it cannot be read.
+    :param shut_down: the VMs that were shut down and are to be started again; None where that cannot be read.
     :param processes: the QEMUs that run.
     :param boot_restore: the state of the service that restores VMs at boot; empty where there is none.
     """
@@ -109,6 +115,15 @@ def metrics(
     out.gauge("vmops_qemu_save_dir_readable", "Whether the directory of the save images could be read.")
     out.sample(images is not None)
     _tell_images(out, list(images or ()), processes)
+    out.gauge("vmops_qemu_shut_down_vms_readable", "Whether it could be read which VMs were shut down.")
+    out.sample(shut_down is not None)
+    out.gauge(
+        "vmops_qemu_shut_down_vm_timestamp_seconds",
+        "When a VM was shut down that does not run and is to be started again.",
+    )
+    for vm in shut_down or ():
+        if not _runs(vm.name, vm.launch.uid, processes):
+            out.sample(round(vm.at, 3), vm=vm.name)
     out.gauge("vmops_qemu_last_run_timestamp_seconds", "When a save or a restore last ended so on this host.")
     for (operation, result), moment in read_runs().items():
         out.sample(round(moment, 3), operation=operation, result=result)
@@ -177,11 +192,15 @@ def _waits(image: t.Mapping[str, t.Any], processes: t.Sequence[QemuProcess]) -> 
     """Whether a VM is in an image and nowhere else."""
     if image["state"] != "complete" or image["checkpoint"] or image["superseded_by"] or image["copy_of"]:
         return False
-    recorded = (image["launch"] or {}).get("uid")
-    # Anyone's QEMU may have the name.
-    return not any(
-        process.name == image["name"] and (process.uid in (0, recorded) or recorded is None) for process in processes
-    )
+    return not _runs(image["name"], (image["launch"] or {}).get("uid"), processes)
+
+
+def _runs(name: str | None, uid: int | None, processes: t.Sequence[QemuProcess]) -> bool:
+    """Whether a VM has a QEMU; anyone's may have the name.
+
+    :param uid: the user as whom it ran; None where that is not known.
+    """
+    return any(process.name == name and (process.uid in (0, uid) or uid is None) for process in processes)
 
 
 async def _write(settings: MetricsSettings) -> bool:
@@ -191,6 +210,10 @@ async def _write(settings: MetricsSettings) -> bool:
         images = []
     except ImageError:
         images = None
+    try:
+        shut_down: list[ShutDownVm] | None = read_all()
+    except ConflictError:
+        shut_down = None
     boot_restore = ""
     if systemd.is_running():
         try:
@@ -198,7 +221,7 @@ async def _write(settings: MetricsSettings) -> bool:
             boot_restore = unit.active_state if unit.load_state != "not-found" else ""
         except UnitError:
             pass
-    text = metrics(images, list_processes(), boot_restore)
+    text = metrics(images, shut_down, list_processes(), boot_restore)
     try:
         write_durably(settings.file, text.encode("utf-8", "backslashreplace"), 0o644)
     except OSError as error:

@@ -5,12 +5,16 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils import _state_directory
 from ansible_collections.vmops.qemu.plugins.module_utils._host.info import (
     _MONITOR_CURES,
     image_problems,
+    shut_down_problems,
     space_problems,
     vm_problems,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, keep
 from ansible_collections.vmops.qemu.plugins.module_utils._vm_info import _MONITOR_STATES
 
 PROBLEM = {"kind": "disk_replaced", "what": "it was", "cure": "Put it back", "blocks": True}
@@ -61,7 +65,7 @@ def told(problems):
         ({"save_support": {"formats": ["raw", "gzip"]}}, [("no_mapped_ram", False)]),
         ({"save_support": {"formats": []}}, [("monitor_remote", True)]),
         ({"image": {"path": "/s", "state": "complete", "checkpoint": False}}, [("image_beside", True)]),
-        ({"image": {"path": "/s", "state": "complete", "checkpoint": True}}, []),
+        ({"image": {"path": "/s", "state": "complete", "checkpoint": True}}, [("image_beside", True)]),
         ({"image": {"path": "/s", "state": "partial", "checkpoint": None}}, []),
         ({"image": {"path": "/s", "state": "complete", "checkpoint": False}, "run_state": "postmigrate"}, []),
     ],
@@ -70,6 +74,26 @@ def test_problems_of_a_vm(facts, expected):
     found = vm_problems(vm(**facts))
     assert told(found) == expected
     assert all(problem.what and problem.cure for problem in found)
+
+
+def test_vms_that_were_shut_down_and_do_not_run(tmp_path, monkeypatch):
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(_state_directory, "ROOT_DIRECTORY", str(tmp_path / "vmops.qemu"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert shut_down_problems(set()) == []
+    kept = [ShutDownVm(name, 1764000000.5, LaunchRecord(["qemu"], "/", "/usr/bin/qemu", 0, 0)) for name in ("a", "b")]
+    for each in kept:
+        keep(each)
+    (problem,) = shut_down_problems({"a"})
+    assert (problem.subject, problem.kind, problem.blocks) == ("b", "shut_down", False)
+    assert "2025-11-24T16:00:00Z" in problem.what
+    assert kept[1].path in problem.cure
+    with open(kept[0].path, "w") as file:
+        file.write("{")
+    (problem,) = shut_down_problems(set())
+    assert (problem.subject, problem.kind) == ("host", "shut_down")
+    assert kept[0].path in problem.what
+    assert problem.cure
 
 
 def test_each_state_of_a_monitor_has_a_cure():

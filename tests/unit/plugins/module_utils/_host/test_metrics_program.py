@@ -18,6 +18,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.metrics_program i
     main,
     metrics,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[5]
@@ -34,9 +36,9 @@ def process(name="web1", uid=64055):
     return types.SimpleNamespace(name=name, uid=uid)
 
 
-def read(images=(), processes=(), boot_restore=""):
+def read(images=(), processes=(), boot_restore="", shut_down=()):
     """The samples by metric: labels and value of each."""
-    text = metrics(images, processes, boot_restore)
+    text = metrics(images, shut_down, processes, boot_restore)
     assert text.endswith("\n")
     families = list(text_string_to_metric_families(text))
     names = [family.name for family in families]
@@ -100,6 +102,26 @@ def test_time_that_nothing_tells():
 def test_restore_at_boot(state, value):
     assert read(boot_restore=state)["vmops_qemu_boot_restore_failed"] == [({}, value)]
     assert "vmops_qemu_boot_restore_failed" not in read()
+
+
+def shut_down(name="web1"):
+    return ShutDownVm(name, SAVED_AT, LaunchRecord(["qemu-system-x86_64"], "/", "/usr/bin/qemu", 64055, 64055))
+
+
+@pytest.mark.parametrize(
+    ("running", "waits"),
+    [([], True), ([process()], False), ([process(uid=0)], False), ([process(uid=1000)], True), ([process("x")], True)],
+)
+def test_a_vm_that_was_shut_down_and_does_not_run(running, waits):
+    found = read(processes=running, shut_down=[shut_down()])
+    assert found["vmops_qemu_shut_down_vms_readable"] == [({}, 1)]
+    assert found["vmops_qemu_shut_down_vm_timestamp_seconds"] == ([({"vm": "web1"}, SAVED_AT)] if waits else [])
+
+
+def test_what_was_shut_down_cannot_be_read():
+    found = read(shut_down=None)
+    assert found["vmops_qemu_shut_down_vms_readable"] == [({}, 0)]
+    assert found["vmops_qemu_shut_down_vm_timestamp_seconds"] == []
 
 
 def test_directory_that_cannot_be_read():
