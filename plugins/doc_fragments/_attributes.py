@@ -11,6 +11,8 @@ class ModuleDocFragment:
     # Every module: extends_documentation_fragment: vmops.qemu._attributes
     DOCUMENTATION = r"""
 options: {}
+requirements:
+  - Python 3.9 or later on the host
 attributes:
   check_mode:
     description: Can run in C(check_mode) and return what it would do, without changing the VM or the image.

@@ -82,7 +82,11 @@ attributes:
   diff_mode:
     support: full
   idempotent:
-    support: full
+    support: partial
+    details:
+      - A VM that is saved is not saved again.
+      - With O(after_save=resume), the VM runs on, and the second run finds it running beside its image. It fails, or
+        saves again with O(force=true).
   platform:
     platforms: posix
 extends_documentation_fragment:
