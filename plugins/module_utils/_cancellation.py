@@ -33,6 +33,24 @@ async def despite_cancellation(work: t.Coroutine[t.Any, t.Any, _Result]) -> _Res
                 return task.result()
 
 
+async def to_its_end(work: t.Coroutine[t.Any, t.Any, _Result]) -> _Result:
+    """Run ``work`` to its end as :func:`despite_cancellation` does, for a step after which one may still be cancelled.
+
+    A cancellation that arrived meanwhile is raised when the work is done.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    result = task.result()
+    if cancelled:
+        raise cancelled
+    return result
+
+
 class WayBack(contextlib.AsyncExitStack):
     """What a transaction undoes where it fails, each undo beside its do; ``pop_all()`` is the point of no return.
 

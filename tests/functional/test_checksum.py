@@ -319,6 +319,20 @@ def test_signal_while_the_guest_goes_on(big_guest, image, reading_save, save):
     continuity.check()
 
 
+def test_guest_that_ends_while_its_save_goes_on(big_guest, image, start_slowly, info):
+    """Its image is a checkpoint, whatever became of it."""
+    run, _pid = start_slowly(0.2, "qemu_save", checksum=True, after_save="resume")
+    assert run_state(big_guest) == "running"
+    big_guest.power_off()
+    assert not image.exists()
+    result = run.result(60)
+    assert not result.get("failed"), result["msg"]
+    assert "has ended since" in result["msg"]
+    assert result["vm"]["run_state"] == "ended"
+    assert result["image"]["checkpoint"]
+    assert info(verify=True)["problems"] == []
+
+
 def test_killed_save_of_a_guest_that_goes_on_is_done_again(big_guest, image, reading_save, save):
     """What it left is of the past: it must never become the image of a guest that has gone on."""
     before = settings(big_guest)

@@ -14,6 +14,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 
 from support import LinuxGuest, Monitor, gaps
 from support.module_run import check_error
@@ -193,6 +194,25 @@ def slowed(calls):
         "-e",
         f"inject={calls}:delay_exit=5000000",
     ]
+
+
+def test_guest_that_falls_asleep_when_it_went_on_is_saved_awake(sleeper, image, start_module):
+    sleeper.wake()
+    slow = slowed("fsync,fdatasync")
+    run = start_module("qemu_save", name=NAME, path=str(image), after_save="resume", prefix=slow)
+    partials = image.parent.iterdir
+    wait_until(lambda: any(read_image_head(str(path)).header.checkpoint for path in partials()), 60)
+    wait_until(lambda: run_state(sleeper) == "running", 60)
+    sleeper.sleep_again()
+    assert not image.exists()
+    result = run.result()
+    assert result.get("changed"), result["msg"]
+    assert result["vm"]["run_state"] == "suspended"
+    assert result["image"]["vm_state"] == "running"
+    facts = read_image_head(str(image)).domain().save_facts
+    assert facts
+    assert not facts.suspended
+    sleeper.wake()
 
 
 def test_killed_when_qemu_is_done(sleeper, image, start_module, run_module, save, restore):

@@ -206,6 +206,19 @@ class PartialImage:
             finally:
                 os.close(descriptor)
 
+    def mark_checkpoint(self, xml: str) -> None:
+        """Say that the guest goes on from what QEMU has written, before it does; the image is still partial.
+
+        Else a later run could take it for what the guest is by then. Not flushed: no guest outlives its host.
+
+        :param xml: a new domain XML that fits into the room of the one given to ``create``.
+        :raises RequestError: it does not fit.
+        :raises ImageSpaceError: the storage is full.
+        :raises ImageAccessError: it cannot be written.
+        """
+        self._header = dataclasses.replace(self._header, checkpoint=True)
+        self._write_head(xml)
+
     def finish(self, xml: str | None = None, checkpoint: bool = False) -> None:
         """Make it the image: flush, complete magic, flush, rename over the target, flush the directory.
 

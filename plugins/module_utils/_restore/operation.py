@@ -522,6 +522,11 @@ class RestoreOperation(RestoreRun):
                 partial.release()
             return self.result(f"{vm.label} was being saved by a run that was cut off: would put it back", vm, after)
         await despite_cancellation(interrupted.undo(partial))
+        if await session.run_state() == "postmigrate":
+            raise ConflictError(
+                f"{vm.label} went on after a save that was cut off, and was migrated by somebody else since",
+                cure="See where it runs now; end this QEMU if that is elsewhere",
+            )
         if goes_on:
             await despite_cancellation(finish_restore(self, session, None, running=True))
         else:

@@ -73,10 +73,14 @@ class InterruptedSave:
                 return cls(session, record, fdset, (await query_state(session.monitor))["status"])
         return None
 
-    def has_stream(self) -> bool:
-        """Whether QEMU wrote the stream still when it was found, or had written all of it and stands there since."""
-        return self._migration_status not in IDLE_STATES | DOOMED_STATES or (
-            self._migration_status == "completed" and self._session.vm.run_state == "postmigrate"
+    def has_stream(self, partial: PartialImage) -> bool:
+        """Whether QEMU wrote the stream still when it was found, or had written all of it and stands there since.
+
+        Not where the guest was to go on from it: what QEMU migrates, or has, may be somebody else's.
+        """
+        return not partial.header.checkpoint and (
+            self._migration_status not in IDLE_STATES | DOOMED_STATES
+            or (self._migration_status == "completed" and self._session.vm.run_state == "postmigrate")
         )
 
     def adopt_file(self) -> PartialImage | None:
@@ -108,10 +112,24 @@ class InterruptedSave:
                 " cannot let it go on there",
                 cure=f"Run qemu_save with path {path}, which finishes that save, and restore it then",
             )
-        await self.transfer.call_off(self.record.run_state)
-        await self.transfer.clean()
+        if partial and partial.header.checkpoint:
+            await self._end_checkpoint(partial)
+        else:
+            await self.transfer.call_off(self.record.run_state)
+            await self.transfer.clean()
         if partial:
             partial.discard()
+
+    async def _end_checkpoint(self, partial: PartialImage) -> None:
+        """The guest was to go on, and may have done so; what it does since is not for a save to undo."""
+        is_ours = await is_last_migration(self._session.monitor, partial.head())
+        if is_ours and await self._session.run_state() == "postmigrate":
+            await self._session.put_guest_back(self.record.run_state)
+        if is_ours:
+            await self.transfer.clean()
+        else:
+            # The settings are those of a migration of somebody else's.
+            await self.transfer.descriptors.remove()
 
     async def completed_image(self) -> str | None:
         """The path of the image that it completed, if it came to that and the image is still there."""

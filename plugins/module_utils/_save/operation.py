@@ -394,7 +394,7 @@ class SaveOperation(SaveRun):
         interrupted = await InterruptedSave.find(session)
         if interrupted:
             partial = interrupted.adopt_file()
-            if partial and interrupted.has_stream() and partial.header.format not in COMPRESSORS:
+            if partial and interrupted.has_stream(partial) and partial.header.format not in COMPRESSORS:
                 return await self._adopt(session, interrupted, partial)
             completed = None if partial else await interrupted.completed_image()
             if completed and completed != self.path:
@@ -470,19 +470,26 @@ class SaveOperation(SaveRun):
         """A save that was killed before QEMU began, whose file is gone, or whose compressor is: put everything back."""
         if not self.request.check_mode:
             await despite_cancellation(interrupted.undo(partial))
-        elif partial:
-            partial.release()
-        session.vm = dataclasses.replace(session.vm, run_state=interrupted.record.run_state)
+            run_state = await session.run_state()
+        else:
+            run_state = interrupted.record.run_state
+            if partial:
+                partial.release()
+        session.vm = dataclasses.replace(session.vm, run_state=run_state)
 
     async def _finish_earlier_save(self, session: VmSession, interrupted: InterruptedSave | None) -> dict[str, t.Any]:
         vm = session.vm
         after_save = self.request.after_save
         reason = f"{vm.label} was saved in {self.path} by an earlier run and stands still since"
+        head = read_image_head(self.path)
+        if after_save != "resume" and head.header.checkpoint and not self.request.check_mode:
+            # By a run that was cut off, or kept from it by QEMU, before the guest went on.
+            await in_thread(mark_checkpoint, self.path, head, False)
         if after_save == "pause":
             if interrupted and not self.request.check_mode:
                 await despite_cancellation(interrupted.transfer.clean())
             return self.result(reason, vm)
-        facts = read_image_head(self.path).domain().save_facts
+        facts = head.domain().save_facts
         if after_save == "resume" and facts and facts.suspended:
             raise ConflictError(
                 f"{reason}; it sleeps (S3), and QEMU cannot let it go on there",
@@ -493,8 +500,8 @@ class SaveOperation(SaveRun):
         # That run may have been cut short before its last flush.
         await in_thread(flush_image, self.path)
         if after_save == "resume":
-            await asyncio.sleep(settling_time(recorded_surroundings(read_image_head(self.path).domain()).media))
-            await in_thread(mark_checkpoint, self.path, read_image_head(self.path))
+            await asyncio.sleep(settling_time(recorded_surroundings(head.domain()).media))
+            await in_thread(mark_checkpoint, self.path, head)
         await guard(self, await unit_of(vm.process))
         if interrupted and after_save != "quit":
             await despite_cancellation(interrupted.transfer.clean())

@@ -46,7 +46,7 @@ class SaveRun(Run):
         return is_image_of(head, self.name_in_image or vm.name, vm.uuid, None)
 
     def _ended(self) -> Situation:
-        if self.written:
+        if self.written and self.request.after_save != "resume":
             return Situation(f"{self.subject} has ended and the image {self.path} is complete", "saved")
         return Situation(f"{self.subject} has ended", "ended")
 

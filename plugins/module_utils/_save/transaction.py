@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import os
 import threading
 import time
@@ -27,8 +28,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import (
     despite_cancellation,
     in_stoppable_thread,
     in_thread,
+    to_its_end,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    CommandError,
     ImageError,
     ImageFormatError,
     MigrationError,
@@ -72,6 +75,8 @@ class _Written:
     surroundings: Surroundings
     #: How long the checksum took, in milliseconds, where there is one.
     checksum_ms: int | None
+    #: QEMU's run state before the save.
+    run_state: str
 
 
 class SaveTransaction:
@@ -101,8 +106,8 @@ class SaveTransaction:
         self.since = session.monitor.mark()
         #: Whether what was written stays for the next run, as the guest cannot go on without it.
         self.kept = False
-        #: Whether the guest goes on already, as it shall after the save.
-        self.goes_on = False
+        #: Whether the guest goes on already, as it shall after the save; None where that is not known.
+        self.goes_on: bool | None = False
         self.in_qemu, self.beside = WayBack(), WayBack()
         self.beside.push_async_exit(self._tell_end)
         self.beside.callback(self._discard)
@@ -159,8 +164,19 @@ class SaveTransaction:
                     following = bound.guard(self._follow(compressor), self.session.stop_if_running)
                     state = await (following if access.bypass_cache else self._with_write_back(following))
             surroundings = await self._surroundings(plan)
-            if self.run.request.after_save == "resume" and self._run_state == "running":
-                await despite_cancellation(self._let_guest_go_on())
+            run_state = self._run_state
+            describe = functools.partial(
+                plan.final_xml,
+                self.run.path,
+                parallel_channels=access.parallel_channels or 0,
+                migration=fingerprint(state),
+                suspended=run_state == "suspended",
+                memory_written=int(state.get("ram", {}).get("normal-bytes", 0)),
+                surroundings=surroundings.dump(),
+            )
+            if self.run.request.after_save == "resume" and run_state == "running":
+                await to_its_end(in_thread(self.partial.mark_checkpoint, describe(digest="")))
+                await to_its_end(self._let_guest_go_on())
             progress.phase("flush")
             if compressor:
                 await compressor.wait(self.partial.path)
@@ -170,22 +186,13 @@ class SaveTransaction:
             await self._check_file()
             progress.phase("checksum")
             digest, checksum_ms = await self._digest(access) if self.run.request.checksum else ("", None)
-            written = _Written(state, seconds, surroundings, checksum_ms)
-            xml = plan.final_xml(
-                self.run.path,
-                parallel_channels=access.parallel_channels or 0,
-                migration=fingerprint(state),
-                suspended=self._run_state == "suspended",
-                memory_written=int(state.get("ram", {}).get("normal-bytes", 0)),
-                digest=digest,
-                surroundings=surroundings.dump(),
-            )
+            written = _Written(state, seconds, surroundings, checksum_ms, run_state)
             bound.check()
             # Before there is an image for it to look at, so that there never is one without it.
             if plan.unit and self.run.request.guards:
                 self.beside.push_async_callback(free_units, plan.unit, self.session.process, self.run.path)
             await guard(self.run, plan.unit)
-            return await despite_cancellation(self._complete(plan, access, xml, written))
+            return await despite_cancellation(self._complete(plan, access, describe(digest=digest), written))
 
     # --- with the guest ---
 
@@ -280,7 +287,8 @@ class SaveTransaction:
     async def _let_guest_go_on(self) -> None:
         """Let the guest run and put QEMU's settings back, in this order, as where a save fails.
 
-        Quiet where QEMU does not let it run: then its image is needed most, and is completed before it is tried again.
+        Quiet where QEMU does not let it run, or does not say: then its image is needed most, and is completed before it
+        is tried again.
 
         :raises MonitorError: it runs, and QEMU's settings could not be put back.
         """
@@ -288,7 +296,11 @@ class SaveTransaction:
         try:
             with self.session.patience(way_back=True):
                 await self.session.twice(lambda: self.session.put_guest_back("running"))
+        except CommandError:
+            return
         except MonitorError:
+            self.goes_on = None
+            self.run.situation = Situation(f"Whether {label} runs is not known")
             return
         self.goes_on = True
         self.run.situation = Situation(f"{label} runs again", "running")
@@ -330,17 +342,23 @@ class SaveTransaction:
         if self.goes_on:
             await end_checkpoint(self.run, self.session)
         else:
-            self.run.situation = Situation(
-                f"{self.session.label} is stopped and the image {self.run.path} is complete", "paused"
+            self.run.situation = (
+                Situation(f"{self.session.label} is stopped and the image {self.run.path} is complete", "paused")
+                if self.goes_on is False
+                else Situation(f"The image {self.run.path} is complete; whether {self.session.label} runs is not known")
             )
             if self.run.request.after_save != "quit":
                 await self.session.twice(self.transfer.clean)
-            await end_save(self.run, self.session, self._run_state)
+            await end_save(self.run, self.session, written.run_state)
         bytes_written = int(written.state.get("ram", {}).get("transferred", 0))
         outcome = self.run.outcome()
         if self.run.request.after_save != "quit":
-            outcome["vm"] = await self.session.twice(self.session.run_state)
-        past = {"quit": "QEMU has quit", "pause": "the guest is paused", "resume": "the guest goes on"}
+            outcome["vm"] = await self._run_state_now()
+        past = {
+            "quit": "QEMU has quit",
+            "pause": "the guest is paused",
+            "resume": "the guest went on, and has ended since" if outcome["vm"] == "ended" else "the guest goes on",
+        }
         image = image_result(self.run.path)
         return {
             "changed": True,
@@ -363,6 +381,15 @@ class SaveTransaction:
             "reasons": {**plan.reasons, **access.reasons},
             "warnings": plan.warnings,
         }
+
+    async def _run_state_now(self) -> str:
+        """QEMU's run state; ``ended`` where a guest that went on has ended its QEMU, as it may at any time."""
+        try:
+            return await self.session.twice(self.session.run_state)
+        except MonitorError:
+            if self.goes_on and await self.session.has_ended():
+                return "ended"
+            raise
 
     def _pause_ms(self) -> int | None:
         """How long the guest stood still, by QEMU's own clock: from STOP to RESUME, or to SHUTDOWN.

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import WayBack
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import WayBack, to_its_end
 
 
 class WorkError(Exception):
@@ -26,6 +26,45 @@ def test_what_was_done_last_is_undone_first():
     with pytest.raises(WorkError):
         asyncio.run(work())
     assert undone == ["last", "first"]
+
+
+@pytest.mark.parametrize("times", [0, 1, 3])
+def test_a_step_is_done_to_its_end_and_then_one_is_cancelled(times):
+    done = []
+
+    async def step():
+        await asyncio.sleep(0.05)
+        done.append("step")
+        return "result"
+
+    async def run():
+        task = asyncio.ensure_future(to_its_end(step()))
+        for _time in range(times):
+            await asyncio.sleep(0.005)
+            task.cancel()
+        return await task
+
+    if times:
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(run())
+    else:
+        assert asyncio.run(run()) == "result"
+    assert done == ["step"]
+
+
+def test_the_failure_of_such_a_step_is_not_lost():
+    async def step():
+        await asyncio.sleep(0.01)
+        raise ValueError("its own")
+
+    async def run():
+        task = asyncio.ensure_future(to_its_end(step()))
+        await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    with pytest.raises(ValueError, match="its own"):
+        asyncio.run(run())
 
 
 def test_no_undo_hides_the_failure():

@@ -1,0 +1,129 @@
+# Copyright (c) 2026, vmops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What becomes of a save whose guest goes on before the image is complete, when something happens in between?
+
+What QEMU has written is then of the past: it must never become the image of the guest as it is now.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from support import Monitor
+from support.monitor_proxy import BEFORE, INSTEAD, Fault, MonitorProxy, Step
+from support.observe import VM, Continuity, migration_is_active, run_state, settings, wait_until, words
+
+GOES_ON = Step("cont", 1)
+NOTE_REMOVED = Step("remove-fd", 1)
+
+
+@pytest.fixture
+def cut_off(guest, image, start_module, tmp_path):
+    """Start a save, and SIGKILL it before QEMU gets this command."""
+
+    def run(step, **options):
+        fault = Fault(step, BEFORE, "hang")
+        socket = tmp_path / "proxy.sock"
+        with MonitorProxy(socket, guest.qmp_socket, lambda: guest.pid, [fault]) as proxy:
+            started = start_module("qemu_save", name=VM, path=str(image), qmp_socket=str(socket), **options)
+            wait_until(lambda: fault in proxy.done)
+            started.process.kill()
+            started.process.communicate()
+
+    return run
+
+
+@pytest.mark.parametrize("after_save", ["quit", "resume"])
+def test_killed_before_the_guest_goes_on(guest, image, cut_off, save, restore, after_save):
+    continuity = Continuity(guest)
+    before = settings(guest)
+    cut_off(GOES_ON, after_save="resume")
+    assert run_state(guest) == "postmigrate"
+    result = save(name=VM, path=str(image), after_save=after_save)
+    assert result["image"]["checkpoint"] == (after_save == "resume")
+    assert os.listdir(image.parent) == [image.name]
+    if after_save == "quit":
+        restore(name=VM, path=str(image))
+    assert settings(guest) == before
+    continuity.check()
+
+
+def test_killed_after_the_guest_went_on(guest, image, cut_off, save):
+    continuity = Continuity(guest)
+    before = settings(guest)
+    cut_off(NOTE_REMOVED, after_save="resume")
+    assert run_state(guest) == "running"
+    result = save(name=VM, path=str(image), after_save="resume")
+    assert "earlier run" not in result["msg"]
+    assert os.listdir(image.parent) == [image.name]
+    assert settings(guest) == before
+    continuity.check()
+
+
+def test_guest_that_someone_has_stopped_since_stays_so(guest, image, cut_off, save):
+    cut_off(NOTE_REMOVED, after_save="resume")
+    with Monitor(guest.qmp_socket) as monitor:
+        monitor.execute("stop")
+    result = save(name=VM, path=str(image), after_save="resume")
+    assert result["image"]["vm_state"] == "paused"
+    assert run_state(guest) != "running"
+
+
+@pytest.mark.parametrize("module", ["qemu_save", "qemu_restore"])
+def test_migration_of_others_is_not_taken_for_the_save(guest, image, cut_off, save, run_module, module):
+    """The guest may run elsewhere by now: it must neither go on here nor be in an image."""
+    cut_off(NOTE_REMOVED, after_save="resume")
+    with Monitor(guest.qmp_socket) as monitor:
+        capabilities = [{"capability": name, "state": False} for name in ("mapped-ram", "multifd")]
+        monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
+        monitor.execute("migrate-set-parameters", {"direct-io": False})
+        monitor.execute("migrate", {"uri": "exec:cat > /dev/null"})
+    wait_until(lambda: run_state(guest) == "postmigrate")
+    result = run_module(module, name=VM, path=str(image))
+    assert result.get("error") == "ConflictError", result["msg"]
+    assert run_state(guest) == "postmigrate"
+    assert not image.exists()
+
+
+def test_migration_of_others_that_is_under_way_is_not_called_off(guest, image, cut_off, run_module):
+    cut_off(NOTE_REMOVED, after_save="resume")
+    with Monitor(guest.qmp_socket) as monitor:
+        capabilities = [{"capability": name, "state": False} for name in ("mapped-ram", "multifd")]
+        monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
+        monitor.execute("migrate-set-parameters", {"direct-io": False, "max-bandwidth": 4096})
+        monitor.execute("migrate", {"uri": "exec:cat > /dev/null"})
+    wait_until(lambda: migration_is_active(guest))
+    result = run_module("qemu_save", name=VM, path=str(image))
+    assert result["error"] == "ConflictError", result["msg"]
+    assert migration_is_active(guest)
+    assert not image.exists()
+
+
+def test_mark_of_a_guest_that_did_not_go_on_is_taken_away(guest, image, cut_off, save, restore):
+    """Else no restore of the host's VMs would take its image, and its unit would not start it either."""
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), after_save="pause")
+    cut_off(GOES_ON, after_save="resume")
+    assert run_state(guest) == "postmigrate"
+    result = save(name=VM, path=str(image), after_save="quit")
+    assert not result["image"]["checkpoint"]
+    assert restore(name=VM, path=str(image))["changed"]
+    continuity.check()
+
+
+def test_whether_it_runs_is_not_known(guest, image, run_module, tmp_path):
+    """QEMU was told to let it go on, and is lost before it answers."""
+    continuity = Continuity(guest)
+    fault = Fault(GOES_ON, INSTEAD, "cut for good")
+    socket = tmp_path / "proxy.sock"
+    with MonitorProxy(socket, guest.qmp_socket, lambda: guest.pid, [fault]):
+        result = run_module("qemu_save", name=VM, path=str(image), qmp_socket=str(socket), after_save="resume")
+    assert result["failed"]
+    assert words(result)[0] == "unknown", result["msg"]
+    assert "not known" in result["msg"]
+    assert run_state(guest) == "running"
+    continuity.check()
