@@ -175,6 +175,7 @@ async def connect_to_vm(
     recorded: RecordedIdentity | None = None,
     must_match: bool = False,
     find: t.Callable[[], t.Sequence[QemuProcess]] | None = None,
+    for_image: bool = False,
 ) -> Monitor | None:
     """A session with the VM's QEMU, by socket or through the running processes; None where it does not run.
 
@@ -186,6 +187,7 @@ async def connect_to_vm(
     :param recorded: who ran the VM when it was saved, where its image says so.
     :param must_match: that a QEMU of that name is the VM only if it is theirs, root's or the caller's.
     :param find: finds the QEMUs that may be meant; None for all of which the selection is true.
+    :param for_image: as for ``connect_by_process``; what a socket's address names is used in any case.
     :raises ConflictError: another run works on it.
     :raises MonitorError: it runs, but its monitor cannot be used.
     :raises VmAmbiguousError: several run.
@@ -224,7 +226,7 @@ async def connect_to_vm(
         return None
     await locks.take_vm(process)
     try:
-        return _told(await connect_by_process(process), warnings)
+        return _told(await connect_by_process(process, for_image=for_image), warnings)
     except MonitorError:
         if is_alive(process):
             raise

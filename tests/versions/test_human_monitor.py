@@ -17,8 +17,12 @@ import subprocess
 import time
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import within
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import MonitorHumanError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import human
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import connect_by_process
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.greeting import doors_of, greeted
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import IMPATIENCE, connect_by_process
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import read_process
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 
@@ -111,6 +115,51 @@ def test_there_and_back_beside_a_qmp_server_at_a_port(make_human, image, save, r
     """No image can be passed to that."""
     qmp = ["-qmp", f"tcp:127.0.0.1:{free_port()},server=on,wait=off"]
     there_and_back(make_human(monitor=[*qmp, *UNIX["monitor"]]), image, save, restore, read_vm)
+
+
+def fill(path):
+    """Have so many clients wait for a socket that there is room for no other."""
+    waiting = []
+    while True:
+        client = socket.socket(socket.AF_UNIX)
+        waiting.append(client)
+        client.setblocking(False)
+        try:
+            client.connect(str(path))
+        except BlockingIOError:
+            return waiting
+
+
+def test_restore_of_one_that_starts_slowly_beside_a_qmp_server_at_a_port(
+    make_human, image, tmp_path, agent, save, start_module
+):
+    """That one would greet first, and no image can be passed to it; the guest would not come back."""
+    port, peer = free_port(), tmp_path / "peer.sock"
+    first = agent(peer)
+    guest = make_human(
+        monitor=["-qmp", f"tcp:127.0.0.1:{port},server=on,wait=off", *UNIX["monitor"]],
+        extra_args=[
+            *("-chardev", f"socket,id=waiting,path={peer},server=on,wait=on"),
+            *("-device", "pci-serial,chardev=waiting"),
+        ],
+    )
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    first.close()
+    assert not peer.exists()
+    run = start_module("qemu_restore", name=VM, path=str(image))
+    wait_until(lambda: peer.exists() or run.process.poll() is not None)
+    assert run.process.poll() is None, run.result()
+    clients = fill(guest.human_socket)
+    # Whatever it began before is given up by then: only the port is left, where it would be told at once.
+    time.sleep(IMPATIENCE + 1)
+    for client in clients:
+        client.close()
+    agent(peer)
+    result = run.result()
+    assert not result.get("failed"), result["msg"]
+    continuity.check()
+    nothing_is_left(guest)
 
 
 @pytest.mark.parametrize("image_format", ["raw", "zstd"])
@@ -273,8 +322,11 @@ def test_two_runs_at_once(make_human, image, start_module, read_vm, restore):
     continuity.check()
 
 
-def test_one_whose_human_monitor_is_held(make_human, image, run_module):
-    guest = make_human()
+@pytest.mark.parametrize("has_port", [False, True])
+def test_one_whose_human_monitor_is_held(make_human, image, run_module, has_port):
+    """Nor is it told that it has none, where it has a QMP server at a port, too."""
+    port = ["-qmp", f"tcp:127.0.0.1:{free_port()},server=on,wait=off"] if has_port else []
+    guest = make_human(monitor=[*port, *UNIX["monitor"]])
     continuity = Continuity(guest)
     with HumanMonitor(guest.place):
         began = time.monotonic()
@@ -293,6 +345,51 @@ def test_human_monitor_serves_where_an_agent_holds_the_qmp_one(make_guest, image
     save(name=VM, path=str(image))
     restore(name=VM, path=str(image))
     continuity.check()
+
+
+# --- a root directory of its own ---
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A root directory with all that QEMU needs, in which the directory ``run`` is another one."""
+    path, run = tmp_path / "root", tmp_path / "run"
+    path.mkdir()
+    run.mkdir()
+    subprocess.run(["mount", "--rbind", "--make-rslave", "/", str(path)], check=True)
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "tests", f"{path}{run}"], check=True)
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the root directory")
+@pytest.mark.parametrize("qemu", [QEMU, find_qemus()[0].path], ids=["opens", "opens-none"])
+def test_one_that_is_started_below_another_root(qemu, root, tmp_path, agent):
+    """Its socket is not where its words say, but below that root; one that is too old is not waited for."""
+    place = tmp_path / "run" / "human.sock"
+    machine = ["-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-S", "-m", "16"]
+    held = place.with_name("held.sock")
+    monitor = [word for each in (place, held) for word in ("-monitor", f"unix:{each},server=on,wait=off")]
+    agent(f"{root}{held}")
+    how = Launch(("chroot", str(root), str(qemu), "-name", VM, *machine, *monitor))
+
+    async def start():
+        launched = LaunchedProcess(how, VM)
+        try:
+            await launched.start()
+            async with await within(20, greeted(launched, doors_of(how, VM), VM)) as found:
+                return await found.execute("query-name")
+        finally:
+            await launched.end()
+
+    if qemu == QEMU:
+        assert asyncio.run(start()) == {"name": VM}
+    else:
+        with pytest.raises(MonitorHumanError):
+            asyncio.run(start())
+    assert not place.exists()
 
 
 # --- other spellings of QMP monitors ---

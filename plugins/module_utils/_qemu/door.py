@@ -42,6 +42,11 @@ class Door:
         """Whether it is a TCP port."""
         return not self.address.startswith(("/", "\0"))
 
+    @property
+    def passes_descriptors(self) -> bool:
+        """Whether QEMU can be given its image through it: what a human monitor opens is at a UNIX socket, always."""
+        return self.is_human or not self.is_tcp
+
     def seen_by(self, pid: int) -> list[Door]:
         """Where this door of a process may be as seen from here, the likelier place first."""
         if not self.address.startswith("/"):
@@ -99,6 +104,14 @@ def doors(words: t.Sequence[str], cwd: str, pid: int | None = None) -> list[Door
     human = [Door(address, is_human=True) for address in command_line.human_addresses(words, cwd)]
     found = [*(door for door in servers if not door.is_tcp), *human, *(door for door in servers if door.is_tcp)]
     return found if pid is None else [seen for door in found for seen in door.seen_by(pid)]
+
+
+def doors_for_images(known: t.Sequence[Door]) -> list[Door]:
+    """Of the ways to a QEMU those through which it can be given its image; all where there is none of them.
+
+    A QMP server at a TCP port is no second choice where a better way is only not free yet, or not there yet.
+    """
+    return [door for door in known if door.passes_descriptors] or list(known)
 
 
 def _is_other(pid: int, name: str) -> bool:

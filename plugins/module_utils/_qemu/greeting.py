@@ -23,7 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.door import Door, doors
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.door import Door, doors, doors_for_images
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.human import Connected
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import IMPATIENCE, process_behind
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
@@ -40,14 +40,17 @@ _LAUNCH_INTERVAL = 0.02
 #: Seconds between two looks for the process that may see other files: each goes over all processes.
 _ROOT_INTERVAL = 1.0
 
+#: Protocol and lost: it opened its server and ended before it greeted, which the next look at it tells.
 _MAY_COME = (MonitorMissingError, MonitorForeignError, MonitorBusyError, MonitorProtocolError, MonitorLostError)
 
 
-def doors_of(how: Launch, name: str, wanted: str | None = None) -> list[Door]:
+def doors_of(how: Launch, name: str, wanted: str | None = None, for_image: bool = True) -> list[Door]:
     """The ways to a QEMU that is started this way, the best one first.
 
     :param name: the VM's, for messages.
     :param wanted: the address at which it is asked for; None for any.
+    :param for_image: whether it is to be given its image; else a QMP server at a TCP port may take the place of a human
+        monitor, through which older QEMUs open nothing.
     :raises LaunchError: it opens no monitor.
     """
     found = doors(read_configuration(how.argv, how.cwd).words, how.cwd)
@@ -57,9 +60,8 @@ def doors_of(how: Launch, name: str, wanted: str | None = None) -> list[Door]:
         raise LaunchError(
             f"The command of {name} opens no QMP server", cure="Add -qmp unix:PATH,server=on,wait=off to it"
         )
-    # Only over a UNIX socket can it be given the image.
     has_servers = any(not door.is_human and not door.is_tcp for door in found)
-    return [door for door in found if not (has_servers and door.is_tcp and not door.is_human)]
+    return doors_for_images(found) if for_image or has_servers else found
 
 
 async def greeted(launched: LaunchedQemu, known: t.Sequence[Door], name: str) -> Monitor:
@@ -86,33 +88,44 @@ async def greeted(launched: LaunchedQemu, known: t.Sequence[Door], name: str) ->
                 f"The QEMU that was started for {name} ended at once: {said}",
                 cure=f"Correct what it says and restore again; its log is {launched.log}",
             )
-        problem: MonitorError | None = None
-        may_come = False
+        problems: list[tuple[Door, MonitorError]] = []
         if time.monotonic() >= next_look:
             # It may see other files than this process.
             next_look = time.monotonic() + _ROOT_INTERVAL
             known = _seen_by(launched, known)
+        timeout = IMPATIENCE if len({door.address for door in known}) > 1 else None
+        has_servers = not known[0].is_human
+        opens_none: MonitorHumanError | None = None
         for door in known:
-            if door.is_human and problem and not isinstance(problem, MonitorBusyError):
-                # It has a QMP server that is not there yet.
-                break
+            if door.is_human and (opens_none or (has_servers and not _is_held(problems))):
+                # The others open none, either; or it has a QMP server, which is not there yet.
+                continue
             try:
-                return await door.open(IMPATIENCE if len(known) > 1 else None, check)
+                return await door.open(timeout, check)
+            except MonitorHumanError as exc:
+                exc.cure = "Add -qmp unix:PATH,server=on,wait=off to its command"
+                opens_none = exc
             except MonitorError as exc:
-                if isinstance(exc, MonitorHumanError):
-                    exc.cure = "Add -qmp unix:PATH,server=on,wait=off to its command"
-                # Protocol: it opened its server and ended before it greeted, which the next look at it tells.
-                may_come = may_come or isinstance(exc, _MAY_COME)
-                problem = problem or exc
-        if problem and not may_come:
+                problems.append((door, exc))
+        # It has answered: whatever human monitors are not there, or are held, is of no use.
+        found = [exc for door, exc in problems if not (door.is_human and opens_none)]
+        found += [opens_none] if opens_none else []
+        # What is said of a place where something is tells more.
+        problem = next((exc for exc in found if not isinstance(exc, MonitorMissingError)), found[0])
+        if not any(isinstance(exc, _MAY_COME) for exc in found):
             raise problem
-        if problem and time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             raise LaunchError(
                 f"The QEMU that was started for {name} opened no QMP server at {known[0].shown_address} within"
                 f" {LAUNCH_TIMEOUT:g} seconds ({problem.what})",
                 cure=f"See its log {launched.log}",
             ) from problem
         await asyncio.sleep(_LAUNCH_INTERVAL)
+
+
+def _is_held(problems: t.Iterable[tuple[Door, MonitorError]]) -> bool:
+    """Whether a server is there, but may be another client's."""
+    return any(isinstance(exc, MonitorBusyError) for _door, exc in problems)
 
 
 def _seen_by(launched: LaunchedQemu, known: t.Sequence[Door]) -> list[Door]:

@@ -30,7 +30,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     VmNotFoundError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.door import Door, doors
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.door import Door, doors, doors_for_images
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.human import Connected
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import can_be_asked
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
@@ -112,7 +112,9 @@ def was_started_by_root(monitor: Monitor, process: QemuProcess) -> bool:
     return (end.listener, end.uid) == (process.pid, 0) and end.listener_birth in (None, process.birth)
 
 
-async def connect_by_process(process: QemuProcess, timeout: float | None = None, address: str | None = None) -> Monitor:
+async def connect_by_process(
+    process: QemuProcess, timeout: float | None = None, address: str | None = None, for_image: bool = False
+) -> Monitor:
     """A session on the first of the VM's monitors that is free and is answered by this very process.
 
     Its QMP servers come first, then its human monitors, through which QEMU may open one. Where it has several, all are
@@ -121,6 +123,7 @@ async def connect_by_process(process: QemuProcess, timeout: float | None = None,
 
     :param timeout: seconds until a server must have greeted; None for the usual.
     :param address: the monitor that is to be used; None for any.
+    :param for_image: whether QEMU is to be given an image through it, which those at TCP ports cannot do.
     :raises VmNotFoundError: its configuration opens none.
     :raises MonitorHumanError: it has human monitors alone, and its QEMU opens no QMP server through them.
     :raises MonitorError: none of them could be used; the first one's error.
@@ -128,6 +131,8 @@ async def connect_by_process(process: QemuProcess, timeout: float | None = None,
     known = [
         door for door in doors(process.configuration.words, process.cwd, process.pid) if address in (None, door.address)
     ]
+    if for_image:
+        known = doors_for_images(known)
     limits = [IMPATIENCE, timeout] if len(known) > 1 else [timeout]
     while True:
         is_up = age(process.pid) > _START_TIMEOUT
@@ -179,8 +184,10 @@ async def _first_free(
 
     :param is_up: whether its QMP servers are there if they will be at all; else no human monitor takes their place.
     """
+    has_servers = bool(known) and not known[0].is_human
     for (is_human, _address), places in itertools.groupby(known, key=lambda door: (door.is_human, door.address)):
-        if is_human and problems and not is_up and all(isinstance(each, MonitorMissingError) for each in problems):
+        are_missing = all(isinstance(each, MonitorMissingError) for each in problems)
+        if is_human and has_servers and not is_up and are_missing:
             break
         found: list[tuple[Door, MonitorError]] = []
         for door in places:

@@ -133,6 +133,7 @@ class SaveOperation(SaveRun):
             # A complete image stands for the VM: another user's QEMU of its name does not replace it.
             must_match=head is not None and head.header.complete and not head.header.checkpoint,
             find=None if known is None else lambda: known,
+            for_image=True,
         )
         if monitor is None:
             if several:

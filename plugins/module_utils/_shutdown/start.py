@@ -117,7 +117,7 @@ class StartOperation(Run):
 
     async def _start(self, launched: LaunchedQemu, how: Launch) -> None:
         """A QEMU that does not answer is left as it is: its guest may have begun to boot."""
-        known = doors_of(how, self.subject)
+        known = doors_of(how, self.subject, for_image=False)
         with contextlib.ExitStack() as afterwards:
             afterwards.callback(launched.release)
             async with contextlib.AsyncExitStack() as way_back:
