@@ -458,7 +458,6 @@ def faulty_storage(call: str, first: int, number: int, pattern: str) -> list[str
         ("fsync", 2, errno.EIO, "ImageAccessError", "flush the image"),
         ("pwrite", 3, errno.EIO, "ImageAccessError", "write the complete magic"),
         ("fsync", 3, errno.EIO, "ImageAccessError", "flush the image"),
-        ("rename", 1, errno.EROFS, "ImageAccessError", "rename the image"),
     ],
 )
 def test_storage_that_fails_the_module(guest, image, start_module, call, first, number, error, said):
@@ -471,17 +470,77 @@ def test_storage_that_fails_the_module(guest, image, start_module, call, first, 
     before.check_all_is_as_before()
 
 
+def test_storage_that_fails_the_modules_rename(guest, image, start_module):
+    make_image(image)
+    before = Before(guest, image.parent)
+    calls = "/^renameat"
+    prefix = ["strace", "-f", "-o", "/dev/null", *injected(calls, "error=EROFS", image.parent)]
+    result = start_module("qemu_save", name=VM, path=str(image), force=True, prefix=prefix).result()
+    before.check(result, "ImageAccessError", str(image.parent), "rename the image", os.strerror(errno.EROFS))
+
+
 def test_storage_that_fails_the_modules_last_flush(guest, image, start_module, save, restore):
-    """The new image has its name by then, and nobody knows for how long: it must not stand beside a guest that runs."""
+    """The new image has its name by then, and nobody knows for how long: it must not stand beside a guest that runs.
+
+    The older one has its name again.
+    """
     make_image(image)
     before = Before(guest, image.parent)
     prefix = faulty_storage("fsync", 1, errno.EIO, f"^{re.escape(str(image.parent))}$")
     result = start_module("qemu_save", name=VM, path=str(image), force=True, prefix=prefix).result()
-    before.contents = {}
     before.check(result, "ImageAccessError", str(image.parent), "flush the directory", "Input/output error")
-    save(name=VM, path=str(image))
+    save(name=VM, path=str(image), force=True)
     restore(name=VM, path=str(image))
     before.continuity.check()
+
+
+#: Run with a regular expression and the path of a breakable disk, which breaks at the flush of what has such a name.
+BREAKING_DISK = """
+import fcntl, importlib, os, re, sys
+from ansible.module_utils import basic
+
+pattern, disk = sys.argv[1:3]
+real = os.fsync
+
+def fsync(target):
+    if re.search(pattern, os.readlink(f"/proc/self/fd/{target}")):
+        descriptor = os.open(disk, os.O_RDWR)
+        fcntl.fcntl(descriptor, 1033, 0x10)
+        os.close(descriptor)
+    return real(target)
+
+module = importlib.import_module(sys.argv[-2])
+os.fsync = fsync
+basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE = open(sys.argv[-1], "rb").read(), "legacy"
+module.main()
+"""
+
+
+@only_root
+@pytest.mark.parametrize("there_before", [False, True], ids=["new", "replaced"])
+def test_disk_that_dies_at_the_last_flush(breakable_disk, guest, start_module, there_before):
+    """The image is complete and has its name, and the file system takes no change any more: then that is told."""
+    place, disk = breakable_disk()
+    image = make_image(place / "images" / "web1.save")
+    older = image.read_bytes()
+    if not there_before:
+        image.unlink()
+    subprocess.run(["sync", "-f", place], check=True)
+    before = Before(guest, image.parent)
+    pattern = f"^{re.escape(str(image.parent))}$"
+    prefix = [sys.executable, "-c", BREAKING_DISK, pattern, f"/proc/{os.getpid()}/fd/{disk}"]
+    result = start_module("qemu_save", name=VM, path=str(image), force=True, prefix=prefix).result()
+    check_error(result, "ImageAccessError", str(image), "flush the directory", "kernel's log", guest="running")
+    assert not takes_changes(image.parent)
+    assert f"the image of this failed save stays at {image}, complete" in result["msg"]
+    assert f"remove {image} before anyone restores it" in result["cure"]
+    assert result["image"]["state"] in ("complete", "partial")
+    if there_before:
+        kept = re.search(r"the image that was there before is (\S+\.partial),", result["msg"])
+        assert kept, result["msg"]
+        assert Path(kept[1]).read_bytes() == older
+    before.contents = contents(image.parent)
+    before.check_all_is_as_before()
 
 
 # --- reads that fail ---

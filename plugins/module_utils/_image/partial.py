@@ -38,6 +38,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.names import (
     target_of_partial,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
+    exchange_names,
     flush_change,
     locked_directory,
     open_directory,
@@ -229,34 +230,38 @@ class PartialImage:
         :raises RequestError: that XML does not fit into its room, or the target is no longer a regular file.
         :raises ConflictError: another image was put at the target since ``create``.
         :raises ImageSpaceError: the storage is full.
-        :raises ImageAccessError: a step failed. The target is untouched, or, where the directory could not be flushed,
-            removed.
+        :raises ImageAccessError: a step failed. What was at the target is there, as far as the storage still takes
+            changes; else the error says what is there.
         """
         if xml is not None:
             self._write_head(xml)
         self.flush()
         complete = dataclasses.replace(self._header, complete=True, checkpoint=checkpoint)
+        basename, renamed, exchanged = os.path.basename(self.target), False, False
         with image_errors(self.path, "write the complete magic"):
             self._file.write(complete.pack(), 0)
-        self.flush()
-        with image_errors(self.path, f"rename the image to {self.target}"):
-            self._require_still_ours()
-            # Two saves of two VMs to one path would both find it free: under the lock, looking and renaming are one.
-            with locked_directory(self._directory):
-                if self._require_replaceable_target() != self._replaced:
-                    raise ConflictError(
-                        f"Another image was put at {self.target} while this one was being written",
-                        cure="Find out whose it is, and save to another path",
-                    )
-                basename = os.path.basename(self.target)
-                os.rename(self._name, basename, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         try:
+            self.flush()
+            with image_errors(self.path, f"rename the image to {self.target}"):
+                self._require_still_ours()
+                # Two saves of two VMs to one path would both find it free: under the lock, both steps are one.
+                with locked_directory(self._directory):
+                    if self._require_replaceable_target() != self._replaced:
+                        raise ConflictError(
+                            f"Another image was put at {self.target} while this one was being written",
+                            cure="Find out whose it is, and save to another path",
+                        )
+                    exchanged = bool(self._replaced) and exchange_names(self._directory, self._name, basename)
+                    if not exchanged:
+                        self._rename(self._name, basename)
+                    renamed = True
             flush_change(self._directory, self.target)
-        except ImageError:
-            # After a crash it might be there or not: it must not stand beside a guest that runs on.
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.basename(self.target), dir_fd=self._directory)
+        except BaseException as error:  # whatever it is, a signal, too: no image may stay of a save that failed
+            self._take_back(renamed, exchanged, error)
             raise
+        if exchanged:
+            with contextlib.suppress(OSError):  # else a leftover, which the next save removes
+                os.unlink(self._name, dir_fd=self._directory)
 
     def release(self) -> None:
         """Let the file be as it is, and give up the lock."""
@@ -297,6 +302,56 @@ class PartialImage:
                     os.unlink(self._name, dir_fd=self._directory)
         finally:
             self._close()
+
+    def _take_back(self, renamed: bool, exchanged: bool, error: BaseException) -> None:
+        """Undo what ``finish`` has begun: the guest may go on, and no image may stand beside it, also after a crash.
+
+        Header and name each do: the storage may take one change and not the other.
+
+        :param renamed: whether it has the target's name, where the file system does not tell any more.
+        :param exchanged: whether what was at the target has its name since.
+        :param error: is told what could not be undone.
+        """
+        partial = flushed = False
+        with contextlib.suppress(OSError):
+            self._file.write(self._header.pack(), 0)
+            self._file.flush()
+            partial = True
+        named = renamed = self._is_at_target(renamed)
+        if renamed:
+            with contextlib.suppress(OSError):
+                # It is for discard then, or for the run that adopts it.
+                self._give_name_back(exchanged)
+                named = False
+                os.fsync(self._directory)
+                flushed = True
+        if not isinstance(error, ImageError):
+            return
+        _tell_what_stays(error, self.target if renamed and not flushed else self.path, partial, named)
+        if exchanged and named:
+            error.what += f"; the image that was there before is {self.path}, until the next save there removes it"
+        elif renamed and self._replaced and not exchanged:
+            error.what += "; the image that was there before is lost, as this file system cannot exchange files"
+
+    def _give_name_back(self, exchanged: bool) -> None:
+        """Undo the rename; raises OSError."""
+        basename = os.path.basename(self.target)
+        if not exchanged:
+            self._rename(basename, self._name)
+        elif not exchange_names(self._directory, self._name, basename):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    def _rename(self, old: str, new: str) -> None:
+        os.rename(old, new, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+
+    def _is_at_target(self, unless_told: bool) -> bool:
+        try:
+            named = os.stat(os.path.basename(self.target), dir_fd=self._directory, follow_symlinks=False)
+            return os.path.samestat(named, self._file.facts())
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return unless_told
 
     def _write_head(self, xml: str) -> None:
         """Write the (partial) header and the text area, zeros up to the stream included."""
@@ -371,6 +426,32 @@ class PartialImage:
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
+
+
+def _tell_what_stays(error: ImageError, path: str, partial: bool, named: bool) -> None:
+    """Add to an error what of a save that failed is still there, or may be there again.
+
+    :param path: where.
+    :param partial: whether the file is no complete image any more, on the storage.
+    :param named: whether it could not be taken away from its target.
+    """
+    if partial:
+        if named:
+            error.what += f"; what was written stays at {path}, marked as partial, so that no restore takes it"
+        return
+    if named:
+        error.what += (
+            f"; the image of this failed save stays at {path}, complete, at least on the storage: it could neither be"
+            " removed nor be made partial"
+        )
+        todo = f"remove {path} before anyone restores it"
+    else:
+        error.what += f"; what was written may be at {path}, complete, after a crash of the host"
+        todo = f"see that {path} is not there, also after the host's next start, before anyone restores it"
+    error.cure = (
+        f"If the guest goes on, {todo}, which would put an old memory beside newer disks: the storage failed (see the"
+        " kernel's log), and may have to be repaired first"
+    )
 
 
 def leftovers(target_path: str) -> list[str]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import stat
@@ -18,6 +19,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors imp
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import ImageFile, kind_of, require_regular
 from ansible_collections.vmops.qemu.plugins.module_utils._lock import LOCK_TIMEOUT, lock, named_lock, unlock
 
+_RENAME_EXCHANGE = 2
 _DIRECTORY_LOCK_TIMEOUT = 10.0
 """Seconds for which the lock of a save directory is waited for; a run holds it for one rename."""
 
@@ -151,6 +153,23 @@ def open_directory(target: str) -> int:
     directory = os.path.dirname(target)
     with image_errors(directory, "open the directory"):
         return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def exchange_names(descriptor: int, one: str, other: str) -> bool:
+    """Let two files of an open directory change their names, at once (renameat2(2)); raises OSError.
+
+    :returns: False where the C library, the kernel or the file system (NFS) cannot do it.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    if renameat2(descriptor, os.fsencode(one), descriptor, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number))
 
 
 def flush_change(descriptor: int, path: str) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -40,6 +41,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file impor
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
 from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage, leftovers, remove_leftovers
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
+    exchange_names,
     flush_image,
     remove_image,
 )
@@ -182,6 +184,141 @@ def test_a_failing_flush_leaves_the_target(older, partial, target, monkeypatch, 
     assert older.read_text() == "older"
     partial.discard()
     assert os.listdir(os.path.dirname(target)) == ["web1.save"]
+
+
+def fail_directory_flush(monkeypatch, *also):
+    """The rename is done, and then the directory is not flushed any more, nor does what is named here work."""
+    real_fsync, broken = os.fsync, []
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            broken.append(True)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if broken and "fsync" in also:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real_fsync(descriptor)
+
+    def refuse(real):
+        def call(*arguments, **keywords):
+            if broken:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            return real(*arguments, **keywords)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if "names" in also:
+        monkeypatch.setattr(os, "rename", refuse(os.rename))
+        monkeypatch.setattr(os, "unlink", refuse(os.unlink))
+        monkeypatch.setattr(f"{PartialImage.__module__}.exchange_names", refuse(exchange_names))
+    if "write" in also:
+        monkeypatch.setattr(os, "pwrite", refuse(os.pwrite))
+        monkeypatch.setattr(os, "ftruncate", refuse(os.ftruncate))
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_directory_that_is_not_flushed_has_the_older_image_back(partial, target, monkeypatch, is_older):
+    """As far as the names go; and what was written is no image, should the storage have the new name only."""
+    partial.discard()
+    if is_older:
+        Path(target).write_text("older")
+    image = PartialImage.create(target, HEADER, XML)
+    facts = os.stat(target) if is_older else None
+    adoptable = os.stat(image.path)
+    fail_directory_flush(monkeypatch)
+    with pytest.raises(ImageAccessError, match="cannot flush the directory") as caught:
+        image.finish()
+    assert caught.value.what.endswith("Input/output error")
+    assert not read_image_head(image.path).header.complete
+    assert os.path.samestat(os.stat(image.path), adoptable)
+    image.discard()
+    assert os.listdir(os.path.dirname(target)) == (["web1.save"] if is_older else [])
+    if facts:
+        assert Path(target).read_text() == "older"
+        assert os.path.samestat(os.stat(target), facts)
+
+
+def test_image_that_was_replaced_without_an_exchange_is_said_to_be_lost(older, target, monkeypatch):
+    """As on a file system that cannot exchange files."""
+    monkeypatch.setattr(f"{PartialImage.__module__}.exchange_names", lambda *_arguments: False)
+    fail_directory_flush(monkeypatch)
+    image = PartialImage.create(target, HEADER, XML)
+    with pytest.raises(ImageAccessError, match="the image that was there before is lost"):
+        image.finish()
+    image.discard()
+    assert os.listdir(os.path.dirname(target)) == []
+
+
+def test_image_that_cannot_be_removed_is_made_partial(older, target, monkeypatch):
+    """Its header is still written, where the names in its directory cannot be changed."""
+    fail_directory_flush(monkeypatch, "names")
+    image = PartialImage.create(target, HEADER, XML)
+    with pytest.raises(ImageAccessError, match="marked as partial, so that no restore takes it") as caught:
+        image.finish(checkpoint=True)
+    head = read_image_head(target)
+    assert (head.header.complete, head.header.checkpoint, head.xml) == (False, False, XML)
+    assert f"the image that was there before is {image.path}" in caught.value.what
+    assert Path(image.path).read_text() == "older"
+    with contextlib.suppress(ImageAccessError):
+        image.discard()
+
+
+@pytest.mark.parametrize("header", ["write", "fsync"])
+def test_complete_image_that_stays_is_told(target, monkeypatch, header):
+    """Neither its name nor its header: where ext4 has given up its journal."""
+    fail_directory_flush(monkeypatch, "names", header)
+    image = PartialImage.create(target, HEADER, XML)
+    with pytest.raises(ImageAccessError, match="cannot flush the directory") as caught:
+        image.finish()
+    assert f"the image of this failed save stays at {target}, complete" in caught.value.what
+    assert f"remove {target} before anyone restores it" in caught.value.cure
+    with contextlib.suppress(ImageAccessError):
+        image.discard()
+
+
+def test_complete_image_that_may_be_back_after_a_crash_is_told(target, monkeypatch):
+    """It lost its name, but nobody knows whether on the storage, and its header could not be changed."""
+    fail_directory_flush(monkeypatch, "write")
+    image = PartialImage.create(target, HEADER, XML)
+    with pytest.raises(ImageAccessError, match="complete, after a crash of the host") as caught:
+        image.finish()
+    assert f"see that {target} is not there" in caught.value.cure
+    assert not os.path.exists(target)
+    image.discard()
+
+
+def test_complete_leftover_is_told(partial, monkeypatch):
+    """Also by its own name it would be restored: it is its magic that tells."""
+    count = 0
+
+    def fsync(_descriptor):
+        nonlocal count
+        count += 1
+        if count > 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(ImageAccessError, match="complete, after a crash of the host") as caught:
+        partial.finish()
+    assert f"see that {partial.path} is not there" in caught.value.cure
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_leftover_of_a_save_that_failed_after_its_magic_is_partial(partial, target, monkeypatch, call):
+    """Nobody may take it for an image by its own name, should it not be removed."""
+    real, calls = getattr(os, call), 0
+
+    def once(*arguments, **keywords):
+        nonlocal calls
+        calls += 1
+        if calls == {"fsync": 2, "rename": 1}[call]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(os, call, once)
+    with pytest.raises(ImageAccessError):
+        partial.finish()
+    assert not read_image_head(partial.path).header.complete
 
 
 def test_write_back_goes_on_until_it_is_stopped(partial, monkeypatch):
