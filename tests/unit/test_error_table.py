@@ -10,12 +10,15 @@ import re
 from pathlib import Path
 
 from ansible_collections.vmops.qemu.plugins.module_utils import _errors
+from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import AnswerError
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The kinds of which only narrower ones are raised by what a module does.
 BASES = {"VmopsError", "ImageError"}
 #: Those that are told in the result of a task that succeeds.
 TOLD = {"GuestAgentError"}
+#: Those of the controller, of what a host answers.
+OF_CONTROLLER = {AnswerError.__name__}
 
 
 def test_each_kind_has_its_row():
@@ -24,4 +27,4 @@ def test_each_kind_has_its_row():
     kinds = {
         name for name, kind in vars(_errors).items() if isinstance(kind, type) and issubclass(kind, _errors.VmopsError)
     }
-    assert sorted(rows) == sorted(kinds - BASES - TOLD)
+    assert sorted(rows) == sorted((kinds | OF_CONTROLLER) - BASES - TOLD)
