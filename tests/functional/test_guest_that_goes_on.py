@@ -103,15 +103,19 @@ def test_migration_of_others_that_is_under_way_is_not_called_off(guest, image, c
     assert not image.exists()
 
 
-def test_mark_of_a_guest_that_did_not_go_on_is_taken_away(guest, image, cut_off, save, restore):
-    """Else no restore of the host's VMs would take its image, and its unit would not start it either."""
+@pytest.mark.parametrize("check", [False, True])
+def test_guest_that_stands_beside_its_checkpoint_is_not_ended(guest, image, cut_off, save, run_module, check):
+    """It may have gone on in another QEMU, or nowhere: with its own QEMU what it was would be gone."""
     continuity = Continuity(guest)
     save(name=VM, path=str(image), after_save="pause")
     cut_off(GOES_ON, after_save="resume")
     assert run_state(guest) == "postmigrate"
-    result = save(name=VM, path=str(image), after_save="quit")
-    assert not result["image"]["checkpoint"]
-    assert restore(name=VM, path=str(image))["changed"]
+    result = run_module("qemu_save", name=VM, path=str(image), after_save="quit", check=check)
+    assert result.get("error") == "ConflictError", result["msg"]
+    assert "after_save: resume" in result["cure"]
+    assert run_state(guest) == "postmigrate"
+    save(name=VM, path=str(image), after_save="resume")
+    save(name=VM, path=str(image), after_save="resume", force=True)
     continuity.check()
 
 

@@ -176,7 +176,7 @@ def recover_head(image: ImageFile) -> bool:
     return recovered
 
 
-def mark_checkpoint(path: str, head: ImageHead, checkpoint: bool = True) -> None:
+def mark_checkpoint(path: str, head: ImageHead) -> None:
     """Say in a complete image that its guest goes on, on the storage, before it does; quiet where it says so already.
 
     For whoever holds the image's lock (``image_lock``, or that of a ``PartialImage``); a QEMU may have the file open.
@@ -185,7 +185,6 @@ def mark_checkpoint(path: str, head: ImageHead, checkpoint: bool = True) -> None
 
     :param head: the image's head, as the caller has read it; only this image is marked. Links are followed, as they
         were on reading it.
-    :param checkpoint: False takes the mark away, where it is known that the guest did not go on.
     :raises ConflictError: another image is at the path by now.
     :raises ImageNotFoundError: there is no file.
     :raises ImagePartialError: it is not complete.
@@ -200,8 +199,8 @@ def mark_checkpoint(path: str, head: ImageHead, checkpoint: bool = True) -> None
             raise ConflictError(f"{path} was replaced by another process just now", cure="Run the task again")
         facts = image.facts()
         with image_errors(path, "mark the image as a checkpoint"):
-            if now.header.checkpoint != checkpoint:
-                image.write(dataclasses.replace(now.header, checkpoint=checkpoint).pack(), 0)
+            if not now.header.checkpoint:
+                image.write(dataclasses.replace(now.header, checkpoint=True).pack(), 0)
                 with contextlib.suppress(PermissionError):  # it may be written to, but is someone else's
                     os.utime(image.descriptor, ns=(facts.st_atime_ns, facts.st_mtime_ns))
             # Also where it is marked already: that run may have been cut off before its flush.

@@ -483,9 +483,13 @@ class SaveOperation(SaveRun):
         after_save = self.request.after_save
         reason = f"{vm.label} was saved in {self.path} by an earlier run and stands still since"
         head = read_image_head(self.path)
-        if after_save != "resume" and head.header.checkpoint and not self.request.check_mode:
-            # By a run that was cut off, or kept from it by QEMU, before the guest went on.
-            await in_thread(mark_checkpoint, self.path, head, False)
+        if after_save == "quit" and head.header.checkpoint:
+            # By a run that was cut off before it went on here, or by a restore into another QEMU: who knows.
+            raise ConflictError(
+                f"{reason}, but the image is marked as a checkpoint: its guest was to go on, here or in another QEMU",
+                cure="If no other QEMU runs the VM, run the task with after_save: resume, which lets it go on here, and"
+                " save it anew with force; or end this QEMU and restore the image, which compares all disks",
+            )
         if after_save == "pause":
             if interrupted and not self.request.check_mode:
                 await despite_cancellation(interrupted.transfer.clean())
