@@ -207,17 +207,16 @@ class PartialImage:
             finally:
                 os.close(descriptor)
 
-    def mark_checkpoint(self, xml: str) -> None:
-        """Say that the guest goes on from what QEMU has written, before it does; the image is still partial.
-
-        Else a later run could take it for what the guest is by then. Not flushed: no guest outlives its host.
+    def describe(self, xml: str, checkpoint: bool = False) -> None:
+        """Say what QEMU has written, while the image is still partial; not flushed, as no guest outlives its host.
 
         :param xml: a new domain XML that fits into the room of the one given to ``create``.
+        :param checkpoint: whether the guest goes on from it now.
         :raises RequestError: it does not fit.
         :raises ImageSpaceError: the storage is full.
         :raises ImageAccessError: it cannot be written.
         """
-        self._header = dataclasses.replace(self._header, checkpoint=True)
+        self._header = dataclasses.replace(self._header, checkpoint=checkpoint)
         self._write_head(xml)
 
     def finish(self, xml: str | None = None, checkpoint: bool = False) -> None:

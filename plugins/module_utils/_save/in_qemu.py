@@ -73,15 +73,15 @@ class InterruptedSave:
                 return cls(session, record, fdset, (await query_state(session.monitor))["status"])
         return None
 
-    def has_stream(self, partial: PartialImage) -> bool:
+    async def has_stream(self, partial: PartialImage) -> bool:
         """Whether QEMU wrote the stream still when it was found, or had written all of it and stands there since.
 
-        Not where the guest was to go on from it: what QEMU migrates, or has, may be somebody else's.
+        Where that is known to have been written, what QEMU migrates, or has migrated, may be somebody else's since.
         """
-        return not partial.header.checkpoint and (
-            self._migration_status not in IDLE_STATES | DOOMED_STATES
-            or (self._migration_status == "completed" and self._session.vm.run_state == "postmigrate")
-        )
+        stands = self._migration_status == "completed" and self._session.vm.run_state == "postmigrate"
+        if _is_described(partial):
+            return stands and not partial.header.checkpoint and await self._is_last(partial)
+        return stands or self._migration_status not in IDLE_STATES | DOOMED_STATES
 
     def adopt_file(self) -> PartialImage | None:
         """Take over its partial image; None where that is gone, or is not open in QEMU, which can name any file.
@@ -112,24 +112,27 @@ class InterruptedSave:
                 " cannot let it go on there",
                 cure=f"Run qemu_save with path {path}, which finishes that save, and restore it then",
             )
-        if partial and partial.header.checkpoint:
-            await self._end_checkpoint(partial)
+        if partial and _is_described(partial):
+            await self._end_written(partial)
         else:
             await self.transfer.call_off(self.record.run_state)
             await self.transfer.clean()
         if partial:
             partial.discard()
 
-    async def _end_checkpoint(self, partial: PartialImage) -> None:
-        """The guest was to go on, and may have done so; what it does since is not for a save to undo."""
-        is_ours = await is_last_migration(self._session.monitor, partial.head())
-        if is_ours and await self._session.run_state() == "postmigrate":
-            await self._session.put_guest_back(self.record.run_state)
-        if is_ours:
-            await self.transfer.clean()
-        else:
-            # The settings are those of a migration of somebody else's.
+    async def _end_written(self, partial: PartialImage) -> None:
+        """All was written; a guest that went on since is not put back, nor is a migration of others called off."""
+        if not await self._is_last(partial):
+            # The settings are those of somebody else's migration, too.
             await self.transfer.descriptors.remove()
+            return
+        if await self._session.run_state() == "postmigrate":
+            await self._session.put_guest_back(self.record.run_state)
+        await self.transfer.clean()
+
+    async def _is_last(self, partial: PartialImage) -> bool:
+        """Whether QEMU's last migration is the one that wrote it."""
+        return await is_last_migration(self._session.monitor, partial.head())
 
     async def completed_image(self) -> str | None:
         """The path of the image that it completed, if it came to that and the image is still there."""
@@ -141,3 +144,11 @@ class InterruptedSave:
         except ImageError:
             return None
         return None
+
+
+def _is_described(partial: PartialImage) -> bool:
+    """Whether QEMU's figures of its migration are in a partial image: then all of it was written."""
+    with contextlib.suppress(ImageError):
+        facts = partial.head().domain().save_facts
+        return facts is not None and bool(facts.migration)
+    return False

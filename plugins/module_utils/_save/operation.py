@@ -395,7 +395,7 @@ class SaveOperation(SaveRun):
         interrupted = await InterruptedSave.find(session)
         if interrupted:
             partial = interrupted.adopt_file()
-            if partial and interrupted.has_stream(partial) and partial.header.format not in COMPRESSORS:
+            if partial and await interrupted.has_stream(partial) and partial.header.format not in COMPRESSORS:
                 return await self._adopt(session, interrupted, partial)
             completed = None if partial else await interrupted.completed_image()
             if completed and completed != self.path:
