@@ -14,6 +14,8 @@ import signal
 from pathlib import Path
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 
 from support import Monitor
 from support.monitor_proxy import BEFORE, INSTEAD, Fault, MonitorProxy, Step
@@ -80,7 +82,7 @@ def test_guest_that_someone_has_stopped_since_stays_so(guest, image, cut_off, sa
         monitor.execute("stop")
     result = save(name=VM, path=str(image), after_save="resume")
     assert result["image"]["vm_state"] == "paused"
-    assert run_state(guest) != "running"
+    assert run_state(guest) == "paused"
 
 
 @pytest.mark.parametrize("options", [{"after_save": "resume"}, {"prefix": BROKEN}], ids=["resume", "failed"])
@@ -129,6 +131,51 @@ def test_guest_that_stands_beside_its_checkpoint_is_not_ended(guest, image, cut_
     save(name=VM, path=str(image), after_save="resume")
     save(name=VM, path=str(image), after_save="resume", force=True)
     continuity.check()
+
+
+@pytest.mark.parametrize("module", ["qemu_save", "qemu_restore"])
+def test_guest_that_may_have_gone_on_in_another_qemu_stays_where_it_is(
+    make_guest, image, tmp_path, save, run_module, module
+):
+    """Its image was loaded elsewhere meanwhile, and kept: its disks tell."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(b"before" * 1000)
+    guest = make_guest(VM, observer=True, extra_args=["-drive", f"if=virtio,format=raw,file={disk}"])
+    save(name=VM, path=str(image), after_save="pause")
+    mark_checkpoint(str(image), read_image_head(str(image)))
+    disk.write_bytes(b"after!" * 1000)
+    options = {"after_save": "resume"} if module == "qemu_save" else {}
+    result = run_module(module, name=VM, path=str(image), **options)
+    assert result.get("error") == "DiskMismatchError", result["msg"]
+    assert str(disk) in result["msg"]
+    assert run_state(guest) == "postmigrate"
+
+
+def test_paused_guest_that_stays_can_be_saved_for_good(guest, image, save, restore):
+    continuity = Continuity(guest)
+    with Monitor(guest.qmp_socket) as monitor:
+        monitor.execute("stop")
+    save(name=VM, path=str(image), after_save="resume")
+    assert run_state(guest) == "paused"
+    assert not save(name=VM, path=str(image), force=True)["image"]["checkpoint"]
+    restore(name=VM, path=str(image), state="running")
+    continuity.check()
+
+
+def test_migration_of_others_after_an_image_was_completed(guest, image, cut_off, run_module):
+    """The save was killed when its image had its name; whoever let the guest go on has migrated it since."""
+    cut_off(Step("quit", 1))
+    assert image.exists()
+    with Monitor(guest.qmp_socket) as monitor:
+        monitor.execute("cont")
+        capabilities = [{"capability": name, "state": False} for name in ("mapped-ram", "multifd")]
+        monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
+        monitor.execute("migrate-set-parameters", {"direct-io": False})
+        monitor.execute("migrate", {"uri": "exec:cat > /dev/null"})
+    wait_until(lambda: run_state(guest) == "postmigrate")
+    result = run_module("qemu_save", name=VM, path=str(image))
+    assert result.get("error") == "ConflictError", result["msg"]
+    assert run_state(guest) == "postmigrate"
 
 
 def test_whether_it_runs_is_not_known(guest, image, run_module, tmp_path):

@@ -23,6 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     UnitError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system, file_system_type
+from ansible_collections.vmops.qemu.plugins.module_utils._host.shut_down import still_down
 from ansible_collections.vmops.qemu.plugins.module_utils._host.table import problem_table
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
@@ -32,6 +33,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import HOST, Manager, shown
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, list_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe_directory
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, read_all
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
@@ -117,7 +119,7 @@ class HostInfoOperation:
             *(problem for vm in vms for problem in vm_problems(vm)),
             *problems,
             *image_problems(images, {vm[key] for vm in vms for key in ("name", "uuid")}),
-            *await in_thread(lambda: shut_down_problems({vm["name"] for vm in vms})),
+            *await in_thread(lambda: shut_down_problems(list_processes(), images)),
             *place.problems,
             *space_problems(save_dir, place.free, needed),
             *await _service_problems(),
@@ -311,13 +313,15 @@ def _not_restorable(image: t.Mapping[str, t.Any]) -> list[HostProblem]:
 # --- VMs that were shut down --------------------------------------------------------------------------------------
 
 
-def shut_down_problems(running: t.Container[str]) -> list[HostProblem]:
+def shut_down_problems(
+    processes: t.Sequence[QemuProcess], images: t.Sequence[t.Mapping[str, t.Any]]
+) -> list[HostProblem]:
     """The VMs that a run over all VMs of the host has shut down, and that nothing has started again.
 
-    :param running: the names of VMs that have a QEMU.
+    The parameters are those of ``still_down``.
     """
     try:
-        return [_shut_down(vm) for vm in read_all() if vm.name not in running]
+        return [_shut_down(vm) for vm in still_down(read_all(), processes, images)]
     except ConflictError as error:
         return [HostProblem("host", "shut_down", error.what, error.cure, blocks=False)]
 

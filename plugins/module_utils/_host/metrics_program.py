@@ -31,6 +31,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
     exit_status,
     read_settings,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._host.shut_down import has_qemu, still_down
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
 from ansible_collections.vmops.qemu.plugins.module_utils._last_run import read_runs
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
@@ -121,9 +122,8 @@ def metrics(
         "vmops_qemu_shut_down_vm_timestamp_seconds",
         "When a VM was shut down that does not run and is to be started again.",
     )
-    for vm in shut_down or ():
-        if not _runs(vm.name, vm.launch.uid, processes):
-            out.sample(round(vm.at, 3), vm=vm.name)
+    for vm in still_down(shut_down or (), processes, images or ()):
+        out.sample(round(vm.at, 3), vm=vm.name)
     out.gauge("vmops_qemu_last_run_timestamp_seconds", "When a save or a restore last ended so on this host.")
     for (operation, result), moment in read_runs().items():
         out.sample(round(moment, 3), operation=operation, result=result)
@@ -192,15 +192,7 @@ def _waits(image: t.Mapping[str, t.Any], processes: t.Sequence[QemuProcess]) -> 
     """Whether a VM is in an image and nowhere else."""
     if image["state"] != "complete" or image["checkpoint"] or image["superseded_by"] or image["copy_of"]:
         return False
-    return not _runs(image["name"], (image["launch"] or {}).get("uid"), processes)
-
-
-def _runs(name: str | None, uid: int | None, processes: t.Sequence[QemuProcess]) -> bool:
-    """Whether a VM has a QEMU; anyone's may have the name.
-
-    :param uid: the user as whom it ran; None where that is not known.
-    """
-    return any(process.name == name and (process.uid in (0, uid) or uid is None) for process in processes)
+    return not has_qemu(image["name"], (image["launch"] or {}).get("uid"), processes)
 
 
 async def _write(settings: MetricsSettings) -> bool:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import os
 import stat
@@ -21,6 +22,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._holes import data_rang
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead, read_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import MAGIC_SIZE
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_errors import image_errors
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import has_partial_name
 
 DIRECT_IO_BLOCK = 4096
 """Bytes whose multiples O_DIRECT takes as offset, length and address."""
@@ -132,8 +134,15 @@ class ImageFile:
         return self.read(MAGIC_SIZE, 0)
 
     def head(self) -> ImageHead:
-        """All that stands before the QEMU stream; raises as :func:`read_head`."""
-        return read_head(self)
+        """All that stands before the QEMU stream; raises as :func:`read_head`.
+
+        Partial is also what only has the name of an image in the making: one that was replaced, and has changed names
+        with the new one, is not to be taken for the last save when a crash has kept it from being removed.
+        """
+        head = read_head(self)
+        if not has_partial_name(self.path):
+            return head
+        return dataclasses.replace(head, header=dataclasses.replace(head.header, complete=False))
 
     def data_ranges(self) -> list[tuple[int, int]]:
         """Where it has data, in order: offset and length of each range, in bytes.

@@ -103,6 +103,11 @@ def target_of_partial(path: str) -> str:
     return os.path.join(directory, match.group(1))
 
 
+def has_partial_name(path: str) -> bool:
+    """Whether it is named as an image in the making."""
+    return re.fullmatch(rf"\..+\.{_PARTIAL}", os.path.basename(path), re.DOTALL) is not None
+
+
 # --- a change of the head ---
 
 

@@ -329,6 +329,8 @@ class PartialImage:
         _tell_what_stays(error, self.target if renamed and not flushed else self.path, partial, named)
         if exchanged and named:
             error.what += f"; the image that was there before is {self.path}, until the next save there removes it"
+        elif exchanged and not flushed:
+            error.what += f"; after a crash of the host, the image that was there before may be {self.path}"
         elif renamed and self._replaced and not exchanged:
             error.what += "; the image that was there before is lost, as this file system cannot exchange files"
 

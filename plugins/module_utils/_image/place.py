@@ -167,7 +167,7 @@ def exchange_names(descriptor: int, one: str, other: str) -> bool:
     if renameat2(descriptor, os.fsencode(one), descriptor, os.fsencode(other), _RENAME_EXCHANGE) == 0:
         return True
     number = ctypes.get_errno()
-    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV):  # the last: another project's quota
         return False
     raise OSError(number, os.strerror(number))
 

@@ -98,7 +98,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.same_vm import may_be_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.transaction import RestoreTransaction
-from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import recorded_surroundings
+from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import (
+    recorded_surroundings,
+    require_not_gone_on_elsewhere,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.provision import Provision
@@ -522,11 +525,14 @@ class RestoreOperation(RestoreRun):
                 partial.release()
             return self.result(f"{vm.label} was being saved by a run that was cut off: would put it back", vm, after)
         await despite_cancellation(interrupted.undo(partial))
-        if await session.run_state() == "postmigrate":
+        now = await session.run_state()
+        if now == "postmigrate" or (await query_state(session.monitor))["status"] not in IDLE_STATES:
             raise ConflictError(
-                f"{vm.label} went on after a save that was cut off, and was migrated by somebody else since",
-                cure="See where it runs now; end this QEMU if that is elsewhere",
+                f"{vm.label} went on after a save that was cut off, and somebody else has migrated it, or does so",
+                cure="See where it runs when that is done; end this QEMU if that is elsewhere",
             )
+        goes_on = now == "paused" and self.request.state == "running"
+        after["vm"] = "running" if goes_on else now
         if goes_on:
             await despite_cancellation(finish_restore(self, session, None, running=True))
         else:
@@ -550,6 +556,7 @@ class RestoreOperation(RestoreRun):
             await session.quit()
             await session.close()
             return await self._without_vm(head, head.domain(), started)
+        await in_thread(require_not_gone_on_elsewhere, head, vm.label)
         running = self.wants_running(head)
         after = self.outcome(running, self.was_suspended(head))
         reason = f"{vm.label} was saved, but its QEMU had not ended"

@@ -66,6 +66,9 @@ async def end_save(run: SaveRun, session: VmSession, run_state: str) -> None:
             await end_checkpoint(run, session)
         else:
             run.situation = Situation(f"{label} is stopped as before the save", "paused")
+            # In postmigrate it could not be saved again.
+            with session.patience(way_back=True):
+                await session.twice(lambda: session.put_guest_back(run_state))
             await free_units("", session.process, run.path)
     else:
         run.situation = Situation(f"{label} is stopped and {image_is_safe}", "paused")

@@ -10,12 +10,14 @@ import contextlib
 import datetime
 import os
 
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import DiskMismatchError
 from ansible_collections.vmops.qemu.plugins.module_utils._image import domain_xml
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import read_configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.door import doors
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import changed_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 
@@ -50,6 +52,26 @@ def recorded_surroundings(domain: domain_xml.ParsedDomain) -> Surroundings:
         if domain.save_facts:
             return Surroundings.parse(domain.save_facts.surroundings)
     return Surroundings((), ())
+
+
+def require_not_gone_on_elsewhere(head: ImageHead, label: str) -> None:
+    """Of a guest that stands still in the QEMU that wrote its image; looks at its disks, which may block.
+
+    Where the image is a checkpoint, the guest may have gone on from it in another QEMU: then its disks tell.
+
+    :param label: the VM as messages name it.
+    :raises DiskMismatchError: it has, or that cannot be known.
+    """
+    if not head.header.checkpoint:
+        return
+    problems = changed_media(recorded_surroundings(head.domain()).media)
+    if problems:
+        raise DiskMismatchError(
+            f"{label} stands still in its QEMU, and may have gone on from {head.path}, a checkpoint, in another one: "
+            + "; ".join(problem.what for problem in problems),
+            cure="If it has run elsewhere since, end this QEMU; if it surely has not, let it go on with QMP cont",
+            problems=[problem.as_result() for problem in problems],
+        )
 
 
 def image_owner(head: ImageHead) -> str:

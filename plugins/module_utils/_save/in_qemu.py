@@ -114,6 +114,9 @@ class InterruptedSave:
             )
         if partial and _is_described(partial):
             await self._end_written(partial)
+        elif partial is None and self._was_completed():
+            # Not the last migration any more (``completed_image``): the guest went on, whoever let it.
+            await self._clean()
         else:
             await self.transfer.call_off(self.record.run_state)
             await self.transfer.clean()
@@ -122,17 +125,28 @@ class InterruptedSave:
 
     async def _end_written(self, partial: PartialImage) -> None:
         """All was written; a guest that went on since is not put back, nor is a migration of others called off."""
-        if not await self._is_last(partial):
-            # The settings are those of somebody else's migration, too.
-            await self.transfer.descriptors.remove()
-            return
-        if await self._session.run_state() == "postmigrate":
+        if await self._is_last(partial) and await self._session.run_state() == "postmigrate":
             await self._session.put_guest_back(self.record.run_state)
-        await self.transfer.clean()
+        await self._clean()
+
+    async def _clean(self) -> None:
+        """QEMU as it was, but for the settings of a migration of somebody else's that is under way."""
+        if (await query_state(self._session.monitor))["status"] in IDLE_STATES:
+            await self.transfer.clean()
+        else:
+            await self.transfer.descriptors.remove()
 
     async def _is_last(self, partial: PartialImage) -> bool:
         """Whether QEMU's last migration is the one that wrote it."""
         return await is_last_migration(self._session.monitor, partial.head())
+
+    def _was_completed(self) -> bool:
+        """Whether an image that was written by some QEMU's migration is where its own was to be."""
+        with contextlib.suppress(ImageError):
+            head = read_image_head(target_of_partial(self.record.partial))
+            facts = head.domain().save_facts
+            return head.header.complete and facts is not None and bool(facts.migration)
+        return False
 
     async def completed_image(self) -> str | None:
         """The path of the image that it completed, if it came to that and the image is still there."""

@@ -77,6 +77,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import (
     image_owner,
     is_image_of,
     recorded_surroundings,
+    require_not_gone_on_elsewhere,
     saved_at,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave
@@ -487,8 +488,8 @@ class SaveOperation(SaveRun):
             # By a run that was cut off before it went on here, or by a restore into another QEMU: who knows.
             raise ConflictError(
                 f"{reason}, but the image is marked as a checkpoint: its guest was to go on, here or in another QEMU",
-                cure="If no other QEMU runs the VM, run the task with after_save: resume, which lets it go on here, and"
-                " save it anew with force; or end this QEMU and restore the image, which compares all disks",
+                cure="If no other QEMU has run the VM since, run the task with after_save: resume, which compares its"
+                " disks and lets it go on here, and save it anew with force",
             )
         if after_save == "pause":
             if interrupted and not self.request.check_mode:
@@ -500,6 +501,8 @@ class SaveOperation(SaveRun):
                 f"{reason}; it sleeps (S3), and QEMU cannot let it go on there",
                 cure="Restore it (qemu_restore), which lets it sleep on in a new QEMU",
             )
+        if after_save == "resume":
+            await in_thread(require_not_gone_on_elsewhere, head, vm.label)
         if self.request.check_mode:
             return self.result(f"{reason}: would {after_save}", vm, self.outcome())
         # That run may have been cut short before its last flush.

@@ -48,7 +48,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import P
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import structure_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import free_units
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import Publisher
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import fingerprint
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import fingerprint, query_state
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import event_seconds
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
@@ -165,11 +165,13 @@ class SaveTransaction:
                     state = await (following if access.bypass_cache else self._with_write_back(following))
             surroundings = await self._surroundings(plan)
             run_state = self._run_state
+            # Anew: before 9.2, QEMU may say that it is done a moment before all figures are there.
+            figures = fingerprint(await self.session.twice(lambda: query_state(self.session.monitor)))
             describe = functools.partial(
                 plan.final_xml,
                 self.run.path,
                 parallel_channels=access.parallel_channels or 0,
-                migration=fingerprint(state),
+                migration=figures,
                 suspended=run_state == "suspended",
                 memory_written=int(state.get("ram", {}).get("normal-bytes", 0)),
                 surroundings=surroundings.dump(),

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils import _state_directory
 from ansible_collections.vmops.qemu.plugins.module_utils._host.info import (
@@ -32,6 +34,10 @@ def vm(**facts):
 def image(path="/s/web1.save", **facts):
     known = {"path": path, "name": "web1", "state": "complete", "superseded_by": None, "copy_of": None, "problems": []}
     return {**known, "restorable": True, "restore_problems": [], "vouched": True, "launch": None, **facts}
+
+
+def process(name, uid):
+    return types.SimpleNamespace(name=name, uid=uid)
 
 
 def told(problems):
@@ -80,17 +86,21 @@ def test_vms_that_were_shut_down_and_do_not_run(tmp_path, monkeypatch):
     tmp_path.chmod(0o755)
     monkeypatch.setattr(_state_directory, "ROOT_DIRECTORY", str(tmp_path / "vmops.qemu"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert shut_down_problems(set()) == []
+    assert shut_down_problems([], []) == []
     kept = [ShutDownVm(name, 1764000000.5, LaunchRecord(["qemu"], "/", "/usr/bin/qemu", 0, 0)) for name in ("a", "b")]
     for each in kept:
         keep(each)
-    (problem,) = shut_down_problems({"a"})
+    (problem,) = shut_down_problems([process("a", 0)], [])
     assert (problem.subject, problem.kind, problem.blocks) == ("b", "shut_down", False)
     assert "2025-11-24T16:00:00Z" in problem.what
     assert kept[1].path in problem.cure
+    of_others = [process("a", 1000)]
+    assert len(shut_down_problems(of_others, [image(name="b", saved_at="2025-11-24T15:59:59.000Z")])) == 2
+    (problem,) = shut_down_problems(of_others, [image(name="b", saved_at="2025-11-24T16:00:01.000Z")])
+    assert problem.subject == "a"
     with open(kept[0].path, "w") as file:
         file.write("{")
-    (problem,) = shut_down_problems(set())
+    (problem,) = shut_down_problems([], [])
     assert (problem.subject, problem.kind) == ("host", "shut_down")
     assert kept[0].path in problem.what
     assert problem.cure

@@ -39,6 +39,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file impor
     read_image_head,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_lock import image_lock
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_info
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import new_partial_name
 from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage, leftovers, remove_leftovers
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
     exchange_names,
@@ -216,6 +218,18 @@ def fail_directory_flush(monkeypatch, *also):
         monkeypatch.setattr(os, "ftruncate", refuse(os.ftruncate))
 
 
+def test_older_image_that_a_crash_has_left_under_the_name_of_a_partial_one_is_none(partial, target):
+    """It has changed names with the image that replaced it, and was not removed yet."""
+    partial.finish()
+    partial.release()
+    left = os.path.join(os.path.dirname(target), new_partial_name(target))
+    os.rename(target, left)
+    assert not read_image_head(left).header.complete
+    assert image_info(left)["state"] == "partial"
+    os.rename(left, target)
+    assert read_image_head(target).header.complete
+
+
 @pytest.mark.parametrize("is_older", [False, True])
 def test_directory_that_is_not_flushed_has_the_older_image_back(partial, target, monkeypatch, is_older):
     """As far as the names go; and what was written is no image, should the storage have the new name only."""
@@ -228,7 +242,9 @@ def test_directory_that_is_not_flushed_has_the_older_image_back(partial, target,
     fail_directory_flush(monkeypatch)
     with pytest.raises(ImageAccessError, match="cannot flush the directory") as caught:
         image.finish()
-    assert caught.value.what.endswith("Input/output error")
+    first, *more = caught.value.what.split("; ")
+    assert first.endswith("Input/output error")
+    assert [f"may be {image.path}" in each for each in more] == ([True] if is_older else [])
     assert not read_image_head(image.path).header.complete
     assert os.path.samestat(os.stat(image.path), adoptable)
     image.discard()
