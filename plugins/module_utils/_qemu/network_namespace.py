@@ -33,6 +33,9 @@ _NAMED = "/run/netns"
 #: Where programs and their data are, of which a process does not say what it has read.
 _SYSTEM = ("/usr", "/etc", "/lib", "/bin", "/sbin", "/opt", "/dev", "/proc", "/var", "/boot", "/nix", "/snap")
 
+#: Where nothing of that is: what containers of others and tests mount comes and goes.
+_PASSING = ("/var/tmp/", "/var/lib/docker/", "/var/lib/containers/")
+
 #: Bytes of a list of mounts.
 _MAX_MOUNTS = 4 * 1024 * 1024
 
@@ -98,7 +101,9 @@ def has_mounts_of_ip(pid: int, starter: int, namespace: str, words: t.Sequence[s
 
 def _is_of_use(pid: int, point: str, words: t.Sequence[str]) -> bool:
     """Whether a program, or what a process has open or is told of, may be below a directory; raises OSError."""
-    if point.rstrip("/") in ("", "/tmp", "/home", "/srv", "/mnt", "/run") or point.startswith(_SYSTEM):
+    if point.rstrip("/") in ("", "/tmp", "/home", "/srv", "/mnt", "/run"):
+        return True
+    if point.startswith(_SYSTEM) and not point.startswith(_PASSING):
         return True
     links = [os.readlink(proc_path(pid, name)) for name in ("cwd", "exe")]
     for place in descriptors_of(pid):
