@@ -19,6 +19,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration imp
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.door import doors
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import changed_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
 
 def existing_image(path: str) -> ImageHead | None:
@@ -64,7 +65,12 @@ def require_not_gone_on_elsewhere(head: ImageHead, label: str) -> None:
     """
     if not head.header.checkpoint:
         return
-    problems = changed_media(recorded_surroundings(head.domain()).media)
+    facts = head.domain().save_facts
+    try:
+        problems = changed_media(Surroundings.parse(facts.surroundings if facts else "").media)
+    except ValueError:
+        what = "it is not known whether its disks are as they were, as the image does not record them"
+        problems = [Problem("disk_unchecked", what, "See where it ran", blocks=False)]
     if problems:
         raise DiskMismatchError(
             f"{label} stands still in its QEMU, and may have gone on from {head.path}, a checkpoint, in another one: "
