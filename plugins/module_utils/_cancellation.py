@@ -25,12 +25,8 @@ async def despite_cancellation(work: t.Coroutine[t.Any, t.Any, _Result]) -> _Res
     image. A cancellation that arrives meanwhile has come too late and is dropped.
     """
     task = asyncio.ensure_future(work)
-    while True:
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.done():
-                return task.result()
+    await _ended(task)
+    return task.result()
 
 
 async def to_its_end(work: t.Coroutine[t.Any, t.Any, _Result]) -> _Result:
@@ -39,16 +35,22 @@ async def to_its_end(work: t.Coroutine[t.Any, t.Any, _Result]) -> _Result:
     A cancellation that arrived meanwhile is raised when the work is done.
     """
     task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
+    cancelled = await _ended(task)
+    result = task.result()
+    if cancelled:
+        raise cancelled
+    return result
+
+
+async def _ended(task: asyncio.Future[t.Any]) -> asyncio.CancelledError | None:
+    """Wait until it is done; the last cancellation that arrived meanwhile."""
+    cancelled = None
     while not task.done():
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError as error:
             cancelled = error
-    result = task.result()
-    if cancelled:
-        raise cancelled
-    return result
+    return cancelled
 
 
 class WayBack(contextlib.AsyncExitStack):

@@ -24,8 +24,8 @@ class Fill:
 
     def write(self, pid: int) -> None:
         """Write it. Raises RuntimeError where the QEMU has no such memory."""
-        for position, size in self._pieces(pid):
-            with open(f"/proc/{pid}/mem", "wb", buffering=0) as memory:
+        with open(f"/proc/{pid}/mem", "wb", buffering=0) as memory:
+            for position, size in self._pieces(pid):
                 memory.seek(position)
                 if memory.write(self._chunk[:size]) != size:
                     raise RuntimeError(f"the memory of QEMU {pid} could not be written")

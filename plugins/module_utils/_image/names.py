@@ -97,7 +97,7 @@ def target_of_partial(path: str) -> str:
     :raises RequestError: the path is not that of a temporary file of ours.
     """
     directory, name = os.path.split(os.path.abspath(path))
-    match = re.fullmatch(rf"\.(.+)\.{_PARTIAL}", name, re.DOTALL)
+    match = _partial_name(name)
     if not match:
         raise RequestError(f"{path} is not a partial image of this collection", cure="Give the image's own path")
     return os.path.join(directory, match.group(1))
@@ -105,7 +105,12 @@ def target_of_partial(path: str) -> str:
 
 def has_partial_name(path: str) -> bool:
     """Whether it is named as an image in the making."""
-    return re.fullmatch(rf"\..+\.{_PARTIAL}", os.path.basename(path), re.DOTALL) is not None
+    return _partial_name(os.path.basename(path)) is not None
+
+
+def _partial_name(name: str) -> re.Match[str] | None:
+    """The target's name is its only group."""
+    return re.fullmatch(rf"\.(.+)\.{_PARTIAL}", name, re.DOTALL)
 
 
 # --- a change of the head ---

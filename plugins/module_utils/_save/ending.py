@@ -59,16 +59,18 @@ async def end_save(run: SaveRun, session: VmSession, run_state: str) -> None:
             cure="Restore it (qemu_restore), which lets it sleep on in a new QEMU",
         )
     elif after_save == "resume":
-        if run_state in LIVE_STATES or run_state == "postmigrate":
-            run.situation = Situation(f"The image {run.path} is complete; whether {label} runs is not known")
-            with session.patience(way_back=True):
-                await session.twice(lambda: session.put_guest_back("running"))
+        shall_run = run_state in LIVE_STATES or run_state == "postmigrate"
+        run.situation = (
+            Situation(f"The image {run.path} is complete; whether {label} runs is not known")
+            if shall_run
+            else Situation(f"{label} is stopped as before the save", "paused")
+        )
+        with session.patience(way_back=True):
+            # One that was paused, too: in postmigrate it could not be saved again.
+            await session.twice(lambda: session.put_guest_back("running" if shall_run else run_state))
+        if shall_run:
             await end_checkpoint(run, session)
         else:
-            run.situation = Situation(f"{label} is stopped as before the save", "paused")
-            # In postmigrate it could not be saved again.
-            with session.patience(way_back=True):
-                await session.twice(lambda: session.put_guest_back(run_state))
             await free_units("", session.process, run.path)
     else:
         run.situation = Situation(f"{label} is stopped and {image_is_safe}", "paused")

@@ -17,6 +17,7 @@ import json
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, ImageError, ImageNotFoundError
+from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import target_of_partial
 from ansible_collections.vmops.qemu.plugins.module_utils._image.partial import PartialImage
@@ -144,8 +145,7 @@ class InterruptedSave:
         """Whether an image that was written by some QEMU's migration is where its own was to be."""
         with contextlib.suppress(ImageError):
             head = read_image_head(target_of_partial(self.record.partial))
-            facts = head.domain().save_facts
-            return head.header.complete and facts is not None and bool(facts.migration)
+            return head.header.complete and _has_figures(head)
         return False
 
     async def completed_image(self) -> str | None:
@@ -163,6 +163,11 @@ class InterruptedSave:
 def _is_described(partial: PartialImage) -> bool:
     """Whether QEMU's figures of its migration are in a partial image: then all of it was written."""
     with contextlib.suppress(ImageError):
-        facts = partial.head().domain().save_facts
-        return facts is not None and bool(facts.migration)
+        return _has_figures(partial.head())
     return False
+
+
+def _has_figures(head: ImageHead) -> bool:
+    """Whether QEMU's figures of its migration are in it; raises ImageFormatError where it cannot be understood."""
+    facts = head.domain().save_facts
+    return facts is not None and bool(facts.migration)

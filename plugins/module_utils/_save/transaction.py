@@ -176,11 +176,11 @@ class SaveTransaction:
                 memory_written=int(state.get("ram", {}).get("normal-bytes", 0)),
                 surroundings=surroundings.dump(),
             )
-            goes_on = self.run.request.after_save == "resume" and run_state == "running"
+            shall_go_on = self.run.request.after_save == "resume" and run_state == "running"
             # Before the guest goes on, now or on the way back: of a run that is killed then, the next one must not take
             # another migration of this QEMU for the save.
-            await to_its_end(in_thread(self.partial.describe, describe(digest=""), goes_on))
-            if goes_on:
+            await to_its_end(in_thread(self.partial.describe, describe(digest=""), shall_go_on))
+            if shall_go_on:
                 await to_its_end(self._let_guest_go_on())
             progress.phase("flush")
             if compressor:
