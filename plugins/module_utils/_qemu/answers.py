@@ -124,7 +124,6 @@ _ANSWERS: dict[str, Shape] = {
         }
     ],
     "query-pci": [{"devices": [_PCI_DEVICE]}],
-    "query-qmp-schema": [{"name": _WORD, "arg-type?": _WORD, "members?": [{"name?": _WORD}]}],
     "query-status": {"status": _WORD},
     "query-target": {"arch": _WORD},
     "query-uuid": {"UUID": _WORD},

@@ -91,16 +91,6 @@ async def read_support(monitor: Monitor) -> MigrationSupport:
     )
 
 
-async def can_keep_alive(monitor: Monitor) -> bool:
-    """Whether QEMU can be told to outlive a load that fails, and then to say why (``exit-on-error``, QEMU 9.1).
-
-    Asked only where it is needed: the answer has 200 KiB.
-    """
-    schema = {entry["name"]: entry for entry in await monitor.execute("query-qmp-schema")}
-    arguments = schema.get(schema.get("migrate-incoming", {}).get("arg-type"), {})
-    return any(member.get("name") == "exit-on-error" for member in arguments.get("members", ()))
-
-
 class MigrationSettings:
     """The capabilities and parameters of one run, and QEMU's own from before it.
 
@@ -246,16 +236,19 @@ class Migration:
         self.is_outgoing = True
         await self._start("migrate", {"uri": uri})
 
-    async def start_incoming(self, uri: str, keep_alive: bool) -> None:
+    async def start_incoming(self, uri: str) -> None:
         """Let a QEMU that waits for it read its state from the URI.
 
-        :param keep_alive: where QEMU knows it, a failure leaves it alive so that the error can be asked for.
+        A failure leaves QEMU alive so that the error can be asked for, where it knows how (``exit-on-error``, QEMU 9.1).
+        Another refuses the command before it begins anything, and is told again without; to ask for that beforehand
+        would take as long as all other questions together, as its schema has 200 KiB.
+
         :raises MigrationError: QEMU refused at once.
         """
-        arguments: dict[str, t.Any] = {"uri": uri}
-        if keep_alive:
-            arguments["exit-on-error"] = False
-        await self._start("migrate-incoming", arguments)
+        try:
+            await self._start("migrate-incoming", {"uri": uri, "exit-on-error": False})
+        except MigrationError:
+            await self._start("migrate-incoming", {"uri": uri})
 
     async def _start(self, command: str, arguments: dict[str, t.Any]) -> None:
         self._since = self._monitor.mark()

@@ -49,7 +49,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Lau
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     Migration,
     MigrationSupport,
-    can_keep_alive,
     query_state,
     read_support,
 )
@@ -247,7 +246,7 @@ class RestoreTransaction:
         try:
             with Publisher(self._label, "restore", self.run.path) as progress:
                 async with progress.following(self._bytes_read(reader)):
-                    await transfer.migration.start_incoming(uri, keep_alive=await can_keep_alive(session.monitor))
+                    await transfer.migration.start_incoming(uri)
                     await self._wait_for_load(transfer.migration, expander)
         except MigrationError as exc:
             failure = await expander.tool.failure() if expander else ""
