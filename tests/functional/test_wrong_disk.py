@@ -150,6 +150,19 @@ def test_second_restore_of_an_image_that_was_kept(guest, image, save, restore, r
     check_refused(run_module("qemu_restore", name=VM, path=str(image)), "went on", "disk.qcow2", image=image)
 
 
+def test_later_image_after_an_older_one_was_restored(make_guest, image, save, restore, run_module):
+    """The disks, of which nothing can be known, were put back to the older one's moment, and the guest went on there."""
+    guest = make_guest(extra_args=["-drive", "if=virtio,driver=null-co,size=1M"])
+    older = image.with_name("older.save")
+    save(name=VM, path=str(older), after_save="resume")
+    save(name=VM, path=str(image))
+    restore(name=VM, path=str(older), disks="ignore")
+    guest.wait_restarted()
+    guest.wait_for_counter(1)
+    guest.end()
+    check_refused(run_module("qemu_restore", name=VM, path=str(image)), "went on", image=image)
+
+
 def test_copy_that_keeps_its_time_passes(guest, image, save, restore, disk, tmp_path):
     continuity = Continuity(guest)
     save(name=VM, path=str(image))

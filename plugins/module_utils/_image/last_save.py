@@ -229,10 +229,10 @@ def newer_save(save: Save) -> str | None:
 
 
 def mark_superseded(path: str, head: ImageHead) -> list[str]:
-    """Mark the older saves of a VM, and the copies of this one, as checkpoints, before its guest goes on from this one.
+    """Mark all other saves of a VM as checkpoints, with the one from which its guest goes on: their disks move on now.
 
-    Else they would be the VM's last save as soon as this image is removed. Blocks as ``newer_image`` does, but looks
-    into each image, however old.
+    Also later ones, after whose moment the disks were put back; else one of them would be the VM's last save as soon
+    as this image is removed. Blocks as ``newer_image`` does, but looks into each image, however old.
 
     :param path: the image from which the guest goes on, which is left as it is.
     :param head: its head.
@@ -247,7 +247,7 @@ def mark_superseded(path: str, head: ImageHead) -> list[str]:
         if other is None or other.header.checkpoint:
             continue
         found = Save.of(other, other.domain())
-        if save.may_supersede(found) and not found.is_later_than(save):
+        if save.may_supersede(found) and (save.vouched or not found.vouched):
             try:
                 with image_lock(candidate):
                     mark_checkpoint(candidate, other)

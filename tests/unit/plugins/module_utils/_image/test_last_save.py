@@ -341,8 +341,16 @@ def checkpoints(tmp_path):
     return [os.path.basename(image["path"]) for image in directory_info(str(tmp_path)) if image["checkpoint"]]
 
 
-def test_guest_that_goes_on_leaves_its_older_saves_as_checkpoints(save, tmp_path):
-    """When the last save is used up, none of them must take its place."""
+def test_restore_of_what_is_vouched_for_marks_all(save, tmp_path):
+    good = save("good.save", at="09:30:00.001", vouched=True)
+    save("libvirt.save", at=None, mtime=2_000_000_000)
+    save("later.save", at="09:30:00.002", vouched=True)
+    assert mark_superseded(good, read_image_head(good)) == []
+    assert checkpoints(tmp_path) == ["later.save", "libvirt.save"]
+
+
+def test_guest_that_goes_on_leaves_its_other_saves_as_checkpoints(save, tmp_path):
+    """When its image is used up, none of them must take its place: older ones, copies, nor later ones."""
     older, path = save("a.save", at="09:30:00.001", mtime=1), save("b.save", at="09:30:00.002")
     shutil.copy(path, tmp_path / "c.save")
     save("d.save", at="09:30:00.003")
@@ -351,7 +359,7 @@ def test_guest_that_goes_on_leaves_its_older_saves_as_checkpoints(save, tmp_path
     before = os.stat(older).st_mtime_ns
     with image_lock(path):
         assert mark_superseded(path, read_image_head(path)) == []
-    assert checkpoints(tmp_path) == ["a.save", "c.save"]
+    assert checkpoints(tmp_path) == ["a.save", "c.save", "d.save"]
     assert os.stat(older).st_mtime_ns == before
     assert mark_superseded(path, read_image_head(path)) == []
 
