@@ -75,6 +75,21 @@ def test_killed_when_the_guest_is_loaded(guest, image, save, restore):
     assert not restore(name=VM, path=str(image))["changed"]
 
 
+def test_killed_when_the_guest_is_loaded_and_then_all_are_restored(guest, image, save, restore, run_module):
+    """As at boot: the image is a checkpoint by then."""
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), format="raw")
+    restore(name=VM, path=str(image), state="paused", remove_image=False)
+    guest.wait_restarted()
+    leave_note(guest, image)
+    result = run_module("qemu_managed_restore", save_dir=str(image.parent), include=[VM], images="all")
+    assert [vm["name"] for vm in result["vms"]] == [VM], result["msg"]
+    assert result["changed"]
+    assert run_state(guest) == "running"
+    assert not image.exists()
+    continuity.check()
+
+
 def test_killed_when_the_guest_runs_but_its_image_is_there(guest, image, save, restore):
     continuity = Continuity(guest)
     save(name=VM, path=str(image))

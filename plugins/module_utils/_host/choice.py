@@ -96,11 +96,13 @@ def choose(
     shut_down: t.Iterable[ShutDownVm],
     request: HostRestoreRequest,
     runs: t.Callable[[dict[str, t.Any]], bool],
+    is_held: t.Callable[[dict[str, t.Any]], bool],
 ) -> Choice:
     """Choose each VM's last save, and the VMs that were shut down.
 
     :param images: those of the directory, as ``directory_info`` returns them.
     :param runs: whether there is a QEMU of an image's VM: the guest of a save that was cut off may stand in it still.
+    :param is_held: whether a QEMU has an image open: the guest of a restore that was cut off may stand in it.
     """
     groups: list[list[RestoreTask | ShutDownVm]] = [[] for _group in range(len(request.order) + 1)]
     choice = Choice(groups, [], [])
@@ -119,7 +121,7 @@ def choose(
         # Archives were made on purpose.
         if image["state"] == "archived" or not _is_wanted(names, request):
             continue
-        why = _why_left_alone(image, names, request)
+        why = _why_left_alone(image, names, request, is_held)
         if why:
             leave(image, why)
         elif image["state"] == "complete":
@@ -171,8 +173,15 @@ def _is_wanted(names: VmNames, request: HostRestoreRequest) -> bool:
     return is_asked_for and is_selected(names, request.include, request.exclude)
 
 
-def _why_left_alone(image: dict[str, t.Any], names: VmNames, request: HostRestoreRequest) -> str:
-    why = why_left_alone(image)
+def _why_left_alone(
+    image: dict[str, t.Any],
+    names: VmNames,
+    request: HostRestoreRequest,
+    is_held: t.Callable[[dict[str, t.Any]], bool],
+) -> str:
+    # A restore marks the image before it lets the guest go on, and has it open until it is done with it.
+    goes_on = image["state"] == "complete" and image.get("checkpoint") and is_held(image)
+    why = "" if goes_on else why_left_alone(image)
     by_name = any(names.is_called(word) for word in request.vms)
     asked_for = request.images == "all" or image["managed"] or by_name
     if not why and image["state"] == "complete" and not asked_for:

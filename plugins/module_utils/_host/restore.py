@@ -179,7 +179,14 @@ class HostRestoreOperation:
             shut_down = []
             self._unknown = str(error)
             self._journal.complain(self._unknown)
-        choice = choose(images, shut_down, self.request, functools.partial(_runs, list_processes()))
+        processes = list_processes()
+        choice = choose(
+            images,
+            shut_down,
+            self.request,
+            functools.partial(_runs, processes),
+            lambda image: any(has_open(process.pid, image["path"]) for process in processes),
+        )
         for image in choice.left_alone:
             self._journal.say(f"{image['path']}: left alone, {image['why']}")
         for image in choice.unusable:

@@ -16,13 +16,15 @@ def image(name, state="complete", path=None, **more):
     return {"name": name, "state": state, "path": path or f"/save/{name}.save", **known, **more}
 
 
-def chosen(found, running=(), shut_down=(), **options):
-    """The choice, with none of the VMs running but these, and these to be started again."""
+def chosen(found, running=(), shut_down=(), held=(), **options):
+    """The choice, with none of the VMs running but these, these to be started again, and these images open in a QEMU."""
     known = {"vms": [], "include": ["*"], "exclude": [], "images": "managed", "order": []}
     request = HostRestoreRequest(
         **{"save_dir": "/save", "parallel": 1, "common": {}, "by_vm": {}, "check_mode": False, **known, **options}
     )
-    return choose(found, shut_down, request, lambda image: image["name"] in running)
+    return choose(
+        found, shut_down, request, lambda image: image["name"] in running, lambda image: image["path"] in held
+    )
 
 
 def names(group):
@@ -76,6 +78,17 @@ def test_each_vm_is_restored_once_from_its_last_save():
     # The QEMU of e may still stand there since that save was cut off.
     assert paths(choice) == [["/save/a.save", "/save/d-2.save", "/save/e.save"]]
     assert choice.unusable == []
+
+
+def test_restore_that_was_cut_off_is_ended():
+    """Its image is a checkpoint by then, whichever of a VM's images it is, and its QEMU has it open."""
+    images = [image("a", checkpoint=True), image("b", checkpoint=True)]
+    assert paths(chosen(images, running=["a", "b"], held=["/save/a.save"])) == [["/save/a.save"]]
+    images = [image("a", checkpoint=True, superseded_by="/save/z.save"), image("a", path="/save/z.save")]
+    assert paths(chosen(images, held=["/save/a.save"])) == [["/save/a.save", "/save/z.save"]]
+    images = [image("a", checkpoint=True, managed=False)]
+    assert paths(chosen(images, held=["/save/a.save"])) == []
+    assert paths(chosen(images, held=["/save/a.save"], images="all")) == [["/save/a.save"]]
 
 
 def test_what_is_left_alone_is_named():
