@@ -17,7 +17,9 @@ import pytest
 
 from support import LinuxGuest, Monitor, gaps
 from support.compatibility import record
+from support.monitor_proxy import BEFORE, Fault, MonitorProxy, Step
 from support.observe import VM, Continuity, run_state, settings, wait_until
+from support.paused import make_disk
 from support.versions import Qemu, common_machine, find_qemus
 
 QEMUS = find_qemus()
@@ -163,6 +165,74 @@ def test_paused_guest_stays_paused(qemu, make_guest, image, save, restore):
     assert restored["vm"]["run_state"] == "paused"
     guest.wait_restarted()
     guest.qmp("cont")
+    continuity.check()
+
+
+# --- disks that an image goes with ---
+
+
+@pytest.fixture
+def with_bitmap(make_guest, tmp_path):
+    """Make a guest with a disk that has a persistent bitmap: QEMU 7.2 writes to it as soon as it activates it."""
+
+    def make(qemu):
+        disk = make_disk(tmp_path / "bitmap.qcow2", "qcow2")
+        subprocess.run(["qemu-img", "bitmap", "--add", disk, "b0"], check=True)
+        return make_guest(qemu=qemu.path, observer=True, extra_args=["-drive", f"if=virtio,format=qcow2,file={disk}"])
+
+    return make
+
+
+@pytest.fixture
+def killed_when_loaded(start_module, image, tmp_path):
+    """SIGKILL a restore into a QEMU that waits, before the guest is let go on."""
+
+    def run(guest):
+        fault = Fault(Step("cont", 1), BEFORE, "hang")
+        socket = tmp_path / "proxy.sock"
+        with MonitorProxy(socket, guest.qmp_socket, lambda: guest.pid, [fault]) as proxy:
+            started = start_module("qemu_restore", name=VM, path=str(image), launch="attach", qmp_socket=str(socket))
+            wait_until(lambda: fault in proxy.done)
+            started.process.kill()
+            started.process.communicate()
+
+    return run
+
+
+@by_version
+def test_restore_that_fails_when_all_is_loaded_can_be_tried_again(
+    qemu, with_bitmap, image, save, restore, killed_when_loaded
+):
+    """The disks are as they were as long as the guest was not let go on."""
+    guest = with_bitmap(qemu)
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), format="zstd")
+    guest.start(incoming=True)
+    killed_when_loaded(guest)
+    guest.end()
+    guest.start(incoming=True)
+    restore(name=VM, path=str(image), launch="attach")
+    continuity.check()
+
+
+@by_version
+@pytest.mark.parametrize("how", ["paused by the restore", "paused by the run after it"])
+def test_disks_of_a_guest_that_stays_paused(qemu, how, with_bitmap, image, save, restore, killed_when_loaded):
+    """QEMU 7.2 dies of a migration for which it would have to let go of disks that it has not activated."""
+    guest = with_bitmap(qemu)
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    guest.start(incoming=True)
+    before = settings(guest)["capabilities"]
+    if how == "paused by the run after it":
+        killed_when_loaded(guest)
+    restore(name=VM, path=str(image), launch="attach", state="paused")
+    assert run_state(guest) == "paused"
+    assert settings(guest)["capabilities"] == before
+    with Monitor(guest.observer_socket) as monitor:
+        monitor.execute("migrate", {"uri": "exec:cat >/dev/null"})
+        wait_until(lambda: monitor.execute("query-status")["status"] == "postmigrate")
+        monitor.execute("cont")
     continuity.check()
 
 

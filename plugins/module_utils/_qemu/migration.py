@@ -119,6 +119,7 @@ class MigrationSettings:
         parallel_channels: int | None,
         direct_io: bool,
         bandwidth: int | None,
+        late_activation: bool | None = None,
     ) -> None:
         """Find out what the run needs to have set, and how that is set now.
 
@@ -126,6 +127,7 @@ class MigrationSettings:
         :param parallel_channels: multifd's channels; None where there are none (a plain stream).
         :param direct_io: pages past the page cache; always set where QEMU knows it, to either value.
         :param bandwidth: bytes per second, None for no limit.
+        :param late_activation: whether a load leaves the disks alone until the guest goes on; None for a save.
         :raises UnsupportedByQemuError: QEMU lacks a capability that every one has since 4.0.
         :raises MonitorError: it could not be asked.
         """
@@ -137,6 +139,8 @@ class MigrationSettings:
         if "mapped-ram" in wanted:
             wanted["mapped-ram"] = mapped_ram
         wanted["multifd"] = mapped_ram
+        if late_activation is not None:
+            wanted["late-block-activate"] = late_activation
         lacking = sorted(wanted.keys() - capabilities.keys())
         if lacking:
             raise UnsupportedByQemuError(
@@ -167,6 +171,11 @@ class MigrationSettings:
         )
         self.found_parameters = _changes(needed, parameters)
         self._wanted_parameters = {name: needed[name] for name in self.found_parameters}
+
+    @property
+    def activates_late(self) -> bool:
+        """Whether the run has QEMU leave the disks alone until the guest goes on."""
+        return self.found_capabilities.get("late-block-activate") is False
 
     async def apply(self) -> None:
         """Set what :meth:`plan` found to be needed; raises as :meth:`Monitor.execute`."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
@@ -53,7 +54,7 @@ async def finish_restore(
         kept = f", and its image {run.path} was kept"
     run.situation = Situation(f"{label} is in its QEMU{kept}; whether it runs is not known")
     with session.patience(way_back=True):
-        run_state = await session.twice(lambda: _let_go_on(session, transfer, running))
+        run_state = await session.twice(lambda: _let_go_on(session, transfer, running, head is not None))
     if (run_state in LIVE_STATES) != running:
         raise MigrationError(
             f"{label} was told to {'go on' if running else 'stand still'}, but is in QEMU's run state {run_state}",
@@ -81,11 +82,19 @@ def words_for(run_state: str) -> str:
     return {"running": "runs", "suspended": "sleeps (S3)"}.get(run_state, "is paused")
 
 
-async def _let_go_on(session: VmSession, transfer: Transfer | None, running: bool) -> str:
-    """QEMU's settings as they were found, and then the guest; its run state. May be done twice."""
+async def _let_go_on(session: VmSession, transfer: Transfer | None, running: bool, marked: bool) -> str:
+    """QEMU's settings as they were found, and then the guest; its run state. May be done twice.
+
+    :param marked: whether there is an image, which says now that the guest goes on; else it had done so long ago.
+    """
     if transfer:
         await transfer.settings.restore()
     run_state = await session.put_guest_back("running" if running else "paused")
+    if run_state == "paused" and not running and transfer and transfer.settings.activates_late and marked:
+        # An earlier run was about to let it go: only that activates its disks, and without that QEMU (7.2) dies of the
+        # next migration. Both are sent at once, as where a guest is put back.
+        await asyncio.gather(session.monitor.execute("cont"), session.monitor.execute("stop"))
+        run_state = await session.run_state()
     if run_state in LIVE_STATES and not running:
         # An earlier run had let it go.
         await session.monitor.execute("stop")

@@ -233,6 +233,9 @@ class RestoreTransaction:
             parallel_channels=access.parallel_channels,
             direct_io=access.bypass_cache,
             bandwidth=None,
+            # QEMU 7.2 writes to a qcow2 image with bitmaps when it activates it: were the guest lost before it goes on,
+            # that disk would not be the saved one any more. The disks of one that stays paused nothing else activates.
+            late_activation=self.run.wants_running(self.head),
         )
         uri, expander = await self._pass_descriptors(support, transfer, access)
         if sparse:
