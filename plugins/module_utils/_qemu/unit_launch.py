@@ -15,6 +15,7 @@ import shutil
 import time
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError, UnitError
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import read_command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line, manager, systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import (
     LAUNCH_ENVIRONMENT,
@@ -24,6 +25,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import (
     words_before,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import LaunchLog, in_one_line
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import MAX_COMMAND_LINE
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process_watch import ProcessWatch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.resources import Resources, read_resources
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import (
@@ -122,10 +124,15 @@ class _LaunchedUnit:
             await self._watch.wait_at_most(timeout)
 
     async def end(self) -> None:
-        """Kill QEMU, have the unit stopped, and leave nothing of this start; problems are left to the next run."""
+        """Kill QEMU, have the unit stopped, and leave nothing of this start; problems are left to the next run.
+
+        What is in the unit, but not of this start, is left alone.
+        """
+        is_ours = False
         if self._started:
             with contextlib.suppress(UnitError):
-                await self.ended()
+                is_ours = await self._has_ours()
+        if is_ours:
             with contextlib.suppress(UnitError):
                 if self._watch is None or not self._watch.ended:
                     # Not by a stop of the unit, which may ask the half guest to shut down first, and wait for that.
@@ -135,11 +142,24 @@ class _LaunchedUnit:
                 await systemd.control(self.name, "stop", timeout=_END_TIMEOUT)
         with contextlib.suppress(UnitError):
             await self.clean()
-        if self._started:
+        if is_ours:
             # A failed unit stays so until someone has seen it; what failed is told here.
             with contextlib.suppress(UnitError):
                 await systemd.control(self.name, "reset-failed")
         self.release()
+
+    async def _has_ours(self) -> bool:
+        """Whether what is in the unit now is of this start; raises UnitError."""
+        unit = await systemd.read_unit(self.name)
+        if not self._is_ours(unit):
+            return False
+        if self._watch is None and unit.main_pid:
+            self._watch = ProcessWatch(unit.main_pid)
+        return True
+
+    def _is_ours(self, unit: systemd.Unit) -> bool:
+        """Whether a unit, as it is now, has what was started here, or what is left of it."""
+        raise NotImplementedError
 
     async def clean(self) -> None:
         """Remove what was changed for this start."""
@@ -198,6 +218,9 @@ class StartedService(_LaunchedUnit):
         self._since = time.time()
         await systemd.control(self.name, "start", "--no-block")
 
+    def _is_ours(self, unit: systemd.Unit) -> bool:
+        return True
+
     async def stderr(self) -> str:
         """What QEMU, and the unit's other programs, said in this start, the end at most (4 KiB); else how it ended."""
         text = ended = ""
@@ -236,14 +259,22 @@ class LaunchedService(StartedService):
         systemd.hide_drop_in(hidden_guard)
         await systemd.reload(self.name)
         # Were any of this not in force, the VM might start from its disks beside its saved memory.
-        read = (await systemd.read_unit(self.name)).drop_ins
+        changed = await systemd.read_unit(self.name)
+        read = changed.drop_ins
         if read[-1:] != (drop_in,) or guard_path(self.name) in read:
             raise LaunchError(
                 f"systemd does not take {drop_in} as the last change of {self.name}"
                 f" (it has {', '.join(read) or 'none'})",
                 cure="Rename what comes after it; systemd reads them in the order of their file names",
             )
+        # From its disks, before that was in force: then there is nothing to start, and nothing to end.
+        require_startable(changed)
         await super().start()
+
+    def _is_ours(self, unit: systemd.Unit) -> bool:
+        # Whatever it is, no guest that was started from its disks is killed.
+        words = _words_of(unit.main_pid) if unit.main_pid else []
+        return not words or b"-incoming" in words
 
     async def clean(self) -> None:
         """Remove the files of this start; the guard is in force again."""
@@ -350,19 +381,26 @@ class LaunchedTransientUnit(_LaunchedUnit):
             )
         if self._log:
             self._log.follow()
-        self._started = True
         try:
             if (await systemd.read_unit(self.name)).load_state != "not-found":
                 # Another VM of this name, or one that is just ending.
                 self.name = f"{self.name[: -len('.service')]}-{secrets.token_hex(4)}.service"
             command = [systemd.escape_environment(word) for word in (*before, found, *arguments)]
             run = ("systemd-run", *await self._options("/" if enters else self.how.cwd), "--", *command)
+            # Also where it fails, which may be for the time that it took.
+            self._started = True
             await systemd.run_tool(*run, manager=self._manager)
         except UnitError as exc:
             raise LaunchError(
                 f"{program} could not be started in the unit {self.name}: {exc.what}",
                 cure=f"See {manager.shown(self.name, 'status')} and the journal",
             ) from exc
+
+    def _is_ours(self, unit: systemd.Unit) -> bool:
+        # Another VM of this name may have been faster; and when ours has ended, nothing of its unit is left.
+        own = [os.fsencode(word) for word in self.how.argv[1:]]
+        words = _words_of(unit.main_pid) if unit.main_pid else []
+        return bool(words) and words[len(words) - len(own) :] == own
 
     async def _options(self, cwd: str) -> list[str]:
         places = (("StandardOutput", self.how.stdout), ("StandardError", self.how.stderr))
@@ -408,6 +446,14 @@ async def _has_slice(name: str, whose: manager.Manager) -> bool:
     if not name.endswith(".slice") or not manager.is_unit(name) or manager.split_unit(name)[0] != whose:
         return False
     return bool((await systemd.read_unit(name)).fragment)
+
+
+def _words_of(pid: int) -> list[bytes]:
+    """The words of a process; none where it has ended."""
+    try:
+        return read_command_line(pid, MAX_COMMAND_LINE).split(b"\0")[:-1]
+    except OSError:
+        return []
 
 
 def _transient_name(vm_name: str) -> str:

@@ -6,16 +6,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import os
 import shutil
+import subprocess
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager, systemd
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager, systemd, unit_launch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import HOST, Manager
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.rights import Capabilities, Rights
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.systemd import StartCommand
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import (
+    LaunchedService,
+    LaunchedTransientUnit,
     _transient_name,
     choose_launch,
     restore_text,
@@ -149,3 +155,103 @@ def test_name_of_the_transient_unit(name):
     unit = _transient_name(name)
     assert unit.startswith("vmops-qemu-")
     assert manager.is_unit_name(unit)
+
+
+# --- what is ended ---
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """In the place of systemd's tools: each does what its file there says, and notes its words in ``told``."""
+    monkeypatch.setitem(manager._ENVIRONMENT, "PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("systemctl", "systemd-run"):
+        tool = tmp_path / name
+        tool.write_text(f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/told\n. {tmp_path}/{name}.does\n')
+        tool.chmod(0o755)
+        (tmp_path / f"{name}.does").write_text("")
+    return tmp_path
+
+
+@pytest.fixture
+def process():
+    """A process with these words."""
+    started = []
+
+    def start(*words):
+        started.append(subprocess.Popen(["sh", "-c", "read _", *words], stdin=subprocess.PIPE))
+        return started[-1].pid
+
+    yield start
+    for one in started:
+        one.kill()
+        one.communicate()
+
+
+def shows(tools, pid=0, state="loaded", active="inactive"):
+    """What systemctl says of the unit from now on."""
+    unit = f"Id=vmops-qemu-web1.service\nLoadState={state}\nActiveState={active}\nMainPID={pid}\n"
+    (tools / "systemctl.does").write_text(f"case $* in *show*) printf '%s' '{unit}';; esac\n")
+
+
+def told(tools, *commands):
+    """Whether systemd was told to end something."""
+    lines = (tools / "told").read_text().splitlines()
+    return [line for line in lines if any(f" {command} " in line for command in commands)]
+
+
+@pytest.mark.parametrize("fails", ["systemctl", "systemd-run"])
+def test_unit_of_another_vm_is_not_ended_with_a_start_that_failed(tools, process, fails):
+    """systemd is busy, or two VMs of one name are restored at once."""
+    pid = process(QEMU, "-name", "web1", "-uuid", "another", "-incoming", "defer")
+    shows(tools, state="not-found")
+    (tools / f"{fails}.does").write_text("echo 'Unit vmops-qemu-web1.service was already loaded' >&2; exit 1\n")
+    launched = LaunchedTransientUnit(Launch(argv=("/bin/true", *ARGV[1:]), cwd="/"), "web1", HOST, os.getpid())
+    with pytest.raises(LaunchError):
+        asyncio.run(launched.start())
+    shows(tools, pid, active="active")
+    asyncio.run(launched.end())
+    assert told(tools, "kill", "stop", "reset-failed") == []
+
+
+def test_own_transient_unit_is_ended(tools, process):
+    pid = process("setpriv", "--", "/bin/true", *ARGV[1:])
+    shows(tools, state="not-found")
+    launched = LaunchedTransientUnit(Launch(argv=("/bin/true", *ARGV[1:]), cwd="/"), "web1", HOST, os.getpid())
+    asyncio.run(launched.start())
+    shows(tools, pid, active="active")
+    with (tools / "systemctl.does").open("a") as does:
+        does.write(f"case $* in *kill*) kill {pid};; esac\n")
+    asyncio.run(launched.end())
+    assert len(told(tools, "kill", "stop", "reset-failed")) == 3
+
+
+@pytest.mark.parametrize("moment", ["before its change is in force", "after that"])
+def test_guest_that_was_started_from_its_disks_is_not_ended_with_its_unit(tools, process, monkeypatch, moment):
+    """Somebody has started the unit in between."""
+    pid = process(QEMU, "-name", "web1")
+    drop_in = tools / "restore.conf"
+    monkeypatch.setattr(unit_launch, "restore_files", lambda _name: (str(drop_in), str(tools / "guard.conf")))
+    monkeypatch.setattr(unit_launch, "remove_restore_files", lambda _name: True)
+
+    async def start_command(_unit):
+        return StartCommand(QEMU, "")
+
+    async def read_unit(name):
+        ran = drop_in.exists() and moment.startswith("before")
+        return dataclasses.replace(loaded(), name=name, drop_ins=(str(drop_in),), main_pid=pid if ran else 0)
+
+    monkeypatch.setattr(systemd, "read_start_command", start_command)
+    monkeypatch.setattr(systemd, "read_unit", read_unit)
+    launched = LaunchedService(Launch(argv=ARGV, unit="web1.service"))
+    if moment.startswith("before"):
+        with pytest.raises(LaunchError, match="runs already"):
+            asyncio.run(launched.start())
+        assert told(tools, "start") == []
+    else:
+        asyncio.run(launched.start())
+        monkeypatch.undo()
+        monkeypatch.setitem(manager._ENVIRONMENT, "PATH", f"{tools}:{os.environ['PATH']}")
+        monkeypatch.setattr(unit_launch, "remove_restore_files", lambda _name: True)
+        shows(tools, process(), active="active")
+    asyncio.run(launched.end())
+    assert told(tools, "kill", "stop") == []
