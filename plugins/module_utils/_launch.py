@@ -193,6 +193,20 @@ async def recorded_launch(
     return _launch_of(record, command, rights, own_log=launch_log_path(path)), warning
 
 
+def earlier_launch(domain: ParsedDomain) -> Launch | None:
+    """What a QEMU that waits was to get after its start, if an earlier run has started it by the record, without words.
+
+    :returns: None where nothing is recorded, or nobody vouches for it.
+    """
+    record = domain.launch
+    if record is None or not record.argv or not is_vouched(domain):
+        return None
+    resources = parse_resources(record.resources) if record.resources else None
+    # What a unit starts itself has what the unit gives it.
+    own = None if record.unit_argv else resources
+    return Launch(argv=(), unit=record.unit, resources=own, threads=resources.threads if resources else ())
+
+
 def launch_from_disks(record: LaunchRecord, name: str, image: str = "") -> Launch:
     """The recorded command, as a VM that starts from its disks.
 

@@ -395,6 +395,18 @@ def test_tap_that_somebody_put_into_a_bridge(tap_guest, bridge, image, save, res
 
 
 @only_root
+def test_tap_of_a_qemu_that_waits_already(tap_guest, bridge, image, save, restore):
+    """As one does that an earlier run has started, and was killed before it came to its network."""
+    before = Continuity(tap_guest)
+    save(name=VM, path=str(image))
+    tap_guest.start(incoming=True)
+    assert network.master_of(tap_guest.tap) != bridge
+    restore(name=VM, path=str(image))
+    before.check()
+    assert network.master_of(tap_guest.tap) == bridge
+
+
+@only_root
 def test_bridge_that_is_not_there_any_more(tap_guest, bridge, image, save, restore):
     before = Continuity(tap_guest)
     save(name=VM, path=str(image))

@@ -180,6 +180,21 @@ def test_virtual_cpus_and_io_threads_on_cpus_of_their_own(start_by, image, save,
     assert threads_of(guest) == before
 
 
+@pytest.mark.skipif(len(CPUS) < 2, reason="one CPU")
+def test_virtual_cpu_of_a_qemu_that_waits_already(guest, image, save, restore):
+    """As one does that an earlier run has started, and was killed before it came to its threads."""
+    for entry in guest.qmp("query-cpus-fast"):
+        os.sched_setaffinity(entry["thread-id"], {CPUS[1]})
+    before = threads_of(guest)
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    guest.start(incoming=True)
+    assert threads_of(guest) != before
+    assert not restore(name=VM, path=str(image)).get("warnings")
+    continuity.check()
+    assert threads_of(guest) == before
+
+
 def test_thread_that_has_no_name(start_by, image, save):
     """One of QEMU's own, that a later one has not: it is said."""
     guest = start_by()

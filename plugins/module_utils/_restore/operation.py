@@ -49,6 +49,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.names import ima
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import StreamFacts
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import is_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
+    earlier_launch,
     free_units,
     recorded_identity,
     recorded_launch,
@@ -230,7 +231,8 @@ class RestoreOperation(RestoreRun):
                 await require_fit(session, head, domain, stream)
                 await require_same_media(self, session, head)
                 return self._would_restore(head, vm)
-            return await RestoreTransaction(self, head, domain, stream, started).attach(session)
+            how = self._earlier_launch(domain)
+            return await RestoreTransaction(self, head, domain, stream, started).attach(session, how)
 
     async def _without_vm(
         self, head: ImageHead | None, domain: domain_xml.ParsedDomain | None, started: float
@@ -401,6 +403,14 @@ class RestoreOperation(RestoreRun):
         self.provision = Provision(domain.name, needs, uid, by_unit=bool(how.unit and how.unit_argv))
         await in_thread(self.provision.check_firmware)
         await in_thread(self.provision.check)
+        return how
+
+    def _earlier_launch(self, domain: domain_xml.ParsedDomain) -> Launch | None:
+        """How an earlier run may have started the QEMU that waits, and was killed before it was done with that."""
+        how = earlier_launch(domain) if self.request.launch == "recorded" else None
+        if how and domain.launch:
+            needs, by_unit = recorded_surroundings(domain).needs, bool(domain.launch.unit_argv)
+            self.provision = Provision(domain.name, needs, domain.launch.uid, by_unit)
         return how
 
     # --- what an earlier run left, and a VM that is there ---

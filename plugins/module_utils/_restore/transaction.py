@@ -109,9 +109,10 @@ class RestoreTransaction:
         self.way_back = WayBack()
         self.way_back.push(self._tell_end)
 
-    async def attach(self, session: VmSession) -> dict[str, t.Any]:
+    async def attach(self, session: VmSession, how: Launch | None) -> dict[str, t.Any]:
         """Restore into a QEMU that waits already; the module's return values.
 
+        :param how: how an earlier run may have started it, which was killed before it had done what follows a start.
         :raises VmopsError: it failed; the image is untouched, and its situation says how the QEMU is.
         """
         async with self.way_back:
@@ -119,6 +120,8 @@ class RestoreTransaction:
             self.way_back.push_async_exit(functools.partial(self._leave, session, transfer))
             # Time has gone by since it was found: the image was checked.
             await session.read()
+            if how:
+                await self._complete_start(session, how)
             loaded = await self._restore(session, transfer)
             # The point of no return: the guest is there.
             self.way_back.pop_all()
@@ -142,14 +145,18 @@ class RestoreTransaction:
                 session = await VmSession.open(monitor)
                 afterwards.push_async_callback(session.close)
                 self.run.session = session
-                self.run.warnings += [
-                    f"{self.domain.name} has not got all that its QEMU had: {problem}"
-                    for problem in await complete_resources(session.monitor, how, session.pid)
-                ]
+                await self._complete_start(session, how)
                 loaded = await self._restore(session, Transfer(session))
                 self.way_back.pop_all()
             afterwards.callback(launched.release)
             return await despite_cancellation(self._complete(loaded, launched))
+
+    async def _complete_start(self, session: VmSession, how: Launch) -> None:
+        """Give a QEMU what its start could not."""
+        self.run.warnings += [
+            f"{self.domain.name} has not got all that its QEMU had: {problem}"
+            for problem in await complete_resources(session.monitor, how, session.pid)
+        ]
 
     async def _restore(self, session: VmSession, transfer: Transfer) -> _Loaded:
         """Load the image."""
