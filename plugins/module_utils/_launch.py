@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import typing as t
 
@@ -147,12 +148,13 @@ def require_vouched(path: str, domain: ParsedDomain) -> None:
 
 
 async def recorded_launch(
-    path: str, domain: ParsedDomain, machine: str, check_mode: bool = False
+    path: str, domain: ParsedDomain, machine: str, check_mode: bool = False, former: int | None = None
 ) -> tuple[Launch, str]:
     """What the image at the path records, as a QEMU that waits for its state; and a warning, or the empty string.
 
     :param machine: the saved machine type.
     :param check_mode: change nothing.
+    :param former: the process id of a QEMU that is ended before.
     :raises LaunchError: it records nothing that can be used.
     :raises ImageUnsafeError: others could have put it there.
     :raises NotVouchedError: it may not be what a save of this user's has recorded.
@@ -176,6 +178,8 @@ async def recorded_launch(
         unit = await _find_unit(record.unit)
         if unit:
             manager.require_own(unit.name, f"start {unit.name}, which is how {domain.name} was started")
+            if former is not None and unit.main_pid == former:
+                unit = dataclasses.replace(unit, main_pid=0)
             return await _launch_by_unit(unit, record, domain.name, machine, check_mode), ""
         reason = command_line.why_not_replayable(read_configuration(record.argv, record.cwd).words)
         if reason:

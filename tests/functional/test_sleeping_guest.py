@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
@@ -239,6 +240,35 @@ def test_killed_before_qemu_has_quit(sleeper, image, start_module, run_module, r
     assert restore(name=NAME, path=str(image))["vm"]["run_state"] == "suspended"
     sleeper.wait_restarted()
     assert sleeper.pid != old
+    sleeper.wake()
+
+
+@pytest.mark.parametrize("why", ["it is damaged", "none is started", "it opens no monitor"])
+def test_qemu_that_has_the_guest_is_not_ended_for_an_image_that_is_refused(
+    sleeper, image, start_module, run_module, restore, save, why
+):
+    """It could be saved once more: whatever may be in the way is looked at before it quits."""
+    slow = slowed("rename,renameat,renameat2")
+    run = start_module("qemu_save", name=NAME, path=str(image), checksum=True, prefix=slow)
+    kill_in(run, "rename", image.exists)
+    old = sleeper.pid
+    intact = image.read_bytes()
+    refused: dict[str, tuple[dict[str, Any], str]] = {
+        "it is damaged": ({"verify": "full"}, "ImageFormatError"),
+        "none is started": ({"launch": "attach"}, "VmNotFoundError"),
+        "it opens no monitor": ({"launch": "command", "command": ["qemu-system-x86_64"]}, "LaunchError"),
+    }
+    options, kind = refused[why]
+    if why == "it is damaged":
+        with image.open("r+b") as file:
+            file.seek(len(intact) // 2)
+            file.write(bytes([intact[len(intact) // 2] ^ 1]))
+        check_error(run_module("qemu_restore", name=NAME, path=str(image), check=True, **options), kind)
+    check_error(run_module("qemu_restore", name=NAME, path=str(image), **options), kind)
+    assert run_state(sleeper) == "postmigrate"
+    assert sleeper.pid == old
+    image.write_bytes(intact)
+    restore(name=NAME, path=str(image))
     sleeper.wake()
 
 

@@ -151,7 +151,7 @@ def test_second_restore_of_an_image_that_was_kept(guest, image, save, restore, r
 
 
 def test_later_image_after_an_older_one_was_restored(make_guest, image, save, restore, run_module):
-    """The disks, of which nothing can be known, were put back to the older one's moment, and the guest went on there."""
+    """The disks, of which nothing can be known, were put back to the older one's moment, and the guest went on."""
     guest = make_guest(extra_args=["-drive", "if=virtio,driver=null-co,size=1M"])
     older = image.with_name("older.save")
     save(name=VM, path=str(older), after_save="resume")

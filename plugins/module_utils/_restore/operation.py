@@ -58,6 +58,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._launch import (
 from ansible_collections.vmops.qemu.plugins.module_utils._names import label_of_unit, means_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import connect_to_vm, is_last_migration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.greeting import doors_of
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity, details, is_trusted
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import IDLE_STATES, query_state
@@ -235,21 +236,41 @@ class RestoreOperation(RestoreRun):
             return await RestoreTransaction(self, head, domain, stream, started).attach(session, how)
 
     async def _without_vm(
-        self, head: ImageHead | None, domain: domain_xml.ParsedDomain | None, started: float
+        self,
+        head: ImageHead | None,
+        domain: domain_xml.ParsedDomain | None,
+        started: float,
+        former: VmSession | None = None,
     ) -> dict[str, t.Any]:
-        """There is no QEMU, or none any more: one is started for the image."""
-        self.session = None
-        self._tell_absence(head)
+        """There is no QEMU, or none any more: one is started for the image.
+
+        :param former: with a QEMU that has the guest, but cannot let it go on: it is ended when all else is in order.
+        """
+        if former is None:
+            self.session = None
+            self._tell_absence(head)
         if head is None or domain is None:
             return self._without_image(None)
         if self.request.launch == "recorded":
             # Before the files are looked at that it names.
             require_vouched(self.path, domain)
         stream = await self._check(head, domain, None)
-        how = await self._how_to_launch(domain, stream.machine if stream and stream.machine else domain.machine)
-        async with self._memory_for(memory_need(head, domain.memory, stream, how), how):
+        pid = former.pid if former else None
+        how = await self._how_to_launch(domain, stream.machine if stream and stream.machine else domain.machine, pid)
+        need = memory_need(head, domain.memory, stream, how)
+        if former and how.argv:
+            doors_of(how, domain.name, self.request.qmp_socket)
+        if pid is not None:
+            # It gives back what it has.
+            need = dataclasses.replace(need, ordinary=max(0, need.ordinary - (resident_bytes(pid) or 0)), huge={})
+        async with self._memory_for(need, how):
             if self.request.check_mode:
-                return self._would_restore(head, None)
+                return self._would_restore(head, former.vm if former else None)
+            if former:
+                await former.quit()
+                await former.close()
+                self.session = None
+                self._tell_absence(head)
             return await RestoreTransaction(self, head, domain, stream, started).launch(how)
 
     @contextlib.asynccontextmanager
@@ -390,13 +411,16 @@ class RestoreOperation(RestoreRun):
             return
         raise VmNotFoundError(f"{what}{waited}", cure="Start it with -incoming defer, or use launch: recorded")
 
-    async def _how_to_launch(self, domain: domain_xml.ParsedDomain, machine: str) -> Launch:
-        """How to start the QEMU that shall load the image."""
+    async def _how_to_launch(self, domain: domain_xml.ParsedDomain, machine: str, former: int | None = None) -> Launch:
+        """How to start the QEMU that shall load the image.
+
+        :param former: the process id of one that is ended before.
+        """
         if self.request.launch == "attach":
             return Launch(argv=())  # in check mode only: someone else will start it
         if self.request.launch == "command":
             return Launch(argv=tuple(command_line.restore_command(self.request.command or [], machine)), cwd="/")
-        how, warning = await recorded_launch(self.path, domain, machine, self.request.check_mode)
+        how, warning = await recorded_launch(self.path, domain, machine, self.request.check_mode, former)
         self.warnings += [warning] if warning else []
         uid = domain.launch.uid if domain.launch else os.geteuid()
         needs = recorded_surroundings(domain).needs
@@ -560,12 +584,8 @@ class RestoreOperation(RestoreRun):
         """
         vm = session.vm
         if self.was_suspended(head):
-            if self.request.check_mode:
-                return self._would_restore(head, vm)
-            started = time.monotonic()
-            await session.quit()
-            await session.close()
-            return await self._without_vm(head, head.domain(), started)
+            self._require_launch()
+            return await self._without_vm(head, head.domain(), time.monotonic(), session)
         await in_thread(require_not_gone_on_elsewhere, head, vm.label)
         running = self.wants_running(head)
         after = self.outcome(running, self.was_suspended(head))
