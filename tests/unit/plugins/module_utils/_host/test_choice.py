@@ -17,7 +17,7 @@ def image(name, state="complete", path=None, **more):
 
 
 def chosen(found, running=(), shut_down=(), held=(), **options):
-    """The choice, with none of the VMs running but these, these to be started again, and these images open in a QEMU."""
+    """The choice, where no VMs run but these, these are to be started again, and QEMUs have these images open."""
     known = {"vms": [], "include": ["*"], "exclude": [], "images": "managed", "order": []}
     request = HostRestoreRequest(
         **{"save_dir": "/save", "parallel": 1, "common": {}, "by_vm": {}, "check_mode": False, **known, **options}
