@@ -89,6 +89,23 @@ def test_disk_that_was_written_to_since(guest, image, save, run_module, restore,
     continuity.check()
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["id=x -device scsi-hd,drive=x,id=flash0", "id=pflash0 -device scsi-hd,drive=pflash0"],
+    ids=["device", "drive"],
+)
+def test_disk_that_is_named_as_firmware_is(make_guest, image, save, run_module, tmp_path, words):
+    """Of firmware that the guest only reads the size alone counts; of a disk, its time, too."""
+    base = make_disk(tmp_path / "base.img", size="4M")
+    drive = f"if=none,readonly=on,format=raw,file={base},{words}".split()
+    make_guest(extra_args=["-device", "virtio-scsi-pci", "-drive", *drive])
+    save(name=VM, path=str(image))
+    base.write_bytes(b"\x11" * base.stat().st_size)
+    result = run_module("qemu_restore", name=VM, path=str(image))
+    check_refused(result, str(base), image=image, kind="DiskMismatchError")
+    assert [problem["kind"] for problem in result["problems"]] == ["disk_written"]
+
+
 def test_vm_that_was_started_from_its_disks_in_between(guest, image, save, run_module):
     save(name=VM, path=str(image))
     guest.start()

@@ -51,7 +51,10 @@ class Medium:
     @property
     def is_firmware(self) -> bool:
         """Whether it is a flash chip that the guest only reads: QEMU has all of it in memory, which is saved."""
-        flash = re.fullmatch(r"pflash\d+", self.backend) or re.search(r"flash\d+$", self.qdev)
+        if self.qdev:  # an id of -device may be any word, but is no path
+            flash = re.fullmatch(r"/machine/[\w-]+\.flash[0-9]", self.qdev)
+        else:
+            flash = re.fullmatch(r"pflash\d+", self.backend)
         return self.read_only and flash is not None
 
     @property
