@@ -95,6 +95,19 @@ options:
     type: str
     choices: [check, ignore]
     default: check
+  cpu:
+    description:
+      - With V(check), the CPU of the QEMU that shall load the image is compared with the one on which the guest ran,
+        before QEMU reads a byte. QEMU does not compare them on x86, and a guest that misses a feature which it found
+        when it booted crashes. C(-cpu host) and C(-cpu max) are different ones with another QEMU, kernel, microcode or
+        host, and so is any CPU without KVM.
+      - A QEMU is refused if its CPU lacks features, or has another vendor, family, model or topology (C(-smp)), or if
+        its accelerator is a different one. Features that the guest did not have are named in a warning.
+      - QEMU tells the features on x86 only. Elsewhere, the type of the CPU is compared.
+      - V(ignore) skips this check.
+    type: str
+    choices: [check, ignore]
+    default: check
   sync_time:
     description:
       - Whether the guest's clock is set to the host's time when the guest runs again. Without that, it is as late as

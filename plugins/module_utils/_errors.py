@@ -297,7 +297,7 @@ class MigrationError(VmopsError):
 
 
 class MismatchError(VmopsError):
-    """The image does not fit the QEMU that shall load it (machine type, memory, name, uuid)."""
+    """The image does not fit the QEMU that shall load it (machine type, memory, CPU, name, uuid)."""
 
 
 class ForeignQemuError(MismatchError):

@@ -59,6 +59,7 @@ RESTORING: Spec = {
     "attach_timeout": {"type": "float", "default": 0},
     "disks": {"type": "str", "choices": ["check", "ignore"], "default": "check"},
     "memory": {"type": "str", "choices": ["check", "ignore"], "default": "check"},
+    "cpu": {"type": "str", "choices": ["check", "ignore"], "default": "check"},
     "verify": {"type": "str", "choices": ["full", "structure", "none"], "default": "structure"},
     "remove_image": {"type": "bool", "default": True},
     "sync_time": {"type": "str", "choices": ["auto", "true", "false"], "default": "auto"},

@@ -13,7 +13,7 @@ description:
   - Loads a save image, made by M(vmops.qemu.qemu_save) or by libvirt, into a QEMU that waits for it, or into a QEMU
     that the module starts with the command line that the image records. The VM goes on exactly where it was saved.
   - QEMU loads some images that do not match its configuration and reports success. So, before QEMU reads a byte, the
-    module checks the image's structure and compares the image's machine type and memory with those of the QEMU.
+    module checks the image's structure and compares the image's machine type, memory and CPU with those of the QEMU.
   - A QEMU that the module starts keeps running after the module and the connection have ended. It has no terminal. Its
     output goes to the files to which the saved QEMU wrote, if nobody else could have put them there, or to where its
     systemd service sends it. Otherwise, it goes to the journal, or, without systemd, into a log of 1 MiB at most in

@@ -266,6 +266,49 @@ images:
           RV(vmops.qemu.qemu_vm_info#module:vms); V(null) if the image does not record it.
       type: list
       elements: dict
+    cpu:
+      description:
+        - The guest's CPU at the time of the save; V(null) if the image does not record it.
+        - Before a restore, it is compared with the CPU of the QEMU that shall load the image.
+      type: dict
+      contains:
+        accelerator:
+          description: V(kvm), or V(tcg) for any other one.
+          type: str
+        type:
+          description: QEMU's type of it.
+          type: str
+          sample: Haswell-x86_64-cpu
+        topology:
+          description: How many sockets, dies, cores, threads and so on there are, where there is more than one.
+          type: dict
+          sample: {cores: 4, maxcpus: 4}
+        vendor:
+          description: The vendor that the guest reads; as all that follows, V(null) if it is not an x86 CPU.
+          type: str
+        model_name:
+          description: The name that the guest reads.
+          type: str
+        family:
+          description: The number of its family.
+          type: int
+        model:
+          description: The number of its model.
+          type: int
+        stepping:
+          description: The number of its stepping.
+          type: int
+        physical_bits:
+          description: How many bits an address of memory has.
+          type: int
+        features:
+          description: Its features, by QEMU's names.
+          type: list
+          elements: str
+        hyperv:
+          description: What QEMU pretends to be of Hyper-V, by its own names; V(null) if it is without KVM.
+          type: list
+          elements: str
     disks:
       description:
         - The media of the guest's drives at the time of the save; V(null) if the image does not record them.

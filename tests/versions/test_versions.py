@@ -426,3 +426,22 @@ def test_qemu_without_mapped_ram_refuses_sparse(writer, reader, make_guest, imag
     continuity.check()
     reason = result["msg"].partition(": ")[2].partition(". ")[0]
     record(writer=writer.who, reader=reader.who, format="sparse", version=3, result=f"refused: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("writer", "reader"),
+    [pair for pair in itertools.permutations(QEMUS, 2) if pair[0] > pair[1]],
+    ids=lambda qemu: qemu.label,
+)
+def test_older_qemu_whose_cpu_can_less_is_refused(writer, reader, make_guest, image, save, restore, run_module):
+    """``-cpu max`` is what a QEMU can, whatever the machine type; an older one loads the image all the same."""
+    guest = make_guest(qemu=writer.path, machine=common_machine(writer, reader), extra_args=["-cpu", "max"])
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), format="raw")
+    command = guest.argv()
+    result = run_module("qemu_restore", path=str(image), launch="command", command=[reader.path, *command[1:]])
+    assert result.get("error") == "MismatchError", result["msg"]
+    assert "it lacks " in result["msg"]
+    assert "cpu: ignore" in result["msg"]
+    restore(path=str(image), launch="command", command=command)
+    continuity.check()

@@ -53,6 +53,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import why_not_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import redact_argument
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.cpu import Cpu
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 _PARTIAL_PROBLEM = "the image is partial: its save never finished, or is still being written"
@@ -61,7 +62,7 @@ _EDIT_PROBLEM = (
     " option but the image's path)"
 )
 #: What would bury the rest of the result of a save or a restore.
-_LONG = frozenset(("domain_xml", "cookie", "disks", "restore_problems", "launch"))
+_LONG = frozenset(("domain_xml", "cookie", "disks", "cpu", "restore_problems", "launch"))
 _UNKNOWN: dict[str, t.Any] = dict.fromkeys(
     (
         "complete",
@@ -150,6 +151,7 @@ def _look_at(path: str, stream: bool, verify: bool) -> tuple[dict[str, t.Any], S
         "restorable": None,
         "restore_problems": None,
         "disks": None,
+        "cpu": None,
         "readable_by": [],
         "problems": [],
     }
@@ -315,6 +317,7 @@ def _domain_info(domain: domain_xml.ParsedDomain, shown_xml: str) -> dict[str, t
         "launch_recorded": domain.launch is not None,
         **_launch_info(domain),
         **_surroundings_info(domain.save_facts),
+        **_cpu_info(domain.save_facts),
         "saved_at": domain.save_facts.saved_at if domain.save_facts else None,
         "qemu_version": domain.save_facts.qemu_version if domain.save_facts else None,
         "checksum": (domain.save_facts.digest or None) if domain.save_facts else None,
@@ -364,6 +367,14 @@ def _surroundings_info(facts: SaveFacts | None) -> dict[str, t.Any]:
         "restore_problems": [problem.as_result() for problem in surroundings.problems],
         "disks": [medium.as_result() for medium in surroundings.media],
     }
+
+
+def _cpu_info(facts: SaveFacts | None) -> dict[str, t.Any]:
+    """What the image records of the guest's CPUs; nothing where it cannot be read."""
+    try:
+        return {"cpu": Cpu.parse(facts.cpu).as_result()} if facts and facts.cpu else {}
+    except ValueError:
+        return {}
 
 
 def _readers(header: SaveImageHeader) -> list[str]:

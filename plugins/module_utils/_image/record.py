@@ -76,7 +76,8 @@ class SaveFacts:
     JSON text of what surrounded the VM, its disks above all, which only ``_surroundings`` can read. ``managed`` is
     whether a run over the whole host saved it, to be restored by one. ``suspended`` is whether the guest slept (S3) and
     was not stopped: it is to sleep again. ``memory_written`` is how many bytes of memory the stream holds, as far as
-    QEMU tells; 0 where it is not known.
+    QEMU tells; 0 where it is not known. ``cpu`` is the JSON text of what the guest saw of its CPUs, of which
+    ``_qemu/cpu`` knows the shape.
     """
 
     collection_version: str
@@ -89,6 +90,7 @@ class SaveFacts:
     managed: bool = False
     suspended: bool = False
     memory_written: int = 0
+    cpu: str = ""
 
     @property
     def saved_seconds(self) -> float | None:

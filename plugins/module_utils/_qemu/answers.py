@@ -69,11 +69,19 @@ Shape = t.Union[type, Number, Text, "Either", t.List["Shape"], t.Dict[str, "Shap
 _PCI_DEVICE: t.Dict[str, Shape] = {"qdev_id": _WORD, "slot": Number(0, 31), "function": Number(0, 7)}
 _PCI_DEVICE["pci_bridge?"] = {"devices?": [_PCI_DEVICE]}
 
+_CPUID_WORD: t.Dict[str, Shape] = {
+    "cpuid-register": Text(16),
+    "cpuid-input-eax": Number(0, 2**32 - 1),
+    "cpuid-input-ecx?": Number(0, 2**32 - 1),
+    "features": Number(0, 2**32 - 1),
+}
+
 #: By command, the parts of the answer that are used. All other commands answer with an object in which nothing is.
 _ANSWERS: dict[str, Shape] = {
     "add-fd": {"fdset-id": Number(0, 2**63 - 1)},
     "human-monitor-command": str,
-    "qom-get": Either(_WORD, bool, Number(0, 2**32)),  # a type, a path, whether it was plugged in, an address
+    # A type, a path, whether it was plugged in, an address; the bits of CPUID, and the numbers of -smp.
+    "qom-get": Either(_WORD, bool, Number(0, 2**32), [_CPUID_WORD], dict),
     "qom-list": [{"name": _WORD, "type": _WORD}],
     "query-block": [
         {
@@ -90,7 +98,7 @@ _ANSWERS: dict[str, Shape] = {
     ],
     "query-block-exports": [{"id": _WORD, "type": _WORD, "node-name": _WORD}],
     "query-chardev": [{"label": _WORD, "filename": _PATH, "frontend-open?": bool}],
-    "query-cpus-fast": [dict],
+    "query-cpus-fast": [{"qom-path": _WORD}],
     "query-fdsets": [
         {"fdset-id": Number(0, 2**63 - 1), "fds": [{"fd": Number(0, 2**31 - 1), "opaque?": _PATH}]},
     ],

@@ -76,14 +76,19 @@ class MigrationSupport:
     suspended: bool
 
 
+async def query_version(monitor: Monitor) -> str:
+    """QEMU's version as it says it, "10.0.2"."""
+    version = (await monitor.execute("query-version"))["qemu"]
+    return f"{version['major']}.{version['minor']}.{version['micro']}"
+
+
 async def read_support(monitor: Monitor) -> MigrationSupport:
     """Ask QEMU what its migration supports."""
-    version = (await monitor.execute("query-version"))["qemu"]
     capabilities = {entry["capability"] for entry in await monitor.execute("query-migrate-capabilities")}
     parameters = await monitor.execute("query-migrate-parameters")
     direct_io = "direct-io" in parameters
     return MigrationSupport(
-        version=f"{version['major']}.{version['minor']}.{version['micro']}",
+        version=await query_version(monitor),
         mapped_ram="mapped-ram" in capabilities and direct_io,
         direct_io=direct_io,
         file_uri=direct_io,

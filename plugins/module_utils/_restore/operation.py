@@ -98,6 +98,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.memory_need im
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.same_cpu import require_same_cpu
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.same_vm import may_be_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.transaction import RestoreTransaction
 from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import (
@@ -230,6 +231,7 @@ class RestoreOperation(RestoreRun):
         async with self._memory_for(memory_need(head, domain.memory, stream), held=held or 0):
             if self.request.check_mode:
                 await require_fit(session, head, domain, stream)
+                await require_same_cpu(self, session, domain)
                 await require_same_media(self, session, head)
                 return self._would_restore(head, vm)
             how = self._earlier_launch(domain)

@@ -30,5 +30,6 @@ class RestoreRequest:
     remove_image: bool = True
     disks: str = "check"
     memory: str = "check"
+    cpu: str = "check"
     sync_time: str = "auto"
     check_mode: bool = False

@@ -64,6 +64,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.finish import 
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.fit import require_fit, require_same_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import RestoreRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.same_cpu import require_same_cpu
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory import empty_memory, memory_files
 
@@ -175,6 +176,7 @@ class RestoreTransaction:
                 cure="Start it with -incoming defer",
             )
         await require_fit(session, self.head, self.domain, self.stream)
+        await require_same_cpu(self.run, session, self.domain)
         await require_same_media(self.run, session, self.head)
         if self.run.provision is not None:
             self.run.warnings += await self.run.provision.connect_network(session.process)

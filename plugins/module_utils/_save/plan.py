@@ -39,6 +39,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.trust import why
 from ansible_collections.vmops.qemu.plugins.module_utils._image.verify import domain_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._image.vouching import vouch, why_not_vouched
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_record, launch_result, starter_reason
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.cpu import read_cpu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import (
     IDLE_STATES,
     MigrationSupport,
@@ -176,6 +177,7 @@ class _Planner:
             surroundings=self.surroundings.dump(),
             managed=self.request.managed,
             suspended=self.session.vm.run_state == "suspended",
+            cpu=await self._read_cpu(),
         )
         xml = _with_record(self._compose_xml(facts), facts, self.launch_record, self.key, self.run.path)
         await self._require_own_xml()
@@ -283,6 +285,10 @@ class _Planner:
             accelerator=vm.accelerator,
         )
         return domain_xml.generate(facts, save_facts)
+
+    async def _read_cpu(self) -> str:
+        vm = self.session.vm
+        return (await read_cpu(self.session.monitor, vm.architecture, vm.accelerator)).dump()
 
     async def _require_own_xml(self) -> None:
         """Refuse a given XML with which the image would be found damaged as soon as it is written.

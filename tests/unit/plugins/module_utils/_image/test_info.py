@@ -22,7 +22,7 @@ PAGE = 4096
 KEYS = (
     "path exists state archive complete version format features vm_state byte_order name uuid memory vcpus machine"
     " domain_xml cookie size allocated stream_offset saved_at qemu_version checksum managed launch_recorded readable_by"
-    " problems mode owner mtime checkpoint superseded_by copy_of disks restorable restore_problems vouched launch"
+    " problems mode owner mtime checkpoint superseded_by copy_of disks cpu restorable restore_problems vouched launch"
 )
 
 
@@ -63,6 +63,7 @@ def test_an_image_of_libvirt(golden):
         "launch": None,
         "restorable": None,
         "restore_problems": None,
+        "cpu": None,
         "disks": None,
         "readable_by": ["vmops.qemu", "libvirt >= 11.2"],
         "problems": [],
