@@ -75,8 +75,9 @@ options:
         every file of a backing chain. It does so before anything is started, and again when QEMU has opened them. A
         disk that was written to since the save, or that is a different one, is refused, because the restored memory
         would destroy its file system.
-      - A copy of a disk passes if it keeps size and modification time (C(cp --preserve), C(rsync --times)). Disks that
-        cannot be compared, such as block devices and network storage, are named in a warning.
+      - A copy of a disk passes if it keeps size and modification time (C(cp --preserve), C(rsync --times)). Of a
+        block device, it is compared which one it is (its WWID, serial number or UUID, else its path), but not whether
+        it was written to. Such devices, and network storage, are named in a warning.
       - An image whose guest went on after the save (C(checkpoint) in RV(vmops.qemu.qemu_save_image_info#module:images))
         is restored only if all disks can be compared and are unchanged.
       - An image is refused if the directory holds a later save of the same VM.

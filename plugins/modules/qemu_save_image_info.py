@@ -352,6 +352,11 @@ images:
             device_number:
               description: The device number of its file system.
               type: int
+            identity:
+              description:
+                - Which block device it is, by what that or the kernel says; empty for a file, and if nothing tells it.
+              type: str
+              sample: wwid naa.5000c500a1b2c3d4
             uncheckable:
               description: Why changes of it cannot be detected; empty if they can.
               type: str

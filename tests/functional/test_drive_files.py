@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks imp
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium, MediumFile
 
 from support import Monitor as ClientMonitor
+from support.loops import loop_device
 from support.paused import PausedQemu, make_disk
 from support.versions import OLD_QEMU
 
@@ -216,19 +218,30 @@ def test_storage_of_a_server(start_paused, disks, tmp_path):
 
 @only_root
 def test_block_device(start_paused, disks):
-    done = subprocess.run(["losetup", "--find", "--show", disks / "a.img"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no loop device: {done.stderr}")
-    device = done.stdout.strip()
-    try:
+    os.truncate(disks / "a.img", 2**20 + 512)
+    with loop_device(disks / "a.img", "--offset", "512") as device:
         (disks / "by-name").symlink_to(device)
         with start_paused("-drive", "if=virtio,format=raw,file=by-name") as vm:
             (file,) = medium_of(vm).files
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
+        number = os.stat(device).st_ino
     assert file.path == str(disks / "by-name")
-    assert (file.size, file.inode) == (2**20, os.stat(device).st_ino)
+    assert (file.size, file.inode) == (2**20, number)
+    # A loop device is what the file behind it is.
+    assert (file.uncheckable, file.mtime_ns) == ("", (disks / "a.img").stat().st_mtime_ns)
+    assert (file.identity, file.format) == (f"loop over {disks}/a.img", "raw, from byte 512 of its file")
+
+
+@only_root
+def test_block_device_that_keeps_no_time(start_paused, disks):
+    """A loop device over another device: which one it is can be told, and no more."""
+    with contextlib.ExitStack() as stack:
+        below = stack.enter_context(loop_device(disks / "a.img"))
+        device = stack.enter_context(loop_device(below))
+        with start_paused("-drive", f"if=virtio,format=raw,file={device}") as vm:
+            (file,) = medium_of(vm).files
+    assert file.size == 2**20
     check_uncheckable(file, "device")
+    assert file.identity == f"loop over loop over {disks}/a.img from byte 0 from byte 0"
 
 
 def test_storage_that_qemu_does_not_see(start_paused, disks, tmp_path):

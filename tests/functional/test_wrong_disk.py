@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from support import Monitor, find_qemu_pids
+from support.loops import loop_device, put_behind
 from support.module_run import check_error
 from support.observe import VM, Continuity, run_state, wait_until
 from support.paused import make_disk
@@ -227,18 +228,62 @@ def test_qemu_with_other_disks(guest, image, save, run_module, restore, disk, tm
     assert image.exists()
 
 
-def test_disk_that_cannot_be_checked(make_guest, image, save, restore, run_module, tmp_path):
-    """Said at the restore; of a guest that went on it is not enough that nothing can be said."""
-    loop = subprocess.run(["losetup", "--find"], capture_output=True, check=False)
-    if os.geteuid() != 0 or loop.returncode:
-        pytest.skip("no loop devices here")
-    backing = make_disk(tmp_path / "backing.img", size="4M")
-    device = subprocess.run(
-        ["losetup", "--find", "--show", str(backing)], check=True, capture_output=True, text=True
-    ).stdout.strip()
-    try:
+@pytest.fixture
+def on_device(make_guest):
+    """A guest with a device of the host's as its disk d0."""
+
+    def make(device: str):
         drive = f"if=none,id=d0,format=raw,file={device}"
-        guest = make_guest(extra_args=["-drive", drive, "-device", "virtio-blk-pci,drive=d0,id=disk0"])
+        return make_guest(observer=True, extra_args=["-drive", drive, "-device", "virtio-blk-pci,drive=d0,id=disk0"])
+
+    return make
+
+
+def test_loop_device_is_told_by_its_file(on_device, image, save, restore, run_module, tmp_path):
+    """After a reboot its name may be another one's: a file of the same size, with another guest's file system."""
+    mine, other = (make_disk(tmp_path / f"{name}.img", size="4M") for name in ("mine", "other"))
+    with loop_device(mine) as device:
+        guest = on_device(device)
+        write(guest)
+        continuity = Continuity(guest)
+        save(name=VM, path=str(image))
+        put_behind(device, other)
+        for launch in ({}, {"launch": "command", "command": guest.argv()}):
+            result = run_module("qemu_restore", name=VM, path=str(image), **launch)
+            check_refused(result, str(mine), str(other), image=image)
+            assert [problem["kind"] for problem in result["problems"]] == ["disk_replaced"]
+        put_behind(device, mine)
+        assert "warnings" not in restore(name=VM, path=str(image), remove_image=False)
+        write(guest)
+        continuity.check()
+        guest.adopt_restarted()
+        guest.end()
+        check_refused(run_module("qemu_restore", name=VM, path=str(image)), "written to", device, image=image)
+
+
+def test_device_that_is_another_one(on_device, image, save, restore, run_module, tmp_path):
+    """Of which no time is known, but which one it is: a loop device over a device stands for all others."""
+    mine, other = (make_disk(tmp_path / f"{name}.img", size="4M") for name in ("mine", "other"))
+    with loop_device(mine) as below, loop_device(other) as below_other, loop_device(below) as device:
+        guest = on_device(device)
+        continuity = Continuity(guest)
+        save(name=VM, path=str(image))
+        put_behind(device, below_other)
+        for launch in ({}, {"launch": "command", "command": guest.argv()}):
+            result = run_module("qemu_restore", name=VM, path=str(image), **launch)
+            check_refused(result, str(mine), str(other), image=image)
+            assert [problem["kind"] for problem in result["problems"]] == ["disk_replaced"]
+        put_behind(device, below)
+        assert device in str(restore(name=VM, path=str(image))["warnings"])
+        continuity.check()
+        guest.adopt_restarted()
+        guest.close()
+
+
+def test_disk_that_cannot_be_checked(on_device, image, save, restore, run_module, tmp_path):
+    """Said at the restore; of a guest that went on it is not enough that nothing can be said."""
+    with loop_device(make_disk(tmp_path / "backing.img", size="4M")) as below, loop_device(below) as device:
+        guest = on_device(device)
         continuity = Continuity(guest)
         save(name=VM, path=str(image))
         result = restore(name=VM, path=str(image), remove_image=False)
@@ -247,10 +292,6 @@ def test_disk_that_cannot_be_checked(make_guest, image, save, restore, run_modul
         guest.adopt_restarted()
         guest.end()
         check_refused(run_module("qemu_restore", name=VM, path=str(image)), device, image=image)
-    finally:
-        guest.adopt_restarted()
-        guest.close()
-        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 def test_image_without_a_record_of_disks(guest, image, save, run_module, restore):

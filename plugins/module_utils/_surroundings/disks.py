@@ -14,7 +14,7 @@ import stat
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread, within
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_device import block_device_size
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_device import read_block_device
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import (
     PROTOCOLS,
     BlockAnswers,
@@ -108,13 +108,16 @@ def _host_file(layer: Layer, files: OpenFiles | None, reason: str) -> MediumFile
         return MediumFile(found.path, layer.described, uncheckable=found.reason)
     if stat.S_ISREG(facts.st_mode):
         return MediumFile(found.path, layer.described, facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_dev)
+    device = read_block_device(facts.st_rdev)
     return MediumFile(
         found.path,
-        layer.described,
-        size=block_device_size(facts.st_rdev),
+        layer.described + (f", from byte {device.offset} of its file" if device.offset else ""),
+        size=device.size,
+        mtime_ns=device.mtime_ns or 0,
         inode=facts.st_ino,
         device_number=facts.st_dev,
-        uncheckable="it is a device, which keeps no time of its last change",
+        uncheckable="it is a device, which keeps no time of its last change" if device.mtime_ns is None else "",
+        identity=device.identity,
     )
 
 

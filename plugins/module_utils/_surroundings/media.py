@@ -17,7 +17,7 @@ class MediumFile:
 
     Where ``uncheckable`` is empty, ``size`` (bytes), ``mtime_ns``, ``inode`` and ``device_number`` are those of the
     very file that QEMU has open; else ``uncheckable`` says why not, as a clause, and they are 0. Of a block device all
-    but ``mtime_ns`` are known nevertheless, the size where the kernel says it.
+    but ``mtime_ns`` are known nevertheless, the size where the kernel says it; a loop device has that of its file.
     """
 
     #: The absolute path by which this host reaches it, or QEMU's own name for what is no file (``nbd://…``).
@@ -30,6 +30,8 @@ class MediumFile:
     inode: int = 0
     device_number: int = 0
     uncheckable: str = ""
+    #: Which device it is, by what that or the kernel says (``wwid naa.5000…``); empty for a file, and where unknown.
+    identity: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,9 @@ A file is told by its size and the time of its last change, to the nanosecond: Q
 the completion of a migration to its end, nor while it waits with ``-incoming defer``, whatever the format, the cache
 mode and the file system; the first write after ``cont`` changes the time. Inode and device may be others: images and
 disks are moved to other hosts together, and a copy that keeps the times (``cp -p``, ``rsync -t``) will do. Of firmware
-in a flash chip that the guest only reads, which a package's update writes anew, the size alone counts.
+in a flash chip that the guest only reads, which a package's update writes anew, the size alone counts. A loop device
+is told as the file behind it is, any other device by what it says it is (a number of the disk's own, a volume's UUID),
+where it says anything, and else by its path.
 
 The kinds: ``disk_written`` (another size or time), ``disk_gone``, ``disk_replaced`` (no file any more, or another
 medium than the saved one), ``disk_chain`` (other layers), ``disk_missing`` and ``disk_added`` (a medium too few or too
@@ -18,12 +20,13 @@ many), and ``disk_unchecked``, which alone does not block.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 import stat
 import time
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_device import block_device_size
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_device import read_block_device
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium, MediumFile
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_record import parse_media, record_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
@@ -89,18 +92,30 @@ def _changed_file(medium: Medium, file: MediumFile) -> list[Problem]:
     except OSError as exc:
         what = f"the disk {label} is not what it was when the VM was saved: {file.path}: {exc.strerror}"
         return [Problem("disk_gone", what, _CURE)]
+    device = read_block_device(facts.st_rdev) if stat.S_ISBLK(facts.st_mode) else None
     if file.uncheckable:
-        if stat.S_ISBLK(facts.st_mode) and file.size in (0, block_device_size(facts.st_rdev)):
+        if device and file.size in (0, device.size) and file.identity in ("", device.identity):
             return unchecked
-        what = f"the disk {label} is another one: {file.path} was a device of {_bytes(file.size)} when the VM was saved"
+        became = _device(device.size, device.identity) if device else "no device"
+        what = (
+            f"the disk {label} is another one: {file.path} was {_device(file.size, file.identity)} when the VM was"
+            f" saved, and is {became} now"
+        )
         return [Problem("disk_replaced", what, _CURE)]
-    if not stat.S_ISREG(facts.st_mode):
+    if device and device.mtime_ns is not None:
+        now = dataclasses.replace(file, size=device.size, mtime_ns=device.mtime_ns, identity=device.identity)
+    elif stat.S_ISREG(facts.st_mode):
+        now = MediumFile(file.path, file.format, facts.st_size, facts.st_mtime_ns)
+    else:
         what = f"the disk {label} is another one: {file.path} was a file when the VM was saved, and is not one now"
         return [Problem("disk_replaced", what, _CURE)]
-    now = MediumFile(file.path, file.format, facts.st_size, facts.st_mtime_ns)
     if _is_same(file, now, medium.is_firmware):
         return []
     return [_written(label, file, now)]
+
+
+def _device(size: int, identity: str) -> str:
+    return f"a device of {_bytes(size)}{f' ({identity})' if identity else ''}"
 
 
 def _is_same(old: MediumFile, new: MediumFile, is_firmware: bool) -> bool:
@@ -108,11 +123,21 @@ def _is_same(old: MediumFile, new: MediumFile, is_firmware: bool) -> bool:
 
 
 def _written(label: str, file: MediumFile, now: MediumFile) -> Problem:
+    if file.identity != now.identity:
+        what = (
+            f"the disk {label} is another one than when the VM was saved: {file.path} was {_what(file)} then, which"
+            f" {_state(file, now)}, and is {_what(now)} now, which {_state(now, file)}"
+        )
+        return Problem("disk_replaced", what, _CURE)
     what = (
         f"the disk {label} was written to after the VM was saved: {file.path} {_state(file, now)} then,"
         f" and {_state(now, file)} now"
     )
     return Problem("disk_written", what, _CURE)
+
+
+def _what(file: MediumFile) -> str:
+    return file.identity or "a file"
 
 
 def _unchecked(label: str, path: str, reason: str) -> Problem:
@@ -199,16 +224,27 @@ def _other_file(drive: str, old: MediumFile, new: MediumFile, is_firmware: bool)
             f" and {new.path}, which {_state(new, old)}, now"
         )
         return [Problem("disk_replaced", what, _SAME_MEDIA)]
-    both_devices = bool(old.uncheckable and old.size and new.uncheckable and new.size)
-    same = old.size == new.size if both_devices else old.path == new.path
-    if same or (old.uncheckable and os.path.isabs(old.path) and not both_devices):
+    was_device, is_device = (bool(file.uncheckable and file.size) for file in (old, new))
+    if was_device and is_device:
+        # By whatever path: that one of /dev is another disk after a reboot is nothing unusual.
+        same = old.size == new.size and (old.identity == new.identity if old.identity else old.path == new.path)
+    elif was_device and not new.uncheckable:
+        same = not old.identity and old.path == new.path  # an earlier version knew nothing of loop devices
+    elif is_device and not old.uncheckable:
+        same = bool(old.identity) and old.path == new.path
+    else:
+        same = old.path == new.path or (bool(old.uncheckable) and os.path.isabs(old.path))
+    if same:
         return [_unchecked(drive, new.path, old.uncheckable or new.uncheckable)]
-    difference = f" of {_bytes(old.size)}" if both_devices else "", f" of {_bytes(new.size)}" if both_devices else ""
     what = (
-        f"the disk {drive} is another one than when the VM was saved: {old.path}{difference[0]} then, and"
-        f" {new.path}{difference[1]} now, which cannot be compared, as {new.uncheckable or old.uncheckable}"
+        f"the disk {drive} is another one than when the VM was saved: {_shown(old)} then, and {_shown(new)} now, which"
+        f" cannot be compared, as {new.uncheckable or old.uncheckable}"
     )
     return [Problem("disk_replaced", what, _SAME_MEDIA)]
+
+
+def _shown(file: MediumFile) -> str:
+    return f"{file.path}, {_device(file.size, file.identity)}," if file.uncheckable and file.size else file.path
 
 
 def _layers(files: t.Sequence[MediumFile]) -> str:

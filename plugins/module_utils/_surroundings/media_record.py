@@ -71,6 +71,7 @@ def _parse_file(value: object, place: str) -> MediumFile:
     if not texts["uncheckable"] and not os.path.isabs(texts["path"]):
         raise ValueError(f"path of {place} is not absolute")
     integers = {key: _an_integer(fields, key, place) for key in _INTEGERS}
+    texts["identity"] = _a_text({"identity": "", **fields}, "identity", place)  # not in images of earlier versions
     return MediumFile(**t.cast(t.Dict[str, t.Any], {**texts, **integers}))
 
 

@@ -35,8 +35,8 @@ def network(path: str = "nbd://h/e") -> MediumFile:
     return MediumFile(path, "raw", uncheckable="it is a server's")
 
 
-def device(path: str = "/dev/sda", size: int = 512) -> MediumFile:
-    return MediumFile(path, "raw", size, inode=5, uncheckable="it is a device")
+def device(path: str = "/dev/sda", size: int = 512, identity: str = "") -> MediumFile:
+    return MediumFile(path, "raw", size, inode=5, uncheckable="it is a device", identity=identity)
 
 
 def kinds(problems: list[Any]) -> list[str]:
@@ -141,6 +141,15 @@ def test_device_that_is_gone_or_a_file_now(disk):
     assert kinds(changed_media([medium(device(str(disk)))])) == ["disk_replaced"]
 
 
+def test_loop_device_is_told_by_its_file():
+    before, other = (file("/dev/loop0", identity=f"loop over /{name}", mtime_ns=TIME + ord(name)) for name in "ab")
+    assert other_media([medium(before)], [medium(dataclasses.replace(before, path="/dev/loop7"))], LABEL) == []
+    (problem,) = other_media([medium(before)], [medium(other)], LABEL)
+    assert (problem.kind, problem.blocks) == ("disk_replaced", True)
+    assert "/dev/loop0 was loop over /a then" in problem.what
+    assert "is loop over /b now" in problem.what
+
+
 def test_empty_drives_and_no_media():
     assert changed_media([medium()]) == changed_media([]) == []
 
@@ -225,8 +234,19 @@ def test_what_cannot_be_compared():
     assert result(network(), network()) == unchecked
     assert result(network(), network("nbd://h/other")) == replaced
     assert result(network(), file()) == replaced
-    assert result(device(), device("/dev/sdb")) == unchecked
+    assert result(device(), device("/dev/sdb")) == replaced
+    assert result(device(), device()) == unchecked
+    assert result(device(), device(identity="wwid 1")) == unchecked
     assert result(device(), device(size=1024)) == replaced
+    assert result(device(identity="wwid 1"), device(identity="wwid 1")) == unchecked
+    assert result(device(identity="wwid 1"), device("/dev/sdb", identity="wwid 1")) == unchecked
+    assert result(device(identity="wwid 1"), device(identity="wwid 2")) == replaced
+    assert result(device(identity="wwid 1"), device()) == replaced
+    assert result(device(identity="wwid 1"), file("/dev/sda")) == replaced
+    assert result(device(), file("/dev/sda", identity="loop over /a")) == unchecked
+    assert result(device(), file("/dev/loop0", identity="loop over /a")) == replaced
+    assert result(file("/dev/loop0", identity="loop over /a"), device("/dev/loop0")) == unchecked
+    assert result(file(), device("/vm/a.img")) == replaced
     not_seen = MediumFile("/vm/a.img", "raw", uncheckable="its QEMU belongs to another user")
     assert result(file(), not_seen) == unchecked
     assert result(file("/vm/b.img"), not_seen) == replaced
