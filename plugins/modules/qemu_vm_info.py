@@ -236,11 +236,12 @@ vms:
             - Something that it needs to be started is missing, or has changed - V(start_file_missing),
               V(firmware_changed), V(session_display), V(session_terminal), V(session_sound), V(tpm_lost),
               V(server_state).
+            - Its guest would be in another network - V(tap_vlans), V(tap_vrf).
             - The following kinds do not block. Something is lost - V(vnc_password), V(spice_password), V(host_forward),
               V(throttle), V(write_threshold), V(object_added), V(netdev_added), V(dirty_bitmap), V(finished_job),
               V(cpu_affinity), V(priority), V(resource_limits), V(oom_score), V(memory_policy), V(control_group),
               V(log_begun_anew), V(groups), V(capabilities), V(bridge_lost), V(ends_with_starter), V(pid_file),
-              V(no_lingering).
+              V(no_lingering), V(tap_addresses), V(tap_master).
             - Something has to be there at the restore that the restore does not see to - V(server_needed),
               V(tap_needed), V(session_directory), V(on_tmpfs), V(image_on_tmpfs).
             - Something cannot be known - V(supervisor_unknown), V(unit_helper_unknown), V(memory_disk_unwatched).

@@ -394,6 +394,61 @@ def test_tap_that_somebody_put_into_a_bridge(tap_guest, bridge, image, save, res
     assert tap_guest.tap not in str(result.get("warnings"))
 
 
+def port(tap, flag, value=None):
+    """A flag of a port in its bridge, which is set where there is a value."""
+    place = Path(f"/sys/class/net/{tap}/brport/{flag}")
+    if value is not None:
+        place.write_text(value)
+    return place.read_text().strip()
+
+
+@only_root
+def test_tap_that_somebody_has_set_up(tap_guest, bridge, image, save, restore):
+    """Without its isolation, the guest of a bridge sees all others of it; and so on."""
+    tap, before = tap_guest.tap, Continuity(tap_guest)
+    wanted = {"isolated": "1", "hairpin_mode": "1", "learning": "0", "unicast_flood": "0"}
+    for flag, value in wanted.items():
+        assert port(tap, flag) != value
+        port(tap, flag, value)
+    subprocess.run(["ip", "link", "set", "dev", tap, "mtu", "9000"], check=True)
+    subprocess.run(["ip", "address", "add", "10.99.77.1/30", "dev", tap], check=True)
+    saved = save(name=VM, path=str(image))
+    (problem,) = problems(saved, "tap_addresses")
+    assert not problem["blocks"]
+    assert f"{tap} has addresses (10.99.77.1)" in problem["what"]
+    assert not network.exists(tap)
+    result = restore(name=VM, path=str(image))
+    before.check()
+    assert tap not in str(result.get("warnings"))
+    assert network.master_of(tap) == bridge
+    assert {flag: port(tap, flag) for flag in wanted} == wanted
+    assert port(tap, "multicast_flood") == "1"
+    assert Path(f"/sys/class/net/{tap}/mtu").read_text() == "9000\n"
+
+
+@only_root
+def test_vlans_of_a_tap(tap_guest, bridge, image, save, restore):
+    """Those of a bridge that keeps them apart; the guest would come back into VLAN 1."""
+    if not os.path.exists(f"/sys/class/net/{bridge}/bridge/vlan_filtering"):
+        pytest.skip("this kernel's bridges know no VLANs")
+
+    def vlans():
+        return subprocess.run(["bridge", "vlan", "show", "dev", tap], check=True, capture_output=True, text=True).stdout
+
+    tap, before = tap_guest.tap, Continuity(tap_guest)
+    Path(f"/sys/class/net/{bridge}/bridge/vlan_filtering").write_text("1")
+    subprocess.run(["bridge", "vlan", "del", "dev", tap, "vid", "1"], check=True)
+    subprocess.run(["bridge", "vlan", "add", "dev", tap, "vid", "20", "pvid", "untagged"], check=True)
+    subprocess.run(["bridge", "vlan", "add", "dev", tap, "vid", "30-32"], check=True)
+    found = vlans()
+    save(name=VM, path=str(image))
+    result = restore(name=VM, path=str(image))
+    assert tap not in str(result.get("warnings"))
+    assert network.master_of(tap) == bridge
+    assert vlans() == found
+    before.check()
+
+
 @only_root
 def test_tap_of_a_qemu_that_waits_already(tap_guest, bridge, image, save, restore):
     """As one does that an earlier run has started, and was killed before it came to its network."""

@@ -205,8 +205,11 @@ class Provision:
         self._require_ours(server)
 
     async def connect_network(self, process: QemuProcess | None) -> list[str]:
-        """Put QEMU's network interfaces into the bridges where they were; sentences of what could not be done."""
-        if process is None or not any(tap.bridge for tap in self.needs.taps):
+        """Put QEMU's network interfaces into the bridges where they were, and set of them what was set.
+
+        :returns: sentences of what could not be done.
+        """
+        if process is None or not self.needs.taps:
             return []
         return await in_thread(lambda: put_into_bridges(self.needs.taps, find_taps(process)))
 
