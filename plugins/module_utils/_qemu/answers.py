@@ -69,6 +69,9 @@ Shape = t.Union[type, Number, Text, "Either", t.List["Shape"], t.Dict[str, "Shap
 _PCI_DEVICE: t.Dict[str, Shape] = {"qdev_id": _WORD, "slot": Number(0, 31), "function": Number(0, 7)}
 _PCI_DEVICE["pci_bridge?"] = {"devices?": [_PCI_DEVICE]}
 
+#: More than any machine type has.
+_CPUS = Number(0, 2**20)
+
 _CPUID_WORD: t.Dict[str, Shape] = {
     "cpuid-register": Text(16),
     "cpuid-input-eax": Number(0, 2**32 - 1),
@@ -81,7 +84,7 @@ _ANSWERS: dict[str, Shape] = {
     "add-fd": {"fdset-id": Number(0, 2**63 - 1)},
     "human-monitor-command": str,
     # A type, a path, whether it was plugged in, an address; the bits of CPUID, and the numbers of -smp.
-    "qom-get": Either(_WORD, bool, Number(0, 2**32), [_CPUID_WORD], dict),
+    "qom-get": Either(_WORD, bool, Number(0, 2**32), [_CPUID_WORD], {"cpus": _CPUS, "maxcpus": _CPUS}),
     "qom-list": [{"name": _WORD, "type": _WORD}],
     "query-block": [
         {

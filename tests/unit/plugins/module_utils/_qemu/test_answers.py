@@ -30,7 +30,7 @@ TIME = {"seconds": 1, "microseconds": 2}
         ("qom-get", "pc-i440fx-10.0-machine"),
         ("qom-get", False),
         ("qom-get", [{"cpuid-register": "EDX", "cpuid-input-eax": 1, "features": 7}]),
-        ("qom-get", {"cores": 4, "threads": 1}),
+        ("qom-get", {"cores": 4, "threads": 1, "cpus": 4, "maxcpus": 4}),
         ("stop", {}),
         ("a command that nobody has heard of", {"what": 1}),
     ],
