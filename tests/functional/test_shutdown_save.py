@@ -9,6 +9,7 @@ That the host goes down is only said: it shall not.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import tempfile
@@ -18,6 +19,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host import shutdown_p
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager
 
+from support.counter import NamelessGuest
 from support.observe import OTHER_VM, VM, Continuity, run_state
 
 
@@ -36,10 +38,13 @@ def at_shutdown(image, tmp_path, monkeypatch, capfd):
             return goes_down
 
         monkeypatch.setattr(shutdown_program, "_host_goes_down", host_goes_down)
-        # Guests of others run here, too.
-        monkeypatch.setattr(
-            shutdown_program, "vms_to_save", lambda exclude: sorted({VM, OTHER_VM} & set(everyone(exclude)))
-        )
+
+        async def ours(exclude):  # guests of others run here, too
+            called, nameless = await everyone(exclude)
+            unnamed = [process for process in nameless if process.cwd.startswith(str(tmp_path))]
+            return sorted({VM, OTHER_VM} & set(called)), unnamed
+
+        monkeypatch.setattr(shutdown_program, "vms_to_save", ours)
         status = shutdown_program.main(str(path))
         said = capfd.readouterr()
         return status, said.out + said.err
@@ -100,13 +105,43 @@ def test_time_that_is_over(big_guest, image, at_shutdown):
     continuity.check()
 
 
+def vms_to_save(exclude=()):
+    """What they are called, and the process ids of those that nothing names."""
+    called, nameless = asyncio.run(shutdown_program.vms_to_save(exclude))
+    return called, [process.pid for process in nameless]
+
+
 def test_who_is_left_alone(make_guest):
     make_guest(extra_args=["-chardev", "null,id=charmonitor"])
     make_guest(OTHER_VM)
-    found = shutdown_program.vms_to_save([])
+    found, _nameless = vms_to_save()
     assert VM not in found, "it is libvirt's"
     assert OTHER_VM in found
-    assert OTHER_VM not in shutdown_program.vms_to_save(["db*"])
+    assert OTHER_VM not in vms_to_save(["db*"])[0]
+
+
+def test_vm_that_only_its_unit_names(make_guest, monkeypatch):
+    pid = make_guest(kind=NamelessGuest).pid
+
+    async def unit_of(process):
+        return "user@1000.service/web7.service" if process.pid == pid else ""
+
+    monkeypatch.setattr(shutdown_program, "unit_of", unit_of)
+    found, nameless = vms_to_save()
+    assert "user@1000.service-web7.service" in found
+    assert pid not in nameless
+    assert "user@1000.service-web7.service" not in vms_to_save(["user@1000.service-web7.service"])[0]
+
+
+def test_vm_that_nothing_names_goes_on_and_is_told(make_guest, image, at_shutdown):
+    other, guest = make_guest(OTHER_VM), make_guest(kind=NamelessGuest, observer=True)
+    assert guest.pid in vms_to_save()[1]
+    status, said = at_shutdown()
+    assert status == 1, said
+    assert f"<3>A QEMU (pid {guest.pid}) cannot be saved: it has no name, uuid or unit" in said
+    other.wait_exit()
+    assert run_state(guest) == "running"
+    assert at_shutdown()[0] == 1, "there is nobody else now"
 
 
 def test_systemd_that_cannot_be_asked(image, tmp_path, monkeypatch, capfd):

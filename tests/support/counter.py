@@ -154,3 +154,18 @@ class CounterGuest(Guest):
         """Have the guest power its machine off, and wait up to timeout seconds for QEMU to end."""
         self.send(b"p")
         self.wait_exit(timeout)
+
+
+class NamelessGuest(CounterGuest):
+    """A counter guest of whose name QEMU does not know."""
+
+    def argv(self, incoming: Union[bool, str] = False) -> list[str]:
+        """The command without the name."""
+        argv = super().argv(incoming)
+        place = argv.index("-name")
+        return argv[:place] + argv[place + 2 :]
+
+    @property
+    def shown_name(self) -> str:
+        """Nothing."""
+        return ""

@@ -11,12 +11,13 @@ VMs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, UnitError
 from ansible_collections.vmops.qemu.plugins.module_utils._file_system import volatile_mount
 from ansible_collections.vmops.qemu.plugins.module_utils._host.save import HostSaveOperation, HostSaveRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
@@ -25,10 +26,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
     read_settings,
     run_as_service,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._names import label_of_unit
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import HOST, Manager
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import list_processes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, list_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import distinct_names, names_of
+from ansible_collections.vmops.qemu.plugins.module_utils._save.ending import unit_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +72,25 @@ class ShutdownSettings:
         )
 
 
-def vms_to_save(exclude: t.Iterable[str]) -> list[str]:
-    """What the VMs are called that run here and are to be saved."""
-    processes, patterns = list_processes(), list(exclude)
+async def vms_to_save(exclude: t.Iterable[str]) -> tuple[list[str], list[QemuProcess]]:
+    """What the VMs are called that run here and are to be saved; and those that nothing names, which cannot be."""
+    processes, patterns = await in_thread(list_processes), list(exclude)
     own_names = distinct_names(processes)
-    called = [
-        names_of(process, own_names[process.pid] or process.name)
-        for process in processes
-        if process.is_in_charge and not process.is_of_libvirt
-    ]
-    return sorted({names.own for names in called if names.own and not names.matches(patterns)})
+    called, nameless = set(), []
+    for process in processes:
+        if not process.is_in_charge or process.is_of_libvirt:
+            continue
+        own = own_names[process.pid] or process.name
+        if not own:
+            with contextlib.suppress(UnitError):  # who cannot be asked names nothing
+                own = label_of_unit(await unit_of(process))
+        if names_of(process, own).matches(patterns):
+            continue
+        if own:
+            called.add(own)
+        else:
+            nameless.append(process)
+    return sorted(called), nameless
 
 
 def main(settings: str) -> int:
@@ -102,13 +114,19 @@ def main(settings: str) -> int:
                 " saved there, and each ends as its own unit ends it",
                 cure="Choose a directory on a disk (vmops_qemu_save_dir), and run the role vmops.qemu.host_setup again",
             )
-        names = await in_thread(vms_to_save, asked.exclude)
+        names, nameless = await vms_to_save(asked.exclude)
+        for process in nameless:
+            # Not by the journal of the run, which is to say itself what keeps it from its begin.
+            StandardStreams().complain(
+                f"A QEMU (pid {process.pid}) cannot be saved: it has no name, uuid or unit of its own by which it could"
+                " be found again. Start it with -name or -uuid"
+            )
         if not names:
             journal.say("no VM is to be saved")
-            return True
+            return not nameless
         operation = HostSaveOperation(asked.request(names), journal)
         asyncio.get_running_loop().call_later(asked.timeout, operation.stop, "the end of its time")
-        return not (await run_as_service(operation))["failures"]
+        return not (await run_as_service(operation))["failures"] and not nameless
 
     return exit_status(work, journal)
 

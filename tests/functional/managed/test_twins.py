@@ -10,11 +10,12 @@ import os
 import signal
 import uuid
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Any
 
 import pytest
 
 from support import CounterGuest
+from support.counter import NamelessGuest
 from support.observe import Continuity, run_state, wait_until
 
 from .conftest import files, states
@@ -22,19 +23,6 @@ from .conftest import files, states
 NAME = f"twin-{os.getpid()}"
 OTHER = f"single-{os.getpid()}"
 UUIDS = [str(uuid.uuid4()) for _number in range(3)]
-
-
-class NamelessGuest(CounterGuest):
-    """A counter guest of whose name QEMU does not know."""
-
-    def argv(self, incoming: Union[bool, str] = False) -> list[str]:
-        argv = super().argv(incoming)
-        place = argv.index("-name")
-        return argv[:place] + argv[place + 2 :]
-
-    @property
-    def shown_name(self) -> str:
-        return ""
 
 
 @pytest.fixture

@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils._host.shutdown_program import vms_to_save
 
 from support.module_run import check_error
 from support.observe import Continuity, run_state, wait_until
@@ -82,6 +85,14 @@ def test_vms_of_one_host_by_their_units(nameless, image, run_module):
     assert [(vm["name"], vm["state"]) for vm in back["vms"]] == [(label_of(nameless), "restored")]
     assert label_of(nameless) in {vm["own_name"] for vm in back["running"]}
     continuity.check()
+
+
+def test_save_at_shutdown_finds_it(nameless, make_service):
+    service = make_service()
+    found, unnamed = asyncio.run(vms_to_save([]))
+    assert {label_of(nameless), service.guest.name} <= set(found)
+    assert nameless.guest.pid not in {process.pid for process in unnamed}
+    assert label_of(nameless) not in asyncio.run(vms_to_save([nameless.name]))[0]
 
 
 def test_unit_that_has_several(make_guest, image, save, run_module):
