@@ -83,8 +83,10 @@ problems:
         - Of an image, V(image_invalid), V(image_partial), V(image_not_restorable), and V(image_superseded) (does not
           block).
         - Of the directory, V(save_dir_unreadable), V(save_dir_closed) (no image can be made in it), V(save_dir_unsafe)
-          (other users can write to it), V(save_dir_volatile) (its files are lost at a reboot), V(space) (the images of
-          all running VMs do not fit), and V(save_dir_missing) (does not block).
+          (other users can write to it), V(save_dir_volatile) (its files are lost at a reboot), V(save_dir_uncertain)
+          (whether a reboot keeps its files is not known, as of an overlay whose upper layer cannot be found, or of
+          FUSE; blocks if it is an overlay and the host is not a container), V(space) (the images of all running VMs do
+          not fit), and V(save_dir_missing) (does not block).
         - The following do not block. V(boot_restore_missing) and V(shutdown_save_missing) (the services of the role are
           not installed), V(boot_restore_failed) and V(shutdown_save_failed) (their last run failed), V(systemd) (it
           cannot be queried), V(user) (the task's user is not root).

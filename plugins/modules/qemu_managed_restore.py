@@ -208,7 +208,9 @@ left_alone:
   returned: always
 save_dir_volatile:
   description:
-    - Where the file system of O(save_dir) is mounted, if a reboot of the host empties it (tmpfs); else an empty string.
+    - Where the file system of O(save_dir) is mounted, if a reboot of the host empties it (tmpfs, also as the upper
+      layer of an overlay), or if the upper layer of an overlay cannot be found on a host that is not a container; else
+      an empty string.
   type: str
   returned: always
   sample: ""

@@ -127,6 +127,32 @@ def test_file_system_in_memory_without_room(look, make_guest, tmp_path):
     assert result["host"]["file_system_type"] == "tmpfs"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+@pytest.mark.parametrize(("hide", "kind"), [(False, "save_dir_volatile"), (True, "save_dir_uncertain")])
+def test_overlay_that_writes_to_memory(look, tmp_path, hide, kind):
+    """As overlayroot=tmpfs makes it; and where it cannot be seen what it writes to."""
+    place, memory = tmp_path / "overlay", tmp_path / "memory"
+    place.mkdir(mode=0o700)
+    with mounted(memory, "tmpfs", 8) as reason:
+        if reason:
+            pytest.skip(reason)
+        for name in ("lower", "upper", "work"):
+            (memory / name).mkdir(mode=0o700)
+        options = f"lowerdir={memory}/lower,upperdir={memory}/upper,workdir={memory}/work"
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", place], check=True)
+        try:
+            if hide:
+                subprocess.run(["mount", "-t", "tmpfs", "tmpfs", memory], check=True)
+            result, kinds = look(save_dir=str(place))
+        finally:
+            subprocess.run(["umount", place], check=True)
+            if hide:
+                subprocess.run(["umount", memory], check=True)
+    assert kind in kinds[str(place)]
+    assert {"save_dir_volatile", "save_dir_uncertain"} & set(kinds[str(place)]) == {kind}
+    assert result["host"]["file_system_type"] == "overlay"
+
+
 # --- the playbook ---
 
 

@@ -15,6 +15,7 @@ import os
 import tempfile
 
 import pytest
+from ansible_collections.vmops.qemu.plugins.module_utils import _file_system
 from ansible_collections.vmops.qemu.plugins.module_utils._host import shutdown_program
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager
@@ -82,6 +83,22 @@ def test_directory_that_goes_with_the_host(guest, at_shutdown):
         assert (status, os.listdir(place)) == (1, [])
     assert f"{place} is on /dev/shm, a file system (tmpfs) that goes with this host's shutdown" in said
     assert run_state(guest) == "running"
+
+
+@pytest.mark.parametrize("in_container", [False, True])
+@pytest.mark.skipif(os.geteuid() != 0, reason="a user's own systemd ends with the user's session, too")
+def test_directory_that_may_go_with_the_host(guest, image, at_shutdown, monkeypatch, in_container):
+    monkeypatch.setattr(_file_system, "_is_container", lambda: in_container)
+    monkeypatch.setattr(shutdown_program, "lasting", lambda path: _file_system.Lasting("/", "overlay", None))
+    status, said = at_shutdown()
+    assert status == (0 if in_container else 1), said
+    assert f"{image.parent} is on /, a file system (overlay) that is not known to " in said
+    if in_container:
+        guest.wait_exit()
+        assert read_image_head(f"{image.parent}/{VM}.save").header.complete
+    else:
+        assert run_state(guest) == "running"
+        assert os.listdir(image.parent) == []
 
 
 def test_what_cannot_be_saved_goes_on_and_is_named(make_guest, image, at_shutdown):

@@ -22,7 +22,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageNotFoundError,
     UnitError,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system, file_system_type
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system, lasting
 from ansible_collections.vmops.qemu.plugins.module_utils._host.shut_down import still_down
 from ansible_collections.vmops.qemu.plugins.module_utils._host.table import problem_table
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
@@ -39,9 +39,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 from ansible_collections.vmops.qemu.plugins.module_utils._vm_info import VmInfoOperation, VmInfoRequest
-
-#: File systems in memory, whose files are gone after a reboot.
-_VOLATILE = frozenset(("tmpfs", "ramfs", "devtmpfs"))
 
 #: By the state of a VM's monitor, how one gets to talk to it.
 _MONITOR_CURES: t.Mapping[str, str] = {
@@ -357,7 +354,8 @@ def _place(save_dir: str) -> _Place:
         place.problems.append(HostProblem(save_dir, kind, what, cure, blocks))
 
     existing = nearest_existing(save_dir)
-    place.file_system, place.file_system_type = file_system(existing), file_system_type(existing)
+    fate = lasting(existing)
+    place.file_system, place.file_system_type = file_system(existing), fate.kind
     if existing != save_dir:
         add(
             "save_dir_missing",
@@ -380,11 +378,19 @@ def _place(save_dir: str) -> _Place:
             f"others could put images there, and nothing is restored from it: {unsafe}",
             "Give it and all directories above it to root, with no right to write for others, or choose another one",
         )
-    if place.file_system_type in _VOLATILE:
+    if fate.lasts is False:
         add(
             "save_dir_volatile",
-            f"it lies in memory ({place.file_system_type}, mounted on {place.file_system}): a reboot loses all images",
+            f"it lies in memory ({fate.kind}, mounted on {fate.place}): a reboot loses all images",
             "Choose a directory on a disk (vmops_qemu_save_dir)",
+        )
+    elif fate.lasts is None:
+        add(
+            "save_dir_uncertain",
+            f"whether a reboot keeps what is in it is not known ({fate.kind or 'a file system that cannot be told'},"
+            f" mounted on {fate.place}): what that writes to is out of sight",
+            "See that it is on a disk, or mount one there, or choose a directory on one (vmops_qemu_save_dir)",
+            blocks=fate.is_refused,
         )
     return place
 

@@ -27,7 +27,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ImageNotFoundError,
     one_line,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._file_system import volatile_mount
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import lasting
 from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import (
     Choice,
     HostRestoreRequest,
@@ -289,13 +289,14 @@ class HostRestoreOperation:
         return one_line(f"{what}; {left} image{' is' if left == 1 else 's are'} left alone" if left else what)
 
     def _result(self) -> dict[str, t.Any]:
+        place = lasting(self.request.save_dir)
         return {
             **host_result(self._vms, self._clock, self._started),
             "started": [{key: value for key, value in vm.items() if key != "warnings"} for vm in self._started],
             "unhealthy": self._unhealthy,
             "unusable": self._choice.unusable,
             "left_alone": self._choice.left_alone,
-            "save_dir_volatile": volatile_mount(self.request.save_dir),
+            "save_dir_volatile": place.place if place.is_refused else "",
             "running": [
                 {
                     "name": process.name,

@@ -18,7 +18,7 @@ import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, UnitError
-from ansible_collections.vmops.qemu.plugins.module_utils._file_system import volatile_mount
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import lasting
 from ansible_collections.vmops.qemu.plugins.module_utils._host.save import HostSaveOperation, HostSaveRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
     StandardStreams,
@@ -106,14 +106,17 @@ def main(settings: str) -> int:
         if not await _host_goes_down():
             journal.say("this host does not shut down, so no VM is touched")
             return True
-        mount = await in_thread(volatile_mount, asked.save_dir)
+        place = await in_thread(lasting, asked.save_dir)
+        where = f"{asked.save_dir} is on {place.place}, a file system ({place.kind or 'unknown'})"
         # Not of a user's own systemd, which also ends when that user logs out.
-        if mount and os.geteuid() == 0:
+        if place.is_refused and os.geteuid() == 0:
             raise ConflictError(
-                f"{asked.save_dir} is on {mount}, a file system (tmpfs) that goes with this host's shutdown: no VM is"
-                " saved there, and each ends as its own unit ends it",
+                f"{where} that {'goes' if place.lasts is False else 'is not known to stay, and may go,'} with this"
+                " host's shutdown: no VM is saved there, and each ends as its own unit ends it",
                 cure="Choose a directory on a disk (vmops_qemu_save_dir), and run the role vmops.qemu.host_setup again",
             )
+        if place.lasts is None:
+            journal.say(f"{where} that is not known to outlast this host's shutdown; the VMs are saved there, as asked")
         names, nameless = await vms_to_save(asked.exclude)
         for process in nameless:
             # Not by the journal of the run, which is to say itself what keeps it from its begin.

@@ -18,7 +18,7 @@ import dataclasses
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostMemoryError, UnitError
-from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system_type
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system_type, volatile_mount
 from ansible_collections.vmops.qemu.plugins.module_utils._host_memory import free_huge_pages, mib, own_limit
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import MappedRamBlock, StreamFacts
@@ -83,7 +83,7 @@ def _kind_of(backend: MemoryBackend) -> str:
     if kind == "hugetlbfs":
         return "huge"
     # What is written to a private mapping is in no file.
-    return "disk" if backend.shared and kind not in ("tmpfs", "ramfs", "devtmpfs", "") else "memory"
+    return "disk" if backend.shared and kind and not volatile_mount(backend.path) else "memory"
 
 
 async def require_within_limits(need: MemoryNeed, how: Launch, subject: str) -> None:
