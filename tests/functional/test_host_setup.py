@@ -94,3 +94,52 @@ def test_images_that_a_reboot_would_take(host_setup, services):
     assert f"{services[-1]} is for images that are there after a reboot" in said
     assert "mounted on /dev/shm" in said
     assert "Nothing was changed. Choose a directory on a disk (vmops_qemu_save_dir)" in said
+
+
+# --- the generator of the save at shutdown ---
+
+QEMU = "/usr/bin/qemu-system-x86_64 -name web1"
+
+#: Units, by name, and whether they execute QEMU.
+UNITS = {
+    "plain.service": (f"[Service]\nExecStart={QEMU}\n", True),
+    "blanks.service": (f"[Service]\n  ExecStart = {QEMU}\n", True),
+    "by-hand.service.d/override.conf": (f"[Service]\nExecStart=\nExecStart={QEMU}\n", True),
+    "continued.service": (f"[Service]\nExecStart=/usr/bin/numactl --membind=0 \\\n    {QEMU}\n", True),
+    "thrice.service": (f"[Service]\nExecStart=\\\n/usr/bin/numactl \\\n --membind=0 \\  \n    {QEMU}", True),
+    "commented.service": (
+        f"[Service]\nExecStart=/usr/bin/numactl \\\n# a word \\\n  ; and another\n --membind=0 \\\n {QEMU}\n",
+        True,
+    ),
+    "kvm.service": ("[Service]\nExecStart=/usr/bin/kvm -name web1\n", True),
+    "relative.service": ("[Service]\nExecStart=kvm -name web1\n", True),
+    "quoted.service": ('[Service]\nExecStart="/usr/bin/kvm" -name web1\n', True),
+    "rhel.service": ("[Service]\nExecStart=/usr/libexec/qemu-kvm -name web1\n", True),
+    "vm@.service": (f"[Service]\nExecStart=/bin/sh -c 'exec \\\n{QEMU}'\n", True),
+    "other.service": (f"[Service]\nExecStart=/bin/true\n# {QEMU}\n#ExecStart={QEMU}\n", False),
+    "next.service": (f"[Service]\nExecStart=/bin/true \\\\\nExecStop={QEMU}\n", False),
+    "ended.service": (f"[Service]\nExecStart=/bin/echo \\\n hello\nExecStop={QEMU}\n", False),
+    "module.service": ("[Service]\nExecStart=/sbin/tool -enable-kvm.d --kvm-intel\n", False),
+    "open.service": ("[Service]\nExecStart=/bin/true \\", False),
+}
+
+
+def test_units_that_the_save_comes_before(tmp_path):
+    """The generator, where these are the units of the host."""
+    units, made = tmp_path / "units", tmp_path / "made"
+    for name, (text, _found) in UNITS.items():
+        (units / name).parent.mkdir(parents=True, exist_ok=True)
+        (units / name).write_text(text)
+    made.mkdir()
+    generator = REPOSITORY / "roles" / "host_setup" / "files" / "vmops-save-generator"
+    script = (
+        "set -e; for place in /etc/systemd/system /run/systemd/system /usr/local/lib/systemd/system"
+        " /usr/lib/systemd/system; do"
+        ' if [ -d "$place" ]; then mount --bind "$1" "$place"; fi; done; exec sh "$2" "$3"'
+    )
+    subprocess.run(["unshare", "--mount", "sh", "-c", script, "sh", units, generator, made], check=True)
+    found = {path.name for path in made.iterdir()}
+    expected = {f"{name.partition('.service')[0]}.service.d" for name, (_text, is_found) in UNITS.items() if is_found}
+    assert found == expected
+    for name in found:
+        assert (made / name / "50-vmops-save.conf").read_text() == "[Unit]\nBefore=vmops-save.service\n"
