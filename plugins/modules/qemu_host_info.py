@@ -88,7 +88,9 @@ problems:
           FUSE; blocks if it is an overlay and the host is not a container), V(space) (the images of all running VMs do
           not fit), and V(save_dir_missing) (does not block).
         - The following do not block. V(boot_restore_missing) and V(shutdown_save_missing) (the services of the role are
-          not installed), V(boot_restore_failed) and V(shutdown_save_failed) (their last run failed), V(systemd) (it
+          not installed), V(boot_restore_failed) and V(shutdown_save_failed) (their last run failed, or the boot did not
+          begin it), V(shutdown_save_inactive) (it does not run, so the next shutdown saves nothing),
+          V(boot_restore_disabled) and V(shutdown_save_disabled) (the next boot does not start them), V(systemd) (it
           cannot be queried), V(user) (the task's user is not root).
       type: str
       sample: save_dir_volatile

@@ -23,6 +23,14 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     UnitError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system, lasting
+from ansible_collections.vmops.qemu.plugins.module_utils._host.own_services import (
+    BOOT_RESTORE,
+    SHUTDOWN_SAVE,
+    is_installed,
+    is_to_be_stopped,
+    restore_has_failed,
+    starts_at_boot,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._host.shut_down import still_down
 from ansible_collections.vmops.qemu.plugins.module_utils._host.table import problem_table
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
@@ -54,13 +62,13 @@ _MONITOR_CURES: t.Mapping[str, str] = {
 #: The services of the role ``host_setup``: kind, what it means that one is missing, and the variable that installs it.
 _SERVICES = (
     (
-        "vmops-restore.service",
+        BOOT_RESTORE,
         "boot_restore",
         "nothing restores saved VMs when the host boots: they stay saved until a task restores them",
         "host_setup_boot_restore",
     ),
     (
-        "vmops-save.service",
+        SHUTDOWN_SAVE,
         "shutdown_save",
         "nothing saves the running VMs when the host shuts down by itself",
         "host_setup_shutdown_save",
@@ -119,7 +127,7 @@ class HostInfoOperation:
             *await in_thread(lambda: shut_down_problems(list_processes(), images)),
             *place.problems,
             *space_problems(save_dir, place.free, needed),
-            *await _service_problems(),
+            *await _ask_services(),
         ]
         # What stands in the way comes first, and then VM by VM as it was found.
         found.sort(key=lambda problem: not problem.blocks)
@@ -412,7 +420,7 @@ def space_problems(save_dir: str, free: int | None, needed: int) -> list[HostPro
 # --- services -----------------------------------------------------------------------------------------------------
 
 
-async def _service_problems() -> list[HostProblem]:
+async def _ask_services() -> list[HostProblem]:
     """What the services of the role ``host_setup`` leave to be done."""
     if not systemd.is_running():
         return []
@@ -423,22 +431,40 @@ async def _service_problems() -> list[HostProblem]:
         return [
             HostProblem("host", "systemd", f"systemd cannot be asked: {error.what}", "See why", blocks=False),
         ]
+    return service_problems(units.values())
+
+
+def service_problems(units: t.Iterable[systemd.Unit]) -> list[HostProblem]:
+    """What these services, in the order of ``_SERVICES``, leave to be done."""
     found = []
-    for name, kind, what, variable in _SERVICES:
-        unit = units[whose.named(name)]
-        if unit.load_state == "not-found":
-            cure = f"Set {variable}: true for the role host_setup, if that is wanted"
-            found.append(HostProblem(name, f"{kind}_missing", what, cure, blocks=False))
-        elif unit.active_state == "failed":
-            found.append(
-                HostProblem(
-                    name,
-                    f"{kind}_failed",
-                    "its last run did not do all that it should",
-                    f"Read what it says ({shown(unit.name, '-u', 'journalctl')}), remove the reason, and start it"
-                    " again",
-                    blocks=False,
-                )
+    for unit, (name, kind, what, variable) in zip(units, _SERVICES):
+
+        def add(state: str, what: str, cure: str, name: str = name, kind: str = kind) -> None:
+            found.append(HostProblem(name, f"{kind}_{state}", what, cure, blocks=False))
+
+        if not is_installed(unit):
+            add("missing", what, f"Set {variable}: true for the role host_setup, if that is wanted")
+            continue
+        if unit.active_state == "failed" or (name == BOOT_RESTORE and restore_has_failed(unit, images_known=True)):
+            add(
+                "failed",
+                "its last run did not do all that it should"
+                if unit.active_state == "failed"
+                else "this boot did not begin it: what it needs, such as a mount, was not there",
+                f"Read what it says ({shown(unit.name, '-u', 'journalctl')}), remove the reason, and start it again",
+            )
+        elif name == SHUTDOWN_SAVE and not is_to_be_stopped(unit):
+            state = unit.active_state if unit.load_state == "loaded" else unit.load_state
+            add(
+                "inactive",
+                f"it does not run ({state}), and {what}",
+                f"Start it ({shown(unit.name, 'start')}), or run the role host_setup again",
+            )
+        if not starts_at_boot(unit):
+            add(
+                "disabled",
+                f"it is {unit.file_state or unit.load_state}, and not started at the next boot: from then on {what}",
+                f"Set {variable}: true for the role host_setup, and run it again; or remove it with {variable}: false",
             )
     return found
 

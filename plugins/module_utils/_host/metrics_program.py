@@ -11,6 +11,7 @@ is there twice, a label with a line break. Names of VMs and files are others' wo
 from __future__ import annotations
 
 import calendar
+import contextlib
 import dataclasses
 import os
 import time
@@ -20,10 +21,15 @@ from ansible_collections.vmops.qemu.plugins.module_utils._durable import write_d
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     ImageError,
-    ImageNotFoundError,
     UnitError,
     VmopsError,
     one_line,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import mount_points
+from ansible_collections.vmops.qemu.plugins.module_utils._host.own_services import (
+    BOOT_RESTORE,
+    is_installed,
+    restore_has_failed,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._host.progress import read_host_runs
 from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
@@ -45,8 +51,6 @@ _MOST_IN_LABEL = 300
 
 _STATES = ("complete", "partial", "archived", "invalid")
 
-_BOOT_RESTORE = "vmops-restore.service"
-
 
 @dataclasses.dataclass(frozen=True)
 class MetricsSettings:
@@ -55,11 +59,17 @@ class MetricsSettings:
     save_dir: str
     #: The file that is written.
     file: str
+    #: Where something must be mounted, on which the directory lies; empty where that is not asked for.
+    save_mount: str = ""
 
     @classmethod
     def parse(cls, settings: t.Mapping[str, t.Any]) -> MetricsSettings:
-        """:raises KeyError: one is missing. :raises ValueError: one makes no sense."""
-        made = cls(save_dir=str(settings["save_dir"]), file=str(settings["file"]))
+        """Files of older versions have no ``save_mount``.
+
+        :raises KeyError: one is missing. :raises ValueError: one makes no sense.
+        """
+        mount = str(settings.get("save_mount", ""))
+        made = cls(save_dir=str(settings["save_dir"]), file=str(settings["file"]), save_mount=mount)
         if not os.path.isabs(made.file) or not made.file.endswith(".prom"):
             raise ValueError("file is no absolute path that ends in .prom")
         return made
@@ -103,14 +113,14 @@ def metrics(
     images: t.Sequence[t.Mapping[str, t.Any]] | None,
     shut_down: t.Sequence[ShutDownVm] | None,
     processes: t.Sequence[QemuProcess],
-    boot_restore: str,
+    boot_restore_failed: bool | None,
 ) -> str:
     """The file's content.
 
-    :param images: those of the directory, as ``directory_info`` returns them; None where it cannot be read.
+    :param images: those of the directory, as ``directory_info`` returns them; None where that is not known.
     :param shut_down: the VMs that were shut down and are to be started again; None where that cannot be read.
     :param processes: the QEMUs that run.
-    :param boot_restore: the state of the service that restores VMs at boot; empty where there is none.
+    :param boot_restore_failed: of the service that restores VMs at boot; None where there is none.
     """
     out = Exposition()
     out.gauge("vmops_qemu_save_dir_readable", "Whether the directory of the save images could be read.")
@@ -127,11 +137,12 @@ def metrics(
     out.gauge("vmops_qemu_last_run_timestamp_seconds", "When a save or a restore last ended so on this host.")
     for (operation, result), moment in read_runs().items():
         out.sample(round(moment, 3), operation=operation, result=result)
-    if boot_restore:
+    if boot_restore_failed is not None:
         out.gauge(
-            "vmops_qemu_boot_restore_failed", "Whether the restore at boot has left a VM saved, or an image unused."
+            "vmops_qemu_boot_restore_failed",
+            "Whether the restore at boot has left a VM saved, or an image unused, or was never begun.",
         )
-        out.sample(boot_restore == "failed")
+        out.sample(boot_restore_failed)
     running = read_progress()
     out.gauge("vmops_qemu_operations", "Saves and restores of VMs that are at work.")
     for kind in ("save", "restore"):
@@ -196,24 +207,21 @@ def _waits(image: t.Mapping[str, t.Any], processes: t.Sequence[QemuProcess]) -> 
 
 
 async def _write(settings: MetricsSettings) -> bool:
-    try:
-        images: list[dict[str, t.Any]] | None = directory_info(settings.save_dir)
-    except ImageNotFoundError:
-        images = []
-    except ImageError:
-        images = None
+    images: list[dict[str, t.Any]] | None = None
+    # Of a file system that is not there the directory may be seen below it, empty, or be missing.
+    if not settings.save_mount or os.path.realpath(settings.save_mount) in mount_points():
+        with contextlib.suppress(ImageError):
+            images = directory_info(settings.save_dir)
     try:
         shut_down: list[ShutDownVm] | None = read_all()
     except ConflictError:
         shut_down = None
-    boot_restore = ""
+    boot_restore_failed = None
     if systemd.is_running():
-        try:
-            unit = await systemd.read_unit(_BOOT_RESTORE)
-            boot_restore = unit.active_state if unit.load_state != "not-found" else ""
-        except UnitError:
-            pass
-    text = metrics(images, shut_down, list_processes(), boot_restore)
+        with contextlib.suppress(UnitError):
+            unit = await systemd.read_unit(BOOT_RESTORE)
+            boot_restore_failed = restore_has_failed(unit, images is not None) if is_installed(unit) else None
+    text = metrics(images, shut_down, list_processes(), boot_restore_failed)
     try:
         write_durably(settings.file, text.encode("utf-8", "backslashreplace"), 0o644)
     except OSError as error:
@@ -226,7 +234,7 @@ async def _write(settings: MetricsSettings) -> bool:
 def main(settings: str) -> int:
     """Write the metrics of this host.
 
-    :param settings: the path of a JSON file with ``save_dir`` and ``file``.
+    :param settings: the path of a JSON file, as :class:`MetricsSettings` takes it.
     :returns: the exit status: 0 where they are written, else 1.
     """
 

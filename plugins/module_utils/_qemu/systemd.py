@@ -66,7 +66,8 @@ _FILTER_SETTINGS = (
 #: What is asked of a unit; no value of these has a newline, but the commands.
 _PROPERTIES = (
     *("Id", "LoadState", "ActiveState", "Result", "Job", "MainPID", "ExecMainStatus", "Type"),
-    *("FragmentPath", "DropInPaths", "Transient", "ConditionResult", "InvocationID"),
+    *("FragmentPath", "UnitFileState", "DropInPaths", "Transient", "InvocationID"),
+    *("ConditionResult", "ConditionTimestampMonotonic"),
     *("Restart", "WorkingDirectory", "RuntimeDirectory", "RuntimeDirectoryPreserve", "PrivateTmp"),
     *("PrivateNetwork", "NetworkNamespacePath", "OnSuccess", "Environment", "EnvironmentFiles"),
     *("User", "DynamicUser", "NoNewPrivileges"),
@@ -121,6 +122,10 @@ class Unit:
     conditions_met: bool
     #: Which of its runs this is.
     invocation: str
+    #: Whether they were looked at since the boot: each start does, unless what it requires has failed.
+    conditions_checked: bool = False
+    #: Whether a boot starts it: ``enabled``, ``disabled``, ``static``, ``masked`` …
+    file_state: str = ""
     #: ``Restart=`` of a service: ``no``, ``always``, ``on-success``, ``on-failure`` …
     restart: str = ""
     #: Where its processes are started; empty where that is the root, or a user's home.
@@ -392,6 +397,8 @@ def parse_units(text: str, manager: Manager = HOST) -> list[Unit]:
                 transient=keys.get("Transient") == "yes",
                 conditions_met=keys.get("ConditionResult") != "no",
                 invocation=keys.get("InvocationID", ""),
+                conditions_checked=keys.get("ConditionTimestampMonotonic", "0") not in ("", "0"),
+                file_state=keys.get("UnitFileState", ""),
                 restart=keys.get("Restart", ""),
                 working_directory=keys.get("WorkingDirectory", "").lstrip("!-").removeprefix("~"),
                 volatile_directories=tuple(

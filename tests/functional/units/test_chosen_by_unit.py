@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
-from ansible_collections.vmops.qemu.plugins.module_utils._host.shutdown_program import vms_to_save
+from ansible_collections.vmops.qemu.plugins.module_utils._host import shutdown_program
 
 from support.module_run import check_error
 from support.observe import Continuity, run_state, wait_until
@@ -87,12 +88,30 @@ def test_vms_of_one_host_by_their_units(nameless, image, run_module):
     continuity.check()
 
 
-def test_save_at_shutdown_finds_it(nameless, make_service):
-    service = make_service()
-    found, unnamed = asyncio.run(vms_to_save([]))
-    assert {label_of(nameless), service.guest.name} <= set(found)
+def test_save_at_shutdown_finds_it(nameless, image, tmp_path, monkeypatch, run_module):
+    """That the host goes down is only said; guests of others are left alone."""
+    continuity = Continuity(nameless.guest)
+    found, unnamed = asyncio.run(shutdown_program.vms_to_save([]))
+    assert label_of(nameless) in found
     assert nameless.guest.pid not in {process.pid for process in unnamed}
-    assert label_of(nameless) not in asyncio.run(vms_to_save([nameless.name]))[0]
+    assert label_of(nameless) not in asyncio.run(shutdown_program.vms_to_save([nameless.name]))[0]
+
+    async def only_this(exclude):
+        return [label_of(nameless)], []
+
+    async def goes_down():
+        return True
+
+    monkeypatch.setattr(shutdown_program, "vms_to_save", only_this)
+    monkeypatch.setattr(shutdown_program, "_host_goes_down", goes_down)
+    settings = tmp_path / "program" / "save_settings.json"
+    settings.parent.mkdir(mode=0o755)
+    settings.write_text(json.dumps({"save_dir": str(image.parent), "exclude": [], "parallel": 2, "timeout": 60}))
+    assert shutdown_program.main(str(settings)) == 0
+    nameless.wait_state("inactive", "failed")
+    back = run_module("qemu_managed_restore", save_dir=str(image.parent))
+    assert [(vm["name"], vm["state"]) for vm in back["vms"]] == [(label_of(nameless), "restored")], back["msg"]
+    continuity.check()
 
 
 def test_unit_that_has_several(make_guest, image, save, run_module):

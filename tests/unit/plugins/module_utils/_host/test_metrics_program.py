@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import types
 from pathlib import Path
@@ -36,9 +37,9 @@ def process(name="web1", uid=64055):
     return types.SimpleNamespace(name=name, uid=uid)
 
 
-def read(images=(), processes=(), boot_restore="", shut_down=()):
+def read(images=(), processes=(), boot_restore_failed=None, shut_down=()):
     """The samples by metric: labels and value of each."""
-    text = metrics(images, shut_down, processes, boot_restore)
+    text = metrics(images, shut_down, processes, boot_restore_failed)
     assert text.endswith("\n")
     families = list(text_string_to_metric_families(text))
     names = [family.name for family in families]
@@ -98,9 +99,9 @@ def test_time_that_nothing_tells():
     assert found["vmops_qemu_image_timestamp_seconds"] == []
 
 
-@pytest.mark.parametrize(("state", "value"), [("failed", 1), ("active", 0), ("inactive", 0)])
-def test_restore_at_boot(state, value):
-    assert read(boot_restore=state)["vmops_qemu_boot_restore_failed"] == [({}, value)]
+@pytest.mark.parametrize("has_failed", [True, False])
+def test_restore_at_boot(has_failed):
+    assert read(boot_restore_failed=has_failed)["vmops_qemu_boot_restore_failed"] == [({}, has_failed)]
     assert "vmops_qemu_boot_restore_failed" not in read()
 
 
@@ -180,6 +181,25 @@ def test_file_that_is_none(file):
         MetricsSettings.parse({"save_dir": "/s", "file": file})
 
 
+@pytest.mark.parametrize(
+    ("there", "save_mount", "readable"),
+    [(False, None, 0), (True, None, 1), (True, "", 1), (True, "/", 1), (True, "link", 1), (True, "unmounted", 0)],
+)
+def test_directory_that_is_not_there(tmp_path, there, save_mount, readable):
+    """A mount that has failed leaves no directory, or an empty one: no VM is saved, for all that is seen."""
+    (tmp_path / "link").symlink_to("/")
+    if there:
+        (tmp_path / "unmounted" / "save").mkdir(parents=True)
+    mount = {"link": f"{tmp_path}/link", "unmounted": f"{tmp_path}/unmounted"}.get(save_mount or "", save_mount)
+    settings = {"save_dir": f"{tmp_path}/unmounted/save", "file": f"{tmp_path}/vmops_qemu.prom", "save_mount": mount}
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+    path.chmod(0o600)
+    assert main(str(path)) == 0
+    told = (tmp_path / "vmops_qemu.prom").read_text().splitlines()
+    assert f"vmops_qemu_save_dir_readable {readable}" in told
+
+
 def test_exit_status(tmp_path, capsys):
     settings = tmp_path / "settings.json"
     place = tmp_path / "textfile"
@@ -199,4 +219,4 @@ def test_exit_status(tmp_path, capsys):
 def test_documentation_names_all_of_them():
     text = (ROOT / "docs" / "fleet-maintenance.md").read_text(encoding="utf-8")
     named = set(re.findall(r"vmops_qemu_[a-z_]+(?![a-z_.])", text)) - {"vmops_qemu_save_dir"}
-    assert named == set(read([image()], boot_restore="failed"))
+    assert named == set(read([image()], boot_restore_failed=True))
