@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._image.names import has_partial_name, target_of_partial
 from ansible_collections.vmops.qemu.plugins.plugin_utils._answer import sentence
 from ansible_collections.vmops.qemu.plugins.plugin_utils._figures import OF_VM, figures
 
@@ -50,6 +51,9 @@ _value:
     - C(unsaved) has the VMs that were not saved, each with C(name), C(pid), C(reason) and C(fate).
     - C(left_alone) is that of M(vmops.qemu.qemu_managed_restore), C(predicted) that of M(vmops.qemu.qemu_managed_save).
       C(saves_took) and C(restores_took) are the numbers of seconds that the two took, V(none) if not known.
+    - C(rolled_back) is whether saves that failed have left all VMs as they were (some were restored, none is still
+      saved or shut down, and each that could not be saved runs).
+    - C(unusable) is that of M(vmops.qemu.qemu_managed_restore), without the images that are replaced by the saves.
   type: dict
 """
 
@@ -60,9 +64,12 @@ def maintenance_host(saved: Run | None, restored: Run | None = None) -> dict[str
     """What became of a host's VMs."""
     saved, restored = saved or {}, restored or {}
     running = restored.get("running")
+    vms, unsaved = _vms(saved, restored, running or ()), _unsaved(saved, running)
     return {
-        "vms": _vms(saved, restored, running or ()),
-        "unsaved": _unsaved(saved, running),
+        "vms": vms,
+        "unsaved": unsaved,
+        "rolled_back": _are_rolled_back(saved, vms, unsaved),
+        "unusable": _unusable(saved, restored),
         "left_alone": restored.get("left_alone") or [],
         "predicted": saved.get("predicted") or {},
         "saves_took": saved.get("duration"),
@@ -97,6 +104,34 @@ def _vms(saved: Run, restored: Run, running: t.Iterable[Run]) -> list[dict[str, 
     return [
         _entry(name, saves.get(name, {}), restores.get(name) or back.get(name) or by_host.get(name) or {})
         for name in [*saves, *(name for name in restores if name not in saves)]
+    ]
+
+
+def _are_rolled_back(saved: Run, vms: t.Collection[dict[str, t.Any]], unsaved: t.Iterable[dict[str, t.Any]]) -> bool:
+    """Whether saves that failed have left all VMs as they were."""
+    saves, states = _by_name(saved.get("vms")), [vm["state"] for vm in vms]
+    return (
+        bool(saved.get("failed") or saved.get("failures"))
+        and "restored" in states
+        and "saved" not in states
+        and all(saves.get(vm["name"], {}).get("guest") == "running" for vm in vms if vm["state"] == "failed")
+        and not any(vm.get("fate") in ("shut down", "not started again") for vm in unsaved)
+    )
+
+
+def _unusable(saved: Run, restored: Run) -> list[Run]:
+    """The images from which nothing can be restored, and in whose place no VM is saved."""
+    images = [save.get("image") for save in _by_name(saved.get("vms")).values()]
+    places = [image.get("path") for image in images if isinstance(image, t.Mapping)]
+    found = restored.get("unusable")
+    found = found if isinstance(found, (list, tuple)) else ()
+    paths = [(image, image.get("path")) for image in found if isinstance(image, t.Mapping)]
+    return [
+        image
+        for image, path in paths
+        if isinstance(path, str)
+        # The next save of its VM removes what an interrupted one has left.
+        and (target_of_partial(path) if has_partial_name(path) else path) not in places
     ]
 
 

@@ -53,6 +53,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 #: VMs that are planned at a time: a plan waits for QEMU, not for the disk.
 _PLANNED_AT_A_TIME = 8
 
+#: How a guest is that does not run, by the word for it (``_situation``).
+_GUEST_NOW = {"paused": "is paused", "saved": "is saved", "ended": "has ended"}
+
 
 @dataclasses.dataclass(frozen=True)
 class HostSaveRequest:
@@ -168,7 +171,7 @@ class HostSaveOperation:
             return self._result(self._success(names, took))
         consequence = ""
         if self.request.on_error == "rollback":
-            consequence = await self._roll_back(names)
+            consequence = await self._roll_back(names, bool(still_on))
         elif self.request.on_error == "stop" and any(self._vms[name]["state"] == "saved" for name in names):
             consequence = "The VMs that were saved stay saved; qemu_managed_restore brings them back"
         elif self.request.on_error == "continue":
@@ -356,8 +359,11 @@ class HostSaveOperation:
         else:
             self._journal.say(f"{name}: {result['msg']}")
 
-    async def _roll_back(self, names: list[str]) -> str:
-        """Start those that this run has shut down, and restore those that it has saved; what was reached, in words."""
+    async def _roll_back(self, names: list[str], may_shut_down: bool) -> str:
+        """Start those that this run has shut down, and restore those that it has saved; what was reached, in words.
+
+        :param may_shut_down: whether a VM was asked to shut down in vain, and may still do so.
+        """
         saved = [name for name in names if self._is_to_be_put_back(self._vms[name])]
         turns = t.cast(Turns, self._turns)
         turns.reopen()
@@ -377,8 +383,14 @@ class HostSaveOperation:
             told.append(f"Not all that were shut down could be started again: {reasons}")
         elif self._unsaved.touched:
             told.append(f"The {count(self._unsaved.touched)} that had shut down: started again, from the disks")
-        if not left and not self._unsaved.touched:
+        others = [
+            f"{name} itself {_GUEST_NOW.get(vm['guest'], 'is not known to run')}"
+            for name in names
+            if (vm := self._vms[name])["failed"] and name not in saved and vm["guest"] != "running"
+        ]
+        if not (left or others or may_shut_down or self._unsaved.touched):
             told[-1] += ", the host is as it was"
+        told += others
         return ". ".join(told)
 
     def _is_to_be_put_back(self, vm: dict[str, t.Any]) -> bool:

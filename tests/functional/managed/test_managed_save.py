@@ -134,13 +134,27 @@ def test_a_save_that_fails_in_the_middle(make_guest, save_dir, start_module, on_
     first = "restored" if on_error == "rollback" else "saved"
     assert states(result) == {NAMES[0]: first, NAMES[1]: "failed", NAMES[2]: third}
     if on_error == "rollback":
-        assert "The 1 VM that was saved before was put back" in result["msg"]
+        assert f"The 1 VM that was saved before was put back. {NAMES[1]} itself has ended" in result["msg"]
+        assert "as it was" not in result["msg"]
         assert files(save_dir) == []
         for continuity in continuities.values():
             continuity.check()
     else:
         saved = [name for name, state in states(result).items() if state == "saved"]
         assert files(save_dir) == images_of(*saved)
+
+
+def test_host_is_as_it_was_where_the_guest_of_the_failed_save_goes_on(make_guest, save_dir, managed_save):
+    guests = [make_guest(name, memory_mib=256, block_mib=128) for name in NAMES[:2]]
+    continuities = [Continuity(guest) for guest in guests]
+    slow = {**SLOW, "timeout": 10}
+    result = managed_save(vms=NAMES[:2], parallel=1, by_vm={NAMES[1]: slow})
+    assert result["failed"]
+    assert states(result) == {NAMES[0]: "restored", NAMES[1]: "failed"}
+    assert "The 1 VM that was saved before was put back, the host is as it was" in result["msg"]
+    assert files(save_dir) == []
+    for continuity in continuities:
+        continuity.check()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

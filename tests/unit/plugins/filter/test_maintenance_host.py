@@ -113,3 +113,51 @@ def test_fate_of_those_that_were_shut_down():
 def test_lists_of_unsaved_vms_that_are_none(unsaved):
     found = maintenance_host({"unsaved": unsaved}, {"running": [{"name": 7}]})["unsaved"]
     assert [vm["fate"] for vm in found] == (["not started again", []] if isinstance(unsaved, list) else [])
+
+
+FAILED = {"name": "b", "failed": True, "guest": "running"}
+PUT_BACK = {**SAVED, "rollback": RESTORED}
+
+
+@pytest.mark.parametrize(
+    ("saves", "back"),
+    [
+        ({"failed": True, "vms": [PUT_BACK, FAILED]}, True),
+        ({"failed": True, "vms": [PUT_BACK, {**FAILED, "guest": "ended"}]}, False),
+        ({"failed": True, "vms": [PUT_BACK, {**FAILED, "guest": "unknown"}]}, False),
+        ({"failed": True, "vms": [PUT_BACK, {**FAILED, "guest": "saved", "rollback": RESTORED}]}, True),
+        ({"failed": True, "vms": [SAVED, FAILED]}, False),
+        ({"failed": True, "vms": [FAILED]}, False),
+        ({"failed": True, "vms": [PUT_BACK], "unsaved": [{"name": "c", "fate": "started again"}]}, True),
+        ({"failed": True, "vms": [PUT_BACK], "unsaved": [{"name": "c", "fate": "not started again"}]}, False),
+        ({"vms": [PUT_BACK]}, False),
+    ],
+)
+def test_host_is_rolled_back_where_all_its_guests_are_as_they_were(saves, back):
+    assert maintenance_host(saves)["rolled_back"] is back
+
+
+def test_images_that_stay_unusable():
+    def unusable(*paths):
+        return {
+            "unusable": [{"path": path, "name": None, "state": "invalid", "problems": ["cut off"]} for path in paths]
+        }
+
+    saves = {"vms": [{"name": "a", "image": {"path": "/save/a.save"}}, {"name": "b", "failed": True}]}
+    left = maintenance_host(
+        saves,
+        unusable(
+            "/save/a.save",
+            "/save/.a.save.0123456789abcdef.partial",
+            "/save/.aa.save.0123456789abcdef.partial",
+            "/save/b.save",
+            "/other/a.save",
+        ),
+    )["unusable"]
+    assert [image["path"] for image in left] == [
+        "/save/.aa.save.0123456789abcdef.partial",
+        "/save/b.save",
+        "/other/a.save",
+    ]
+    for nonsense in ({"unusable": "x"}, {"unusable": [1, {"path": 2}]}, {}):
+        assert maintenance_host(saves, nonsense)["unusable"] == []
