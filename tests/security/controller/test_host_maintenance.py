@@ -10,6 +10,8 @@ import json
 import os
 import stat
 
+import pytest
+
 PLAYBOOK = "vmops.qemu.host_maintenance"
 ESCAPE = "\x1b[2J\x1b]0;title\x07"
 QUICK = {
@@ -369,3 +371,84 @@ def test_vm_that_was_saved_and_is_not_back_is_told_of(controller):
     assert run.code != 0
     assert states(report) == {"hv1": "failed", "hv2": "done"}
     assert "These VMs were saved, or shut down, and do not run: web1" in report["hosts"][0]["msg"]
+
+
+RUNS = {"name": "web2", "state": "predicted", "changed": True, "msg": "would be saved"}
+LEFT = {"name": "web2", "pid": 7, "reason": "it is excluded"}
+
+
+def test_host_is_rebooted_only_when_it_says_that_no_vm_runs(controller):
+    """It is asked between the saves and the reboot; whatever else it says, its VMs come back."""
+    free = [
+        {"vms": [], "unsaved": []},
+        {"vms": [{**RUNS, "state": "saved", "changed": False}], "unsaved": []},
+        {"vms": [], "unsaved": [{**LEFT, "fate": "ignored"}, {**LEFT, "fate": "no guest"}]},
+    ]
+    not_free = [
+        {"vms": [RUNS], "unsaved": []},
+        {"vms": [{**RUNS, "state": "failed", "failed": True}], "unsaved": []},
+        {"vms": [], "unsaved": [{**LEFT, "fate": ""}]},
+        {"failed": True, "vms": [], "unsaved": [], "msg": "not every VM may be found"},
+        {"failed": True, "msg": "no Python here"},
+        {"vms": []},
+        "nonsense",
+    ]
+    hosts = {}
+    for number, answer in enumerate([*free, *not_free]):
+        hosts[f"hv{number}"] = host = maintained()
+        host["modules"]["qemu_managed_save"].append(answer)
+    run, report = maintain(controller, hosts, host_maintenance_reboot=True)
+    # No reboot comes to its end here: none of them says what system it is.
+    assert set(states(report).values()) == {"failed"}, run.output
+    for number, host in enumerate(report["hosts"]):
+        reboots = number < len(free)
+        assert (f"{host['host']} setup" in run.calls) == reboots, host
+        assert (f"{host['host']} was not rebooted" in host["msg"]) != reboots, host
+        assert [vm["state"] for vm in host["vms"]] == ["saved" if reboots else "restored"], host
+
+
+@pytest.mark.parametrize(
+    "asked", [("--skip-tags", "save"), ("--skip-tags", "preflight"), ("--start-at-task", "Reboot")]
+)
+def test_part_of_a_maintenance_does_not_reboot_what_was_not_saved(controller, asked):
+    run, _report = maintain(controller, {"hv1": maintained()}, *asked, host_maintenance_reboot=True)
+    assert run.code != 0, run.output
+    assert "hv1 setup" not in run.calls
+    assert "hv1 async_wrapper" not in run.calls
+
+
+def test_host_is_left_alone_only_where_no_vm_runs_or_waits(controller):
+    nothing = {"msg": "nothing to do", "vms": [], "failures": [], "unsaved": [], "running": []}
+    cases = [
+        ({}, {}, False),
+        ({"unsaved": [{**LEFT, "fate": "no guest"}]}, {}, False),
+        ({"unsaved": [{**LEFT, "fate": ""}]}, {}, True),
+        ({"unsaved": [{**LEFT, "fate": "ignored"}]}, {}, True),
+        ({}, {"started": [{"name": "web2", "state": "predicted", "changed": True}]}, True),
+    ]
+    hosts = {}
+    for number, (plan, restores, _begins) in enumerate(cases):
+        hosts[f"hv{number}"] = host = maintained()
+        answers = {"qemu_managed_save": plan, "qemu_managed_restore": restores}
+        host["modules"] |= {module: [{**nothing, **answer}] for module, answer in answers.items()}
+        host["modules"]["job"] = [nothing]
+    run, _report = maintain(controller, hosts)
+    assert run.code == 0, run.output
+    assert [f"hv{number} async_wrapper" in run.calls for number in range(len(cases))] == [case[2] for case in cases]
+
+
+def test_image_that_cannot_be_restored_is_told_before_a_host_is_touched(controller):
+    """But for one in whose place the VM is saved."""
+    own = {"path": "/var/lib/vmops/save/web1.save", "name": None, "state": "invalid", "problems": ["cut off"]}
+    found = {"failed": True, "error": "HostRunError", "msg": "cannot be restored"}
+    hosts = {"hv1": maintained(), "hv2": maintained("db1"), "hv3": maintained("db2")}
+    for host, known in (("hv1", {"unusable": [own]}), ("hv2", {"unusable": [own]}), ("hv3", {})):
+        hosts[host]["modules"]["qemu_managed_restore"][0] |= {**found, **known}
+    image = {"path": own["path"], "state": "absent"}
+    hosts["hv1"]["modules"]["qemu_managed_save"][0]["vms"][0]["image"] = image
+    run, report = maintain(controller, hosts)
+    assert run.code != 0
+    assert states(report) == {"hv1": "not reached", "hv2": "failed", "hv3": "failed"}, run.output
+    assert report["hosts"][1]["msg"].startswith(f"{own['path']} cannot be restored: cut off. ")
+    assert report["hosts"][2]["msg"].startswith("cannot be restored ")
+    assert not [call for call in run.calls if call.endswith(" async_wrapper")], "no host was touched"
