@@ -125,15 +125,25 @@ class ProcessHandle:
 
         :raises PermissionError: it is another user's.
         """
+        self._signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask it to end (SIGTERM), where it still runs.
+
+        :raises PermissionError: it is another user's.
+        """
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self.ended:
             return
         if self._descriptor is not None:
             with contextlib.suppress(OSError):  # a filter may know the one call and not the other
-                _send_signal(self._descriptor, signal.SIGKILL)
+                _send_signal(self._descriptor, number)
                 return
         if not is_over(self.pid, self._birth):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, number)
 
     def close(self) -> None:
         """Give the descriptor back; it is of no use any more after that."""

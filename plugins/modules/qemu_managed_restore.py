@@ -17,7 +17,7 @@ description:
   - Each VM is restored once, from its last save in O(save_dir). Older saves, copies, checkpoints, archives, and images
     that were saved for another reason are left alone and listed in RV(left_alone).
   - A VM that cannot be restored keeps its image and is named; the others go on.
-  - Saves that are still at work on the host are waited for.
+  - Other runs over the VMs of O(save_dir), and saves of single VMs, are waited for if they are still at work.
 options:
   images:
     description:
@@ -52,14 +52,14 @@ options:
   timeout:
     description:
       - The number of seconds after which the restore of a VM is given up. Its image is kept.
-      - Saves that are still at work are waited for as long.
+      - Other runs that are at work are waited for as long, counted anew whenever one of them has come further.
   launch:
     choices: [recorded, attach]
 attributes:
   check_mode:
     support: full
     details:
-      - In check mode, the module returns its plan.
+      - In check mode, the module returns its plan. It does not wait for other runs, but warns of them.
   diff_mode:
     support: full
   idempotent:
@@ -78,6 +78,7 @@ notes:
   - The module runs as a background job on the host, and the controller follows it. If the controller or the connection
     is lost, the run goes on to its end. The same task, run again, waits for it and goes on from there.
   - C(async) cannot be used with this module.
+  - Runs follow one another, as M(vmops.qemu.qemu_managed_save) describes.
 seealso:
   - module: vmops.qemu.qemu_managed_save
   - module: vmops.qemu.qemu_restore
@@ -290,7 +291,7 @@ def main() -> None:
     )
     options = module.params
 
-    with HostProgress("restore", options["save_dir"]) as journal:
+    with HostProgress("restore", options["save_dir"], plans_only=module.check_mode) as journal:
 
         def make() -> HostRestoreOperation:
             request = HostRestoreRequest(

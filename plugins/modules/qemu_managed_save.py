@@ -64,6 +64,7 @@ options:
   timeout:
     description:
       - The number of seconds after which the save of a VM is given up and its guest goes on.
+      - Other runs that are at work are waited for as long, counted anew whenever one of them has come further.
   image_version:
     description:
       - The version of the images' headers. V(3) marks mapped-ram in its C(features), V(2) is what libvirt reads.
@@ -80,7 +81,7 @@ attributes:
   check_mode:
     support: full
     details:
-      - In check mode, the module returns its plan.
+      - In check mode, the module returns its plan. It does not wait for other runs, but warns of them.
   diff_mode:
     support: full
   idempotent:
@@ -99,6 +100,12 @@ notes:
   - The module runs as a background job on the host, and the controller follows it. If the controller or the connection
     is lost, the run goes on to its end. The same task, run again, waits for it and goes on from there.
   - C(async) cannot be used with this module.
+  - Runs of M(vmops.qemu.qemu_managed_save) and M(vmops.qemu.qemu_managed_restore), and of the services of the role
+    P(vmops.qemu.host_setup#role), follow one another if they are of one user and one O(save_dir), also if they are
+    asked for different VMs. The VMs are listed when all that began before have ended. If all VMs are to be saved,
+    restores from other directories are waited for, too.
+  - If a run waits longer than O(timeout) for others that come no further, it fails with C(BusyError), and no VM was
+    touched.
 seealso:
   - module: vmops.qemu.qemu_managed_restore
   - module: vmops.qemu.qemu_save
@@ -292,7 +299,7 @@ def main() -> None:
     )
     options = module.params
 
-    with HostProgress("save", options["save_dir"]) as journal:
+    with HostProgress("save", options["save_dir"], plans_only=module.check_mode) as journal:
 
         def make() -> HostSaveOperation:
             by_vm = parse_by_vm(options["by_vm"], OF_A_VM)

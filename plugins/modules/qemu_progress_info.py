@@ -81,7 +81,9 @@ operations:
        bytes_done: 904396800, bytes_total: 2153316352, rate: 314572800, seconds_left: 3, pid: 4711,
        started: 1764000000.0, updated: 1764000003.0}
 runs:
-  description: The runs of M(vmops.qemu.qemu_managed_save) and M(vmops.qemu.qemu_managed_restore) that are at work.
+  description:
+    - The runs of M(vmops.qemu.qemu_managed_save) and M(vmops.qemu.qemu_managed_restore), and of the services of the
+      role P(vmops.qemu.host_setup#role), that are at work, or wait for each other.
   type: list
   elements: dict
   returned: success

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -14,13 +15,16 @@ import zipfile
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.lookup.restore_program import make_program
+from ansible_collections.vmops.qemu.plugins.module_utils._host.progress import read_host_runs
+from ansible_collections.vmops.qemu.plugins.module_utils._host.run_lock import host_run_lock
+from ansible_collections.vmops.qemu.plugins.module_utils._host.service import StandardStreams
 from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 
 from support import find_qemu_pids
 from support.boot_program import BOOT_PROGRAM, said
 from support.monitor import Monitor
-from support.observe import VM, Continuity, run_state
+from support.observe import VM, Continuity, run_state, wait_until
 
 
 def wait_for_qemu():
@@ -126,6 +130,28 @@ def test_settings_that_others_could_have_written_are_not_followed(image, run_pro
     said(process, 0)
     program.parent.chmod(0o777)
     assert "is not safe" in said(run_program(), 1)
+
+
+def test_another_run_is_waited_for_and_others_can_see_it(guest, image, save, run_program):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+
+    def lines_of(process):
+        return [line["text"] for run in read_host_runs() if run.pid == process.pid for line in run.lines]
+
+    async def work():
+        async with host_run_lock(str(image.parent), 5, StandardStreams()):
+            process = run_program()
+            await asyncio.to_thread(wait_until, lambda: lines_of(process) or process.poll() is not None, 60)
+            assert "waiting, as another run works on VMs in " in str(lines_of(process))
+            assert image.exists()
+            return process
+
+    output = said(asyncio.run(work()), 0)
+    assert "waiting, as another run" in output
+    assert f"{VM} was restored from {image}" in output
+    guest.adopt_restarted()
+    continuity.check()
 
 
 def test_restore_that_hangs_is_given_up(guest, image, save, run_program):

@@ -21,7 +21,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file impor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager
 
 from support.counter import NamelessGuest
-from support.observe import OTHER_VM, VM, Continuity, run_state
+from support.observe import OTHER_VM, VM, Continuity, run_state, wait_until
 
 
 @pytest.fixture
@@ -120,6 +120,48 @@ def test_time_that_is_over(big_guest, image, at_shutdown):
     assert f"<3>{VM}: " in said
     assert not any(image.parent.glob("*.save"))
     continuity.check()
+
+
+def test_restore_that_is_at_work_is_ended_first(make_guest, image, at_shutdown, run_module, start_module, tmp_path):
+    """What it brought back behind the save would be lost; and what it has brought back by then is saved again."""
+    continuities = [Continuity(make_guest(name, observer=True)) for name in (VM, OTHER_VM)]
+    saved = run_module("qemu_managed_save", vms=[VM, OTHER_VM], save_dir=str(image.parent))
+    assert not saved.get("failed"), saved["msg"]
+    restoring = start_module(
+        "qemu_managed_restore",
+        vms=[VM, OTHER_VM],
+        save_dir=str(image.parent),
+        order=[[VM], [OTHER_VM]],
+        by_vm={VM: {"health_check": ["test", "-e", str(tmp_path / "never")], "health_check_timeout": 8}},
+    )
+    wait_until(lambda: not (image.parent / f"{VM}.save").exists(), timeout=60)
+    status, said = at_shutdown()
+    assert status == 0, said
+    assert f"the restore that is at work (pid {restoring.process.pid}) is told to end" in said
+    assert f"{VM} was saved in {image.parent}/{VM}.save" in said
+    assert restoring.result()["failed"]
+    assert sorted(path.name for path in image.parent.glob("*.save")) == sorted(f"{vm}.save" for vm in (VM, OTHER_VM))
+    back = run_module("qemu_managed_restore", save_dir=str(image.parent))
+    assert not back.get("failed"), back["msg"]
+    for continuity in continuities:
+        continuity.check()
+
+
+def test_another_save_is_waited_for_no_longer_than_there_is_time(
+    big_guest, make_guest, image, at_shutdown, start_module
+):
+    """It is at work on one VM, which is left to it; the other VM is saved beside it."""
+    make_guest(OTHER_VM)
+    directory = str(image.parent)
+    saving = start_module("qemu_managed_save", vms=[VM], save_dir=directory, bandwidth="2M", parallel_channels=1)
+    wait_until(lambda: any(path.name.startswith(f".{VM}") for path in image.parent.iterdir()), timeout=60)
+    status, said = at_shutdown(timeout=6)
+    assert f"waiting, as a run saves VMs in {directory} (pid {saving.process.pid})" in said
+    assert (
+        "another run is still at work: the VMs are saved beside it, but for those on which others are at work" in said
+    )
+    assert f"{OTHER_VM} was saved in {directory}/{OTHER_VM}.save" in said
+    assert (status, saving.process.poll()) == (1, None)
 
 
 def vms_to_save(exclude=()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import HostRestoreRequest
+from ansible_collections.vmops.qemu.plugins.module_utils._host.progress import HostProgress
 from ansible_collections.vmops.qemu.plugins.module_utils._host.restore import HostRestoreOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
     StandardStreams,
@@ -62,7 +63,9 @@ def main(settings: str) -> int:
     journal = StandardStreams()
 
     async def work() -> bool:
-        await run_as_service(HostRestoreOperation(read_settings(settings, request_of), journal))
+        request = read_settings(settings, request_of)
+        with HostProgress("restore", request.save_dir, journal) as progress:
+            await run_as_service(HostRestoreOperation(request, progress))
         return True
 
     return exit_status(work, journal)

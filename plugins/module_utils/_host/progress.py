@@ -16,6 +16,7 @@ import os
 import time
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import one_line
+from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import birth_of
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import publish, read_published
 from ansible_collections.vmops.qemu.plugins.module_utils._run_directory import host_run_path, host_run_paths
@@ -50,13 +51,21 @@ class HostRun:
 class HostProgress:
     """A journal that others on this host can read. It must never fail or hold up the run, so errors are dropped."""
 
-    def __init__(self, operation: str, save_dir: str) -> None:
-        """:param operation: ``save`` or ``restore``. :param save_dir: the directory of the images."""
+    def __init__(self, operation: str, save_dir: str, beside: Journal | None = None, plans_only: bool = False) -> None:
+        """:param operation: ``save`` or ``restore``. :param save_dir: the directory of the images.
+
+        :param beside: another journal that is told the same.
+        :param plans_only: whether it touches no VM: nothing is published then, as nobody is to wait for its end.
+        """
+        self._beside = beside
+        self._plans_only = plans_only
         pid = os.getpid()
         self._now = HostRun(operation, save_dir, pid, time.time(), [], birth_of(pid) or 0)
         self._path = ""
 
     def __enter__(self) -> HostProgress:
+        if self._plans_only:
+            return self
         # Nothing is published where there is no place for it.
         with contextlib.suppress(OSError):
             self._path = host_run_path(self._now.pid)
@@ -70,10 +79,14 @@ class HostProgress:
 
     def say(self, text: str) -> None:
         """Publish what was done, or left alone."""
+        if self._beside:
+            self._beside.say(text)
         self._add(text, failed=False)
 
     def complain(self, text: str) -> None:
         """Publish what went wrong."""
+        if self._beside:
+            self._beside.complain(text)
         self._add(text, failed=True)
 
     def _add(self, text: str, failed: bool) -> None:

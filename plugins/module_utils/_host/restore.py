@@ -14,8 +14,8 @@ and the others go on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-import math
 import os
 import time
 import typing as t
@@ -38,7 +38,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._host.health_check import why_check_fails
 from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
-from ansible_collections.vmops.qemu.plugins.module_utils._host.progress import read_host_runs
 from ansible_collections.vmops.qemu.plugins.module_utils._host.rates import keep_rate
 from ansible_collections.vmops.qemu.plugins.module_utils._host.result import (
     Clock,
@@ -46,6 +45,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.result import (
     host_result,
     is_not_done,
     state_of,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._host.run_lock import (
+    INTERVAL,
+    Patience,
+    host_run_lock,
+    single_operations,
+    would_wait,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
     Turns,
@@ -56,7 +62,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
 from ansible_collections.vmops.qemu.plugins.module_utils._host_memory import MemoryLedger
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
 from ansible_collections.vmops.qemu.plugins.module_utils._names import VmNames, label_of_unit
-from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, has_open, list_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import own_name
@@ -64,9 +69,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation impo
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, read_all
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.start import START_TIMEOUT, StartOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
-
-#: Seconds between two looks at the saves of others that are still at work.
-_WAIT_INTERVAL = 1.0
 
 
 class HostRestoreOperation:
@@ -86,6 +88,8 @@ class HostRestoreOperation:
         self._choice = Choice([], [], [])
         self._unhealthy: list[str] = []
         self._stopped_by = ""
+        #: Of what else is at work, where this run does not wait for it.
+        self._at_work: list[str] = []
         self._clock = Clock()
         self._memory = MemoryLedger()
 
@@ -95,6 +99,7 @@ class HostRestoreOperation:
         :returns: the module's return values.
         :raises HostRunError: not all are back; what became of each is in its result.
         :raises ImageAccessError: the directory cannot be read.
+        :raises BusyError: another run over VMs is at work; nothing was touched.
         """
         return await to_the_end(self._run(), self.stop)
 
@@ -111,10 +116,20 @@ class HostRestoreOperation:
 
     async def _run(self) -> dict[str, t.Any]:
         have_threads_for(self.request.parallel)
+        save_dir, timeout = self.request.save_dir, self.request.common["timeout"]
+        async with contextlib.AsyncExitStack() as stack:
+            if self.request.check_mode:
+                self._at_work = would_wait(save_dir, single_operations("save", save_dir))
+            else:
+                lock = host_run_lock(save_dir, timeout, self._journal, lambda: self._stopped_by)
+                await stack.enter_async_context(lock)
+                await self._wait_for_saves()
+            return await self._restore_all()
+
+    async def _restore_all(self) -> dict[str, t.Any]:
         turns = self._turns = Turns(self.request.parallel)
         if self._stopped_by:
             turns.stop(self._stopped_by)
-        await self._wait_for_saves()
         self._choice = await in_thread(self._find)
         restoring = time.monotonic()
         for group in self._choice.groups:
@@ -141,30 +156,16 @@ class HostRestoreOperation:
     # --- finding ---
 
     async def _wait_for_saves(self) -> None:
-        """A save that an earlier run began makes its image only at its end; it would be missed."""
-        deadline = time.monotonic() + (self.request.common["timeout"] or math.inf)
-        told: set[str] = set()
-        while time.monotonic() < deadline and not self._stopped_by:
-            others = {
-                f"{progress.vm} is being saved"
-                for progress in read_progress()
-                if progress.operation == "save" and self._is_here(os.path.dirname(progress.image))
-            }
-            others |= {
-                f"a run saves VMs (pid {run.pid})"
-                for run in read_host_runs()
-                if run.operation == "save" and self._is_here(run.save_dir)
-            }
-            if not others:
-                return
-            for other in sorted(others - told):
-                self._journal.say(f"waiting, as {other}")
-            told |= others
-            await asyncio.sleep(_WAIT_INTERVAL)
+        """A save of one VM that is at work makes its image only at its end; it would be missed.
 
-    def _is_here(self, directory: str) -> bool:
-        """Whether a directory is that of the images."""
-        return os.path.realpath(directory) == os.path.realpath(self.request.save_dir)
+        One that hangs keeps the other VMs waiting no longer than its time.
+        """
+        patience = Patience(self.request.common["timeout"], self._journal)
+        while not self._stopped_by:
+            saves = single_operations("save", self.request.save_dir)
+            if not saves or not patience.lasts(saves):
+                return
+            await asyncio.sleep(INTERVAL)
 
     def _find(self) -> Choice:
         """What is to be restored; what is not is named."""
@@ -290,8 +291,10 @@ class HostRestoreOperation:
 
     def _result(self) -> dict[str, t.Any]:
         place = lasting(self.request.save_dir)
+        result = host_result(self._vms, self._clock, self._started)
         return {
-            **host_result(self._vms, self._clock, self._started),
+            **result,
+            "warnings": [*self._at_work, *result["warnings"]],
             "started": [{key: value for key, value in vm.items() if key != "warnings"} for vm in self._started],
             "unhealthy": self._unhealthy,
             "unusable": self._choice.unusable,

@@ -23,6 +23,13 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.result import (
     names_not_done,
     state_of,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._host.run_lock import (
+    Others,
+    host_run_lock,
+    restores_elsewhere,
+    single_operations,
+    would_wait,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._host.space import shortages
 from ansible_collections.vmops.qemu.plugins.module_utils._host.turns import (
     Turns,
@@ -112,13 +119,17 @@ class _Target:
 class HostSaveOperation:
     """All saves of one run; ``situation`` says at any time how the guests are."""
 
-    def __init__(self, request: HostSaveRequest, journal: Journal) -> None:
+    def __init__(self, request: HostSaveRequest, journal: Journal, has_lock: bool = False) -> None:
+        """:param has_lock: whether this process has the lock already that keeps other runs away (``host_run_lock``)."""
         self.request = request
+        self._has_lock = has_lock
         self.subject = "the VMs of this host"
         self.situation = Situation("No VM was touched")
         self._journal = journal
         self._turns: Turns | None = None
         self._warnings: list[str] = []
+        #: Of what else is at work, where this run does not wait for it.
+        self._at_work: list[str] = []
         #: The VMs to save, by what no other one is called.
         self._targets: dict[str, _Target] = {}
         #: What became of each of them, likewise, in the order in which they were found.
@@ -133,6 +144,7 @@ class HostSaveOperation:
 
         :returns: the module's return values.
         :raises HostRunError: not all could be saved; what became of each is in its result.
+        :raises BusyError: another run over VMs is at work; nothing was touched.
         """
         return await to_the_end(self._run(), self.stop)
 
@@ -147,6 +159,23 @@ class HostSaveOperation:
 
     async def _run(self) -> dict[str, t.Any]:
         have_threads_for(max(self.request.parallel, _PLANNED_AT_A_TIME))
+        save_dir, timeout = self.request.save_dir, self.request.common["timeout"]
+        async with contextlib.AsyncExitStack() as stack:
+            if self.request.check_mode:
+                self._at_work = would_wait(save_dir, self._restores_of_others())
+            elif not self._has_lock:
+                lock = host_run_lock(
+                    save_dir, timeout, self._journal, lambda: self._interrupted, self._restores_of_others
+                )
+                await stack.enter_async_context(lock)
+            return await self._save_all()
+
+    def _restores_of_others(self) -> Others:
+        """Those that this run is to wait for, beside the runs in its directory: what they bring back runs only then."""
+        others = single_operations("restore", self.request.save_dir)
+        return others if self.request.vms else {**others, **restores_elsewhere(self.request.save_dir)}
+
+    async def _save_all(self) -> dict[str, t.Any]:
         await self._plan()
         self._require_all()
         if self.request.check_mode:
@@ -469,7 +498,7 @@ class HostSaveOperation:
             "msg": one_line(msg),
             "unsaved": self._unsaved.as_result(),
             "predicted": self._predicted,
-            "warnings": list(dict.fromkeys([*self._warnings, *result["warnings"]])),
+            "warnings": list(dict.fromkeys([*self._at_work, *self._warnings, *result["warnings"]])),
         }
 
 

@@ -6,6 +6,10 @@
 
 What cannot be saved, or not in time, is left to whoever shuts it down: its guest goes on until then. So are libvirt's
 VMs.
+
+A restore that is at work, which systemd stops only after this service, is told to end first: what it brought back
+behind the save would be lost. Another save is left half of the time to come to its end, and those whom it puts back are
+saved here. After that the VMs are saved beside whoever still works, since those that are not saved end anyway.
 """
 
 from __future__ import annotations
@@ -17,8 +21,15 @@ import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, UnitError
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ConflictError,
+    InterruptedOperationError,
+    UnitError,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._file_system import lasting
+from ansible_collections.vmops.qemu.plugins.module_utils._host.journal import Journal
+from ansible_collections.vmops.qemu.plugins.module_utils._host.progress import HostProgress
+from ansible_collections.vmops.qemu.plugins.module_utils._host.run_lock import host_run_lock, runs_at_work
 from ansible_collections.vmops.qemu.plugins.module_utils._host.save import HostSaveOperation, HostSaveRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
     StandardStreams,
@@ -27,6 +38,8 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
     run_as_service,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._names import label_of_unit
+from ansible_collections.vmops.qemu.plugins.module_utils._process_handle import ProcessHandle
+from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.manager import HOST, Manager
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, list_processes
@@ -117,21 +130,51 @@ def main(settings: str) -> int:
             )
         if place.lasts is None:
             journal.say(f"{where} that is not known to outlast this host's shutdown; the VMs are saved there, as asked")
-        names, nameless = await vms_to_save(asked.exclude)
+        with HostProgress("save", asked.save_dir, journal) as progress:
+            return await _save(asked, progress)
+
+    return exit_status(work, journal)
+
+
+async def _save(asked: ShutdownSettings, journal: Journal) -> bool:
+    """Save all that run, in the time that is given; whether nothing is left that was to be saved."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with contextlib.AsyncExitStack() as stack:
+        _end_restores(asked.save_dir, journal)
+        enough = began + asked.timeout / 2
+        lock = host_run_lock(asked.save_dir, 0, journal, lambda: "this shutdown" if loop.time() > enough else "")
+        left: set[str] = set()
+        try:
+            await stack.enter_async_context(lock)
+        except InterruptedOperationError:
+            # To wait for those, too, would keep the others from being saved.
+            left = {progress.vm for progress in read_progress()}
+            but_for = f", but for those on which others are at work ({', '.join(sorted(left))})" if left else ""
+            journal.complain(f"another run is still at work: the VMs are saved beside it{but_for}")
+        waited = loop.time() - began
+        called, nameless = await vms_to_save(asked.exclude)
         for process in nameless:
-            # Not by the journal of the run, which is to say itself what keeps it from its begin.
-            StandardStreams().complain(
+            journal.complain(
                 f"A QEMU (pid {process.pid}) cannot be saved: it has no name, uuid or unit of its own by which it could"
                 " be found again. Start it with -name or -uuid"
             )
+        names = [name for name in called if name not in left]
         if not names:
             journal.say("no VM is to be saved")
-            return not nameless
-        operation = HostSaveOperation(asked.request(names), journal)
-        asyncio.get_running_loop().call_later(asked.timeout, operation.stop, "the end of its time")
-        return not (await run_as_service(operation))["failures"] and not nameless
+            return not left and not nameless
+        operation = HostSaveOperation(asked.request(names), journal, has_lock=True)
+        loop.call_later(asked.timeout - waited, operation.stop, "the end of its time")
+        return not (await run_as_service(operation))["failures"] and not left and not nameless
 
-    return exit_status(work, journal)
+
+def _end_restores(save_dir: str, journal: Journal) -> None:
+    """Tell the restores that are at work to end, which leave their images as they are."""
+    for run in runs_at_work(save_dir):
+        if run.operation == "restore":
+            journal.say(f"the restore that is at work (pid {run.pid}) is told to end")
+            with contextlib.closing(ProcessHandle(run.pid, run.birth)) as process:
+                process.terminate()
 
 
 async def _host_goes_down() -> bool:

@@ -84,6 +84,14 @@ def test_killed_and_seen_to_end(way, sleeper):
     handle.close()
 
 
+def test_asked_to_end(way, sleeper):
+    handle = ProcessHandle(sleeper.pid)
+    handle.terminate()
+    assert sleeper.wait() == -signal.SIGTERM
+    handle.terminate()
+    handle.close()
+
+
 def test_end_that_nobody_waited_for(way, sleeper):
     handle = ProcessHandle(sleeper.pid)
     sleeper.kill()

@@ -29,6 +29,7 @@ def run(monkeypatch, processes, doubtful=(), **options):
     """Check mode with these processes alone on the host."""
     monkeypatch.setattr(save, "list_processes", lambda: list(processes))
     monkeypatch.setattr(save, "list_doubtful", lambda: list(doubtful))
+    monkeypatch.setattr(save, "restores_elsewhere", lambda _save_dir: {})
     known = {
         "vms": [],
         "include": ["*"],
