@@ -86,6 +86,14 @@ def birth_of(pid: int) -> int | None:
         return None
 
 
+def boot_id() -> str:
+    """What the kernel calls this boot of the host; empty where it does not say."""
+    try:
+        return read_bounded("/proc/sys/kernel/random/boot_id", _SMALL).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+
+
 def is_over(pid: int, birth: int | None) -> bool:
     """Whether the process that began then has ended, reaped or not; never an error.
 

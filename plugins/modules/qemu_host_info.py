@@ -78,8 +78,8 @@ problems:
           V(monitor) (it cannot be queried), V(monitor_remote) (its monitor is not a UNIX socket), V(blocker) (its QEMU
           refuses), V(sleeping) (its QEMU cannot save a guest that sleeps), V(image_beside) (it runs, and its complete
           image or checkpoint is where the next save would be), V(no_mapped_ram) (its QEMU is older than 9.1; does not
-          block) and V(shut_down) (M(vmops.qemu.qemu_managed_save) has shut it down, and it was not started again; does
-          not block).
+          block), V(shut_down) (M(vmops.qemu.qemu_managed_save) has shut it down, or asked it to, and it was not started
+          again; does not block) and V(shutdown_pending) (it was asked to shut down and still runs; does not block).
         - Of an image, V(image_invalid), V(image_partial), V(image_not_restorable), and V(image_superseded) (does not
           block).
         - Of the directory, V(save_dir_unreadable), V(save_dir_closed) (no image can be made in it), V(save_dir_unsafe)

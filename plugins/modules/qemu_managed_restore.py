@@ -13,7 +13,9 @@ description:
   - Restores the VMs that M(vmops.qemu.qemu_managed_save) has saved on a host, in one run on the host, several at the
     same time. Each is restored as by M(vmops.qemu.qemu_restore).
   - VMs that M(vmops.qemu.qemu_managed_save) has shut down (O(vmops.qemu.qemu_managed_save#module:unsaved=shutdown)) are
-    started again, in the same groups. One that runs already is left as it is.
+    started again, in the same groups. One that runs already is left as it is. One that has a later image is restored
+    from that; an image that is older than the shutdown is left alone. A VM is named and not started if the run that
+    asked it to shut down has not seen its end, or if an image may have a later state of it than its disks.
   - Each VM is restored once, from its last save in O(save_dir). Older saves, copies, checkpoints, archives, and images
     that were saved for another reason are left alone and listed in RV(left_alone).
   - A VM that cannot be restored keeps its image and is named; the others go on.
@@ -156,8 +158,8 @@ started:
       type: str
     state:
       description:
-        - V(started), also if it ran already; V(failed); V(skipped), if its start did not begin because the run was
-          interrupted; V(predicted) in check mode.
+        - V(started), also if it ran already, or runs on although it was asked to shut down; V(failed); V(skipped), if
+          its start did not begin because the run was interrupted; V(predicted) in check mode.
       type: str
     changed:
       description: Whether this run has started it.

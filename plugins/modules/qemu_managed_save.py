@@ -44,8 +44,9 @@ options:
         have neither a name nor a UUID or unit of their own.
       - V(fail) fails before a guest is touched. V(ignore) only lists them in RV(unsaved).
       - V(shutdown) shuts them down by ACPI, as their power buttons would, after all others are saved. It is kept on
-        the host how they were started, and M(vmops.qemu.qemu_managed_restore) starts them again. A VM that could not
-        be started again, is paused, or belongs to libvirt is an error before a guest is touched.
+        the host how they were started, and M(vmops.qemu.qemu_managed_restore) starts those again that have shut down
+        within O(shutdown_timeout). A VM that could not be started again, is paused, or belongs to libvirt is an error
+        before a guest is touched.
       - With V(shutdown), a VM whose save is refused (a device or a setting blocks it, or it could not be restored) is
         shut down instead, whatever O(on_error) says.
       - A VM that has neither a name nor a UUID nor a unit that starts it is an error in any case if all VMs are to be

@@ -20,10 +20,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._names import (
     label_of_unit,
     options_of,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import vm_uuid
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import Selection
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.relation import later_image, why_not_restored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,8 @@ class Choice:
     left_alone: list[dict[str, t.Any]]
     #: Images from which nothing can be restored, each with ``path``, ``name``, ``state`` and ``problems``.
     unusable: list[dict[str, t.Any]]
+    #: What is kept of VMs that ran again since they were shut down, each with the image in which that VM was saved.
+    outdated: list[tuple[ShutDownVm, str]] = dataclasses.field(default_factory=list)
 
 
 def choose(
@@ -98,7 +100,7 @@ def choose(
     runs: t.Callable[[dict[str, t.Any]], bool],
     is_held: t.Callable[[dict[str, t.Any]], bool],
 ) -> Choice:
-    """Choose each VM's last save, and the VMs that were shut down.
+    """Choose each VM's last save, and the VMs that were shut down: of one VM, whichever of the two is later.
 
     :param images: those of the directory, as ``directory_info`` returns them.
     :param runs: whether there is a QEMU of an image's VM: the guest of a save that was cut off may stand in it still.
@@ -107,6 +109,7 @@ def choose(
     groups: list[list[RestoreTask | ShutDownVm]] = [[] for _group in range(len(request.order) + 1)]
     choice = Choice(groups, [], [])
     found: list[VmNames] = []
+    images, shut_down = list(images), list(shut_down)
 
     def add(chosen: Selection, path: str, names: VmNames) -> None:
         groups[group_of(names, request.order)].append(RestoreTask(chosen, path, names))
@@ -121,7 +124,7 @@ def choose(
         # Archives were made on purpose.
         if image["state"] == "archived" or not _is_wanted(names, request):
             continue
-        why = _why_left_alone(image, names, request, is_held)
+        why = _why_left_alone(image, names, request, shut_down, is_held)
         if why:
             leave(image, why)
         elif image["state"] == "complete":
@@ -133,8 +136,12 @@ def choose(
         else:
             choice.unusable.append({key: image[key] for key in ("path", "name", "state", "problems")})
     for vm in shut_down:
-        names = names_of_shut_down(vm)
-        if _is_wanted(names, request):
+        names, later = names_of_shut_down(vm), later_image(vm, images)
+        if not _is_wanted(names, request):
+            continue
+        if later:
+            choice.outdated.append((vm, later))
+        else:
             groups[group_of(names, request.order)].append(vm)
             found.append(names)
     for word in request.vms:
@@ -156,7 +163,7 @@ def image_names(image: t.Mapping[str, t.Any]) -> VmNames:
 
 def names_of_shut_down(vm: ShutDownVm) -> VmNames:
     """By what a VM is called that was shut down."""
-    return VmNames(vm.name, vm.name, vm_uuid(vm.launch.argv), vm.launch.unit)
+    return VmNames(vm.name, vm.name, vm.uuid, vm.launch.unit)
 
 
 def _are_same(one: VmNames, other: VmNames) -> bool:
@@ -177,11 +184,13 @@ def _why_left_alone(
     image: dict[str, t.Any],
     names: VmNames,
     request: HostRestoreRequest,
+    shut_down: t.Iterable[ShutDownVm],
     is_held: t.Callable[[dict[str, t.Any]], bool],
 ) -> str:
     # A restore marks the image before it lets the guest go on, and has it open until it is done with it.
     goes_on = image["state"] == "complete" and image.get("checkpoint") and is_held(image)
     why = "" if goes_on else why_left_alone(image)
+    why = why or next(filter(None, (why_not_restored(vm, image) for vm in shut_down)), "")
     by_name = any(names.is_called(word) for word in request.vms)
     asked_for = request.images == "all" or image["managed"] or by_name
     if not why and image["state"] == "complete" and not asked_for:

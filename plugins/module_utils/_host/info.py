@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
@@ -31,7 +30,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.own_services impo
     restore_has_failed,
     starts_at_boot,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._host.shut_down import still_down
+from ansible_collections.vmops.qemu.plugins.module_utils._host.shut_down import still_down, still_on
 from ansible_collections.vmops.qemu.plugins.module_utils._host.table import problem_table
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import (
@@ -326,18 +325,28 @@ def shut_down_problems(
     The parameters are those of ``still_down``.
     """
     try:
-        return [_shut_down(vm) for vm in still_down(read_all(), processes, images)]
+        kept = read_all()
+        down = [_shut_down(vm) for vm in still_down(kept, processes, images)]
+        return down + [_still_on(vm) for vm in still_on(kept, processes)]
     except ConflictError as error:
         return [HostProblem("host", "shut_down", error.what, error.cure, blocks=False)]
 
 
 def _shut_down(vm: ShutDownVm) -> HostProblem:
-    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(vm.at))
+    what = f"it was shut down with its host in mind ({vm.when}) and was not started again"
+    cure = "Run qemu_managed_restore, which starts it"
+    if not vm.ended:
+        what = f"it was asked to shut down ({vm.when}), does not run, and the run that asked has not seen its end"
+        cure = "Start it by hand if it is to run here, which no run does by itself"
+    return HostProblem(vm.name, "shut_down", what, f"{cure}; or remove {vm.path} if it is to stay off", blocks=False)
+
+
+def _still_on(vm: ShutDownVm) -> HostProblem:
     return HostProblem(
         vm.name,
-        "shut_down",
-        f"it was shut down with its host in mind ({moment}) and was not started again",
-        f"Run qemu_managed_restore, which starts it; or remove {vm.path} if it is to stay off",
+        "shutdown_pending",
+        f"it was asked to shut down ({vm.when}) and still runs; if it shuts down yet, no run starts it again",
+        f"See whether it is shutting down; remove {vm.path} if it is to go on",
         blocks=False,
     )
 

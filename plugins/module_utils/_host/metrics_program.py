@@ -37,7 +37,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.service import (
     exit_status,
     read_settings,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._host.shut_down import has_qemu, still_down
+from ansible_collections.vmops.qemu.plugins.module_utils._host.shut_down import has_qemu, still_down, still_on
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info
 from ansible_collections.vmops.qemu.plugins.module_utils._last_run import read_runs
 from ansible_collections.vmops.qemu.plugins.module_utils._progress import read_progress
@@ -133,6 +133,11 @@ def metrics(
         "When a VM was shut down that does not run and is to be started again.",
     )
     for vm in still_down(shut_down or (), processes, images or ()):
+        out.sample(round(vm.at, 3), vm=vm.name)
+    out.gauge(
+        "vmops_qemu_shutdown_pending_vm_timestamp_seconds", "When a VM was asked to shut down that has run on since."
+    )
+    for vm in still_on(shut_down or (), processes):
         out.sample(round(vm.at, 3), vm=vm.name)
     out.gauge("vmops_qemu_last_run_timestamp_seconds", "When a save or a restore last ended so on this host.")
     for (operation, result), moment in read_runs().items():

@@ -66,7 +66,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, has_open, list_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import own_name
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.operation import RestoreOperation
-from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, read_all
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, forget, read_all
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.start import START_TIMEOUT, StartOperation
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 
@@ -188,12 +188,24 @@ class HostRestoreOperation:
             functools.partial(_runs, processes),
             lambda image: any(has_open(process.pid, image["path"]) for process in processes),
         )
+        self._forget_outdated(choice)
         for image in choice.left_alone:
             self._journal.say(f"{image['path']}: left alone, {image['why']}")
         for image in choice.unusable:
             problems = "; ".join(image["problems"])
             self._journal.complain(f"{image['path']}: not restored, {image['state']}: {problems}")
         return choice
+
+    def _forget_outdated(self, choice: Choice) -> None:
+        """So that it is not taken for the last thing that was done to a VM when its image is used up."""
+        for vm, path in choice.outdated:
+            self._journal.say(f"{vm.name}: not started from its disks, as it was saved in {path} since")
+            try:
+                if not self.request.check_mode:
+                    forget(vm)
+            except ConflictError as error:
+                self._unknown = str(error)
+                self._journal.complain(self._unknown)
 
     # --- restoring ---
 

@@ -155,7 +155,8 @@ async def _save(asked: ShutdownSettings, journal: Journal) -> bool:
         waited = loop.time() - began
         called, nameless = await vms_to_save(asked.exclude)
         for process in nameless:
-            journal.complain(
+            # Not by the journal of the run, which is to say itself what keeps it from its begin.
+            StandardStreams().complain(
                 f"A QEMU (pid {process.pid}) cannot be saved: it has no name, uuid or unit of its own by which it could"
                 " be found again. Start it with -name or -uuid"
             )

@@ -95,10 +95,15 @@ class SaveFacts:
     @property
     def saved_seconds(self) -> float | None:
         """``saved_at`` in seconds since the epoch; None where it is no time."""
-        for pattern in ("%Y-%m-%dT%H:%M:%S.%f%z", "%Y-%m-%dT%H:%M:%S%z"):
-            with contextlib.suppress(ValueError, OverflowError):
-                return datetime.datetime.strptime(self.saved_at, pattern).timestamp()
-        return None
+        return seconds_of(self.saved_at)
+
+
+def seconds_of(saved_at: str) -> float | None:
+    """A time as ``saved_at`` has it, in seconds since the epoch; None where it is none."""
+    for pattern in ("%Y-%m-%dT%H:%M:%S.%f%z", "%Y-%m-%dT%H:%M:%S%z"):
+        with contextlib.suppress(ValueError, OverflowError):
+            return datetime.datetime.strptime(saved_at, pattern).timestamp()
+    return None
 
 
 def now() -> str:

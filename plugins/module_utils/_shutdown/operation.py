@@ -20,8 +20,10 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     OperationTimeoutError,
     UnitError,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_from_disks, launch_record
 from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import boot_id
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import manager
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import connect_by_process
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
@@ -115,7 +117,7 @@ class ShutdownOperation(Run):
         kept = dataclasses.replace(around, problems=()).dump()
         if unit.starts_vm:  # by its own words
             manager.require_own(unit.name, f"start {unit.name}, which is how {name} was started")
-            return ShutDownVm(name, time.time(), launch_record(process, unit, ()), kept)
+            return self._asked(launch_record(process, unit, ()), kept)
         problems, circumstances = await look_at_process(session.monitor, process, unit)
         record = launch_record(process, unit, problems, circumstances)
         reason = record.reason
@@ -125,7 +127,13 @@ class ShutdownOperation(Run):
             except LaunchError as error:
                 reason = error.what[:1].lower() + error.what[1:]
         self._require_startable(reason)
-        return ShutDownVm(name, time.time(), record, kept)
+        return self._asked(record, kept)
+
+    def _asked(self, launch: LaunchRecord, surroundings: str) -> ShutDownVm:
+        process = self._process
+        return ShutDownVm(
+            self.subject, time.time(), launch, surroundings, pid=process.pid, birth=process.birth, boot_id=boot_id()
+        )
 
     def _require_startable(self, reason: str) -> None:
         """:param reason: why it could not be started again, as a clause. :raises LaunchError: there is one."""
@@ -143,18 +151,22 @@ class ShutdownOperation(Run):
             self.situation = Situation(f"{vm.name} was asked to shut down and may still do so", "running")
             await session.monitor.execute("system_powerdown")
             await self._wait_for_end(session)
+            self.situation = Situation(f"{vm.name} has shut down", "ended")
+            await despite_cancellation(in_thread(keep, dataclasses.replace(vm, ended=True)))
         except BaseException:
             await despite_cancellation(self._give_up(vm, asked))
             raise
 
     async def _give_up(self, vm: ShutDownVm, asked: bool) -> None:
-        """Let the unit be as it was; a guest that may still shut down is to be started again after that."""
+        """Let the unit be as it was. Of a guest that may still shut down it is kept that it was asked to."""
         with contextlib.suppress(UnitError):
             if vm.launch.unit:
                 await release_restart(vm.launch.unit)
-        if not asked:
-            with contextlib.suppress(ConflictError):
+        with contextlib.suppress(ConflictError):
+            if not asked:
                 await in_thread(forget, vm)
+            elif not is_alive(self._process):
+                await in_thread(keep, dataclasses.replace(vm, ended=True))
 
     async def _wait_for_end(self, session: VmSession) -> None:
         """:raises OperationTimeoutError: the guest has not shut down in time."""

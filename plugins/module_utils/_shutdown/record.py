@@ -5,9 +5,13 @@
 """What is kept of a VM that was shut down with its host in mind, so that it is started again afterwards.
 
 One file for each VM, in ``shut-down/`` of the state directory: a JSON object with ``name``, ``at`` (when it was asked
-to shut down, in seconds since the epoch), ``launch``, how it had been started, and ``surroundings``, what it needs for
-that beside its disks (:mod:`_surroundings.record`). It is written before the guest is asked, and removed when the VM
-runs again. Nobody but its user can write there.
+to shut down, in seconds since the epoch), ``launch``, how it had been started, ``surroundings``, what it needs for
+that beside its disks (:mod:`_surroundings.record`), which QEMU was asked (``pid``, ``birth``, ``boot_id``), and
+``ended``, whether the run that asked has seen that QEMU's end. It is written before the guest is asked, again when its
+QEMU has ended, and removed when the VM runs again. Nobody but its user can write there.
+
+Only what has ``ended`` is started again: any other VM may since have been shut down for good, or run on another host,
+which nothing here can tell.
 """
 
 from __future__ import annotations
@@ -16,12 +20,17 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import time
 
 from ansible_collections.vmops.qemu.plugins.module_utils._bounded_read import read_bounded
 from ansible_collections.vmops.qemu.plugins.module_utils._durable import flush_directory, write_durably
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import boot_id
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import vm_uuid
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._safe_path import why_unsafe
 from ansible_collections.vmops.qemu.plugins.module_utils._state_directory import make_state_directory, state_path
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
@@ -30,6 +39,9 @@ _DIRECTORY = "shut-down"
 
 #: Bytes of a file that are read at most; a command line has 512 KiB, and JSON may take six for each.
 _MAX_SIZE = 8 * 1024 * 1024
+
+#: Seconds since the epoch that are a time: the end of the year 9999.
+_MAX_TIME = 253402300800.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +52,32 @@ class ShutDownVm:
     #: When it was asked to shut down, in seconds since the epoch.
     at: float
     launch: LaunchRecord
-    #: A text of :class:`Surroundings`; empty in a file of an earlier version.
+    #: A text of :class:`Surroundings`; empty in a file of an earlier version, as the following.
     surroundings: str = ""
+    #: The QEMU that was asked, when it had been started (:class:`QemuProcess`), and in which boot of the host.
+    pid: int = 0
+    birth: int = 0
+    boot_id: str = ""
+    #: Whether the run that asked it has seen its end.
+    ended: bool = False
 
     def read_surroundings(self) -> Surroundings:
         """What it needs; raises ValueError where that makes no sense."""
         return Surroundings.parse(self.surroundings) if self.surroundings else Surroundings((), ())
+
+    def was_asked(self, process: QemuProcess) -> bool:
+        """Whether this is the very QEMU that was asked to shut down: the VM has not ended since."""
+        return bool(self.pid) and (self.pid, self.birth, self.boot_id) == (process.pid, process.birth, boot_id())
+
+    @property
+    def uuid(self) -> str:
+        """The VM's, in the usual form; empty where its words do not give it."""
+        return vm_uuid(self.launch.argv)
+
+    @property
+    def when(self) -> str:
+        """``at``, for people."""
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.at))
 
     @property
     def key(self) -> str:
@@ -78,7 +110,7 @@ def keep(vm: ShutDownVm) -> None:
 
 
 def forget(vm: ShutDownVm) -> None:
-    """It runs again, or was never shut down.
+    """It runs again, did so since, or was never shut down.
 
     :raises ConflictError: the file cannot be removed.
     """
@@ -89,7 +121,7 @@ def forget(vm: ShutDownVm) -> None:
         pass
     except OSError as error:
         raise ConflictError(
-            f"{vm.name} runs, but it cannot be forgotten that it was shut down ({vm.path}: {error.strerror})",
+            f"It cannot be forgotten that {vm.name} was shut down ({vm.path}: {error.strerror})",
             cure="Remove the file",
         ) from error
 
@@ -112,6 +144,14 @@ def read_all() -> list[ShutDownVm]:
     return sorted((_read(os.path.join(directory, name)) for name in names), key=lambda vm: vm.name)
 
 
+def read_again(vm: ShutDownVm) -> ShutDownVm | None:
+    """What is kept of it by now; None where it was forgotten.
+
+    :raises ConflictError: that cannot be known.
+    """
+    return _read(vm.path) if os.path.lexists(vm.path) else None
+
+
 def _read(path: str) -> ShutDownVm:
     try:
         reason = why_unsafe(path, {0, os.geteuid()})
@@ -120,11 +160,12 @@ def _read(path: str) -> ShutDownVm:
         found = json.loads(read_bounded(path, _MAX_SIZE))
         launch = found["launch"]
         values = {field.name: launch[field.name] for field in dataclasses.fields(LaunchRecord) if field.name in launch}
+        more = {key: found[key] for key in ("pid", "birth", "boot_id", "ended") if key in found}
         vm = ShutDownVm(
-            str(found["name"]), float(found["at"]), LaunchRecord(**values), str(found.get("surroundings", ""))
+            str(found["name"]), float(found["at"]), LaunchRecord(**values), str(found.get("surroundings", "")), **more
         )
         vm.read_surroundings()
-        if not _is_whole(vm.launch) or vm.path != path:
+        if not _is_whole(vm.launch) or not _is_known(vm) or vm.path != path:
             raise ValueError("it is not as it was written")
         return vm
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -133,6 +174,17 @@ def _read(path: str) -> ShutDownVm:
             f"A VM was shut down, and how it is started again cannot be read in {path}: {reason}",
             cure="Start the VM by hand, and remove the file",
         ) from error
+
+
+def _is_known(vm: ShutDownVm) -> bool:
+    return (
+        math.isfinite(vm.at)
+        and abs(vm.at) < _MAX_TIME
+        and type(vm.pid) is int
+        and type(vm.birth) is int
+        and isinstance(vm.boot_id, str)
+        and isinstance(vm.ended, bool)
+    )
 
 
 def _is_whole(launch: LaunchRecord) -> bool:

@@ -11,8 +11,14 @@ import time
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import BusyError, ImageError, LaunchError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    BusyError,
+    ConflictError,
+    ImageNotFoundError,
+    LaunchError,
+    RequestError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info, image_info
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_from_disks
 from ansible_collections.vmops.qemu.plugins.module_utils._lock import named_lock
@@ -22,12 +28,18 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line impo
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.greeting import doors_of, greeted
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.identity import RecordedIdentity, choose_process
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch import Launch, LaunchedQemu
-from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import find_processes
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess, find_processes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.threads import complete_resources
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import StartedService, choose_launch
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_restart import release_restart
-from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, forget
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, forget, read_again
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.relation import (
+    Image,
+    doubtful_image,
+    later_image,
+    relation,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.pid_files import update_pid_files
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.provision import Provision
@@ -43,9 +55,13 @@ class StartOperation(Run):
     def __init__(self, vm: ShutDownVm, save_dir: str, check_mode: bool = False) -> None:
         """:param save_dir: where an image of it would be. :param check_mode: only see what is to be done."""
         super().__init__("", vm.name)
-        self.situation = Situation(f"{vm.name} was shut down and does not run", "ended")
+        self.situation = self._off = Situation(f"{vm.name} was shut down and does not run", "ended")
         self._vm = vm
-        self._image = image_path(None, save_dir, vm.name)
+        self._save_dir = save_dir
+        #: Where its image would be; empty where its name can stand in no file's.
+        self._image = ""
+        with contextlib.suppress(RequestError):
+            self._image = image_path(None, save_dir, vm.name)
         self._check_mode = check_mode
         #: What is seen to for it.
         self._provision: Provision | None = None
@@ -56,15 +72,26 @@ class StartOperation(Run):
         held = self.locks.enter_context(named_lock(f"start-{vm.key}", 0.0))
         if held is not None:
             raise BusyError(f"{name} is being started by another run{held}", cure="Wait for its end")
-        record = vm.launch
-        choice = await choose_process(name, find_processes(name), RecordedIdentity(record.uid, record.unit), True)
-        self.warnings += choice.warnings(name)
-        why_not = "runs already" if choice.process else f"was saved in {self._image} since" if self._is_saved() else ""
+        images = await self._lock_images()
+        process = await self._find_process()
+        kept = await in_thread(read_again, vm)
+        if kept is None:
+            return self._result(False, f"{name} was seen to by another run")
+        self._vm = vm = kept
+        if process and vm.was_asked(process):  # what is kept of it is all that tells of it if it shuts down yet
+            self.warnings.append(
+                f"{name} was asked to shut down ({vm.when}) and still runs (pid {process.pid}). If it shuts down yet,"
+                f" no run starts it again: do it by hand then. If it is to go on, remove {vm.path}"
+            )
+            return self._result(False, f"{name} was asked to shut down and still runs")
+        later = later_image(vm, images)
+        why_not = "runs already" if process else f"was saved in {later} since" if later else ""
         if why_not:
             if not self._check_mode:
                 await self._forget()
             return self._result(False, f"{name} {why_not}")
-        needs = vm.read_surroundings().needs
+        self._require_known(images)
+        record, needs = vm.launch, vm.read_surroundings().needs
         provision = Provision(name, needs, record.uid, by_unit=bool(record.unit))
         await in_thread(provision.check)
         if self._check_mode:
@@ -81,15 +108,61 @@ class StartOperation(Run):
     def _ended(self) -> Situation:
         return Situation(f"{self.subject} was started and has ended", "ended")
 
-    def _is_saved(self) -> bool:
-        """Whether an image has a later state of the guest: the VM was started meanwhile."""
+    async def _lock_images(self) -> list[Image]:
+        """The images of the VM, which no other run restores or changes meanwhile.
+
+        :raises ImageAccessError: they cannot be listed.
+        :raises ConflictError: another run works on one.
+        """
+        paths = await in_thread(self._image_paths)
+        for path in paths:
+            await self.locks.take_image(path)
+        # As they are now that nobody else is at work on them.
+        return [image for image in [await in_thread(image_info, path) for path in paths] if image["exists"]]
+
+    def _image_paths(self) -> list[str]:
         try:
-            head = read_image_head(self._image)
-            facts = head.domain().save_facts
-        except ImageError:
-            return False
-        saved = facts.saved_seconds if facts else None
-        return head.header.complete and saved is not None and saved > self._vm.at
+            images = directory_info(self._save_dir)
+        except ImageNotFoundError:
+            images = []
+        if self._image and all(image["path"] != self._image for image in images):  # a link is not listed
+            images.append(image_info(self._image))
+        return [image["path"] for image in images if image["exists"] and relation(self._vm, image)]
+
+    async def _find_process(self) -> QemuProcess | None:
+        """The VM's QEMU. One that waits for the state of an image ends with that restore, where it fails.
+
+        :raises ConflictError: another run works on it.
+        """
+        name, record = self.subject, self._vm.launch
+        process = None
+        for _time in range(2):
+            choice = await choose_process(name, find_processes(name), RecordedIdentity(record.uid, record.unit), True)
+            process = choice.process
+            self.situation = self._off if process is None else Situation(f"{name} has a QEMU (pid {process.pid})")
+            if process is None:
+                break
+            await self.locks.take_vm(process)
+        self.warnings += choice.warnings(name)
+        return process
+
+    def _require_known(self, images: t.Sequence[Image]) -> None:
+        """:raises ConflictError: it is not known that the VM is as it was when it was shut down."""
+        vm = self._vm
+        image = doubtful_image(vm, images)
+        if image:
+            problems = "; ".join(image["problems"]) or "when it was saved is not known, or nobody vouches for it"
+            raise ConflictError(
+                f"{image['path']} may have a later state of {vm.name} than its disks: {problems}",
+                cure=f"If it has none, move it elsewhere, and run the task again; if it has, restore it, and remove"
+                f" {vm.path}",
+            )
+        if not vm.ended:
+            raise ConflictError(
+                f"{vm.name} was asked to shut down ({vm.when}) and does not run, but the run that asked has not seen"
+                " its end: it may since have been shut down for good, or run on another host",
+                cure=f"If it is to run here, start it by hand; if not, remove {vm.path}",
+            )
 
     async def _forget(self) -> None:
         if self._vm.launch.unit:

@@ -175,14 +175,17 @@ def test_run_that_is_ended_meanwhile(make_guest, start_module, save_dir):
         path.unlink()
 
 
-def test_guest_that_shuts_down_later_is_started_again(make_guest, managed_save, managed_restore):
+def test_guest_that_shuts_down_later_is_named_and_not_started(make_guest, managed_save, managed_restore):
     deaf = make_guest(OTHER, observer=True)
     deaf.command(b"i", "^button=off counter=")
     assert managed_save(vms=[], include=["none"], shutdown_timeout=1)["failed"]
+    back = managed_restore()
+    assert (back["started"][0]["msg"], len(kept())) == (f"{OTHER} was asked to shut down and still runs", 1)
     deaf.power_off()
     back = managed_restore()
-    assert started(back) == {OTHER: "started"}
-    wait_for_boots(deaf, 2)
+    assert started(back) == {OTHER: "failed"}
+    assert "has not seen its end" in back["msg"]
+    kept()[0].unlink()
 
 
 def test_qemu_that_stays_when_its_guest_has_shut_down(make_guest, managed_save, managed_restore):

@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._host.choice import HostRestoreRequest, choose
 from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm
 
 
 def image(name, state="complete", path=None, **more):
-    known = {"managed": True, "saved_at": "2026-03-01T09:30:00.000Z", "problems": [], "uuid": ""}
+    known = {"managed": True, "saved_at": "2026-03-01T09:30:00.000Z", "problems": [], "uuid": "", "vouched": True}
     return {"name": name, "state": state, "path": path or f"/save/{name}.save", **known, **more}
 
 
@@ -143,3 +144,58 @@ def test_vms_that_were_shut_down_have_their_place_in_the_order():
     assert [sorted(names(group)) for group in choice.groups] == [["c", "d"], ["a", "b"]]
     # One that is asked for by its name has no image, and needs none.
     assert [names(group) for group in chosen([], shut_down=down, vms=["b"]).groups] == [["b"]]
+
+
+#: 2026-03-01T09:30:00Z, when the images of these tests were saved.
+SAVED = 1772357400.0
+
+
+def down(at, name="a", uid=0):
+    return ShutDownVm(name, at, LaunchRecord(["qemu", "-name", name], "/", "qemu", uid, 0), ended=True)
+
+
+@pytest.mark.parametrize("state", ["complete", "invalid", "partial"])
+def test_image_that_is_older_than_its_vms_shutdown_is_left_alone(state):
+    choice = chosen([image("a", state), image("b")], running=["a"], shut_down=[down(SAVED + 1)])
+    assert [names(group) for group in choice.groups] == [["b", "a"]]
+    assert paths(chosen([image("a", state)], shut_down=[down(SAVED + 1)], exclude=["a"])) == []
+    assert [(left["path"], left["why"][:32]) for left in choice.left_alone] == [
+        ("/save/a.save", "a ran on after this save, until ")
+    ]
+    assert (choice.unusable, choice.outdated) == ([], [])
+
+
+def test_vm_that_was_saved_since_its_shutdown_is_restored_and_not_started():
+    kept = down(SAVED - 1)
+    choice = chosen([image("a"), image("b")], shut_down=[kept])
+    assert paths(choice) == [["/save/a.save", "/save/b.save"]]
+    assert choice.outdated == [(kept, "/save/a.save")]
+    # Whatever becomes of that image, the VM ran again.
+    for more in ({"managed": False}, {"checkpoint": True}, {"state": "archived", "path": "/save/a.save.tar.zst"}):
+        choice = chosen([image("a", **more)], shut_down=[kept])
+        assert [kept for kept, _path in choice.outdated] == [kept]
+        assert choice.groups == []
+    assert chosen([image("a")], shut_down=[kept], exclude=["a"]).outdated == []
+
+
+@pytest.mark.parametrize("more", [{"saved_at": None}, {"saved_at": "soon"}, {"vouched": False}, {"vouched": None}])
+def test_image_of_which_it_is_not_known_is_neither_restored_nor_taken_for_later(more):
+    choice = chosen([image("a", **more)], shut_down=[down(SAVED - 1)])
+    # Its start then refuses.
+    assert [names(group) for group in choice.groups] == [["a"]]
+    assert choice.groups[0][0] == down(SAVED - 1)
+    assert [left["why"][:15] for left in choice.left_alone] == ["it is not known"]
+    assert choice.outdated == []
+
+
+def test_image_that_cannot_be_read_stays_a_failure_beside_its_vms_shutdown():
+    choice = chosen([image(None, "invalid", "/save/a.save", saved_at=None)], shut_down=[down(SAVED - 1)])
+    assert [names(group) for group in choice.groups] == [["a"]]
+    assert [found["path"] for found in choice.unusable] == ["/save/a.save"]
+
+
+def test_shutdown_of_one_user_says_nothing_of_an_image_of_another():
+    of_root = image("a", launch={"uid": 0})
+    choice = chosen([of_root], shut_down=[down(SAVED + 1, uid=1000)])
+    assert choice.left_alone == []
+    assert [type(task).__name__ for task in choice.groups[0]] == ["RestoreTask", "ShutDownVm"]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 
 import pytest
@@ -16,6 +17,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.info import (
     vm_problems,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import boot_id
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, keep
 from ansible_collections.vmops.qemu.plugins.module_utils._vm_info import _MONITOR_STATES
 
@@ -36,8 +38,8 @@ def image(path="/s/web1.save", **facts):
     return {**known, "restorable": True, "restore_problems": [], "vouched": True, "launch": None, **facts}
 
 
-def process(name, uid):
-    return types.SimpleNamespace(name=name, uid=uid)
+def process(name, uid, pid=1, birth=2):
+    return types.SimpleNamespace(name=name, uid=uid, pid=pid, birth=birth)
 
 
 def told(problems):
@@ -87,13 +89,23 @@ def test_vms_that_were_shut_down_and_do_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(_state_directory, "ROOT_DIRECTORY", str(tmp_path / "vmops.qemu"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert shut_down_problems([], []) == []
-    kept = [ShutDownVm(name, 1764000000.5, LaunchRecord(["qemu"], "/", "/usr/bin/qemu", 0, 0)) for name in ("a", "b")]
+    launch = LaunchRecord(["qemu"], "/", "/usr/bin/qemu", 0, 0)
+    kept = [ShutDownVm(name, 1764000000.5, launch, pid=7, birth=8, boot_id=boot_id()) for name in ("a", "b")]
     for each in kept:
         keep(each)
     (problem,) = shut_down_problems([process("a", 0)], [])
     assert (problem.subject, problem.kind, problem.blocks) == ("b", "shut_down", False)
     assert "2025-11-24T16:00:00Z" in problem.what
     assert kept[1].path in problem.cure
+    assert "not seen its end" in problem.what
+    keep(dataclasses.replace(kept[1], ended=True))
+    (problem,) = shut_down_problems([process("a", 0)], [])
+    assert "not seen its end" not in problem.what
+    # The very one that was asked.
+    (other, problem) = shut_down_problems([process("a", 0, pid=7, birth=8)], [])
+    assert (other.subject, other.kind) == ("b", "shut_down")
+    assert (problem.subject, problem.kind, problem.blocks) == ("a", "shutdown_pending", False)
+    assert kept[0].path in problem.cure
     of_others = [process("a", 1000)]
     assert len(shut_down_problems(of_others, [image(name="b", saved_at="2025-11-24T15:59:59.000Z")])) == 2
     (problem,) = shut_down_problems(of_others, [image(name="b", saved_at="2025-11-24T16:00:01.000Z")])

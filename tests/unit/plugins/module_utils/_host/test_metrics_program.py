@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import types
@@ -20,6 +21,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._host.metrics_program i
     metrics,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import boot_id
 from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -117,6 +119,16 @@ def test_a_vm_that_was_shut_down_and_does_not_run(running, waits):
     found = read(processes=running, shut_down=[shut_down()])
     assert found["vmops_qemu_shut_down_vms_readable"] == [({}, 1)]
     assert found["vmops_qemu_shut_down_vm_timestamp_seconds"] == ([({"vm": "web1"}, SAVED_AT)] if waits else [])
+
+
+@pytest.mark.parametrize(("birth", "pending"), [(8, True), (9, False)])
+def test_a_vm_that_was_asked_to_shut_down_and_still_runs(birth, pending):
+    asked = dataclasses.replace(shut_down(), pid=7, birth=8, boot_id=boot_id())
+    running = types.SimpleNamespace(name="web1", uid=64055, pid=7, birth=birth)
+    found = read(processes=[running], shut_down=[asked])
+    told = [({"vm": "web1"}, SAVED_AT)] if pending else []
+    assert found["vmops_qemu_shutdown_pending_vm_timestamp_seconds"] == told
+    assert found["vmops_qemu_shut_down_vm_timestamp_seconds"] == []
 
 
 def test_what_was_shut_down_cannot_be_read():

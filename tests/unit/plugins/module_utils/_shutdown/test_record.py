@@ -9,12 +9,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import types
+from typing import Any
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils import _state_directory
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError
 from ansible_collections.vmops.qemu.plugins.module_utils._image.record import LaunchRecord
-from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import ShutDownVm, forget, keep, read_all
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown import record
+from ansible_collections.vmops.qemu.plugins.module_utils._shutdown.record import (
+    ShutDownVm,
+    forget,
+    keep,
+    read_again,
+    read_all,
+)
 
 LAUNCH = LaunchRecord(["/usr/bin/qemu-system-x86_64", "-name", "a b\udcff"], "/srv/\udcff", "/usr/bin/qemu", 107, 107)
 
@@ -29,7 +38,8 @@ def state(tmp_path, monkeypatch):
 
 
 def vm(name="web1", **launch):
-    return ShutDownVm(name, 1764000000.5, dataclasses.replace(LAUNCH, **launch))
+    asked: dict[str, Any] = {"pid": 4242, "birth": 1500, "boot_id": "6f1c", "ended": True}
+    return ShutDownVm(name, 1764000000.5, dataclasses.replace(LAUNCH, **launch), **asked)
 
 
 @pytest.mark.parametrize("name", ["web1", "a/b", "..", "", "é\udcff\n", "x" * 5000])
@@ -42,7 +52,9 @@ def test_kept_as_it_was_whatever_its_name(name):
     assert len(read_all()) == 2
     assert os.stat(kept.path).st_mode & 0o777 == 0o600
     assert os.stat(os.path.dirname(kept.path)).st_mode & 0o777 == 0o700
+    assert read_again(kept) == kept
     forget(kept)
+    assert read_again(kept) is None
     assert read_all() == [vm("other")]
     forget(kept)
 
@@ -51,6 +63,34 @@ def test_kept_once_for_each_vm():
     keep(vm())
     keep(vm(uid=0))
     assert [found.launch.uid for found in read_all()] == [0]
+
+
+def qemu(pid, birth) -> Any:
+    return types.SimpleNamespace(pid=pid, birth=birth)
+
+
+def test_of_an_earlier_version_nothing_is_known_of_its_end():
+    kept = vm()
+    keep(kept)
+    with open(kept.path) as handle:
+        found = json.load(handle)
+    for key in ("pid", "birth", "boot_id", "ended", "surroundings"):
+        del found[key]
+    with open(kept.path, "w") as handle:
+        json.dump(found, handle)
+    (older,) = read_all()
+    assert older == ShutDownVm(kept.name, kept.at, kept.launch)
+    assert not older.ended
+    assert not older.was_asked(qemu(0, 0))
+
+
+def test_which_qemu_was_asked(monkeypatch):
+    monkeypatch.setattr(record, "boot_id", lambda: "6f1c")
+    assert vm().was_asked(qemu(4242, 1500))
+    assert not vm().was_asked(qemu(4242, 1501))
+    assert not vm().was_asked(qemu(4243, 1500))
+    monkeypatch.setattr(record, "boot_id", lambda: "7a2d")
+    assert not vm().was_asked(qemu(4242, 1500))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +107,12 @@ def test_kept_once_for_each_vm():
         lambda found: found["launch"].update(unit=None),
         lambda found: found.update(launch=None),
         lambda found: found.update(at="soon"),
+        lambda found: found.update(at="inf"),
+        lambda found: found.update(at=1e30),
+        lambda found: found.update(pid="4242"),
+        lambda found: found.update(birth=None),
+        lambda found: found.update(boot_id=7),
+        lambda found: found.update(ended=1),
         lambda found: found.update(name="another"),
         lambda found: found.clear(),
     ],
