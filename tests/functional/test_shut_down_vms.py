@@ -244,12 +244,36 @@ def test_later_image_is_restored_instead(guest, image, save, name):
     assert guest.checksum() == continuity.checksum
 
 
-def test_start_alone_sees_the_later_image_too(guest, image, save):
+def as_it_is(path, _run_module):
+    return path
+
+
+def archived(path, run_module):
+    path = path.rename(path.with_name(f"{VM}.save"))
+    result = run_module("qemu_save_image", path=str(path), archive="gzip")
+    assert not result.get("failed"), result["msg"]
+    (archive,) = path.parent.iterdir()
+    return archive
+
+
+def with_two_names(path, _run_module):
+    os.link(path, path.with_name("another.save"))
+    return path.with_name("another.save")
+
+
+def linked_to(path, _run_module):
+    path.with_name(f"{VM}.save").symlink_to(path)
+    return path
+
+
+@pytest.mark.parametrize("change", [as_it_is, archived, with_two_names, linked_to])
+def test_start_alone_sees_the_later_image_too(guest, image, save, run_module, change):
     shut_down()
     guest.start()
     guest.wait_for_counter(5)
     path = image.with_name("own.save")
     save(name=VM, path=str(path))
+    path = change(path, run_module)
     assert not shut_down_problems([], directory_info(str(path.parent)))
     assert start(path.parent)["msg"] == f"{VM} was saved in {path} since"
     assert not find_qemu_pids(VM)

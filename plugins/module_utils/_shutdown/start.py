@@ -18,6 +18,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     LaunchError,
     RequestError,
 )
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import file_identity
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import directory_info, image_info
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import image_path
 from ansible_collections.vmops.qemu.plugins.module_utils._launch import launch_from_disks
@@ -115,7 +116,8 @@ class StartOperation(Run):
         :raises ConflictError: another run works on one.
         """
         paths = await in_thread(self._image_paths)
-        for path in paths:
+        # A file may have several names, and its lock is taken once.
+        for path in {file_identity(path): path for path in paths}.values():
             await self.locks.take_image(path)
         # As they are now that nobody else is at work on them.
         return [image for image in [await in_thread(image_info, path) for path in paths] if image["exists"]]
@@ -127,7 +129,8 @@ class StartOperation(Run):
             images = []
         if self._image and all(image["path"] != self._image for image in images):  # a link is not listed
             images.append(image_info(self._image))
-        return [image["path"] for image in images if image["exists"] and relation(self._vm, image)]
+        found = [image["path"] for image in images if image["exists"] and relation(self._vm, image)]
+        return list(dict.fromkeys(found))
 
     async def _find_process(self) -> QemuProcess | None:
         """The VM's QEMU. One that waits for the state of an image ends with that restore, where it fails.
