@@ -10,6 +10,7 @@ other user.
 - ``vouching.key``: the key with which he vouches for save images (``_vouching_key``)
 - ``rates.json``: how fast this host has saved and restored (``_host/rates``)
 - ``last-save.success`` and so on: when this host last saved and restored (``_last_run``)
+- ``loading/``: restores that have begun to write a disk anew (``_restore/load_note``)
 - ``shut-down/``: VMs that were shut down and are to be started again (``_shutdown/record``)
 """
 

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import RestoreRecord
+from ansible_collections.vmops.qemu.plugins.module_utils._state_directory import state_path
 
 from support import Monitor
-from support.observe import VM, Continuity, run_state, settings
+from support.observe import VM, Continuity, run_state, settings, wait_until, words
 
 CHANGED = {"multifd": False, "mapped-ram": False}
 
@@ -199,4 +201,89 @@ def test_killed_while_its_qemu_starts(guest, image, save, restore, start_module,
     os.kill(guest.pid, signal.SIGCONT)
     assert restore(name=VM, path=str(image))["vm"]["run_state"] == "running"
     assert not image.exists()
+    continuity.check()
+
+
+# --- a disk in memory, of which the image holds the contents ---
+
+
+SIZE = 64 * 2**20
+LOADING = Path(state_path("loading"))
+
+
+def nvdimm(path):
+    return [
+        *("-object", f"memory-backend-file,id=nv,size={SIZE},mem-path={path},share=on"),
+        *("-device", "nvdimm,memdev=nv,id=nv0", "-machine", "nvdimm=on", "-m", "768,slots=2,maxmem=2G"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("image_format", "number", "error"),
+    [
+        ("sparse", signal.SIGTERM, "InterruptedOperationError"),
+        ("raw", signal.SIGTERM, "InterruptedOperationError"),
+        ("sparse", signal.SIGKILL, None),
+        ("zstd", signal.SIGKILL, None),
+    ],
+)
+def test_cut_off_while_an_nvdimm_is_written_anew(
+    make_guest, image, tmp_path, save, restore, start_module, image_format, number, error
+):
+    path = tmp_path / "nvdimm"
+    precious = b"precious" * (SIZE // 8)
+    path.write_bytes(precious)
+    guest = make_guest(memory_mib=768, block_mib=500, extra_args=nvdimm(path))
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), format=image_format)
+    notes = set(LOADING.glob("*"))
+    before = path.stat().st_mtime_ns
+    arguments = {"bypass_cache": False, "parallel_channels": 1} if image_format == "sparse" else {}
+    run = start_module("qemu_restore", name=VM, path=str(image), **arguments)
+    wait_until(lambda: path.stat().st_mtime_ns != before, interval=0.0005)
+    run.process.send_signal(number)
+    run.process.wait()
+    if error:
+        result = run.result()
+        assert (result["error"], words(result)) == (error, ("saved", "kept"))
+        assert "nv is incomplete" in result["guest_state"]
+        # A stream is written in the order of the memory, so that each page is as it was before or after.
+        assert (path.read_bytes() == precious) == (image_format == "raw")
+    assert restore(name=VM, path=str(image))["changed"]
+    assert path.read_bytes() == precious
+    assert set(LOADING.glob("*")) == notes
+    continuity.check()
+
+
+def test_nvdimm_that_was_written_to_by_others_is_refused_without_a_word_of_removing_the_image(
+    make_guest, image, tmp_path, save, restore, run_module
+):
+    path = tmp_path / "nvdimm"
+    path.write_bytes(b"precious" * (SIZE // 8))
+    make_guest(extra_args=nvdimm(path))
+    save(name=VM, path=str(image))
+    path.write_bytes(b"other" + bytes(SIZE - 5))
+    refused = run_module("qemu_restore", name=VM, path=str(image))
+    assert refused["error"] == "DiskMismatchError"
+    assert "remove the image" not in refused["msg"]
+    assert "keep the image" in refused["msg"]
+    assert restore(name=VM, path=str(image), disks="ignore")["changed"]
+    assert path.read_bytes() == b"precious" * (SIZE // 8)
+
+
+def test_load_that_qemu_rejects_leaves_an_nvdimm_that_can_be_loaded_again(
+    make_guest, image, tmp_path, save, restore, run_module
+):
+    path = tmp_path / "nvdimm"
+    path.write_bytes(b"precious" * (SIZE // 8))
+    guest = make_guest(extra_args=[*nvdimm(path), "-device", "virtio-rng-pci"])
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    other = [word for word in guest.argv() if "virtio-rng" not in word]
+    other.pop(max(index for index, word in enumerate(other) if word == "-device"))
+    failed = run_module("qemu_restore", path=str(image), launch="command", command=other)
+    assert failed["error"] == "MigrationError", failed["msg"]
+    assert "keep it" in failed["guest_state"]
+    restore(name=VM, path=str(image))
+    assert path.read_bytes() == b"precious" * (SIZE // 8)
     continuity.check()

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     DiskMismatchError,
@@ -66,14 +68,15 @@ def require_same_disks(run: RestoreRun, head: ImageHead, domain: domain_xml.Pars
         )
         return
     try:
-        run.surroundings = Surroundings.parse(text)
+        recorded = Surroundings.parse(text)
     except ValueError as exc:
         raise ImageFormatError(
             run.path,
             f"its record of the VM's disks cannot be read: {exc}",
             cure="If you know that they are as they were at the save, use disks: ignore",
         ) from exc
-    media = run.surroundings.media
+    media = run.load_note.forgive(recorded.media) if run.load_note else recorded.media
+    run.surroundings = dataclasses.replace(recorded, media=media)
     if run.request.launch == "command":
         words = run.request.command or []
         media = tuple(each for each in media if any(file.path in word for file in each.files for word in words))
@@ -99,6 +102,10 @@ def _refuse_disks(run: RestoreRun, problems: list[Problem], checkpoint: bool = T
     """
     refused = problems if checkpoint else blocking(problems)
     if refused:
+        if run.load_note and run.load_note.cure:
+            # Whichever disk it is: the image may hold the only copy of another one.
+            problems = [dataclasses.replace(problem, cure=run.load_note.cure) for problem in problems]
+            refused = problems if checkpoint else blocking(problems)
         went_on = ", whose guest went on after it was saved," if checkpoint else ""
         raise DiskMismatchError(
             f"{run.subject} was not restored from {run.path}{went_on} as its disks are not those of its memory: "

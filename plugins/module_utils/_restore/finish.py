@@ -22,6 +22,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import Vm
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.guest_clock import look_at_clock
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.load_note import LoadNote
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.pid_files import update_pid_files
@@ -51,6 +52,7 @@ async def finish_restore(
     kept = ""
     if head:
         await _mark_used(run, head)
+        await _end_note(run, head)
         kept = f", and its image {run.path} was kept"
     run.situation = Situation(f"{label} is in its QEMU{kept}; whether it runs is not known")
     with session.patience(way_back=True):
@@ -126,6 +128,15 @@ async def _mark_used(run: RestoreRun, head: ImageHead) -> None:
             run.warnings.append(
                 f"The image does not say that its guest went on, and must not be restored again: {exc.what}"
             )
+
+
+async def _end_note(run: RestoreRun, head: ImageHead) -> None:
+    """What was written anew is whole, and what is written to it from now on is the guest's."""
+    note = await in_thread(LoadNote.of, head)
+    try:
+        await in_thread(note.remove)
+    except OSError as exc:
+        run.warnings.append(f"Remove {note.path} by hand, as the restore has come to its end ({exc.strerror})")
 
 
 async def _see_image_off(run: RestoreRun, head: ImageHead) -> bool:

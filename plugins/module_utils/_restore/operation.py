@@ -91,6 +91,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.image import (
     require_loadable,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import InterruptedRestore
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.load_note import LoadNote
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.memory_need import (
     MemoryNeed,
     memory_need,
@@ -152,6 +153,7 @@ class RestoreOperation(RestoreRun):
         await self.locks.take_image(self.path)
         head = read_complete_head(self.path)
         domain = head.domain() if head else None
+        self.load_note = await in_thread(LoadNote.of, head) if head else None
         if domain:
             self.subject = domain.name
             self._require_chosen(domain)
@@ -394,7 +396,7 @@ class RestoreOperation(RestoreRun):
     def _tell_absence(self, head: ImageHead | None) -> None:
         """No QEMU has the guest."""
         if head:
-            sentence = f"{self.subject} is not running, and its image is untouched"
+            sentence = f"{self.subject} is not running, and {self.untouched}"
             self.situation = Situation(sentence, self.word_for(head))
         else:
             self.situation = Situation(f"{self.subject} is not running", "unknown" if doubtful_note() else "ended")

@@ -16,6 +16,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._operation import Run, 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import Selection
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.guest_clock import GuestClock
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.load_note import LoadNote
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.request import RestoreRequest
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.provision import Provision
@@ -46,6 +47,8 @@ class RestoreRun(Run):
         self.clock: GuestClock | None = None
         #: What surrounded the VM when it was saved, where the image records it and it is to be compared.
         self.surroundings: Surroundings | None = None
+        #: The note of the image's load; None where there is no image, or it was not looked at.
+        self.load_note: LoadNote | None = None
         #: What is seen to before QEMU is started by its recorded start; None where it is not.
         self.provision: Provision | None = None
 
@@ -65,6 +68,11 @@ class RestoreRun(Run):
         if word == "absent" and self.removed:
             return "removed"
         return "kept" if word == "complete" else word
+
+    @property
+    def untouched(self) -> str:
+        """That the image is as it was, as a clause, and what depends on it."""
+        return f"its image is untouched{self.load_note.warning if self.load_note else ''}"
 
     def word_for(self, head: ImageHead | None) -> str:
         """The word for a guest that no QEMU has, by its image."""

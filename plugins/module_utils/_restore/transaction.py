@@ -21,7 +21,12 @@ import types
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._access import Access, choose_access
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import WayBack, despite_cancellation, in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import (
+    WayBack,
+    despite_cancellation,
+    in_thread,
+    to_its_end,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     MigrationError,
@@ -247,8 +252,7 @@ class RestoreTransaction:
             late_activation=self.run.wants_running(self.head),
         )
         uri, expander = await self._pass_descriptors(support, transfer, access)
-        if sparse:
-            await self._empty_memory(session)
+        await self._prepare_memory(session, sparse)
         await transfer.settings.apply()
         # Before a load, stop means "do not start the guest when it is loaded": whether and when it runs is decided
         # here, however QEMU was started.
@@ -311,19 +315,35 @@ class RestoreTransaction:
             for descriptor in files:
                 os.close(descriptor)
 
-    async def _empty_memory(self, session: VmSession) -> None:
+    async def _prepare_memory(self, session: VmSession, sparse: bool) -> None:
         """A sparse image leaves zero pages alone: memory in a file that has outlived a QEMU must be empty.
+
+        What is written from here on is noted before.
 
         :raises MismatchError: it is not, and cannot be emptied.
         """
-        files = await memory_files(session.monitor, session.process)
-        problems = await despite_cancellation(in_thread(empty_memory, files))
+        files = await memory_files(session.monitor, session.process) if sparse else []
+        problems = await to_its_end(in_thread(empty_memory, files, self._note_load))
         if problems:
             raise MismatchError(
                 f"{self.head.path} cannot be loaded into the memory of {session.label}: {problems[0].what}",
                 cure=problems[0].cure,
                 problems=[problem.as_result() for problem in problems],
             )
+
+    def _note_load(self) -> None:
+        note = self.run.load_note
+        if note is None:
+            return
+        try:
+            note = note.write()
+        except OSError as exc:
+            note = dataclasses.replace(note, stands=True)
+            self.run.warnings.append(
+                f"It cannot be noted in {note.path} that {self.run.path} is being loaded ({exc.strerror}): if that is"
+                " cut off, it takes disks: ignore to load it again"
+            )
+        self.run.load_note = note
 
     async def _wait_for_load(self, migration: Migration, expander: _Expander | None) -> None:
         """Wait until QEMU has loaded the guest.
@@ -422,21 +442,21 @@ class RestoreTransaction:
             if await _has_begun(session, transfer):
                 await session.end()
                 sentence = (
-                    f"{label} is not running (a QEMU that failed to load cannot be used again and was ended), and its"
-                    " image is untouched"
+                    f"{label} is not running (a QEMU that failed to load cannot be used again and was ended), and"
+                    f" {self.run.untouched}"
                 )
             else:
                 await session.twice(transfer.clean)
                 if await session.has_ended():
-                    sentence = f"{label} is not running, as its QEMU has ended, and its image is untouched"
+                    sentence = f"{label} is not running, as its QEMU has ended, and {self.run.untouched}"
                 elif session.vm.run_state == "inmigrate":
-                    sentence = f"{label}'s QEMU still waits for its state, and the image is untouched"
+                    sentence = f"{label}'s QEMU still waits for its state, and {self.run.untouched}"
                 else:
                     run_state = session.vm.run_state
                     sentence, word = f"{label} was not touched (QEMU's run state is {run_state})", guest_in(run_state)
         except MonitorError as exc:
             sentence = (
-                f"{label} is not running, its image is untouched; the QEMU at {session.monitor.address} cannot be"
+                f"{label} is not running, {self.run.untouched}; the QEMU at {session.monitor.address} cannot be"
                 f" reached any more ({exc.what})"
             )
         self.run.situation = Situation(sentence, word)
@@ -459,7 +479,7 @@ class RestoreTransaction:
             cause.cure = cause.cure or "Correct what it says and restore again"
             cause.cure += f"; QEMU's log is {launched.log}"
         await launched.end()
-        sentence = f"{self.domain.name} is not running, and its image is untouched"
+        sentence = f"{self.domain.name} is not running, and {self.run.untouched}"
         self.run.situation = Situation(sentence, self.run.word_for(self.head))
 
     def _tell_end(

@@ -49,6 +49,19 @@ class Medium:
     #: Where the guest finds its device: the address on its bus, and the bus where it has a name of its own; empty where
     #: unknown.
     place: str = ""
+    #: Whether a load has begun to write it anew, so that the time of its last change says nothing; not recorded.
+    is_rewritten: bool = False
+
+    @property
+    def is_memory(self) -> bool:
+        """Whether it is guest memory as well (an nvdimm), so that the image holds what was in it."""
+        # A drive has a node where it has a file, and what no image holds (virtio-pmem) is no memory block.
+        return bool(self.backend and self.files and not self.node)
+
+    @property
+    def is_told_by_size(self) -> bool:
+        """Whether another time of change does not make it another one."""
+        return self.is_firmware or self.is_rewritten
 
     @property
     def is_firmware(self) -> bool:
@@ -71,4 +84,4 @@ class Medium:
 
     def as_result(self) -> dict[str, t.Any]:
         """An element of the ``disks`` return value."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != "place"}
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in ("place", "is_rewritten")}

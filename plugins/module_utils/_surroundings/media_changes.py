@@ -8,9 +8,9 @@ A file is told by its size and the time of its last change, to the nanosecond: Q
 the completion of a migration to its end, nor while it waits with ``-incoming defer``, whatever the format, the cache
 mode and the file system; the first write after ``cont`` changes the time. Inode and device may be others: images and
 disks are moved to other hosts together, and a copy that keeps the times (``cp -p``, ``rsync -t``) will do. Of firmware
-in a flash chip that the guest only reads, which a package's update writes anew, the size alone counts. A loop device
-is told as the file behind it is, any other device by what it says it is (a number of the disk's own, a volume's UUID),
-where it says anything, and else by its path.
+in a flash chip that the guest only reads, which a package's update writes anew, the size alone counts, and so of a disk
+in memory (nvdimm) that a restore has begun to write anew. A loop device is told as the file behind it is, any other
+device by what it says it is (a number of the disk's own, a volume's UUID), where it says anything, and else by its path.
 
 The kinds: ``disk_written`` (another size or time), ``disk_gone``, ``disk_replaced`` (no file any more, or another
 medium than the saved one), ``disk_chain`` (other layers), ``disk_missing`` and ``disk_added`` (a medium too few or too
@@ -109,7 +109,7 @@ def _changed_file(medium: Medium, file: MediumFile) -> list[Problem]:
     else:
         what = f"the disk {label} is another one: {file.path} was a file when the VM was saved, and is not one now"
         return [Problem("disk_replaced", what, _CURE)]
-    if _is_same(file, now, medium.is_firmware):
+    if _is_same(file, now, medium.is_told_by_size):
         return []
     return [_written(label, file, now)]
 
@@ -118,8 +118,8 @@ def _device(size: int, identity: str) -> str:
     return f"a device of {_bytes(size)}{f' ({identity})' if identity else ''}"
 
 
-def _is_same(old: MediumFile, new: MediumFile, is_firmware: bool) -> bool:
-    return old.size == new.size and (is_firmware or old.mtime_ns == new.mtime_ns)
+def _is_same(old: MediumFile, new: MediumFile, size_alone: bool) -> bool:
+    return old.size == new.size and (size_alone or old.mtime_ns == new.mtime_ns)
 
 
 def _written(label: str, file: MediumFile, now: MediumFile) -> Problem:
@@ -170,8 +170,8 @@ def other_media(recorded: t.Iterable[Medium], opened: t.Iterable[Medium], label:
             what = f"{label} has {new_files[0].path} in the drive {drive}, which was empty when it was saved"
             problems.append(Problem("disk_added", what, _SAME_MEDIA))
         else:
-            is_firmware = bool(old and old.is_firmware)
-            problems.extend(_other_files(drive, old_files, new_files, is_firmware) or _other_place(drive, old, new))
+            size_alone = bool(old and old.is_told_by_size)
+            problems.extend(_other_files(drive, old_files, new_files, size_alone) or _other_place(drive, old, new))
     return problems
 
 
@@ -203,19 +203,19 @@ def _pair_the_rest(before: dict[_Key, Medium], now: dict[_Key, Medium]) -> None:
 
 
 def _other_files(
-    drive: str, before: tuple[MediumFile, ...], now: tuple[MediumFile, ...], is_firmware: bool
+    drive: str, before: tuple[MediumFile, ...], now: tuple[MediumFile, ...], size_alone: bool
 ) -> list[Problem]:
     if [file.format for file in before] != [file.format for file in now]:
         what = (
             f"the disk {drive} has other layers than when the VM was saved: {_layers(before)} then, {_layers(now)} now"
         )
         return [Problem("disk_chain", what, _SAME_MEDIA)]
-    return [problem for old, new in zip(before, now) for problem in _other_file(drive, old, new, is_firmware)]
+    return [problem for old, new in zip(before, now) for problem in _other_file(drive, old, new, size_alone)]
 
 
-def _other_file(drive: str, old: MediumFile, new: MediumFile, is_firmware: bool) -> list[Problem]:
+def _other_file(drive: str, old: MediumFile, new: MediumFile, size_alone: bool) -> list[Problem]:
     if not old.uncheckable and not new.uncheckable:
-        if _is_same(old, new, is_firmware):
+        if _is_same(old, new, size_alone):
             return []
         if old.path == new.path:
             return [_written(drive, old, new)]

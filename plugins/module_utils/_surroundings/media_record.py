@@ -37,6 +37,7 @@ def record_media(media: t.Iterable[Medium]) -> list[dict[str, t.Any]]:
         if len(medium.files) > _MAX_FILES:
             files[-1]["uncheckable"] = f"it is the first of {len(medium.files) - _MAX_FILES + 1} that are not recorded"
         record: dict[str, t.Any] = {**vars(medium), "files": files}
+        del record["is_rewritten"]
         for part in (record, *files):
             part.update({key: value[:_MAX_TEXT] for key, value in part.items() if isinstance(value, str)})
         found.append(record)

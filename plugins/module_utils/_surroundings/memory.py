@@ -162,17 +162,19 @@ def memory_problems(files: t.Iterable[MemoryFile], sparse: bool, stop: threading
     return [problem for file in files for problem in _problems(file, sparse, stop or threading.Event())]
 
 
-def empty_memory(files: t.Sequence[MemoryFile]) -> list[Problem]:
+def empty_memory(files: t.Sequence[MemoryFile], begin: t.Callable[[], object] = lambda: None) -> list[Problem]:
     """Empty the shared memory of a QEMU that waits for a sparse image.
 
     It reads and writes, so it belongs into a thread, and must not be left alone by a cancellation: the next run may
     load. All or nothing: where one file must not be emptied, none is.
 
+    :param begin: called before the first byte is written; not where there are problems.
     :returns: what makes the load of a sparse image wrong; empty where it may begin.
     """
     problems = [problem for problem in memory_problems(files, sparse=True) if problem.blocks]
     if problems:
         return problems
+    begin()
     for file in files:
         if file.block and file.shared and file.writable:
             try:
