@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from support import Monitor, find_qemu_pids
-from support.observe import VM, run_state, wait_until, words
+from support.observe import VM, Continuity, run_state, wait_until, words
 from support.paused import make_disk
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this")
@@ -165,6 +165,17 @@ def test_dirty_bitmap_that_ends_with_qemu_is_said(guest, image, save):
     execute(guest, "block-dirty-bitmap-add", node="n0", name="since-sunday")
     saved = save(name=VM, path=str(image))
     assert "since-sunday" in str(saved["warnings"])
+
+
+def test_so_many_dirty_bitmaps_that_their_names_are_longer_than_a_record(guest, image, save, restore, run_module):
+    for number in range(220):
+        execute(guest, "block-dirty-bitmap-add", node="n0", name=f"backup-of-the-night-{number:020}")
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    (recorded,) = run_module("qemu_save_image_info", path=str(image))["images"]
+    assert "dirty_bitmap" in [problem["kind"] for problem in recorded["restore_problems"]]
+    restore(name=VM, path=str(image))
+    continuity.check()
 
 
 @only_root

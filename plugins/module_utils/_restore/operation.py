@@ -102,13 +102,12 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import Res
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.same_cpu import require_same_cpu
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.same_vm import may_be_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.transaction import RestoreTransaction
-from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import (
-    recorded_surroundings,
-    require_not_gone_on_elsewhere,
-)
+from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import require_not_gone_on_elsewhere
 from ansible_collections.vmops.qemu.plugins.module_utils._save.in_qemu import InterruptedSave
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.needs import Needs
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.provision import Provision
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
 
 #: Seconds between two looks for a QEMU that someone else starts.
 _ATTACH_INTERVAL = 0.25
@@ -427,7 +426,7 @@ class RestoreOperation(RestoreRun):
         how, warning = await recorded_launch(self.path, domain, machine, self.request.check_mode, former)
         self.warnings += [warning] if warning else []
         uid = domain.launch.uid if domain.launch else os.geteuid()
-        needs = recorded_surroundings(domain).needs
+        needs = self._recorded_needs(domain)
         self.provision = Provision(domain.name, needs, uid, by_unit=bool(how.unit and how.unit_argv))
         await in_thread(self.provision.check_firmware)
         await in_thread(self.provision.check)
@@ -437,9 +436,24 @@ class RestoreOperation(RestoreRun):
         """How an earlier run may have started the QEMU that waits, and was killed before it was done with that."""
         how = earlier_launch(domain) if self.request.launch == "recorded" else None
         if how and domain.launch:
-            needs, by_unit = recorded_surroundings(domain).needs, bool(domain.launch.unit_argv)
+            needs, by_unit = self._recorded_needs(domain), bool(domain.launch.unit_argv)
             self.provision = Provision(domain.name, needs, domain.launch.uid, by_unit)
         return how
+
+    def _recorded_needs(self, domain: domain_xml.ParsedDomain) -> Needs:
+        """What the QEMU needs to be started; nothing of an image that does not record it.
+
+        :raises ImageFormatError: that makes no sense: it may need anything.
+        """
+        text = domain.save_facts.surroundings if domain.save_facts else ""
+        try:
+            return Surroundings.parse(text).needs if text else Needs()
+        except ValueError as exc:
+            raise ImageFormatError(
+                self.path,
+                f"its record of what its QEMU needs cannot be read: {exc}",
+                cure="Restore it with launch: command or launch: attach",
+            ) from exc
 
     # --- what an earlier run left, and a VM that is there ---
 

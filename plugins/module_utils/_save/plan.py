@@ -174,7 +174,7 @@ class _Planner:
             collection_version=COLLECTION_VERSION,
             qemu_version=support.version,
             saved_at=now(),
-            surroundings=self.surroundings.dump(),
+            surroundings=self._record_surroundings(),
             managed=self.request.managed,
             suspended=self.session.vm.run_state == "suspended",
             cpu=await self._read_cpu(),
@@ -200,6 +200,21 @@ class _Planner:
             reasons=self.reasons,
             warnings=self.warnings,
         )
+
+    def _record_surroundings(self) -> str:
+        """The record of what surrounds the VM.
+
+        :raises NotRestorableError: no restore could read it.
+        """
+        recorded = self.surroundings.dump()
+        try:
+            Surroundings.parse(recorded)
+        except ValueError as exc:
+            raise NotRestorableError(
+                f"{self.session.label} was not saved, as what surrounds it cannot be recorded: {exc}",
+                cure="Give its disks and files other names",
+            ) from exc
+        return recorded
 
     def _require_descriptors(self) -> None:
         monitor, process = self.session.monitor, self.session.process

@@ -58,8 +58,11 @@ def _parse_medium(value: object, place: str) -> Medium:
     read_only = fields.get("read_only")
     if not isinstance(read_only, bool):
         raise ValueError(f"read_only of {place} is neither true nor false")
+    backend, qdev, node = (_a_text(fields, key, place) for key in ("backend", "qdev", "node"))
     return Medium(
-        **{key: _a_text(fields, key, place) for key in ("backend", "qdev", "node")},
+        backend,
+        qdev,
+        node,
         read_only=read_only,
         files=tuple(_parse_file(item, f"file {number} of {place}") for number, item in enumerate(files, 1)),
         place=_a_text({"place": "", **fields}, "place", place),  # not in images of earlier versions

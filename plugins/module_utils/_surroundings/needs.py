@@ -60,9 +60,20 @@ class Needs:
         """Values for JSON that :meth:`parse` takes."""
         found: dict[str, t.Any] = {}
         for field in dataclasses.fields(self):
-            parts = getattr(self, field.name)[:_MAX_ELEMENTS]
+            parts = [part for part in getattr(self, field.name) if _is_recordable(part)][:_MAX_ELEMENTS]
             if parts:
                 found[field.name] = [_dumped(part) for part in parts]
+        return found
+
+    def unrecorded(self) -> list[Problem]:
+        """What of it no image can hold, so that a restore would not see to it."""
+        recorded = self.dump()
+        found = []
+        for field in dataclasses.fields(self):
+            lost = len(getattr(self, field.name)) - len(recorded.get(field.name, ()))
+            if lost:
+                what = f"{lost} of the {field.name} that its QEMU needs are too many, or too long, to be recorded"
+                found.append(Problem("need_unrecorded", what, "Restore it with launch: command or launch: attach"))
         return found
 
     @classmethod
@@ -93,6 +104,14 @@ def _dumped(part: t.Any) -> dict[str, t.Any]:
         for name, value in values.items()
         if value != defaults[name]
     }
+
+
+def _is_recordable(part: t.Any) -> bool:
+    try:
+        _parsed_part(_dumped(part), "", type(part))
+    except ValueError:
+        return False
+    return True
 
 
 def _parsed(value: dict[str, t.Any], name: str, kind: type[_Part]) -> tuple[_Part, ...]:
@@ -150,6 +169,7 @@ async def find_needs(
     kept = [*(file.path for file in files), *(file.path for medium in media for file in medium.files)]
     needs = Needs(tuple(files), tuple(directories), tuple(servers), tuple(tpms), tuple(taps))
     return needs, [
+        *needs.unrecorded(),
         *missing,
         *problems,
         *state_problems(process.configuration),

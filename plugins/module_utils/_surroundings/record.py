@@ -29,7 +29,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict i
 
 _VERSION = 1
 
-#: What is read at most: problems, and characters of each text in one.
+#: What is written and read at most: problems, and characters of each text in one.
 _MAX_PROBLEMS = 1000
 _MAX_TEXT = 8192
 
@@ -48,12 +48,12 @@ class Surroundings:
     circumstances: Circumstances | None = None
 
     def dump(self) -> str:
-        """The text for an image."""
+        """The text for an image, which :meth:`parse` takes whatever surrounds the VM."""
         return json.dumps(
             {
                 "version": _VERSION,
                 "media": record_media(self.media),
-                "problems": [problem.as_result() for problem in self.problems],
+                "problems": _record_problems(self.problems),
                 "needs": self.needs.dump(),
                 "pid_files": record_pid_files(self.pid_files),
             },
@@ -80,17 +80,32 @@ class Surroundings:
         )
 
 
+def _record_problems(problems: t.Sequence[Problem]) -> list[dict[str, t.Any]]:
+    """Where there are too many, those that block come first."""
+    if len(problems) > _MAX_PROBLEMS:
+        problems = sorted(problems, key=lambda problem: not problem.blocks)[:_MAX_PROBLEMS]
+    return [
+        {key: _cut(value) if isinstance(value, str) else value for key, value in problem.as_result().items()}
+        for problem in problems
+    ]
+
+
 def _parse_problems(value: object) -> tuple[Problem, ...]:
-    if not isinstance(value, list) or len(value) > _MAX_PROBLEMS:
-        raise ValueError("its problems are not a list, or too many")
-    return tuple(_parse_problem(item) for item in value)
+    """They are for people: one that makes no sense costs no other, nor what else is recorded."""
+    if not isinstance(value, list):
+        raise ValueError("its problems are not a list")
+    return tuple(problem for problem in map(_parse_problem, value[:_MAX_PROBLEMS]) if problem)
 
 
-def _parse_problem(value: object) -> Problem:
+def _parse_problem(value: object) -> Problem | None:
     if not isinstance(value, dict) or not isinstance(value.get("blocks"), bool):
-        raise ValueError("a problem is not valid")
+        return None
     texts = [value.get(key) for key in ("kind", "what", "cure")]
-    if not all(isinstance(text, str) and len(text) <= _MAX_TEXT for text in texts):
-        raise ValueError("a problem's text is not a text, or too long")
-    kind, what, cure = t.cast("list[str]", texts)
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    kind, what, cure = map(_cut, t.cast("list[str]", texts))
     return Problem(kind, what, cure, value["blocks"])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"

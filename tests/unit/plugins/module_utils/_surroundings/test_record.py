@@ -39,6 +39,8 @@ RECORDED = Surroundings(
     ),
     PidFiles(4711, (PidFile("/run/web1.pid", 0),)),
 )
+FILE = MediumFile("/vm/a", "raw", 1, 2)
+NAMES = {"long": "x" * 9000, "odd": "\udcff\n\x01é\U0001f600\"\\", "longest": "é" * 100_000}
 VALUES = some.recursive(
     some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=20),
     lambda inner: some.lists(inner, max_size=4) | some.dictionaries(some.text(max_size=8), inner, max_size=4),
@@ -123,3 +125,85 @@ def test_media_without_end(count):
     medium = {"backend": "", "qdev": "", "node": "", "read_only": False, "files": []}
     with pytest.raises(ValueError, match="1024"):
         Surroundings.parse(json.dumps({"version": 1, "media": [medium] * count, "problems": []}))
+
+
+# --- whatever is recorded can be read ---
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_problem_with_any_text(name):
+    (problem,) = Surroundings.parse(Surroundings((), (Problem("k", name, name, False),)).dump()).problems
+    assert (problem.kind, problem.blocks) == ("k", False)
+    assert name.startswith(problem.what.rstrip("…"))
+    assert problem.what == problem.cure
+    assert len(problem.what) == min(len(name), 8192)
+
+
+def test_more_problems_than_are_recorded():
+    problems = [Problem(f"k{number}", "what", "cure", number % 1000 == 0) for number in range(5000)]
+    recorded = Surroundings.parse(Surroundings((), tuple(problems)).dump()).problems
+    assert len(recorded) == 1000
+    assert sum(problem.blocks for problem in recorded) == 5
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_media_with_any_name(name):
+    file = MediumFile(f"/vm/{name}", "raw", uncheckable=name)
+    (medium,) = Surroundings.parse(Surroundings((Medium(name, name, name, True, (file,), name),), ()).dump()).media
+    assert medium.backend == name[:4096]
+    assert medium.files[0].path == f"/vm/{name}"[:4096]
+
+
+def test_many_media_of_many_files():
+    media = (Medium("d", "q", "n", False, (FILE,) * 300),) * 2000
+    recorded = Surroundings.parse(Surroundings(media, ()).dump()).media
+    assert (len(recorded), len(recorded[0].files)) == (1024, 256)
+    assert recorded[0].files[-1].uncheckable
+
+
+NEEDS = {
+    "file": Needs(files=(StartFile("/vm/" + "x" * 9000, "its key", 1),)),
+    "files": Needs(files=tuple(StartFile(f"/vm/{number}", "its key", 1) for number in range(513))),
+    "directory": Needs(directories=(Directory("/run/" + "x" * 9000, 0, 0, 0o755),)),
+    "server": Needs(servers=(Server("/run/s", "its card", "x" * 9000, ""),)),
+    "word": Needs(tpms=(TpmServer("/run/t", ("swtpm", "x" * 9000)),)),
+    "words": Needs(tpms=(TpmServer("/run/t", ("swtpm",) * 257),)),
+    "tap": Needs(taps=(Tap("tap0", "x" * 9000),)),
+    "number": Needs(files=(StartFile("/vm/key", "its key", 2**64),)),
+}
+
+
+@pytest.mark.parametrize("needs", NEEDS.values(), ids=NEEDS)
+def test_need_that_no_image_holds(needs):
+    """It costs itself alone, and is a problem: a restore would not see to it."""
+    good = StartFile("/vm/good", "its key", 1)
+    both = Needs(**{**vars(needs), "files": (good, *needs.files)})
+    recorded = Surroundings.parse(Surroundings((), (), both).dump()).needs
+    assert recorded.files[0] == good
+    assert recorded != both
+    (problem,) = both.unrecorded()
+    assert (problem.kind, problem.blocks) == ("need_unrecorded", True)
+
+
+def test_needs_that_an_image_holds():
+    odd = StartFile("/vm/" + NAMES["odd"], "its key", 1)
+    needs = Needs(files=(odd,) * 512, tpms=(TpmServer("/run/t", ("swtpm", "x" * 8192) * 128),))
+    assert Surroundings.parse(Surroundings((), (), needs).dump()).needs == needs
+    assert needs.unrecorded() == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [None, [], {}, {"kind": "k", "what": 1, "cure": "c", "blocks": True}, {"kind": "k", "what": "w", "cure": "c"}],
+)
+def test_bad_problem_costs_itself_alone(bad):
+    record = json.loads(RECORDED.dump())
+    record["problems"].insert(0, bad)
+    assert Surroundings.parse(json.dumps(record)) == RECORDED
+
+
+def test_problems_of_an_image_that_an_earlier_version_wrote():
+    record = json.loads(RECORDED.dump())
+    record["problems"] = [{**record["problems"][0], "what": "x" * 9742}] * 1001
+    parsed = Surroundings.parse(json.dumps(record))
+    assert (parsed.media, parsed.needs, len(parsed.problems)) == (RECORDED.media, RECORDED.needs, 1000)
