@@ -76,14 +76,43 @@ async def in_thread(function: t.Callable[..., _Result], *arguments: t.Any) -> _R
     return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
 
-async def in_stoppable_thread(function: t.Callable[..., _Result], *arguments: t.Any) -> _Result:
-    """As :func:`in_thread`, for long work: ``function`` gets a threading.Event as its last argument.
+async def looking(function: t.Callable[..., _Result], *arguments: t.Any) -> _Result:
+    """As :func:`in_thread`, for a call that only looks, and may hang: a file system that does not answer.
 
-    A cancellation sets it, since the process would wait for the thread at its end; the work must then be given up.
+    Such a call is left behind, also by the end of the process, which waits for those of :func:`in_thread`.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[_Result] = loop.create_future()
+
+    def tell(result: _Result | None, error: BaseException | None) -> None:
+        if outcome.done():  # nobody waits for it any more
+            return
+        if error is None:
+            outcome.set_result(t.cast("_Result", result))
+        else:
+            outcome.set_exception(error)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function(*arguments)
+        except BaseException as exc:  # whatever it is, it is raised where it is waited for
+            error = exc
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(tell, result, error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await outcome
+
+
+async def in_stoppable_thread(function: t.Callable[..., _Result], *arguments: t.Any) -> _Result:
+    """As :func:`looking`, for long work: ``function`` gets a threading.Event as its last argument.
+
+    A cancellation sets it, and the work must then be given up.
     """
     stop = threading.Event()
     try:
-        return await in_thread(function, *arguments, stop)
+        return await looking(function, *arguments, stop)
     finally:
         stop.set()
 

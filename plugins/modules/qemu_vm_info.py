@@ -235,7 +235,7 @@ vms:
             - Its memory is stored where it outlives QEMU - V(memory_file), V(memory_read_only), V(memory_disk_lost).
             - Something that it needs to be started is missing, or has changed - V(start_file_missing),
               V(firmware_changed), V(session_display), V(session_terminal), V(session_sound), V(tpm_lost),
-              V(server_state), V(need_unrecorded).
+              V(server_state), V(need_unrecorded), V(need_unknown).
             - Its guest would be in another network - V(tap_vlans), V(tap_vrf).
             - The following kinds do not block. Something is lost - V(vnc_password), V(spice_password), V(host_forward),
               V(throttle), V(write_threshold), V(object_added), V(netdev_added), V(dirty_bitmap), V(finished_job),

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -612,3 +614,96 @@ def test_tap_without_a_name_in_a_bridge(make_guest, bridge, image, save):
     network.put(name, bridge)
     (problem,) = problems(save(name=VM, path=str(image), after_save="resume"), "bridge_lost")
     assert bridge in problem["what"]
+
+
+# --- a file system that does not answer ---
+
+
+@pytest.fixture
+def slow_file(tmp_path):
+    """A file on a file system of a program's own (FUSE), and a call that has that answer no more."""
+    if shutil.which("qemu-storage-daemon") is None or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("no qemu-storage-daemon, or no FUSE")
+    path, data = tmp_path / "secret", tmp_path / "data"
+    path.touch()
+    data.write_bytes(b"x" * 512)
+    server = subprocess.Popen(
+        [
+            *("qemu-storage-daemon", "--blockdev", f"file,node-name=a,filename={data},read-only=on"),
+            *("--export", f"fuse,id=e,node-name=a,mountpoint={path}"),
+        ],
+    )
+
+    def hang():
+        server.send_signal(signal.SIGSTOP)
+        # The kernel answers for a second out of what it knows.
+        wait_until(lambda: subprocess.run(["timeout", "-s", "KILL", "1", "stat", str(path)]).returncode, interval=0.2)
+
+    try:
+        while path.stat().st_size == 0:
+            if server.poll() is not None:
+                pytest.skip("no FUSE export")
+        yield path, hang
+    finally:
+        # It may wait for ever for a request that was withdrawn meanwhile, and ends by no other signal.
+        server.kill()
+        server.wait()
+        unmount = ["umount", "--lazy"] if os.geteuid() == 0 else ["fusermount", "-u", "-z"]
+        subprocess.run([*unmount, str(path)], check=False)
+
+
+def with_secret(path):
+    return ["-object", f"secret,id=s0,file={path},format=raw"]
+
+
+def test_save_ends_within_its_time_though_a_file_system_does_not_answer(make_guest, image, start_module, slow_file):
+    path, hang = slow_file
+    guest = make_guest(observer=True, extra_args=with_secret(path))
+    hang()
+    begin = time.monotonic()
+    result = start_module("qemu_save", name=VM, path=str(image), timeout=5).result(timeout=15)
+    assert time.monotonic() - begin < 14
+    assert result["error"] == "OperationTimeoutError"
+    assert run_state(guest) == "running"
+    assert not image.exists()
+
+
+@only_root
+def test_save_ends_at_a_signal_though_a_file_system_does_not_answer(
+    make_guest, image, start_module, slow_file, tmp_path
+):
+    path, hang = slow_file
+    waiting = tmp_path / "fuse" / str(os.minor(path.stat().st_dev)) / "waiting"
+    guest = make_guest(observer=True, extra_args=with_secret(path))
+    hang()
+    run = start_module("qemu_save", name=VM, path=str(image))
+    waiting.parents[1].mkdir()
+    subprocess.run(["mount", "-t", "fusectl", "none", str(waiting.parents[1])], check=True)
+    try:
+        wait_until(lambda: int(waiting.read_text()) > 0)
+    finally:
+        subprocess.run(["umount", str(waiting.parents[1])], check=True)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.result(timeout=10)["error"] == "InterruptedOperationError"
+    assert run_state(guest) == "running"
+
+
+def test_what_cannot_be_looked_at_is_a_problem_of_the_save(make_guest, image, run_module, slow_file):
+    path, hang = slow_file
+    guest = make_guest(observer=True, extra_args=with_secret(path))
+    hang()
+    result = run_module("qemu_save", name=VM, path=str(image))
+    assert result["error"] == "NotRestorableError", result["msg"]
+    assert "need_unknown" in [problem["kind"] for problem in result["problems"] if problem["blocks"]]
+    assert run_state(guest) == "running"
+
+
+def test_restore_starts_nothing_where_a_file_system_does_not_answer(make_guest, image, save, run_module, slow_file):
+    path, hang = slow_file
+    guest = make_guest(observer=True, extra_args=with_secret(path))
+    save(name=VM, path=str(image))
+    hang()
+    result = run_module("qemu_restore", name=VM, path=str(image))
+    assert result["error"] == "LaunchError", result["msg"]
+    assert not guest.adopt_restarted()
+    assert image.exists()

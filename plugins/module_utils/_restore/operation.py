@@ -30,7 +30,7 @@ import os
 import time
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread, looking
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     ImageFormatError,
@@ -235,7 +235,7 @@ class RestoreOperation(RestoreRun):
                 await require_same_cpu(self, session, domain)
                 await require_same_media(self, session, head)
                 return self._would_restore(head, vm)
-            how = self._earlier_launch(domain)
+            how = await self._earlier_launch(domain)
             return await RestoreTransaction(self, head, domain, stream, started).attach(session, how)
 
     async def _without_vm(
@@ -305,7 +305,7 @@ class RestoreOperation(RestoreRun):
         """See that the image may be restored, as far as can be known without QEMU's help; what its stream says."""
         if self.request.disks == "check":
             await in_thread(require_last_save, self, head)
-            await in_thread(require_same_disks, self, head, domain, vm is not None)
+            await looking(require_same_disks, self, head, domain, vm is not None)
         require_loadable(self, vm)
         return await check_image(self, head)
 
@@ -427,17 +427,16 @@ class RestoreOperation(RestoreRun):
         self.warnings += [warning] if warning else []
         uid = domain.launch.uid if domain.launch else os.geteuid()
         needs = self._recorded_needs(domain)
-        self.provision = Provision(domain.name, needs, uid, by_unit=bool(how.unit and how.unit_argv))
-        await in_thread(self.provision.check_firmware)
-        await in_thread(self.provision.check)
+        self.provision = await looking(Provision, domain.name, needs, uid, bool(how.unit and how.unit_argv))
+        await self.provision.require(goes_on=True)
         return how
 
-    def _earlier_launch(self, domain: domain_xml.ParsedDomain) -> Launch | None:
+    async def _earlier_launch(self, domain: domain_xml.ParsedDomain) -> Launch | None:
         """How an earlier run may have started the QEMU that waits, and was killed before it was done with that."""
         how = earlier_launch(domain) if self.request.launch == "recorded" else None
         if how and domain.launch:
             needs, by_unit = self._recorded_needs(domain), bool(domain.launch.unit_argv)
-            self.provision = Provision(domain.name, needs, domain.launch.uid, by_unit)
+            self.provision = await looking(Provision, domain.name, needs, domain.launch.uid, by_unit)
         return how
 
     def _recorded_needs(self, domain: domain_xml.ParsedDomain) -> Needs:
@@ -604,7 +603,7 @@ class RestoreOperation(RestoreRun):
         if self.was_suspended(head):
             self._require_launch()
             return await self._without_vm(head, head.domain(), time.monotonic(), session)
-        await in_thread(require_not_gone_on_elsewhere, head, vm.label)
+        await looking(require_not_gone_on_elsewhere, head, vm.label)
         running = self.wants_running(head)
         after = self.outcome(running, self.was_suspended(head))
         reason = f"{vm.label} was saved, but its QEMU had not ended"

@@ -27,7 +27,7 @@ import functools
 import time
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread, looking
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
     GuestGoneError,
@@ -502,7 +502,7 @@ class SaveOperation(SaveRun):
                 cure="Restore it (qemu_restore), which lets it sleep on in a new QEMU",
             )
         if after_save == "resume":
-            await in_thread(require_not_gone_on_elsewhere, head, vm.label)
+            await looking(require_not_gone_on_elsewhere, head, vm.label)
         if self.request.check_mode:
             return self.result(f"{reason}: would {after_save}", vm, self.outcome())
         # That run may have been cut short before its last flush.

@@ -10,7 +10,7 @@ import contextlib
 import time
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread, looking
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     BusyError,
     ConflictError,
@@ -93,8 +93,8 @@ class StartOperation(Run):
             return self._result(False, f"{name} {why_not}")
         self._require_known(images)
         record, needs = vm.launch, vm.read_surroundings().needs
-        provision = Provision(name, needs, record.uid, by_unit=bool(record.unit))
-        await in_thread(provision.check)
+        provision = await looking(Provision, name, needs, record.uid, bool(record.unit))
+        await provision.require(goes_on=False)
         if self._check_mode:
             return self._result(True, f"{name} would be started again")
         self._provision = provision

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import looking
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import proc_path
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.launch_log import output_file
@@ -100,7 +100,7 @@ async def ask_circumstances(monitor: Monitor, process: QemuProcess, unit: VmUnit
 
     :raises MonitorError: QEMU cannot be asked.
     """
-    found = await in_thread(read_circumstances, process, unit)
+    found = await looking(read_circumstances, process, unit)
     if not found.odd_threads or found.resources is None:
         return found
     names = {thread: name for name, thread in (await named_threads(monitor)).items()}

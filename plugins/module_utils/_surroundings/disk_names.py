@@ -14,9 +14,11 @@ of ``-blockdev`` is not opened again.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import looking, within
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import proc_path
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import command_line
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.file_names import own_jail
@@ -24,9 +26,24 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Qe
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_graph import BlockGraph
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
+#: Seconds that the host's file systems may take to answer.
+_HOST_TIMEOUT = 10.0
+
+
+async def look_at_disk_names(graph: BlockGraph, process: QemuProcess) -> list[Problem]:
+    """Those of a running QEMU; never raises."""
+    try:
+        return await within(_HOST_TIMEOUT, looking(disk_name_problems, graph, process))
+    except asyncio.TimeoutError:
+        what = (
+            "the names by which QEMU opens its disks again at the end of a save could not be looked at within"
+            f" {_HOST_TIMEOUT:g} seconds"
+        )
+        return [Problem("disk_unknown", what, "See which file system of them does not answer")]
+
 
 def disk_name_problems(graph: BlockGraph, process: QemuProcess) -> list[Problem]:
-    """Those of a running QEMU; it looks at files, and never raises."""
+    """The same; it looks at files, which may hang."""
     if any(kind == "temporary_disks" for kind, _what in command_line.replay_obstacles(process.configuration.words)):
         return []  # whose files have no names from the start, and are not opened again
     problems = []

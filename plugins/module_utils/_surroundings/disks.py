@@ -11,7 +11,7 @@ import dataclasses
 import re
 import stat
 
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread, within
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import looking, within
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.block_device import read_block_device
@@ -59,7 +59,7 @@ async def read_media(monitor: Monitor, process: QemuProcess | None, block: Block
             entry["fdset-id"]: [fd["fd"] for fd in entry["fds"]] for entry in await monitor.execute("query-fdsets")
         }
     try:
-        media = await within(_HOST_TIMEOUT, in_thread(_look, graph, process, fdsets))
+        media = await within(_HOST_TIMEOUT, looking(_look, graph, process, fdsets))
     except asyncio.TimeoutError:
         media = _media(graph, None, f"its file system did not answer within {_HOST_TIMEOUT:g} seconds")
     return [dataclasses.replace(medium, place=places.get(device_path(medium.qdev), "")) for medium in media]

@@ -10,7 +10,7 @@ mode and the file system; the first write after ``cont`` changes the time. Inode
 disks are moved to other hosts together, and a copy that keeps the times (``cp -p``, ``rsync -t``) will do. Of firmware
 in a flash chip that the guest only reads, which a package's update writes anew, the size alone counts, and so of a disk
 in memory (nvdimm) that a restore has begun to write anew. A loop device is told as the file behind it is, any other
-device by what it says it is (a number of the disk's own, a volume's UUID), where it says anything, and else by its path.
+device by what it says it is (a number of the disk's own, a volume's UUID), or by its path where it says nothing.
 
 The kinds: ``disk_written`` (another size or time), ``disk_gone``, ``disk_replaced`` (no file any more, or another
 medium than the saved one), ``disk_chain`` (other layers), ``disk_missing`` and ``disk_added`` (a medium too few or too

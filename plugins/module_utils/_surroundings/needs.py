@@ -11,10 +11,11 @@ later version added is left out, and what is not there has its default.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import looking, within
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
@@ -42,6 +43,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict i
 _MAX_ELEMENTS = 512
 _MAX_WORDS = 256
 _MAX_TEXT = 8192
+
+#: Seconds that all of it may take.
+_HOST_TIMEOUT = 20.0
 
 _Part = t.TypeVar("_Part", StartFile, Directory, Server, TpmServer, Tap)
 
@@ -159,13 +163,26 @@ async def find_needs(
     :param media: what it has in its drives.
     :raises MonitorError: QEMU cannot be asked.
     """
+    try:
+        return await within(_HOST_TIMEOUT, _look(monitor, process, unit, types, media))
+    except asyncio.TimeoutError:
+        what = (
+            "what its QEMU needs to be started again (files that its command line names, directories, servers) could"
+            f" not be looked at within {_HOST_TIMEOUT:g} seconds"
+        )
+        return Needs(), [Problem("need_unknown", what, "See which file system of them does not answer")]
+
+
+async def _look(
+    monitor: Monitor, process: QemuProcess, unit: VmUnit, types: t.Mapping[str, str], media: t.Sequence[Medium]
+) -> tuple[Needs, list[Problem]]:
     by_unit = started_by_unit(unit)
     tpms, problems = await find_tpm_servers(monitor, process, unit.name if by_unit else "")
     files, missing = await find_start_files(monitor, process, types)
-    servers = await in_thread(find_servers, process)
+    servers = await looking(find_servers, process)
     more = [directory for directory in (tpm.state_directory for tpm in tpms) if directory]
-    directories = await in_thread(find_directories, process, more)
-    taps = await in_thread(find_taps, process)
+    directories = await looking(find_directories, process, more)
+    taps = await looking(find_taps, process)
     kept = [*(file.path for file in files), *(file.path for medium in media for file in medium.files)]
     needs = Needs(tuple(files), tuple(directories), tuple(servers), tuple(tpms), tuple(taps))
     return needs, [
@@ -175,7 +192,7 @@ async def find_needs(
         *state_problems(process.configuration),
         *server_problems(servers, by_unit),
         *directory_problems(directories, by_unit),
-        *await in_thread(volatile_problems, kept),
+        *await looking(volatile_problems, kept),
         *tap_problems(taps, process, by_unit),
         *session_problems(process.configuration, by_unit, await display_of(monitor)),
     ]

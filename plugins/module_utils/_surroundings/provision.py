@@ -17,7 +17,7 @@ import os
 import time
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread, looking, within
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import LaunchError, MismatchError
 from ansible_collections.vmops.qemu.plugins.module_utils._proc import read_status
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu import systemd
@@ -46,6 +46,9 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.tpm impor
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.unix_sockets import is_listened_at, listeners_at
 from ansible_collections.vmops.qemu.plugins.module_utils._user import user_name
 
+#: Seconds that the host's file systems may take to answer.
+_HOST_TIMEOUT = 10.0
+
 #: Seconds that the server of a TPM may take to open its socket, and between two looks.
 _SERVER_TIMEOUT = 60.0
 _INTERVAL = 0.02
@@ -70,20 +73,30 @@ class Provision:
         places = [place for tpm in self.needs.tpms for place in (tpm.path, tpm.state_directory) if place]
         return any(f"{os.path.realpath(place)}/".startswith(f"{directory.path}/") for place in places)
 
-    def check_firmware(self) -> None:
-        """Of a guest that is to go on; it reads files, so it belongs into a thread.
+    async def require(self, goes_on: bool) -> None:
+        """Look at all of it, and change nothing.
 
-        :raises MismatchError: firmware has another size.
+        :param goes_on: whether a guest is to go on, and does not begin anew.
+        :raises MismatchError: firmware has another size than that guest's.
+        :raises LaunchError: something is missing that cannot be made again, or does not answer.
         """
+        try:
+            if goes_on:
+                await within(_HOST_TIMEOUT, looking(self._check_firmware))
+            await within(_HOST_TIMEOUT, looking(self._check))
+        except asyncio.TimeoutError as exc:
+            raise LaunchError(
+                f"The QEMU of {self._name} is not started, as what it needs could not be looked at within"
+                f" {_HOST_TIMEOUT:g} seconds",
+                cure="See which file system of what its command line names does not answer",
+            ) from exc
+
+    def _check_firmware(self) -> None:
         for file, size in changed_firmware(self.needs.files):
             what, cure = changed_text(file, size)
             raise MismatchError(f"{self._name} cannot be restored: {what}", cure=f"{cure}, then restore again")
 
-    def check(self) -> None:
-        """Look at all of it, and change nothing; it reads files, so it belongs into a thread.
-
-        :raises LaunchError: something is missing that cannot be made again.
-        """
+    def _check(self) -> None:
         files = missing_files(self.needs.files)
         if files and not self._by_unit:
             raise LaunchError(

@@ -19,7 +19,7 @@ import os
 import re
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread, within
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import looking, within
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.command_line import daemonizes
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Configuration
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
@@ -72,10 +72,16 @@ async def replaced_media(
         what = "its disks cannot be compared with its command line, as its process cannot be looked at"
         return [Problem("disk_unknown", what, "Run this as root on the host of the VM")]
     try:
-        return await within(_HOST_TIMEOUT, in_thread(_Comparison(media, configuration, process, devices).problems))
+        return await within(_HOST_TIMEOUT, looking(_compare, media, configuration, process, devices))
     except asyncio.TimeoutError:
         what = f"its disks could not be compared with its command line within {_HOST_TIMEOUT:g} seconds"
         return [Problem("disk_unknown", what, "See which file system of them does not answer")]
+
+
+def _compare(
+    media: t.Sequence[Medium], configuration: Configuration, process: QemuProcess, devices: t.Mapping[str, str]
+) -> list[Problem]:
+    return _Comparison(media, configuration, process, devices).problems()
 
 
 class _Comparison:

@@ -24,6 +24,7 @@ import stat
 import time
 import typing as t
 
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import looking
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import CommandError
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration import Setting
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
@@ -98,6 +99,15 @@ async def find_start_files(
     :param types: of its devices, by their paths.
     :raises MonitorError: QEMU cannot be asked.
     """
+    wanted = await _wanted_firmware(monitor, process, types)
+    files, problems = await looking(_named_in_words, process)
+    firmware, changed = await looking(_firmware, process, wanted)
+    found = {file.path: file for file in (*files, *firmware)}
+    return list(found.values()), problems + changed
+
+
+def _named_in_words(process: QemuProcess) -> tuple[list[StartFile], list[Problem]]:
+    """Those that its command line names; it looks at files, which may hang."""
     found: dict[str, StartFile] = {}
     problems = []
     for path, use in _named_files(process)[:_MAX_FILES]:
@@ -113,9 +123,7 @@ async def find_start_files(
             )
         elif "\0" not in path:
             found.setdefault(path, StartFile(path, use, facts.st_size if stat.S_ISREG(facts.st_mode) else 0))
-    firmware, changed = await _firmware(monitor, process, types)
-    found.update((file.path, file) for file in firmware)
-    return list(found.values()), problems + changed
+    return list(found.values()), problems
 
 
 def missing_files(recorded: t.Iterable[StartFile]) -> list[StartFile]:
@@ -224,9 +232,18 @@ def data_directories(process: QemuProcess) -> list[str]:
     return list(dict.fromkeys(places))
 
 
-async def _firmware(
-    monitor: Monitor, process: QemuProcess, types: t.Mapping[str, str]
-) -> tuple[list[StartFile], list[Problem]]:
+@dataclasses.dataclass(frozen=True)
+class _Firmware:
+    """What QEMU has made memory of: the file's name as QEMU has it, and the rest as a :class:`StartFile` has it."""
+
+    name: str
+    use: str
+    room: int
+    rounded: bool
+
+
+async def _wanted_firmware(monitor: Monitor, process: QemuProcess, types: t.Mapping[str, str]) -> list[_Firmware]:
+    """What QEMU says of it."""
     own = await read_children(monitor, "/machine/unattached")
     devices = {**types, **{f"/machine/unattached/{name}": kind for name, kind in own.items()}}
     told = {
@@ -235,24 +252,29 @@ async def _firmware(
     asked = {path: kind for path, kind in devices.items() if _WITH_ROM.match(kind) or kind in told}
     roms = await asyncio.gather(*(_rom_of(monitor, path) for path in asked))
     wanted = [
-        (name, f"the ROM of its {kind} {path.rpartition('/')[2]}", room, True)
+        _Firmware(name, f"the ROM of its {kind} {path.rpartition('/')[2]}", room, True)
         for (path, kind), (name, room) in zip(asked.items(), roms)
         if name and 0 < room < _NO_ROM_MEMORY
     ]
     bios = next((block.used for block in await read_ram_blocks(monitor) if block.name == "pc.bios"), 0)
     if bios:
-        wanted.append((_bios_name(process), "its firmware", bios, False))
+        wanted.append(_Firmware(_bios_name(process), "its firmware", bios, False))
+    return wanted
+
+
+def _firmware(process: QemuProcess, wanted: t.Iterable[_Firmware]) -> tuple[list[StartFile], list[Problem]]:
+    """The files of it; it looks at files, which may hang."""
     files, problems = [], []
-    for name, use, room, rounded in wanted:
-        file = _firmware_file(process, name, use, room, rounded)
+    for each in wanted:
+        file = _firmware_file(process, each)
         if file is None:
             continue
-        if rounded and _has_own_size(process):
+        if each.rounded and _has_own_size(process):
             files.append(dataclasses.replace(file, room=0))  # there is more room than the file needs
         elif file.fits(file.size):
             files.append(file)
-        elif _changed_since_start(file.path, process) or os.path.isabs(name):
-            what, cure = changed_text(dataclasses.replace(file, size=room), file.size)
+        elif _changed_since_start(file.path, process) or os.path.isabs(each.name):
+            what, cure = changed_text(dataclasses.replace(file, size=each.room), file.size)
             problems.append(
                 Problem("firmware_changed", what.replace("when the VM was saved", "at the VM's start"), cure)
             )
@@ -280,17 +302,17 @@ def _bios_name(process: QemuProcess) -> str:
     return name
 
 
-def _firmware_file(process: QemuProcess, name: str, use: str, room: int, rounded: bool) -> StartFile | None:
+def _firmware_file(process: QemuProcess, each: _Firmware) -> StartFile | None:
     """The file by that name that QEMU has read; None where it is not known which."""
-    places = [os.path.join(process.cwd, name)]
-    if not os.path.isabs(name):
-        places += [os.path.join(place, name) for place in data_directories(process)]
+    places = [os.path.join(process.cwd, each.name)]
+    if not os.path.isabs(each.name):
+        places += [os.path.join(place, each.name) for place in data_directories(process)]
     found = []
     for place in places:
         with contextlib.suppress(OSError, ValueError):
             facts = os.stat(place)
             if stat.S_ISREG(facts.st_mode):
-                found.append(StartFile(place, use, facts.st_size, room, rounded))
+                found.append(StartFile(place, each.use, facts.st_size, each.room, each.rounded))
     return next((file for file in found if file.fits(file.size)), found[0] if found else None)
 
 

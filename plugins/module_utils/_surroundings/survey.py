@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_stoppable_thread, in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_stoppable_thread, looking
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit import VmUnit
@@ -18,7 +18,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.circumsta
     ask_circumstances,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.confinement import confinement_problems
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disk_names import disk_name_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disk_names import look_at_disk_names
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.disks import read_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.jobs import job_problems
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.losses import runtime_losses
@@ -72,7 +72,7 @@ async def survey(
         ask_block(monitor), memory_files(monitor, process), look_at_process(monitor, process, unit)
     )
     jobs, media = await asyncio.gather(job_problems(monitor, block), read_media(monitor, process, block))
-    media += await in_thread(memory_media, files)
+    media += await looking(memory_media, files)
     problems = [*jobs, *await in_stoppable_thread(memory_problems, files, sparse), *of_process]
     if process is None or unit is None:
         return Surroundings(tuple(media), tuple(problems), circumstances=circumstances)
@@ -81,12 +81,12 @@ async def survey(
         runtime_losses(monitor, process.configuration, block),
         find_needs(monitor, process, unit, block.devices, media),
     )
-    problems += await in_thread(disk_name_problems, block.graph, process)
+    problems += await look_at_disk_names(block.graph, process)
     problems += [*of_machine, *losses, *missing]
     if not any(problem.kind in _PASSING for problem in problems):
         problems += await replaced_media(media, block.devices, process.configuration, process)
     problems += user_unit_problems(unit, guards)
-    problems += await in_thread(unit_problems, unit, process, guards and unit.starts_vm, media)
+    problems += await looking(unit_problems, unit, process, guards and unit.starts_vm, media)
     pid_files, stale = await in_stoppable_thread(find_pid_files, process)
     return Surroundings(tuple(media), (*problems, *stale), needs, pid_files, circumstances)
 
@@ -118,9 +118,9 @@ async def look_at_process(
         return [_NO_PROCESS], None
     circumstances = await ask_circumstances(monitor, process, unit)
     return [
-        *start_problems(process, unit),
-        *await in_thread(process_problems, process, started_by_unit(unit), unit, circumstances),
-        *await in_thread(confinement_problems, process, unit, monitor.peer_pid, monitor.peer_uid),
+        *await looking(start_problems, process, unit),
+        *await looking(process_problems, process, started_by_unit(unit), unit, circumstances),
+        *await looking(confinement_problems, process, unit, monitor.peer_pid, monitor.peer_uid),
     ], circumstances
 
 

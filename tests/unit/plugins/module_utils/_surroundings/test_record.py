@@ -40,7 +40,7 @@ RECORDED = Surroundings(
     PidFiles(4711, (PidFile("/run/web1.pid", 0),)),
 )
 FILE = MediumFile("/vm/a", "raw", 1, 2)
-NAMES = {"long": "x" * 9000, "odd": "\udcff\n\x01é\U0001f600\"\\", "longest": "é" * 100_000}
+NAMES = {"long": "x" * 9000, "odd": '\udcff\n\x01é\U0001f600"\\', "longest": "é" * 100_000}
 VALUES = some.recursive(
     some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=20),
     lambda inner: some.lists(inner, max_size=4) | some.dictionaries(some.text(max_size=8), inner, max_size=4),
