@@ -245,6 +245,7 @@ vms:
             - Something has to be there at the restore that the restore does not see to - V(server_needed),
               V(tap_needed), V(session_directory), V(on_tmpfs), V(image_on_tmpfs).
             - Something cannot be known - V(supervisor_unknown), V(unit_helper_unknown), V(memory_disk_unwatched).
+            - Other processes work with its memory - V(memory_shared).
             - Only a restore returns V(disk_written), V(disk_gone) and V(disk_unchecked).
           type: str
           sample: disk_replaced

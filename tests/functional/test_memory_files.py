@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import mmap
 import os
 import shutil
 import stat
@@ -23,6 +25,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory im
     memory_files,
     memory_media,
     memory_problems,
+    shared_memory_problems,
 )
 
 from support.observe import VM, Continuity
@@ -379,6 +382,66 @@ def test_nothing_is_emptied_where_one_file_must_not_be(make_guest, memory):
     assert set(shared.read_bytes()) == set(private.read_bytes()) == {0xAA}
 
 
+# --- memory that others have mapped, too ---
+
+
+def block_name(file):
+    """That of the object: QEMU puts the place of a device before it."""
+    return file.block.rpartition("/")[2]
+
+
+@contextlib.contextmanager
+def mapped(path, size=SIZE):
+    """A peer of the guest's, in this process."""
+    with open(path, "r+b") as handle, mmap.mmap(handle.fileno(), size) as view:
+        yield view
+
+
+@pytest.mark.parametrize("image_format", ["sparse", "raw"])
+@pytest.mark.parametrize("launch", ["recorded", "attach"])
+def test_memory_is_not_put_back_under_others(
+    make_guest, save, restore, run_module, image, memory, image_format, launch
+):
+    path = memory / "iv"
+    guest = make_guest(extra_args=SHARED["ivshmem"](path))
+    continuity = Continuity(guest)
+    with mapped(path) as peer:
+        peer[:5] = b"first"
+        saved = save(name=VM, path=str(image), format=image_format)
+        (problem,) = [each for each in saved["problems"] if each["kind"] == "memory_shared"]
+        assert not problem["blocks"]
+        assert f"(pid {os.getpid()})" in problem["what"]
+        assert problem["what"] in str(saved["warnings"])
+        peer[:6] = b"second"
+        if launch == "attach":
+            guest.wait_exit()
+            guest.start(incoming=True)
+        refused = run_module("qemu_restore", name=VM, path=str(image), launch=launch)
+        assert refused["error"] == "MismatchError", refused["msg"]
+        assert f"(pid {os.getpid()})" in refused["msg"]
+        assert peer[:6] == b"second"
+    restore(name=VM, path=str(image), launch=launch)
+    assert path.read_bytes()[:6] == b"first\0"
+    continuity.check()
+
+
+def test_server_of_a_device_has_the_memory_of_the_machine_mapped(make_guest, memory):
+    """All of it (vhost-user), and gets all of it anew."""
+    own, iv = memory / "own", memory / "iv"
+    shared = backend(iv, "share=on", name="iv", size=MIB)
+    guest = make_guest(
+        extra_args=[*SHARED["share"](own), *shared, "-device", "ivshmem-plain,memdev=iv,master=on"],
+    )
+    files = files_of(guest)
+    assert {block_name(file): file.is_own for file in files} == {"mem": True, "iv": False}
+    with mapped(own):
+        assert shared_memory_problems(files) == []
+        with mapped(iv, MIB):
+            assert shared_memory_problems(files) == []
+    with mapped(iv, MIB):
+        assert kinds(shared_memory_problems(files)) == [("memory_shared", False)]
+
+
 # --- memory that is a disk ---
 
 
@@ -432,6 +495,46 @@ def test_nvdimm_on_tmpfs_cannot_be_watched(make_guest, memory, device):
     assert kinds(problems_of(guest)) == [("memory_disk_unwatched", False)]
     (medium,) = memory_media(files_of(guest))
     assert "tmpfs" in medium.files[0].uncheckable
+
+
+def two_of_a_size(directory):
+    """Devices whose order, by name, is not that of their memory in QEMU."""
+    words = ["-m", "64,slots=4,maxmem=1G", "-machine", "nvdimm=on"]
+    for number in range(3):
+        for kind, device in (("pm", "virtio-pmem-pci"), ("nv", "nvdimm")):
+            path = directory / f"{kind}{number}"
+            path.write_bytes(path.name.encode() * (16 * MIB // 3))
+            os.truncate(path, 16 * MIB)
+            words += backend(path, "share=on", name=f"m{path.name}", size=16 * MIB)
+            words += ["-device", f"{device},memdev=m{path.name},id={path.name}"]
+    for number in range(2):
+        path = directory / f"iv{number}"
+        words += backend(path, "share=on", name=path.name, size=16 * MIB)
+        words += ["-device", f"ivshmem-plain,memdev={path.name},master=on"]
+    return words
+
+
+def test_each_of_many_memory_disks_of_a_size_has_its_own_file(make_guest, save, restore, image, run_module, tmp_path):
+    guest = make_guest(extra_args=two_of_a_size(tmp_path))
+    continuity = Continuity(guest)
+    # A name that leads to another file by now tells nothing.
+    for old, new in (("pm0", "x"), ("pm1", "pm0"), ("x", "pm1")):
+        (tmp_path / old).rename(tmp_path / new)
+    expected = {name: name for name in ("pm2", "nv0", "nv1", "nv2")} | {"pm0": "pm1", "pm1": "pm0"}
+    files = files_of(guest)
+    shared = {block_name(file): Path(file.path).name for file in files if not file.device}
+    assert shared == {"iv0": "iv0", "iv1": "iv1"}
+    assert {file.device: Path(file.path).name for file in files if file.device} == expected
+    for old, new in (("pm0", "x"), ("pm1", "pm0"), ("x", "pm1")):
+        (tmp_path / old).rename(tmp_path / new)
+    save(name=VM, path=str(image))
+    (recorded,) = run_module("qemu_save_image_info", path=str(image))["images"]
+    disks = {
+        disk["qdev"]: Path(disk["files"][0]["path"]).name for disk in recorded["disks"] if disk["qdev"] in expected
+    }
+    assert disks == {name: name for name in expected}
+    restore(name=VM, path=str(image))
+    continuity.check()
 
 
 def test_virtio_pmem_is_a_disk_that_no_image_holds(make_guest, save, restore, image, tmp_path):

@@ -111,7 +111,7 @@ _ANSWERS: dict[str, Shape] = {
     "query-kvm": {"enabled": bool},
     "query-memdev": [{"id?": _WORD, "prealloc": bool}],
     "query-memory-devices": [
-        {"type": _WORD, "data": {"id?": _WORD, "memdev?": _WORD, "size?": _MEMORY}},
+        {"type": _WORD, "data": {"id?": _WORD, "memdev?": _WORD, "size?": _MEMORY, "memaddr?": _MEMORY}},
     ],
     "query-memory-size-summary": {"base-memory": _MEMORY, "plugged-memory?": _MEMORY},
     "query-migrate": {

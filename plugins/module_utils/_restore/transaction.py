@@ -24,6 +24,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._access import Access, 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import (
     WayBack,
     despite_cancellation,
+    in_stoppable_thread,
     in_thread,
     to_its_end,
 )
@@ -71,7 +72,11 @@ from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.same_cpu import require_same_cpu
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory import empty_memory, memory_files
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory import (
+    empty_memory,
+    memory_files,
+    shared_memory_problems,
+)
 
 #: Seconds that QEMU may take to see that the tool that expands its image has failed.
 _EXPANDER_GRACE = 2.0
@@ -320,10 +325,12 @@ class RestoreTransaction:
 
         What is written from here on is noted before.
 
-        :raises MismatchError: it is not, and cannot be emptied.
+        :raises MismatchError: it is not, and cannot be emptied; or somebody else works with it.
         """
-        files = await memory_files(session.monitor, session.process) if sparse else []
-        problems = await to_its_end(in_thread(empty_memory, files, self._note_load))
+        files = await memory_files(session.monitor, session.process)
+        problems = await in_stoppable_thread(shared_memory_problems, files)
+        if not problems:
+            problems = await to_its_end(in_thread(empty_memory, files if sparse else [], self._note_load))
         if problems:
             raise MismatchError(
                 f"{self.head.path} cannot be loaded into the memory of {session.label}: {problems[0].what}",

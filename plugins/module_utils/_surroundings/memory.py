@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -27,14 +28,14 @@ import stat
 import threading
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import looking
 from ansible_collections.vmops.qemu.plugins.module_utils._holes import data_ranges, punch
-from ansible_collections.vmops.qemu.plugins.module_utils._proc import open_again
+from ansible_collections.vmops.qemu.plugins.module_utils._proc import all_pids, open_again, read_proc
 from ansible_collections.vmops.qemu.plugins.module_utils._process_handle import open_pidfd, take_descriptor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import QemuProcess
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import RamBlock, parse_ram_blocks
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.devices import read_children
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.devices import read_children, read_devices
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media import Medium, MediumFile
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
 
@@ -48,8 +49,11 @@ _TELLING_FILE_SYSTEMS = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs"))
 
 #: A line of /proc/PID/maps (proc(5)) that has a file's inode.
 _FILE_MAPPING = re.compile(
-    rb"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) [0-9a-f]+:[0-9a-f]+ ([1-9][0-9]*) +(.+)$", re.MULTILINE
+    rb"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+) ([1-9][0-9]*) +(.+)$", re.MULTILINE
 )
+
+#: Bytes of that list of another process; a program with many libraries has 200 KiB.
+_MAX_MAPS = 16 * 1024 * 1024
 
 #: What the kernel appends to the name of a file that has none any more.
 _DELETED = " (deleted)"
@@ -66,6 +70,10 @@ class MemoryFile:
     #: The process that has it mapped.
     pid: int = 0
     inode: int = 0
+    #: The file system, as /proc/PID/maps has it, which need not be what stat(2) says.
+    file_system: str = ""
+    #: Whether it is a part of the machine's own memory, and not one that is there to be shared (ivshmem), or a disk.
+    is_own: bool = True
     #: Whether the file has no name any more, so that it ends with QEMU.
     deleted: bool = False
     #: Whether what the guest writes goes into the file.
@@ -96,7 +104,7 @@ async def memory_disk_media(monitor: Monitor, process: QemuProcess | None) -> li
     """
     if not await _memory_disks(monitor):
         return []
-    return await in_thread(memory_media, await memory_files(monitor, process))
+    return await looking(memory_media, await memory_files(monitor, process))
 
 
 async def memory_files(monitor: Monitor, process: QemuProcess | None) -> list[MemoryFile]:
@@ -120,16 +128,22 @@ async def memory_files(monitor: Monitor, process: QemuProcess | None) -> list[Me
     memory = await monitor.execute("query-memdev") if mappings else []
     allocated = {entry.get("id") for entry in memory if entry["prealloc"]}
     pmem = [disk for disk in disks if disk.device_type == "virtio-pmem"]
+    places = await _host_addresses(monitor, pmem if mappings else [])
+    for_others = await _backends_for_others(monitor) if mappings else frozenset()
+    nameless = collections.Counter(block.used for block, _parts in mappings if not block.name)
     found = []
     for block, parts in mappings:
         first = parts[0]
         backend = block.name.rpartition("/")[2]
         disk = next((disk for disk in disks if block.name and disk.backend == backend), None)
         if not block.name:
-            # Nothing but its size tells which of them it is.
-            disk = next((disk for disk in pmem if disk.size == block.used), None)
+            disk = next((disk for disk in pmem if places.get(disk) == block.address), None)
             if disk is None:
-                continue
+                # Of another device, or of one of which QEMU does not say where its memory is.
+                alike = [disk for disk in pmem if disk.size == block.used and disk not in places]
+                if len(alike) != 1 or nameless[block.used] != 1:
+                    continue
+                disk = alike[0]
             pmem.remove(disk)
         found.append(
             MemoryFile(
@@ -137,6 +151,8 @@ async def memory_files(monitor: Monitor, process: QemuProcess | None) -> list[Me
                 path=first.path,
                 pid=process.pid,
                 inode=first.inode,
+                file_system=first.file_system,
+                is_own=not (disk or backend in for_others or backend == "ivshmem.bar2"),
                 deleted=first.deleted,
                 shared=first.shared,
                 writable=first.writable,
@@ -147,7 +163,10 @@ async def memory_files(monitor: Monitor, process: QemuProcess | None) -> list[Me
                 uncheckable="" if len({part.inode for part in parts}) == 1 else "it is mapped from several files",
             )
         )
-    found += [MemoryFile("", "", device_type=disk.device_type, device=disk.name) for disk in pmem]
+    for disk in pmem:
+        untold = disk not in places and nameless[disk.size]
+        why = "this QEMU does not say which file it has" if untold else ""
+        found.append(MemoryFile("", "", device_type=disk.device_type, device=disk.name, uncheckable=why))
     return found
 
 
@@ -191,6 +210,41 @@ def empty_memory(files: t.Sequence[MemoryFile], begin: t.Callable[[], object] = 
     return problems
 
 
+def shared_memory_problems(files: t.Iterable[MemoryFile], stop: threading.Event | None = None) -> list[Problem]:
+    """Memory that other processes have mapped, too, and that a restore puts back under them; looks at all processes.
+
+    As far as this user may look at them. A server of the machine's devices (vhost-user) has its own memory mapped, and
+    gets all of it anew.
+
+    :param stop: set when nobody waits for the result any more.
+    """
+    shared = {_mapped_as(file): file for file in files if file.inode and file.shared and file.block and not file.is_own}
+    own = {_mapped_as(file) for file in files if file.inode and file.is_own}
+    holders: dict[str, list[str]] = {key: [] for key in shared}
+    vm_pids = {file.pid for file in shared.values()}
+    for pid in all_pids() if shared else []:
+        if pid in vm_pids or (stop and stop.is_set()):
+            continue
+        try:
+            lines = _FILE_MAPPING.findall(read_proc(pid, "maps", _MAX_MAPS))
+            mapped = {f"{line[4].decode('ascii')} {int(line[5])}" for line in lines}
+            for key in mapped & shared.keys() if mapped.isdisjoint(own) else ():
+                holders[key].append(f"{read_proc(pid, 'comm').decode('utf-8', 'replace').strip()} (pid {pid})")
+        except OSError:
+            pass  # it has ended, or may not be looked at
+    return [
+        Problem(
+            "memory_shared",
+            f"{shared[key].label} is the file {shared[key].path}, which {', '.join(names[:5])} has mapped, too: a"
+            " restore puts back under others what was in it at the save",
+            "End the other process before the restore, and let it begin anew after it",
+            blocks=False,
+        )
+        for key, names in holders.items()
+        if names
+    ]
+
+
 def memory_media(files: t.Iterable[MemoryFile]) -> list[Medium]:
     """The files that are the guest's disks as much as its memory (nvdimm, virtio-pmem), as disks are recorded.
 
@@ -210,7 +264,21 @@ def memory_media(files: t.Iterable[MemoryFile]) -> list[Medium]:
     ]
 
 
+def _mapped_as(file: MemoryFile) -> str:
+    return f"{file.file_system} {file.inode}"
+
+
 # --- what QEMU says ---
+
+
+async def _backends_for_others(monitor: Monitor) -> frozenset[str]:
+    """The ids of the memory objects that the guest has to share with others."""
+    found = set()
+    for path, kind in (await read_devices(monitor)).items():
+        if kind == "ivshmem-plain":
+            backend = await monitor.execute("qom-get", {"path": path, "property": "memdev"})
+            found.add(str(backend).rpartition("/")[2])
+    return frozenset(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +289,8 @@ class _MemoryDisk:
     name: str
     backend: str
     size: int
+    #: Where the guest finds it; None where that is not told.
+    address: int | None
 
 
 async def _memory_disks(monitor: Monitor) -> list[_MemoryDisk]:
@@ -230,10 +300,24 @@ async def _memory_disks(monitor: Monitor) -> list[_MemoryDisk]:
             device["data"].get("id", ""),
             device["data"].get("memdev", "").rpartition("/")[2],
             device["data"].get("size", 0),
+            device["data"].get("memaddr"),
         )
         for device in await monitor.execute("query-memory-devices")
         if device["type"] in ("nvdimm", "virtio-pmem")
     ]
+
+
+async def _host_addresses(monitor: Monitor, disks: t.Iterable[_MemoryDisk]) -> dict[_MemoryDisk, int]:
+    """Where QEMU has the memory of devices that no RAM block names, as far as it tells."""
+    found = {}
+    for disk in disks:
+        if disk.address is not None:
+            question = {"command-line": f"gpa2hva {disk.address:#x}"}
+            told = await monitor.execute_if_known("human-monitor-command", question)
+            place = re.search(r" is 0x([0-9a-f]{1,16})\s*$", told or "")
+            if place:
+                found[disk] = int(place.group(1), 16)
+    return found
 
 
 async def _unseen(monitor: Monitor, disks: t.Sequence[_MemoryDisk], why: str) -> list[MemoryFile]:
@@ -271,6 +355,7 @@ class _Mapping:
 
     path: str
     deleted: bool
+    file_system: str
     inode: int
     shared: bool
     writable: bool
@@ -288,7 +373,7 @@ def _file_mappings(pid: int, blocks: t.Iterable[RamBlock]) -> list[tuple[RamBloc
     found: dict[int, list[_Mapping]] = {}
     with open(f"/proc/{pid}/maps", "rb") as handle:
         lines = _FILE_MAPPING.findall(handle.read())
-    for first_byte, behind, rights, offset, inode, name in lines:
+    for first_byte, behind, rights, offset, file_system, inode, name in lines:
         start, end = int(first_byte, 16), int(behind, 16)
         # RAM blocks do not overlap.
         index = bisect.bisect_left(starts, end) - 1
@@ -304,6 +389,7 @@ def _file_mappings(pid: int, blocks: t.Iterable[RamBlock]) -> list[tuple[RamBloc
             _Mapping(
                 path=path[: -len(_DELETED)] if deleted else path,
                 deleted=deleted,
+                file_system=file_system.decode("ascii"),
                 inode=int(inode),
                 shared=rights[3:4] == b"s",
                 writable=rights[1:2] == b"w",

@@ -29,6 +29,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.memory im
     memory_files,
     memory_media,
     memory_problems,
+    shared_memory_problems,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.needs import find_needs
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.pid_files import find_pid_files
@@ -74,6 +75,7 @@ async def survey(
     jobs, media = await asyncio.gather(job_problems(monitor, block), read_media(monitor, process, block))
     media += await looking(memory_media, files)
     problems = [*jobs, *await in_stoppable_thread(memory_problems, files, sparse), *of_process]
+    problems += await in_stoppable_thread(shared_memory_problems, files)
     if process is None or unit is None:
         return Surroundings(tuple(media), tuple(problems), circumstances=circumstances)
     of_machine, losses, (needs, missing) = await asyncio.gather(
