@@ -11,6 +11,7 @@ its note is put into a QEMU that is as far as it had come.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -185,6 +186,74 @@ def test_an_expanded_image_whose_end_nobody_saw_is_loaded_anew(guest, image, sav
     result = restore(name=VM, path=str(image))
     assert result["changed"]
     assert result["vm"]["pid"] != pid
+    continuity.check()
+
+
+@pytest.mark.parametrize("stopped_later", [False, True])
+def test_guest_of_an_expanded_image_that_is_gone_is_not_ended(guest, image, save, restore, stopped_later):
+    """The image is removed only after the expander's end was seen: this QEMU has the guest's only copy."""
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), format="zstd")
+    used = ImageIdentity.of(str(image))
+    restore(name=VM, path=str(image), state="running" if stopped_later else "paused")
+    guest.wait_restarted()
+    leave_note(guest, image, expanded=True, used=used)
+    if stopped_later:
+        guest.wait_for_counter(continuity.last + 1)
+        with Monitor(guest.observer_socket) as monitor:
+            monitor.execute("stop")
+    pid = guest.pid
+    result = restore(name=VM, path=str(image), state="running")
+    assert result["vm"]["pid"] == pid
+    assert run_state(guest) == "running"
+    continuity.check()
+
+
+def restore_uncheckable(make_guest, image, save, restore):
+    """A guest with a disk that cannot be compared, paused beside its image, which is marked, and was not before."""
+    guest = make_guest(observer=True, extra_args=["-drive", "if=virtio,driver=null-co,size=1M"])
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), format="zstd")
+    unmarked = ImageIdentity.of(str(image))
+    restore(name=VM, path=str(image), state="paused", remove_image=False)
+    guest.wait_restarted()
+    return guest, continuity, unmarked
+
+
+def test_killed_when_an_expanded_image_was_marked(make_guest, image, save, restore):
+    guest, continuity, unmarked = restore_uncheckable(make_guest, image, save, restore)
+    leave_note(guest, image, expanded=True, used=unmarked)
+    pid = guest.pid
+    assert restore(name=VM, path=str(image))["vm"]["pid"] == pid
+    assert not image.exists()
+    continuity.check()
+
+
+def test_guest_is_not_ended_whose_image_would_be_refused(make_guest, image, save, restore, run_module):
+    """It was a checkpoint already when it was restored: that the guest has gone on since cannot be known."""
+    guest, continuity, _unmarked = restore_uncheckable(make_guest, image, save, restore)
+    leave_note(guest, image, expanded=True)
+    result = run_module("qemu_restore", name=VM, path=str(image))
+    assert (result.get("error"), result["guest"]) == ("DiskMismatchError", "paused"), result["msg"]
+    with Monitor(guest.observer_socket) as monitor:
+        monitor.execute("cont")
+    continuity.check()
+
+
+def test_guest_is_not_ended_whose_image_was_replaced(guest, image, save, restore, run_module):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), format="zstd")
+    used = ImageIdentity.of(str(image))
+    copy = image.with_name("copy")
+    shutil.copy2(image, copy)
+    restore(name=VM, path=str(image), state="paused")
+    guest.wait_restarted()
+    copy.rename(image)
+    leave_note(guest, image, expanded=True, used=used)
+    result = run_module("qemu_restore", name=VM, path=str(image))
+    assert (result.get("error"), result["guest"]) == ("ConflictError", "paused"), result["msg"]
+    with Monitor(guest.observer_socket) as monitor:
+        monitor.execute("cont")
     continuity.check()
 
 

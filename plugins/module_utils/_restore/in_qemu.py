@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import MigrationError
@@ -85,9 +86,10 @@ class InterruptedRestore:
         pid = self._session.pid
         return pid is not None and has_open(pid, path) and self.record.identity.is_that_of(path)
 
-    async def wait(self) -> str:
+    async def wait(self, path: str) -> str:
         """Wait for the load that QEMU may still be busy with.
 
+        :param path: where the image is, or was.
         :returns: ``waiting`` where QEMU had not begun to load, ``loaded`` where the whole guest is there, ``useless``
             where QEMU holds what cannot be used: a load that failed, or whose expander's end nobody saw.
         :raises MonitorError: QEMU was lost.
@@ -107,4 +109,13 @@ class InterruptedRestore:
             except MigrationError:
                 return "useless"
             return "loaded"
-        return "useless" if self.record.expanded and run_state == "paused" else "loaded"
+        if self.record.expanded and run_state == "paused" and not self._was_used(path):
+            return "useless"
+        return "loaded"
+
+    def _was_used(self, path: str) -> bool:
+        """Whether the image got its mark as a checkpoint since, or is gone: both come after its expander's end."""
+        now = ImageIdentity.of(path)
+        if not now.file:
+            return not os.path.lexists(path)
+        return now.marked and not self.record.identity.marked and self.is_of_image(path)

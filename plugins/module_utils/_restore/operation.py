@@ -479,11 +479,12 @@ class RestoreOperation(RestoreRun):
             after = self.outcome(wanted)
             return self.result(f"{vm.label}: the restore of an earlier run from {image} would be ended", vm, after)
         self.situation = Situation(f"{vm.label} is being loaded by its QEMU for an earlier run")
-        left = await interrupted.wait()
+        left = await interrupted.wait(self.path if of_this else image)
         if left == "waiting":
             await despite_cancellation(interrupted.transfer.clean())
             return None
         if left == "useless":
+            await self._require_image_of_useless(session, head if of_this else None, image)
             await despite_cancellation(session.end())
             self._tell_absence(head if of_this else None)
             await session.close()
@@ -495,6 +496,26 @@ class RestoreOperation(RestoreRun):
         run_state = session.vm.run_state
         after = {"image": "absent" if removed or not of_this else "complete", "vm": run_state}
         return self.result(f"{vm.label} was restored by an earlier run that was cut off: it is {run_state}", vm, after)
+
+    async def _require_image_of_useless(self, session: VmSession, head: ImageHead | None, image: str) -> None:
+        """See that a guest is not lost with a QEMU that may hold but a part of it, or has one that went on since.
+
+        :param head: that of the image from which it was being restored, where that is at the run's path.
+        :param image: where the image was.
+        :raises ConflictError: the image is not there any more.
+        :raises DiskMismatchError: the guest may have gone on from it.
+        """
+        vm = session.vm
+        run_state = await session.run_state()
+        self.situation = Situation(f"{vm.label} was not touched (QEMU's run state is {run_state})", guest_in(run_state))
+        if head is None:
+            raise ConflictError(
+                f"{vm.label} was being restored from {image} by a run that was cut off, and whether all of it was"
+                " loaded is not known; that image is not there any more",
+                cure="Put the image back and run the task again; or end this QEMU, if the guest's truth is elsewhere",
+            )
+        if head.header.checkpoint and self.request.disks == "check":
+            await in_thread(require_same_disks, self, head, head.domain(), False)
 
     async def _with_running_vm(self, session: VmSession, head: ImageHead | None) -> dict[str, t.Any]:
         """A VM that is there is not restored over; a save that was cut short before its end is undone."""
