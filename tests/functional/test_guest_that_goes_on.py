@@ -20,6 +20,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file impor
 from support import Monitor
 from support.monitor_proxy import BEFORE, INSTEAD, Fault, MonitorProxy, Step
 from support.observe import VM, Continuity, migration_is_active, run_state, settings, wait_until, words
+from support.paused import PausedQemu, make_disk
 
 GOES_ON = Step("cont", 1)
 NOTE_REMOVED = Step("remove-fd", 1)
@@ -28,6 +29,17 @@ NOTE_REMOVED = Step("remove-fd", 1)
 #: A save whose flush fails, when QEMU has written everything.
 BROKEN = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync"]
 BROKEN += ["-e", "inject=fsync,fdatasync:error=EIO"]
+
+
+@pytest.fixture
+def disk(tmp_path):
+    return make_disk(tmp_path / "disk.img")
+
+
+@pytest.fixture
+def guest(make_guest, disk):
+    """One with a disk."""
+    return make_guest(observer=True, extra_args=["-drive", f"if=virtio,format=raw,file={disk}"])
 
 
 @pytest.fixture
@@ -133,22 +145,50 @@ def test_guest_that_stands_beside_its_checkpoint_is_not_ended(guest, image, cut_
     continuity.check()
 
 
+def write_elsewhere(disk):
+    """Another QEMU runs from the disk, which the guest's has let go."""
+    with PausedQemu(disk.parent, "-drive", f"if=virtio,format=raw,file={disk}", name="elsewhere") as other:
+        other.write("virtio0")
+        other.quit()
+
+
+@pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("module", ["qemu_save", "qemu_restore"])
 def test_guest_that_may_have_gone_on_in_another_qemu_stays_where_it_is(
-    make_guest, image, tmp_path, save, run_module, module
+    guest, disk, image, save, run_module, module, marked
 ):
-    """Its image was loaded elsewhere meanwhile, and kept: its disks tell."""
-    disk = tmp_path / "disk.img"
-    disk.write_bytes(b"before" * 1000)
-    guest = make_guest(VM, observer=True, extra_args=["-drive", f"if=virtio,format=raw,file={disk}"])
+    """It ran from its disks, or (marked) its image was loaded elsewhere meanwhile, and kept: its disks tell."""
     save(name=VM, path=str(image), after_save="pause")
-    mark_checkpoint(str(image), read_image_head(str(image)))
-    disk.write_bytes(b"after!" * 1000)
+    if marked:
+        mark_checkpoint(str(image), read_image_head(str(image)))
+    write_elsewhere(disk)
     options = {"after_save": "resume"} if module == "qemu_save" else {}
-    result = run_module(module, name=VM, path=str(image), **options)
-    assert result.get("error") == "DiskMismatchError", result["msg"]
-    assert str(disk) in result["msg"]
+    for check in (True, False):
+        result = run_module(module, name=VM, path=str(image), check=check, **options)
+        assert result.get("error") == "DiskMismatchError", result["msg"]
+        assert str(disk) in result["msg"]
     assert run_state(guest) == "postmigrate"
+
+
+def test_guest_goes_on_over_other_disks_where_that_is_asked_for(guest, disk, image, save, restore):
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image), after_save="pause")
+    write_elsewhere(disk)
+    restore(name=VM, path=str(image), disks="ignore")
+    continuity.check()
+
+
+@pytest.mark.parametrize("step", [GOES_ON, Step("quit", 1)], ids=["partial", "complete"])
+def test_killed_save_is_not_undone_over_other_disks(guest, disk, image, cut_off, run_module, step):
+    cut_off(step, after_save="resume" if step is GOES_ON else "quit")
+    write_elsewhere(disk)
+    there = sorted(os.listdir(image.parent))
+    for check in (True, False):
+        result = run_module("qemu_restore", name=VM, path=str(image), check=check)
+        assert result.get("error") == "DiskMismatchError", result["msg"]
+        assert result["guest"] == "paused"
+    assert run_state(guest) == "postmigrate"
+    assert sorted(os.listdir(image.parent)) == there
 
 
 def test_paused_guest_that_stays_can_be_saved_for_good(guest, image, save, restore):

@@ -22,6 +22,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._state_directory import
 
 from support import Monitor
 from support.observe import VM, Continuity, run_state, settings, wait_until, words
+from support.paused import PausedQemu, make_disk
 
 CHANGED = {"multifd": False, "mapped-ram": False}
 
@@ -90,6 +91,32 @@ def test_killed_when_the_guest_is_loaded_and_then_all_are_restored(guest, image,
     assert result["changed"]
     assert run_state(guest) == "running"
     assert not image.exists()
+    continuity.check()
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_killed_when_the_guest_is_loaded_and_its_disks_are_others_since(
+    make_guest, tmp_path, image, save, restore, run_module, marked
+):
+    """Nothing keeps another QEMU from the disks of a guest that has not run yet (QEMU 10.0)."""
+    disk = make_disk(tmp_path / "disk.img")
+    arguments = ["-drive", f"if=virtio,format=raw,file={disk}"]
+    guest = make_guest(observer=True, extra_args=arguments)
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    used = None if marked else ImageIdentity.of(str(image))
+    guest.start(incoming=True)
+    restore(name=VM, path=str(image), state="paused", remove_image=False)
+    leave_note(guest, image, used=used)
+    with PausedQemu(tmp_path, *arguments, name="elsewhere") as other:
+        other.write("virtio0")
+        other.quit()
+    for check in (True, False):
+        result = run_module("qemu_restore", name=VM, path=str(image), check=check)
+        assert result.get("error") == "DiskMismatchError", result["msg"]
+        assert (str(disk) in result["msg"], result["guest"]) == (True, "paused")
+    assert run_state(guest) == "paused"
+    restore(name=VM, path=str(image), disks="ignore")
     continuity.check()
 
 

@@ -33,6 +33,7 @@ import typing as t
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import despite_cancellation, in_thread, looking
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     ConflictError,
+    DiskMismatchError,
     ImageFormatError,
     ImageNotFoundError,
     MismatchError,
@@ -474,8 +475,11 @@ class RestoreOperation(RestoreRun):
                 f"{vm.label} was being restored from {image} by a run that was cut off",
                 cure=f"Run the task with path {image}, which ends that restore",
             )
-        wanted = self.wants_running(head) if head and of_this else self._goes_on(vm)
+        used = head if of_this else None
+        wanted = self.wants_running(used) if used else self._goes_on(vm)
         if self.request.check_mode:
+            if used and vm.run_state == "paused":
+                await self._require_disks_of_loaded(session, used, interrupted)
             after = self.outcome(wanted)
             return self.result(f"{vm.label}: the restore of an earlier run from {image} would be ended", vm, after)
         self.situation = Situation(f"{vm.label} is being loaded by its QEMU for an earlier run")
@@ -484,18 +488,45 @@ class RestoreOperation(RestoreRun):
             await despite_cancellation(interrupted.transfer.clean())
             return None
         if left == "useless":
-            await self._require_image_of_useless(session, head if of_this else None, image)
+            await self._require_image_of_useless(session, used, image)
             await despite_cancellation(session.end())
-            self._tell_absence(head if of_this else None)
+            self._tell_absence(used)
             await session.close()
             self._require_launch()
             return None
-        used = head if of_this else None
+        if used:
+            await self._require_disks_of_loaded(session, used, interrupted)
         finish = finish_restore(self, session, used, wanted, transfer=interrupted.transfer)
         removed = await despite_cancellation(finish)
         run_state = session.vm.run_state
         after = {"image": "absent" if removed or not of_this else "complete", "vm": run_state}
         return self.result(f"{vm.label} was restored by an earlier run that was cut off: it is {run_state}", vm, after)
+
+    async def _require_disks_of_loaded(
+        self, session: VmSession, head: ImageHead, interrupted: InterruptedRestore
+    ) -> None:
+        """Until a guest that was loaded goes on, nothing keeps another QEMU from its disks.
+
+        :raises ConflictError: there is a newer image of the VM.
+        :raises DiskMismatchError: its disks are not those of its memory.
+        """
+        vm, run_state = session.vm, await session.run_state()
+        if self.request.disks != "check" or run_state in LIVE_STATES:
+            return
+        self.situation = Situation(f"{vm.label} stands still in its QEMU, and its image was kept", guest_in(run_state))
+        # The mark may be of that restore itself.
+        header = dataclasses.replace(head.header, checkpoint=interrupted.record.identity.marked)
+        head = dataclasses.replace(head, header=header)
+        try:
+            await in_thread(require_last_save, self, head)
+            await in_thread(require_same_disks, self, head, head.domain(), True)
+            await require_same_media(self, session, head)
+        except (ConflictError, DiskMismatchError) as exc:
+            exc.cure = (
+                f"If {vm.label} has run elsewhere since, end this QEMU; if it surely has not, let it go on with QMP cont"
+                " and run the task again"
+            )
+            raise
 
     async def _require_image_of_useless(self, session: VmSession, head: ImageHead | None, image: str) -> None:
         """See that a guest is not lost with a QEMU that may hold but a part of it, or has one that went on since.
@@ -594,6 +625,7 @@ class RestoreOperation(RestoreRun):
         after = {"image": self.before["image"], "vm": "running" if goes_on else run_state}
         if self.request.check_mode:
             if partial:
+                await interrupted.require_not_gone_on_elsewhere(partial)
                 partial.release()
             return self.result(f"{vm.label} was being saved by a run that was cut off: would put it back", vm, after)
         await despite_cancellation(interrupted.undo(partial))
@@ -625,6 +657,9 @@ class RestoreOperation(RestoreRun):
             self._require_launch()
             return await self._without_vm(head, head.domain(), time.monotonic(), session)
         await looking(require_not_gone_on_elsewhere, head, vm.label)
+        if self.request.disks == "check":
+            await in_thread(require_last_save, self, head)
+            await looking(require_not_gone_on_elsewhere, head, vm.label)
         running = self.wants_running(head)
         after = self.outcome(running, self.was_suspended(head))
         reason = f"{vm.label} was saved, but its QEMU had not ended"

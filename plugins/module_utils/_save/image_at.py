@@ -19,7 +19,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.configuration imp
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.door import doors
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.media_changes import changed_media
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
-from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem
+from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.verdict import Problem, blocking
 
 
 def existing_image(path: str) -> ImageHead | None:
@@ -58,23 +58,25 @@ def recorded_surroundings(domain: domain_xml.ParsedDomain) -> Surroundings:
 def require_not_gone_on_elsewhere(head: ImageHead, label: str) -> None:
     """Of a guest that stands still in the QEMU that wrote its image; looks at its disks, which may block.
 
-    Where the image is a checkpoint, the guest may have gone on from it in another QEMU: then its disks tell.
+    Nothing keeps another QEMU from these disks: who runs from them, or from the image, writes to them. Where the image
+    is complete and a checkpoint, a guest was to go on from it: then what cannot be known counts, too.
 
+    :param head: that of the image, which may be partial, but with its record.
     :param label: the VM as messages name it.
-    :raises DiskMismatchError: it has, or that cannot be known.
+    :raises DiskMismatchError: it has, or that cannot be known of a checkpoint.
     """
-    if not head.header.checkpoint:
-        return
+    went_on = head.header.complete and head.header.checkpoint
     facts = head.domain().save_facts
     try:
         problems = changed_media(Surroundings.parse(facts.surroundings if facts else "").media)
     except ValueError:
         what = "it is not known whether its disks are as they were, as the image does not record them"
         problems = [Problem("disk_unchecked", what, "See where it ran", blocks=False)]
-    if problems:
+    refused = problems if went_on else blocking(problems)
+    if refused:
+        how = f"have gone on from {head.path}, a checkpoint, in another one" if went_on else "have run in another one since"
         raise DiskMismatchError(
-            f"{label} stands still in its QEMU, and may have gone on from {head.path}, a checkpoint, in another one: "
-            + "; ".join(problem.what for problem in problems),
+            f"{label} stands still in its QEMU, and may {how}: " + "; ".join(problem.what for problem in refused),
             cure="If it has run elsewhere since, end this QEMU; if it surely has not, let it go on with QMP cont",
             problems=[problem.as_result() for problem in problems],
         )

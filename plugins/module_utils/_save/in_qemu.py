@@ -16,7 +16,13 @@ import dataclasses
 import json
 import typing as t
 
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, ImageError, ImageNotFoundError
+from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    ConflictError,
+    DiskMismatchError,
+    ImageError,
+    ImageNotFoundError,
+)
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.names import target_of_partial
@@ -31,6 +37,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.migration import 
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import has_open
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
+from ansible_collections.vmops.qemu.plugins.module_utils._save.image_at import require_not_gone_on_elsewhere
 
 _PREFIX = "vmops.qemu save "
 
@@ -103,6 +110,7 @@ class InterruptedSave:
 
         :param partial: what :meth:`adopt_file` gave.
         :raises ConflictError: the guest sleeps, and its QEMU cannot let it go on any more.
+        :raises DiskMismatchError: its disks are not as it left them.
         """
         if self.record.run_state == "suspended" and await self._session.run_state() == "postmigrate":
             if partial:
@@ -114,6 +122,7 @@ class InterruptedSave:
                 cure=f"Run qemu_save with path {path}, which finishes that save, and restore it then",
             )
         if partial and _is_described(partial):
+            await self.require_not_gone_on_elsewhere(partial)
             await self._end_written(partial)
         elif partial is None and self._was_completed():
             # Not the last migration any more (``completed_image``): the guest went on, whoever let it.
@@ -123,6 +132,18 @@ class InterruptedSave:
             await self.transfer.clean()
         if partial:
             partial.discard()
+
+    async def require_not_gone_on_elsewhere(self, partial: PartialImage) -> None:
+        """Of a guest that stands still since all of it was written, whose disks the partial image may record.
+
+        :raises DiskMismatchError: it has; then the partial image is let go.
+        """
+        if _is_described(partial) and await self._session.run_state() == "postmigrate":
+            try:
+                await in_thread(require_not_gone_on_elsewhere, partial.head(), self._session.label)
+            except DiskMismatchError:
+                partial.release()
+                raise
 
     async def _end_written(self, partial: PartialImage) -> None:
         """All was written; a guest that went on since is not put back, nor is a migration of others called off."""

@@ -18,7 +18,7 @@ NONE = Surroundings((), ()).dump()
 def head(checkpoint, surroundings):
     facts = None if surroundings is None else SaveFacts("1.0.0", "10.0.2", "", surroundings=surroundings)
     domain = types.SimpleNamespace(save_facts=facts)
-    header = types.SimpleNamespace(checkpoint=checkpoint)
+    header = types.SimpleNamespace(checkpoint=checkpoint, complete=True)
     return types.SimpleNamespace(path="/s/web1.save", header=header, domain=lambda: domain)
 
 
