@@ -67,6 +67,8 @@ options:
     description:
       - Remove the image after the restore. From then on the VM's disks change, so they no longer match the image, which
         must not be restored a second time.
+      - The image says so from the moment before the guest runs. If it cannot be written to, the restore is refused.
+        With V(false) that is a warning.
     type: bool
     default: true
   disks:

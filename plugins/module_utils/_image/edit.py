@@ -176,7 +176,7 @@ def recover_head(image: ImageFile) -> bool:
     return recovered
 
 
-def mark_checkpoint(path: str, head: ImageHead) -> None:
+def mark_checkpoint(path: str, head: ImageHead) -> bool:
     """Say in a complete image that its guest goes on, on the storage, before it does; quiet where it says so already.
 
     For whoever holds the image's lock (``image_lock``, or that of a ``PartialImage``); a QEMU may have the file open.
@@ -185,12 +185,23 @@ def mark_checkpoint(path: str, head: ImageHead) -> None:
 
     :param head: the image's head, as the caller has read it; only this image is marked. Links are followed, as they
         were on reading it.
+    :returns: whether it did not say so yet.
     :raises ConflictError: another image is at the path by now.
     :raises ImageNotFoundError: there is no file.
     :raises ImagePartialError: it is not complete.
     :raises ImageAccessError: it cannot be opened for writing, or the storage failed.
     :raises ImageError: what is there is no image.
     """
+    return _set_mark(path, head, True)
+
+
+def unmark_checkpoint(path: str, head: ImageHead) -> None:
+    """Take the mark back of an image whose guest did not go on after all; as :func:`mark_checkpoint`."""
+    _set_mark(path, head, False)
+
+
+def _set_mark(path: str, head: ImageHead, marked: bool) -> bool:
+    """As :func:`mark_checkpoint`; whether it was set otherwise before."""
     with _open_for_mark(path) as image:
         now = image.head()
         if not now.header.complete:
@@ -199,12 +210,13 @@ def mark_checkpoint(path: str, head: ImageHead) -> None:
             raise ConflictError(f"{path} was replaced by another process just now", cure="Run the task again")
         facts = image.facts()
         with image_errors(path, "mark the image as a checkpoint"):
-            if not now.header.checkpoint:
-                image.write(dataclasses.replace(now.header, checkpoint=True).pack(), 0)
+            if now.header.checkpoint is not marked:
+                image.write(dataclasses.replace(now.header, checkpoint=marked).pack(), 0)
                 with contextlib.suppress(PermissionError):  # it may be written to, but is someone else's
                     os.utime(image.descriptor, ns=(facts.st_atime_ns, facts.st_mtime_ns))
             # Also where it is marked already: that run may have been cut off before its flush.
             image.flush()
+        return now.header.checkpoint is not marked
 
 
 def require_markable(path: str) -> None:

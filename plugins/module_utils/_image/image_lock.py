@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import BusyError, ImageError, LockHeldError
@@ -26,7 +27,7 @@ def image_lock(path: str, timeout: float = LOCK_TIMEOUT) -> t.Iterator[None]:
     :raises LockHeldError: someone else has locked it.
     """
     try:
-        image = ImageFile.open(path)
+        image = _open_for_lock(path)
     except ImageError:  # what is wrong with it is said by whoever reads it
         yield
         return
@@ -35,6 +36,13 @@ def image_lock(path: str, timeout: float = LOCK_TIMEOUT) -> t.Iterator[None]:
         if file_identity(path) != image.identity:
             raise BusyError(f"{path} was replaced or removed by another run just now", cure="Run the task again")
         yield
+
+
+def _open_for_lock(path: str) -> ImageFile:
+    """Open it for writing where that may be: NFS locks exclusively only what is open so. Raises ImageError."""
+    with contextlib.suppress(OSError):
+        return ImageFile.open_regular(path, os.O_RDWR)
+    return ImageFile.open(path)
 
 
 def hold_image(

@@ -253,9 +253,9 @@ class Migration:
     async def start_incoming(self, uri: str) -> None:
         """Let a QEMU that waits for it read its state from the URI.
 
-        A failure leaves QEMU alive so that the error can be asked for, where it knows how (``exit-on-error``, QEMU 9.1).
-        Another refuses the command before it begins anything, and is told again without; to ask for that beforehand
-        would take as long as all other questions together, as its schema has 200 KiB.
+        A failure leaves QEMU alive so that the error can be asked for, where it knows how (``exit-on-error``, from 9.1
+        on). Another refuses the command before it begins anything, and is told again without; to ask for that
+        beforehand would take as long as all other questions together, as its schema has 200 KiB.
 
         :raises MigrationError: QEMU refused at once.
         """

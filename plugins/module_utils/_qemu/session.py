@@ -43,8 +43,10 @@ WAY_BACK_TIMEOUT = 600.0
 _END_TIMEOUT = 5.0
 _KILL_TIMEOUT = 30.0
 
-#: Seconds for which QEMU may refuse to let a guest go on because it is finishing a migration.
+#: Seconds for which QEMU may refuse to let a guest go on: because it is finishing a migration, or for another reason,
+#: such as a program that looks into its disk and has it locked meanwhile.
 _FINALIZE_TIMEOUT = 30.0
+_REFUSAL_TIMEOUT = 3.0
 
 #: Seconds within which a QEMU whose connection has ended is gone, if it is dying.
 _DYING_TIME = 1.0
@@ -195,7 +197,7 @@ class VmSession:
         :param run_state: QEMU's run state before a save, or ``paused`` after a load.
         :raises MonitorError: QEMU refused, or was lost.
         """
-        deadline = time.monotonic() + _FINALIZE_TIMEOUT
+        started = time.monotonic()
         if run_state == "suspended" and await self.run_state() == "postmigrate":
             return "postmigrate"
         while run_state in LIVE_STATES:
@@ -204,7 +206,8 @@ class VmSession:
                 break
             except CommandError:
                 # Refused at a migration's very end, also for a moment after its last event.
-                if time.monotonic() > deadline:
+                is_finishing = await self.run_state() == "finish-migrate"
+                if time.monotonic() - started > (_FINALIZE_TIMEOUT if is_finishing else _REFUSAL_TIMEOUT):
                     raise
                 await asyncio.sleep(0.05)
         now = await self.run_state()

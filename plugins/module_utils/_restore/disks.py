@@ -95,6 +95,17 @@ async def require_same_media(run: RestoreRun, session: VmSession, head: ImageHea
         _refuse_disks(run, other_media(run.surroundings.media, opened, run.subject), head.header.checkpoint)
 
 
+def is_mark_alone(run: RestoreRun) -> bool:
+    """Whether nothing but its mark would keep the image from being restored again: its disks will not tell.
+
+    Whoever does not want them asked (``disks: ignore``) knows better.
+    """
+    if run.request.disks != "check":
+        return False
+    media = run.surroundings.media if run.surroundings else None
+    return media is None or any(file.uncheckable for medium in media if not medium.read_only for file in medium.files)
+
+
 def _refuse_disks(run: RestoreRun, problems: list[Problem], checkpoint: bool = True) -> None:
     """Refuse those problems that block; of an image whose guest went on, also what cannot be known.
 

@@ -7,11 +7,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 
 from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import in_thread
-from ansible_collections.vmops.qemu.plugins.module_utils._errors import ConflictError, ImageError, MigrationError
-from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint
+from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
+    CommandError,
+    ConflictError,
+    ImageAccessError,
+    ImageError,
+    ImageNotFoundError,
+    MigrationError,
+    VmopsError,
+)
+from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import mark_checkpoint, unmark_checkpoint
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.last_save import mark_superseded
 from ansible_collections.vmops.qemu.plugins.module_utils._image.place import remove_image
@@ -21,12 +30,52 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import Qe
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.disks import is_mark_alone
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.guest_clock import look_at_clock
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.load_note import LoadNote
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.pid_files import update_pid_files
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.record import Surroundings
+
+
+async def mark_used(run: RestoreRun, head: ImageHead, adopted: bool = False) -> None:
+    """Say in the image that its guest goes on, before it does: it may outlast a removal that fails, or a crash.
+
+    :param head: as it was read before it was loaded.
+    :param adopted: whether it was loaded by another run, or its guest never left its QEMU.
+    :raises ConflictError: somebody else has marked, removed or replaced it since, and may have its guest.
+    :raises ImageAccessError: it cannot be marked, and nothing else would keep it from being restored again.
+    """
+    was_unmarked = not adopted and not head.header.checkpoint
+    try:
+        run.marked = await in_thread(mark_checkpoint, run.path, head)
+        taken = "" if run.marked else "it is marked as one whose guest went on"
+    except ImageAccessError as exc:
+        if was_unmarked and run.request.remove_image and is_mark_alone(run):
+            # It may be there, but not on the storage.
+            with contextlib.suppress(ConflictError, ImageError):
+                await in_thread(unmark_checkpoint, run.path, head)
+            raise
+        _warn_of_mark(run, exc)
+        return
+    except (ConflictError, ImageError) as exc:
+        taken = exc.what
+        if not was_unmarked:
+            _warn_of_mark(run, exc)
+    if taken and was_unmarked:
+        raise ConflictError(
+            f"Somebody else has taken the image while {run.subject} was loaded from it, so its guest was not let go on"
+            f" here: {taken}",
+            cure="See where it runs now: another host may restore from the same directory",
+        )
+
+
+def _warn_of_mark(run: RestoreRun, exc: VmopsError) -> None:
+    if not run.request.remove_image:
+        run.warnings.append(
+            f"The image does not say that its guest went on, and must not be restored again: {exc.what}"
+        )
 
 
 async def finish_restore(
@@ -38,25 +87,34 @@ async def finish_restore(
     transfer: Transfer | None = None,
     recorded_unit: str = "",
 ) -> bool:
-    """With the guest in QEMU: the image's mark, the guest, the image, the VM's unit, and the note in QEMU.
+    """With the guest in QEMU and its image marked: the guest, the image, the VM's unit, and the note in QEMU.
 
     :param head: that of the image, where it is there, and the one that was loaded; None also where nothing was.
     :param running: whether the guest shall run.
     :param transfer: what QEMU has set and holds for this restore; None where there is nothing of it.
     :param recorded_unit: the unit that the image names, where it may be believed.
-    :returns: whether the image was removed.
+    :returns: whether the image is gone.
+    :raises CommandError: QEMU does not let the guest go on.
     :raises MigrationError: the guest does not come to where it shall be.
     :raises MonitorError: QEMU cannot be reached any more.
     """
     label = session.label
-    kept = ""
     if head:
-        await _mark_used(run, head)
         await _end_note(run, head)
-        kept = f", and its image {run.path} was kept"
+    kept = f", and its image {run.path} was kept" if head else ""
     run.situation = Situation(f"{label} is in its QEMU{kept}; whether it runs is not known")
+    tries = 0
+
+    async def let_go_on() -> str | CommandError:
+        nonlocal tries
+        tries += 1
+        return await _let_go_on(session, transfer, running, head is not None)
+
     with session.patience(way_back=True):
-        run_state = await session.twice(lambda: _let_go_on(session, transfer, running, head is not None))
+        run_state = await session.twice(let_go_on)
+        if isinstance(run_state, CommandError):
+            await _tell_refusal(run, session, head, tries == 1)
+            raise run_state
     if (run_state in LIVE_STATES) != running:
         raise MigrationError(
             f"{label} was told to {'go on' if running else 'stand still'}, but is in QEMU's run state {run_state}",
@@ -84,14 +142,18 @@ def words_for(run_state: str) -> str:
     return {"running": "runs", "suspended": "sleeps (S3)"}.get(run_state, "is paused")
 
 
-async def _let_go_on(session: VmSession, transfer: Transfer | None, running: bool, marked: bool) -> str:
-    """QEMU's settings as they were found, and then the guest; its run state. May be done twice.
+async def _let_go_on(session: VmSession, transfer: Transfer | None, running: bool, marked: bool) -> str | CommandError:
+    """QEMU's settings as they were found, and then the guest; its run state, or QEMU's refusal. May be done twice.
 
     :param marked: whether there is an image, which says now that the guest goes on; else it had done so long ago.
     """
     if transfer:
         await transfer.settings.restore()
-    run_state = await session.put_guest_back("running" if running else "paused")
+    try:
+        run_state = await session.put_guest_back("running" if running else "paused")
+    except CommandError as refusal:
+        # It would be the same over another connection.
+        return refusal
     if run_state == "paused" and not running and transfer and transfer.settings.activates_late and marked:
         # An earlier run was about to let it go: only that activates its disks, and without that QEMU (7.2) dies of the
         # next migration. Both are sent at once, as where a guest is put back.
@@ -102,6 +164,25 @@ async def _let_go_on(session: VmSession, transfer: Transfer | None, running: boo
         await session.monitor.execute("stop")
         run_state = await session.run_state()
     return run_state
+
+
+async def _tell_refusal(run: RestoreRun, session: VmSession, head: ImageHead | None, was_first: bool) -> None:
+    """QEMU has refused to let the guest go on; one that has not run at all has not used up its image.
+
+    :param was_first: whether no earlier try was lost, after which it may have run.
+    :raises MonitorError: QEMU cannot be asked.
+    """
+    run_state = await session.run_state()
+    if head and run.marked and was_first and run_state == "paused":
+        try:
+            await in_thread(unmark_checkpoint, run.path, head)
+            run.marked = False
+            await in_thread(_note_again, head)
+        except (ConflictError, ImageError) as exc:
+            run.warnings.append(f"The image says that its guest went on, which it did not: {exc.what}")
+    kept = f", and its image {run.path} was kept" if head else ""
+    sentence = f"{session.label} is in its QEMU, in the run state {run_state}{kept}"
+    run.situation = Situation(sentence, guest_in(run_state))
 
 
 def _bring_up_to_date(head: ImageHead, process: QemuProcess) -> list[str]:
@@ -119,17 +200,6 @@ def _bring_up_to_date(head: ImageHead, process: QemuProcess) -> list[str]:
     return update_pid_files(recorded.pid_files, process)
 
 
-async def _mark_used(run: RestoreRun, head: ImageHead) -> None:
-    """Say in the image that its guest goes on, before it does: it may outlast a removal that fails, or a crash."""
-    try:
-        await in_thread(mark_checkpoint, run.path, head)
-    except (ConflictError, ImageError) as exc:
-        if not run.request.remove_image:
-            run.warnings.append(
-                f"The image does not say that its guest went on, and must not be restored again: {exc.what}"
-            )
-
-
 async def _end_note(run: RestoreRun, head: ImageHead) -> None:
     """What was written anew is whole, and what is written to it from now on is the guest's."""
     note = await in_thread(LoadNote.of, head)
@@ -139,8 +209,14 @@ async def _end_note(run: RestoreRun, head: ImageHead) -> None:
         run.warnings.append(f"Remove {note.path} by hand, as the restore has come to its end ({exc.strerror})")
 
 
+def _note_again(head: ImageHead) -> None:
+    """What was written anew is still that of the image, as the guest has not gone on."""
+    with contextlib.suppress(OSError):  # then a restore asks for disks: ignore
+        LoadNote.of(head).write()
+
+
 async def _see_image_off(run: RestoreRun, head: ImageHead) -> bool:
-    """With the guest where it should be: no older save must take the place of this one; whether it was removed."""
+    """With the guest where it should be: no older save must take the place of this one; whether the image is gone."""
     try:
         run.warnings += await in_thread(mark_superseded, run.path, head)
     except ImageError as exc:
@@ -149,6 +225,8 @@ async def _see_image_off(run: RestoreRun, head: ImageHead) -> bool:
         return False
     try:
         await in_thread(remove_image, run.path, head.file_id)
+    except ImageNotFoundError:
+        return True
     except ImageError as exc:
         # The guest is where it should be: that is no failure of the restore, but a trap for the next one.
         run.warnings.append(f"Remove the image by hand, it must not be restored again: {exc.what}")

@@ -21,6 +21,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compressed_head import read_compressed_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.compressor import COMPRESSORS
 from ansible_collections.vmops.qemu.plugins.module_utils._image.digest import digest_problems
+from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import require_markable
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._image.info import image_result
@@ -75,6 +76,7 @@ async def check_image(run: RestoreRun, head: ImageHead) -> StreamFacts | None:
     require_possible_access(head.header.format, run.request.parallel_channels, run.request.bypass_cache, run.path)
     if run.request.remove_image:
         require_removable(run.path)
+        require_markable(run.path)
     recorded = _recorded_digest(run.path, head) if run.request.verify == "full" else ""
     if run.request.verify != "none":
         problems = await in_thread(structure_problems, run.path)

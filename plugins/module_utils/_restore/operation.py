@@ -73,13 +73,14 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.process import (
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.selection import Selection
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.session import VmSession
+from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES, RunningVm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.disks import (
     require_last_save,
     require_same_disks,
     require_same_media,
 )
-from ansible_collections.vmops.qemu.plugins.module_utils._restore.finish import finish_restore
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.finish import finish_restore, mark_used
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.fit import (
     require_fit,
     require_same_vm,
@@ -496,11 +497,19 @@ class RestoreOperation(RestoreRun):
             return None
         if used:
             await self._require_disks_of_loaded(session, used, interrupted)
-        finish = finish_restore(self, session, used, wanted, transfer=interrupted.transfer)
+        finish = self._finish_adopted(session, used, wanted, interrupted.transfer)
         removed = await despite_cancellation(finish)
         run_state = session.vm.run_state
         after = {"image": "absent" if removed or not of_this else "complete", "vm": run_state}
         return self.result(f"{vm.label} was restored by an earlier run that was cut off: it is {run_state}", vm, after)
+
+    async def _finish_adopted(
+        self, session: VmSession, head: ImageHead | None, running: bool, transfer: Transfer | None = None
+    ) -> bool:
+        """As :func:`finish_restore`, of a guest that this run has not loaded."""
+        if head:
+            await mark_used(self, head, adopted=True)
+        return await finish_restore(self, session, head, running, transfer=transfer)
 
     async def _require_disks_of_loaded(
         self, session: VmSession, head: ImageHead, interrupted: InterruptedRestore
@@ -523,8 +532,8 @@ class RestoreOperation(RestoreRun):
             await require_same_media(self, session, head)
         except (ConflictError, DiskMismatchError) as exc:
             exc.cure = (
-                f"If {vm.label} has run elsewhere since, end this QEMU; if it surely has not, let it go on with QMP cont"
-                " and run the task again"
+                f"If {vm.label} has run elsewhere since, end this QEMU; if it surely has not, let it go on with QMP"
+                " cont and run the task again"
             )
             raise
 
@@ -656,7 +665,6 @@ class RestoreOperation(RestoreRun):
         if self.was_suspended(head):
             self._require_launch()
             return await self._without_vm(head, head.domain(), time.monotonic(), session)
-        await looking(require_not_gone_on_elsewhere, head, vm.label)
         if self.request.disks == "check":
             await in_thread(require_last_save, self, head)
             await looking(require_not_gone_on_elsewhere, head, vm.label)
@@ -668,5 +676,5 @@ class RestoreOperation(RestoreRun):
         if interrupted:
             # With its note gone, this QEMU is still known for the one that wrote the image.
             await despite_cancellation(interrupted.transfer.clean())
-        await despite_cancellation(finish_restore(self, session, head, running))
+        await despite_cancellation(self._finish_adopted(session, head, running))
         return self.result(f"{reason}: it {'goes on' if running else 'stays paused'} there", vm, after)

@@ -41,7 +41,8 @@ class RestoreRun(Run):
         self.request = request
         self.memory = memory or MemoryLedger()
         self.reasons: dict[str, str] = {}
-        #: Whether this run has removed the image.
+        #: Whether this run has marked the image as one whose guest goes on, and whether it has removed it.
+        self.marked = False
         self.removed = False
         #: The clock of the guest, where it runs again.
         self.clock: GuestClock | None = None

@@ -66,7 +66,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.threads import co
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import Transfer
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.unit_launch import choose_launch
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.disks import require_same_media
-from ansible_collections.vmops.qemu.plugins.module_utils._restore.finish import finish_restore, words_for
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.finish import finish_restore, mark_used, words_for
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.fit import require_fit, require_same_vm
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import RestoreRecord
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
@@ -117,6 +117,7 @@ class RestoreTransaction:
         self.domain = domain
         self.stream = stream
         self.started = started
+        self._taken = False
         self.way_back = WayBack()
         self.way_back.push(self._tell_end)
 
@@ -134,6 +135,7 @@ class RestoreTransaction:
             if how:
                 await self._complete_start(session, how)
             loaded = await self._restore(session, transfer)
+            await despite_cancellation(self._take_image())
             # The point of no return: the guest is there.
             self.way_back.pop_all()
         return await despite_cancellation(self._complete(loaded, None))
@@ -158,6 +160,7 @@ class RestoreTransaction:
                 self.run.session = session
                 await self._complete_start(session, how)
                 loaded = await self._restore(session, Transfer(session))
+                await despite_cancellation(self._take_image())
                 self.way_back.pop_all()
             afterwards.callback(launched.release)
             return await despite_cancellation(self._complete(loaded, launched))
@@ -399,6 +402,20 @@ class RestoreTransaction:
         await in_thread(_drain, expander.output)
         await expander.tool.wait(self.head.path)
 
+    @property
+    def _image_now(self) -> str:
+        return "somebody else has taken its image" if self._taken else self.run.untouched
+
+    async def _take_image(self) -> None:
+        """Mark the image as used; raises as :func:`mark_used`."""
+        try:
+            await mark_used(self.run, self.head)
+        except ConflictError:
+            # That it is the guest's last state is not known any more.
+            self.head = dataclasses.replace(self.head, header=dataclasses.replace(self.head.header, checkpoint=True))
+            self._taken = True
+            raise
+
     async def _complete(self, loaded: _Loaded, launched: LaunchedQemu | None) -> dict[str, t.Any]:
         """Everything from the loaded guest on; runs to its end whatever happens."""
         label, session = self.domain.name, loaded.session
@@ -406,7 +423,8 @@ class RestoreTransaction:
         image = image_result(self.head.path)
         kept = "kept"
         unit = freeable_unit(self.domain, self.head.path)
-        if await finish_restore(self.run, session, self.head, running, transfer=loaded.transfer, recorded_unit=unit):
+        gone = await finish_restore(self.run, session, self.head, running, transfer=loaded.transfer, recorded_unit=unit)
+        if gone or not os.path.lexists(self.head.path):
             kept, image = "removed", {**image, "exists": False, "state": "absent"}
         duration = time.monotonic() - self.started
         resume = session.monitor.find_event("RESUME")
@@ -449,8 +467,7 @@ class RestoreTransaction:
             if await _has_begun(session, transfer):
                 await session.end()
                 sentence = (
-                    f"{label} is not running (a QEMU that failed to load cannot be used again and was ended), and"
-                    f" {self.run.untouched}"
+                    f"{label} is not running (its QEMU cannot be used again and was ended), and {self._image_now}"
                 )
             else:
                 await session.twice(transfer.clean)
@@ -486,7 +503,7 @@ class RestoreTransaction:
             cause.cure = cause.cure or "Correct what it says and restore again"
             cause.cure += f"; QEMU's log is {launched.log}"
         await launched.end()
-        sentence = f"{self.domain.name} is not running, and {self.run.untouched}"
+        sentence = f"{self.domain.name} is not running, and {self._image_now}"
         self.run.situation = Situation(sentence, self.run.word_for(self.head))
 
     def _tell_end(

@@ -74,9 +74,9 @@ def require_not_gone_on_elsewhere(head: ImageHead, label: str) -> None:
         problems = [Problem("disk_unchecked", what, "See where it ran", blocks=False)]
     refused = problems if went_on else blocking(problems)
     if refused:
-        how = f"have gone on from {head.path}, a checkpoint, in another one" if went_on else "have run in another one since"
+        how = f"gone on from {head.path}, a checkpoint, in another one" if went_on else "run in another one since"
         raise DiskMismatchError(
-            f"{label} stands still in its QEMU, and may {how}: " + "; ".join(problem.what for problem in refused),
+            f"{label} stands still in its QEMU, and may have {how}: " + "; ".join(problem.what for problem in refused),
             cure="If it has run elsewhere since, end this QEMU; if it surely has not, let it go on with QMP cont",
             problems=[problem.as_result() for problem in problems],
         )

@@ -108,9 +108,7 @@ def find_taps(process: QemuProcess) -> list[Tap]:
                 text = read_proc(process.pid, f"fdinfo/{entry}").decode("utf-8", "replace")
                 names += re.findall(r"^iff:\s*([^\s/]+)$", text, re.MULTILINE)
     given = {setting.keys.get("ifname", "") for setting in settings}
-    return [
-        _look_at(name, named=name in given and "%" not in name) for name in list(dict.fromkeys(names))[:_MAX_TAPS]
-    ]
+    return [_look_at(name, named=name in given and "%" not in name) for name in list(dict.fromkeys(names))[:_MAX_TAPS]]
 
 
 def _look_at(name: str, named: bool) -> Tap:

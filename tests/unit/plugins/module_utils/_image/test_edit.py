@@ -30,6 +30,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._image.edit import (
     plan_head,
     recover_head,
     require_markable,
+    unmark_checkpoint,
     write_head,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._image.header import ImageFormat, SaveImageHeader
@@ -453,6 +454,16 @@ def test_only_the_image_that_was_read_is_marked(builder, copy_of):
     os.mkfifo(path)
     with pytest.raises(ImageFormatError, match="FIFO"):
         mark_checkpoint(path, head)
+
+
+def test_mark_is_taken_back(builder):
+    path = str(builder.write())
+    before = builder.path.read_bytes(), builder.path.stat().st_mtime_ns
+    head = read_image_head(path)
+    assert mark_checkpoint(path, head)
+    assert not mark_checkpoint(path, head)
+    unmark_checkpoint(path, head)
+    assert (builder.path.read_bytes(), builder.path.stat().st_mtime_ns) == before
 
 
 def test_partial_image_is_not_marked(builder):
