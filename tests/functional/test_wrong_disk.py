@@ -320,7 +320,11 @@ def test_record_that_makes_no_sense(guest, image, save, run_module, restore):
     image.write_bytes(data.replace(b'{"version":1,"media"', b'{"version":7,"media"', 1))
     assert run_module("qemu_save_image", path=str(image), vouch=True)["changed"]
     check_refused(run_module("qemu_restore", name=VM, path=str(image)), "record", image=image, kind="ImageFormatError")
-    restore(name=VM, path=str(image), disks="ignore")
+    # What its QEMU needs is in the same record: who ignores the disks does not know that, either.
+    refused = run_module("qemu_restore", name=VM, path=str(image), disks="ignore")
+    check_refused(refused, "needs", image=image, kind="ImageFormatError")
+    guest.start(incoming=True)
+    restore(name=VM, path=str(image), disks="ignore", launch="attach")
     continuity.check()
 
 
