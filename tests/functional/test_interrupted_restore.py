@@ -371,6 +371,13 @@ def test_nvdimm_that_was_written_to_by_others_is_refused_without_a_word_of_remov
     assert path.read_bytes() == b"precious" * (SIZE // 8)
 
 
+def without_rng(guest):
+    """The command of a QEMU that cannot load the guest's state."""
+    words = [word for word in guest.argv() if "virtio-rng" not in word]
+    words.pop(max(index for index, word in enumerate(words) if word == "-device"))
+    return words
+
+
 def test_load_that_qemu_rejects_leaves_an_nvdimm_that_can_be_loaded_again(
     make_guest, image, tmp_path, save, restore, run_module
 ):
@@ -379,11 +386,29 @@ def test_load_that_qemu_rejects_leaves_an_nvdimm_that_can_be_loaded_again(
     guest = make_guest(extra_args=[*nvdimm(path), "-device", "virtio-rng-pci"])
     continuity = Continuity(guest)
     save(name=VM, path=str(image))
-    other = [word for word in guest.argv() if "virtio-rng" not in word]
-    other.pop(max(index for index, word in enumerate(other) if word == "-device"))
+    other = without_rng(guest)
     failed = run_module("qemu_restore", path=str(image), launch="command", command=other)
     assert failed["error"] == "MigrationError", failed["msg"]
     assert "keep it" in failed["guest_state"]
     restore(name=VM, path=str(image))
     assert path.read_bytes() == b"precious" * (SIZE // 8)
     continuity.check()
+
+
+def test_vm_that_was_started_from_a_disk_of_which_the_image_has_the_rest(
+    make_guest, image, tmp_path, save, restore, run_module
+):
+    path = tmp_path / "nvdimm"
+    path.write_bytes(b"precious" * (SIZE // 8))
+    guest = make_guest(extra_args=[*nvdimm(path), "-device", "virtio-rng-pci"])
+    save(name=VM, path=str(image))
+    failed = run_module("qemu_restore", path=str(image), launch="command", command=without_rng(guest))
+    assert failed["error"] == "MigrationError", failed["msg"]
+    guest.start()
+    started = run_module("qemu_restore", path=str(image))
+    assert started["error"] == "ConflictError", started["msg"]
+    assert "keep it" in started["msg"]
+    assert "remove the image" not in started["msg"]
+    guest.end()
+    restore(name=VM, path=str(image))
+    assert path.read_bytes() == b"precious" * (SIZE // 8)

@@ -570,6 +570,12 @@ class RestoreOperation(RestoreRun):
                 f"{vm.label} is stopped after a migration that is not the one which wrote {self.path}",
                 cure="Find out where the guest's truth is now: in this QEMU (QMP cont), in the image, or elsewhere",
             )
+        if head and self.load_note and self.load_note.stands:
+            raise ConflictError(
+                f"{vm.label} is {vm.run_state} although a restore of {self.path} was cut off: it was started from its"
+                f" disks, one of which the image alone holds{self.load_note.warning}",
+                cure="End it before it writes more, and restore",
+            )
         if head and not head.header.checkpoint:
             raise ConflictError(
                 f"{vm.label} is {vm.run_state} although {self.path} is a complete image of it: it was not started from"
