@@ -5,9 +5,9 @@
 """What a guest sees of its CPUs, as far as QEMU tells it: it asks once, when it boots, and goes on with that.
 
 A stream holds what is in the CPUs, and on x86 not what they are: QEMU loads it into others and reports success, and the
-guest comes to an instruction that is none any more. What they are depends on more than the command line: of ``-cpu
+guest comes to an instruction that is none any more. What they are depends on more than the command line: on ``-cpu
 host`` and ``max`` QEMU, kernel and microcode decide, and ``-accel kvm:tcg`` takes what there is. On other architectures
-QEMU does not tell the features; it compares the registers that have them while it loads.
+QEMU does not tell the features.
 """
 
 from __future__ import annotations
