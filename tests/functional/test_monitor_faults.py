@@ -90,15 +90,15 @@ class Operation:
     #: The options of the run after it, where they are not the same.
     again: Optional[dict[str, Any]] = None
     #: A fault that it always meets; the others follow it, as it is rolled back.
-    first_fault: Optional[Fault] = None
+    first_faults: tuple[Fault, ...] = ()
     #: Whether the module starts the QEMU, in a wrapper that stays beside it.
     launches: bool = False
     #: Whether each step meets a fault, also in a short run of the tests.
     thorough: bool = False
 
 
-def refused(command: str) -> Fault:
-    return Fault(Step(command, 1), BEFORE, "error")
+def refused(command: str, times: int = 1) -> tuple[Fault, ...]:
+    return tuple(Fault(Step(command, number), BEFORE, "error") for number in range(1, times + 1))
 
 
 ATTACH = {"launch": "attach"}
@@ -110,11 +110,12 @@ OPERATIONS = (
     Operation("save zstd", "qemu_save", {"format": "zstd"}),
     Operation("save live", "qemu_save", {"live": True}),
     Operation("save and go on", "qemu_save", {"after_save": "resume"}),
-    Operation("save that QEMU refuses", "qemu_save", {}, first_fault=refused("migrate")),
+    Operation("save that QEMU refuses", "qemu_save", {}, first_faults=refused("migrate")),
     Operation("save past its time", "qemu_save", {"bandwidth": "1M", "parallel_channels": 1, "timeout": 0.5}, again={}),
     Operation("restore with a QEMU of its own", "qemu_restore", {"launch": "command"}, launches=True),
-    Operation("restore that QEMU refuses", "qemu_restore", ATTACH, first_fault=refused("migrate-incoming")),
-    Operation("restore that is not prepared", "qemu_restore", ATTACH, first_fault=refused("stop")),
+    # The second time without exit-on-error.
+    Operation("restore that QEMU refuses", "qemu_restore", ATTACH, first_faults=refused("migrate-incoming", times=2)),
+    Operation("restore that is not prepared", "qemu_restore", ATTACH, first_faults=refused("stop")),
 )
 
 
@@ -266,19 +267,18 @@ class Stand:
     def record(self, operation: Operation) -> list[Step]:
         """The steps of an undisturbed run, from the first fault on that it always meets."""
         self.ready(operation)
-        first = operation.first_fault
-        result, proxy = self.run_through_proxy(operation, [first] if first else [])
+        first = operation.first_faults
+        result, proxy = self.run_through_proxy(operation, list(first))
         assert bool(result.get("failed")) == bool(first or operation.again is not None), result["msg"]
         self.converge(operation, proxy)
-        return proxy.steps[proxy.steps.index(first.step) + 1 if first else 0 :]
+        return proxy.steps[proxy.steps.index(first[-1].step) + 1 if first else 0 :]
 
     # --- a case ---
 
     def case(self, operation: Operation, fault: Fault) -> str:
         """One fault, and the run after it; the outcome in a word."""
         self.ready(operation)
-        first = operation.first_fault
-        result, proxy = self.run_through_proxy(operation, [*([first] if first else []), fault])
+        result, proxy = self.run_through_proxy(operation, [*operation.first_faults, fault])
         reached = fault in proxy.done
         if result.get("failed"):
             self.check_error(result)
