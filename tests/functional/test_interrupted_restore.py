@@ -10,6 +10,7 @@ its note is put into a QEMU that is as far as it had come.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -314,6 +315,10 @@ def nvdimm(path):
     ]
 
 
+def is_written_since(path, mtime_ns):
+    return path.stat().st_mtime_ns != mtime_ns
+
+
 @pytest.mark.parametrize(
     ("image_format", "number", "error"),
     [
@@ -337,7 +342,7 @@ def test_cut_off_while_an_nvdimm_is_written_anew(
         save(name=VM, path=str(image), format=image_format)
         before = path.stat().st_mtime_ns
         run = start_module("qemu_restore", name=VM, path=str(image), **arguments)
-        wait_until(lambda before=before: path.stat().st_mtime_ns != before, interval=0.0005)
+        wait_until(functools.partial(is_written_since, path, before), interval=0.0005)
         run.process.send_signal(number)
         run.process.wait()
         if image.exists():

@@ -637,7 +637,8 @@ def slow_file(tmp_path):
     def hang():
         server.send_signal(signal.SIGSTOP)
         # The kernel answers for a second out of what it knows.
-        wait_until(lambda: subprocess.run(["timeout", "-s", "KILL", "1", "stat", str(path)]).returncode, interval=0.2)
+        look = ["timeout", "-s", "KILL", "1", "stat", str(path)]
+        wait_until(lambda: subprocess.run(look, check=False).returncode, interval=0.2)
 
     try:
         while path.stat().st_size == 0:

@@ -180,8 +180,7 @@ def _is_known(vm: ShutDownVm) -> bool:
     return (
         math.isfinite(vm.at)
         and abs(vm.at) < _MAX_TIME
-        and type(vm.pid) is int
-        and type(vm.birth) is int
+        and all(isinstance(number, int) and not isinstance(number, bool) for number in (vm.pid, vm.birth))
         and isinstance(vm.boot_id, str)
         and isinstance(vm.ended, bool)
     )
