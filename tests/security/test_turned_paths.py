@@ -70,7 +70,7 @@ def test_file_that_his_qemu_gets_is_the_image(
     words = ["-name", VM, "-uuid", UUID, "-incoming", "defer", "-qmp", f"unix:{attacker.home}/qmp,server=on"]
     attacker.python("take_descriptor.py", his_image, secret, taken, *words, named="qemu-system-x86_64")
     options = {"path": str(his_image), "qmp_socket": str(attacker.home / "qmp"), "timeout": 20}
-    result = run_module("qemu_restore", launch="attach", disks="ignore", **options)
+    result = run_module("qemu_restore", launch="attach", disks="ignore", cpu="ignore", **options)
     assert not taken.exists() or b"what root" not in taken.read_bytes()
     assert result["error"] == "ConflictError", result["msg"]
     assert his_image.is_symlink(), "he has turned it"

@@ -26,7 +26,7 @@ answers: "dict[str, object]" = {
     "query-memory-size-summary": {"base-memory": 16 << 20},
     "qom-get": "pc-i440fx-10.0-machine",
     "query-kvm": {"enabled": False, "present": False},
-    "query-cpus-fast": [{}],
+    "query-cpus-fast": [{"qom-path": "/machine/cpu"}],
     "query-target": {"arch": "x86_64"},
     "query-status": {"status": "running", "running": True},
     "query-version": {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""},
@@ -34,7 +34,6 @@ answers: "dict[str, object]" = {
         {"capability": capability, "state": False} for capability in ("events", "mapped-ram", "multifd")
     ],
     "query-migrate-parameters": {"max-bandwidth": 1 << 27, "multifd-channels": 2, "direct-io": False},
-    "query-qmp-schema": [],
     "query-block": [],
     "query-named-block-nodes": [],
     "query-block-exports": [],
