@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._image.identity import ImageIdentity
+from ansible_collections.vmops.qemu.plugins.module_utils._image.image_file import read_image_head
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.in_qemu import RestoreRecord
+from ansible_collections.vmops.qemu.plugins.module_utils._restore.load_note import LoadNote
 from ansible_collections.vmops.qemu.plugins.module_utils._state_directory import state_path
 
 from support import Monitor
@@ -357,6 +359,23 @@ def test_cut_off_while_an_nvdimm_is_written_anew(
     assert restore(name=VM, path=str(image))["changed"]
     assert path.read_bytes() == precious
     assert set(LOADING.glob("*")) == notes
+    continuity.check()
+
+
+def test_killed_when_a_guest_with_an_nvdimm_is_loaded_and_its_image_marked(make_guest, image, tmp_path, save, restore):
+    """The load has written the nvdimm anew, which is no write of others."""
+    path = tmp_path / "nvdimm"
+    path.write_bytes(b"precious" * (SIZE // 8))
+    guest = make_guest(observer=True, extra_args=nvdimm(path))
+    continuity = Continuity(guest)
+    save(name=VM, path=str(image))
+    head, unmarked = read_image_head(str(image)), ImageIdentity.of(str(image))
+    guest.start(incoming=True)
+    restore(name=VM, path=str(image), state="paused", remove_image=False)
+    leave_note(guest, image, used=unmarked)
+    note = LoadNote.of(head).write()
+    assert restore(name=VM, path=str(image))["changed"]
+    assert not os.path.exists(note.path)
     continuity.check()
 
 

@@ -99,7 +99,9 @@ async def finish_restore(
     :raises MonitorError: QEMU cannot be reached any more.
     """
     label = session.label
-    if head:
+    # A mark ends the note's force. Until the guest goes on, its disks are to be told from those of others by the note.
+    is_marked = head is not None and (run.marked or head.header.checkpoint)
+    if head and not is_marked:
         await _end_note(run, head)
     kept = f", and its image {run.path} was kept" if head else ""
     run.situation = Situation(f"{label} is in its QEMU{kept}; whether it runs is not known")
@@ -123,6 +125,8 @@ async def finish_restore(
         )
     run.situation = Situation(f"{label} {words_for(run_state)}", guest_in(run_state))
     session.vm = dataclasses.replace(session.vm, run_state=run_state)
+    if head and is_marked:
+        await _end_note(run, head)
     removed = head is not None and await _see_image_off(run, head)
     _changed, problem = await free_units(recorded_unit, session.process, run.path)
     if problem:
@@ -177,7 +181,6 @@ async def _tell_refusal(run: RestoreRun, session: VmSession, head: ImageHead | N
         try:
             await in_thread(unmark_checkpoint, run.path, head)
             run.marked = False
-            await in_thread(_note_again, head)
         except (ConflictError, ImageError) as exc:
             run.warnings.append(f"The image says that its guest went on, which it did not: {exc.what}")
     kept = f", and its image {run.path} was kept" if head else ""
@@ -207,12 +210,6 @@ async def _end_note(run: RestoreRun, head: ImageHead) -> None:
         await in_thread(note.remove)
     except OSError as exc:
         run.warnings.append(f"Remove {note.path} by hand, as the restore has come to its end ({exc.strerror})")
-
-
-def _note_again(head: ImageHead) -> None:
-    """What was written anew is still that of the image, as the guest has not gone on."""
-    with contextlib.suppress(OSError):  # then a restore asks for disks: ignore
-        LoadNote.of(head).write()
 
 
 async def _see_image_off(run: RestoreRun, head: ImageHead) -> bool:

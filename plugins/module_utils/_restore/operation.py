@@ -526,9 +526,10 @@ class RestoreOperation(RestoreRun):
         # The mark may be of that restore itself.
         header = dataclasses.replace(head.header, checkpoint=interrupted.record.identity.marked)
         head = dataclasses.replace(head, header=header)
+        self.load_note = await in_thread(LoadNote.of, head)
         try:
             await in_thread(require_last_save, self, head)
-            await in_thread(require_same_disks, self, head, head.domain(), True)
+            await looking(require_same_disks, self, head, head.domain(), True)
             await require_same_media(self, session, head)
         except (ConflictError, DiskMismatchError) as exc:
             exc.cure = (
