@@ -8,8 +8,8 @@ The file of an nvdimm is guest memory: the image holds what was in it, and a loa
 cut off leaves it incomplete, with the image as the only whole copy. So before the first byte is written a file for that
 save is made in ``loading/`` of the state directory, where nobody but its user can write: a JSON object with ``image``,
 its path, and ``checkpoint``, its mark then. The mark that an image gets when it is loaded ends the note's force; it is
-removed when the guest goes on, or before where the image cannot be marked. It belongs to the save and not to the file: it holds of
-a copy, after a move, and after an edit of the image.
+removed when the guest goes on, or before where the image cannot be marked. It belongs to the save and not to the file:
+it holds of a copy, after a move, and after an edit of the image.
 """
 
 from __future__ import annotations
