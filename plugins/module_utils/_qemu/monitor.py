@@ -67,6 +67,9 @@ _LIBRARY_LOG = logging.getLogger(QMPClient.__module__.rpartition(".")[0])
 _KEPT_EVENTS = frozenset(("MIGRATION", "RESUME", "SHUTDOWN", "STOP", "SUSPEND", "WAKEUP"))
 _MAX_EVENTS = 1000
 
+#: How often the capabilities of a session are negotiated, where something else comes in between.
+_NEGOTIATIONS = 5
+
 #: Characters of a cause in a message: the library's own show what has come.
 _MAX_REASON = 300
 
@@ -424,7 +427,37 @@ class Monitor:
 
 
 async def _open_session(address: str, timeout: float, dial: Dial | None) -> _Session:
-    """As :meth:`Monitor.connect`."""
+    """As :meth:`Monitor.connect`.
+
+    The first message after the greeting may not be QEMU's answer, but an event, or what it still had to tell a client
+    that was killed (QEMU 10.0, when a load ends). The library takes that for a failure; nothing was asked yet.
+    """
+    for _attempt in range(_NEGOTIATIONS):
+        try:
+            return await _try_to_open_session(address, timeout, dial)
+        except _NegotiationMissed as exc:
+            missed = exc
+    raise _no_server(address, missed.cause) from missed.cause
+
+
+class _NegotiationMissed(Exception):
+    """Something else came where the answer to the negotiation was to come."""
+
+    def __init__(self, cause: ConnectError) -> None:
+        super().__init__()
+        self.cause = cause
+
+
+def _no_server(address: str, cause: ConnectError) -> MonitorProtocolError:
+    return MonitorProtocolError(
+        f"{shown_address(address)} is not a QMP server ({_reason(cause)})",
+        cure="Name the VM's QMP socket (-qmp unix:PATH,server=on,wait=off), not its human monitor, serial console or"
+        " guest agent",
+    )
+
+
+async def _try_to_open_session(address: str, timeout: float, dial: Dial | None) -> _Session:
+    """As :func:`_open_session`; raises _NegotiationMissed, too."""
     _LIBRARY_LOG.addHandler(logging.NullHandler())
     _LIBRARY_LOG.propagate = False
     # Where a connection ends under several commands, each says so itself; asyncio would print a line as well.
@@ -444,11 +477,9 @@ async def _open_session(address: str, timeout: float, dial: Dial | None) -> _Ses
     except asyncio.TimeoutError:
         raise busy from None
     except ConnectError as exc:
-        raise MonitorProtocolError(
-            f"{shown} is not a QMP server ({_reason(exc.exc)})",
-            cure="Name the VM's QMP socket (-qmp unix:PATH,server=on,wait=off), not its human monitor, serial"
-            " console or guest agent",
-        ) from exc
+        if isinstance(_innermost(exc), AssertionError):
+            raise _NegotiationMissed(exc) from None
+        raise _no_server(address, exc) from exc
     except AssertionError:
         # What qemu.qmp (0.0.6) says where the connection ends at the very moment at which it is complete.
         await asyncio.gather(client.disconnect(), return_exceptions=True)
@@ -471,13 +502,20 @@ def event_seconds(event: Event) -> float:
     return float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
 
 
-def _reason(exc: BaseException) -> str:
-    """A short cause for people: the text of the innermost exception, or its kind where it has none."""
+def _innermost(exc: BaseException) -> BaseException:
+    """What the library's exceptions are wrapped around."""
     while True:
         inner = getattr(exc, "exc", None)
         if not isinstance(inner, BaseException):
-            break
+            return exc
         exc = inner
+
+
+def _reason(exc: BaseException) -> str:
+    """A short cause for people: the text of the innermost exception, or its kind where it has none."""
+    exc = _innermost(exc)
     if isinstance(exc, EOFError):
         return "it closed the connection"
+    if isinstance(exc, AssertionError):
+        return "it did not answer to the negotiation of capabilities"
     return str(exc).split("\n", maxsplit=1)[0][:_MAX_REASON] or type(exc).__name__

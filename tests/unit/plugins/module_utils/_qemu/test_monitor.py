@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import threading
 import time
 
 import pytest
@@ -16,6 +18,7 @@ from ansible_collections.vmops.qemu.plugins.module_utils._cancellation import wi
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import (
     MonitorBusyError,
     MonitorMissingError,
+    MonitorProtocolError,
 )
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.dial import open_socket
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
@@ -98,6 +101,61 @@ def test_nothing_there(tmp_path):
         ):
             with pytest.raises(MonitorMissingError, match=message):
                 asyncio.run(Monitor.connect(address))
+
+
+@pytest.fixture
+def negotiations(tmp_path):
+    """A server of QMP that says this before its answers, a list for each of its clients; its path, and the lists."""
+    path = str(tmp_path / "qmp")
+    before: list[list[bytes]] = []
+    greeting = (
+        b'{"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""}, "capabilities": []}}'
+    )
+
+    def serve(server):
+        while True:
+            try:
+                connection, _address = server.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(greeting + b"\r\n")
+                connection.recv(65536)
+                for line in [*(before.pop(0) if before else []), b'{"return": {}}']:
+                    connection.sendall(line + b"\r\n")
+                connection.recv(65536)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        thread = threading.Thread(target=serve, args=(server,), daemon=True)
+        thread.start()
+        yield path, before
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+EVENT = b'{"event": "MIGRATION", "data": {"status": "completed"}, "timestamp": {"seconds": 1, "microseconds": 0}}'
+REFUSAL = b'{"id": "another", "error": {"class": "GenericError", "desc": "what another client had asked for"}}'
+
+
+@pytest.mark.parametrize("first", [[EVENT], [REFUSAL], [EVENT, REFUSAL]])
+def test_what_comes_before_the_answer_of_the_negotiation(negotiations, first):
+    path, before = negotiations
+    before += [first, first]
+
+    async def open_and_close():
+        await (await Monitor.connect(path)).close()
+
+    asyncio.run(open_and_close())
+    assert not before
+
+
+def test_what_always_comes_before_it(negotiations):
+    path, before = negotiations
+    before += [[EVENT]] * 100
+    with pytest.raises(MonitorProtocolError, match="negotiation of capabilities"):
+        asyncio.run(Monitor.connect(path))
 
 
 def test_a_full_backlog_is_a_busy_monitor(tmp_path):
