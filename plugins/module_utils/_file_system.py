@@ -97,11 +97,6 @@ def volatile_mount(path: str) -> str:
     return found.place if found.lasts is False else ""
 
 
-def file_system_type(path: str) -> str:
-    """The type of a path's file system, such as ``tmpfs``; the empty string where that cannot be told."""
-    return _mount_of(path, _mounts()).kind
-
-
 def mount_points() -> set[str]:
     """Every place where something is mounted; none where that cannot be told."""
     return {mount.place for mount in _mounts()}

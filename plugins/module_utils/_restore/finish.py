@@ -32,7 +32,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils._qemu.transfer import T
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.vm import LIVE_STATES
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.disks import is_mark_alone
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.guest_clock import look_at_clock
-from ansible_collections.vmops.qemu.plugins.module_utils._restore.load_note import LoadNote
 from ansible_collections.vmops.qemu.plugins.module_utils._restore.run import RestoreRun
 from ansible_collections.vmops.qemu.plugins.module_utils._situation import Situation, guest_in
 from ansible_collections.vmops.qemu.plugins.module_utils._surroundings.pid_files import update_pid_files
@@ -102,7 +101,7 @@ async def finish_restore(
     # A mark ends the note's force. Until the guest goes on, its disks are to be told from those of others by the note.
     is_marked = head is not None and (run.marked or head.header.checkpoint)
     if head and not is_marked:
-        await _end_note(run, head)
+        await _end_note(run)
     kept = f", and its image {run.path} was kept" if head else ""
     run.situation = Situation(f"{label} is in its QEMU{kept}; whether it runs is not known")
     tries = 0
@@ -126,7 +125,7 @@ async def finish_restore(
     run.situation = Situation(f"{label} {words_for(run_state)}", guest_in(run_state))
     session.vm = dataclasses.replace(session.vm, run_state=run_state)
     if head and is_marked:
-        await _end_note(run, head)
+        await _end_note(run)
     removed = head is not None and await _see_image_off(run, head)
     _changed, problem = await free_units(recorded_unit, session.process, run.path)
     if problem:
@@ -203,9 +202,11 @@ def _bring_up_to_date(head: ImageHead, process: QemuProcess) -> list[str]:
     return update_pid_files(recorded.pid_files, process)
 
 
-async def _end_note(run: RestoreRun, head: ImageHead) -> None:
+async def _end_note(run: RestoreRun) -> None:
     """What was written anew is whole, and what is written to it from now on is the guest's."""
-    note = await in_thread(LoadNote.of, head)
+    note = run.load_note
+    if note is None:
+        return
     try:
         await in_thread(note.remove)
     except OSError as exc:

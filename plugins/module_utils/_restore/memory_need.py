@@ -18,7 +18,7 @@ import dataclasses
 import typing as t
 
 from ansible_collections.vmops.qemu.plugins.module_utils._errors import HostMemoryError, UnitError
-from ansible_collections.vmops.qemu.plugins.module_utils._file_system import file_system_type, volatile_mount
+from ansible_collections.vmops.qemu.plugins.module_utils._file_system import lasting
 from ansible_collections.vmops.qemu.plugins.module_utils._host_memory import free_huge_pages, mib, own_limit
 from ansible_collections.vmops.qemu.plugins.module_utils._image.head import ImageHead
 from ansible_collections.vmops.qemu.plugins.module_utils._image.stream import MappedRamBlock, StreamFacts
@@ -79,11 +79,11 @@ def _kind_of(backend: MemoryBackend) -> str:
         return "huge"
     if not backend.path:
         return "memory"
-    kind = file_system_type(backend.path)
-    if kind == "hugetlbfs":
+    place = lasting(backend.path)
+    if place.kind == "hugetlbfs":
         return "huge"
     # What is written to a private mapping is in no file.
-    return "disk" if backend.shared and kind and not volatile_mount(backend.path) else "memory"
+    return "disk" if backend.shared and place.kind and place.lasts is not False else "memory"
 
 
 async def require_within_limits(need: MemoryNeed, how: Launch, subject: str) -> None:

@@ -16,7 +16,6 @@ from ansible_collections.vmops.qemu.plugins.module_utils import _file_system
 from ansible_collections.vmops.qemu.plugins.module_utils._file_system import (
     Lasting,
     file_system,
-    file_system_type,
     lasting,
     mount_point,
     volatile_mount,
@@ -32,9 +31,9 @@ def test_mount_points():
 
 
 def test_types():
-    assert file_system_type("/proc/self") == "proc"
-    assert file_system_type("/dev/shm/x") == "tmpfs"
-    assert file_system_type("/sys") == "sysfs"
+    assert lasting("/proc/self").kind == "proc"
+    assert lasting("/dev/shm/x").kind == "tmpfs"
+    assert lasting("/sys").kind == "sysfs"
 
 
 def test_links_on_the_way(tmp_path):
