@@ -13,6 +13,7 @@ import pytest
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.cpu import Cpu, read_cpu
 from ansible_collections.vmops.qemu.plugins.module_utils._qemu.monitor import Monitor
 
+from support.changed_record import blank_element, change_record
 from support.module_run import check_error
 from support.observe import VM, Continuity, run_state, settings
 
@@ -102,12 +103,7 @@ def test_image_without_a_record_of_the_cpu(guest, image, save, run_module, resto
     """As one of libvirt's: restored, and said."""
     continuity = Continuity(guest)
     save(name=VM, path=str(image))
-    data = image.read_bytes()
-    checksum = data.index(b' checksum="')
-    data = data[:checksum] + b" " * 26 + data[checksum + 26 :]
-    start, end = data.index(b"<vmops:cpu>"), data.index(b"</vmops:cpu>") + len(b"</vmops:cpu>")
-    image.write_bytes(data[:start] + b" " * (end - start) + data[end:])
-    assert run_module("qemu_save_image", path=str(image), vouch=True)["changed"]
+    change_record(image, run_module, lambda data: blank_element(data, b"vmops:cpu"))
     (warning,) = restore(name=VM, path=str(image))["warnings"]
     assert "whether the CPU" in str(warning)
     assert "does not record it" in str(warning)
@@ -117,11 +113,7 @@ def test_image_without_a_record_of_the_cpu(guest, image, save, run_module, resto
 def test_record_that_makes_no_sense(guest, image, save, run_module, restore):
     continuity = Continuity(guest)
     save(name=VM, path=str(image))
-    data = image.read_bytes()
-    checksum = data.index(b' checksum="')
-    data = data[:checksum] + b" " * 26 + data[checksum + 26 :]
-    image.write_bytes(data.replace(b'"accelerator":"tcg"', b'"accelerator":12345', 1))
-    assert run_module("qemu_save_image", path=str(image), vouch=True)["changed"]
+    change_record(image, run_module, lambda data: data.replace(b'"accelerator":"tcg"', b'"accelerator":12345', 1))
     result = run_module("qemu_restore", name=VM, path=str(image))
     check_error(result, "ImageFormatError", "record of the VM's CPU", "cpu: ignore")
     restore(name=VM, path=str(image), cpu="ignore")

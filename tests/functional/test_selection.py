@@ -12,30 +12,18 @@ import subprocess
 import uuid as uuids
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import pytest
 
 from support import CounterGuest
+from support.counter import NamelessGuest
 from support.module_run import Result, check_error
 from support.observe import OTHER_VM, VM, Continuity, run_state, wait_until
 
 Run = Callable[..., Result]
 
 SLOW = {"bandwidth": "2M", "parallel_channels": 1}
-
-
-class NamelessGuest(CounterGuest):
-    """A counter guest of whose name QEMU does not know."""
-
-    def argv(self, incoming: Union[bool, str] = False) -> list[str]:
-        argv = super().argv(incoming)
-        place = argv.index("-name")
-        return argv[:place] + argv[place + 2 :]
-
-    @property
-    def shown_name(self) -> str:
-        return ""
 
 
 @pytest.fixture

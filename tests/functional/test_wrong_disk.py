@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from support import Monitor, find_qemu_pids
+from support.changed_record import blank_element, change_record
 from support.loops import loop_device, put_behind
 from support.module_run import check_error
 from support.observe import VM, Continuity, run_state, wait_until
@@ -298,14 +299,7 @@ def test_image_without_a_record_of_disks(guest, image, save, run_module, restore
     """As one of libvirt's: restored, and said."""
     continuity = Continuity(guest)
     save(name=VM, path=str(image))
-    data = image.read_bytes()
-    start = data.index(b"<vmops:surroundings>")
-    end = data.index(b"</vmops:surroundings>") + len(b"</vmops:surroundings>")
-    checksum = data.index(b' checksum="')
-    blank = data[:start] + b" " * (end - start) + data[end:]
-    blank = blank[:checksum] + b" " * len(b' checksum="crc32:00000000"') + blank[checksum + 26 :]
-    image.write_bytes(blank)
-    assert run_module("qemu_save_image", path=str(image), vouch=True)["changed"]
+    change_record(image, run_module, lambda data: blank_element(data, b"vmops:surroundings"))
     result = restore(name=VM, path=str(image))
     assert "does not record" in str(result["warnings"])
     continuity.check()
@@ -314,11 +308,7 @@ def test_image_without_a_record_of_disks(guest, image, save, run_module, restore
 def test_record_that_makes_no_sense(guest, image, save, run_module, restore):
     continuity = Continuity(guest)
     save(name=VM, path=str(image))
-    data = image.read_bytes()
-    checksum = data.index(b' checksum="')
-    data = data[:checksum] + b" " * 26 + data[checksum + 26 :]
-    image.write_bytes(data.replace(b'{"version":1,"media"', b'{"version":7,"media"', 1))
-    assert run_module("qemu_save_image", path=str(image), vouch=True)["changed"]
+    change_record(image, run_module, lambda data: data.replace(b'{"version":1,"media"', b'{"version":7,"media"', 1))
     check_refused(run_module("qemu_restore", name=VM, path=str(image)), "record", image=image, kind="ImageFormatError")
     # What its QEMU needs is in the same record: who ignores the disks does not know that, either.
     refused = run_module("qemu_restore", name=VM, path=str(image), disks="ignore")
